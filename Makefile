@@ -1,0 +1,52 @@
+PYTHON ?= python3
+WORKERS ?= 2
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test parity lint types contract train-tiny clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+demo: $(VENV)/installed ## install and run the story on the embedded model
+	$(BIN)/kamera demo $(ARGS)
+
+test: $(VENV)/installed-test ## install what the tests need and run them; no torch
+	$(BIN)/python -m pytest -m "not parity" -n $(WORKERS) $(ARGS)
+
+parity: $(VENV)/installed-parity ## compare with the torch reference
+	$(BIN)/python -m pytest -m parity -n $(WORKERS) $(ARGS)
+
+lint: $(VENV)/installed-dev ## style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/installed-dev ## static types of the four packages
+	$(BIN)/pyright
+
+contract: $(VENV)/installed-dev ## a floor imports only floors below it
+	$(BIN)/lint-imports --cache-dir .cache/import-linter
+
+train-tiny: $(VENV)/installed ## train the embedded model from scratch
+	$(BIN)/python -m eval.tiny.train $(ARGS)
+
+clean: ## remove the environment, caches and build outputs
+	rm -rf $(VENV) .cache .hypothesis .pytest_cache .ruff_cache build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Stamps, not the environment itself: an interrupted installation is taken up again.
+$(VENV)/created:
+	@$(PYTHON) -c 'import sys; sys.exit("kamera-jax needs Python 3.11 or newer: make PYTHON=python3.x" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/installed: pyproject.toml | $(VENV)/created
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/installed-%: pyproject.toml | $(VENV)/created
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$*]"
+	@touch $@

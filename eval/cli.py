@@ -1,0 +1,171 @@
+"""The `kamera` command."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+EMBEDDED = "kamera-tiny-gqa"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(
+        prog="kamera",
+        description="Encode a page, frame or passage once; reuse its KV anywhere in a window, with a low-rank patch "
+        "for what it would have absorbed from its neighbours.",
+    )
+    top.add_argument("--debug", action="store_true", help="show tracebacks")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    demo = commands.add_parser(
+        "demo",
+        help="the whole story on the embedded model, in under a minute",
+        description="Held-out episodes on the embedded model: full prefill, blind reuse and patches side by side, "
+        "then reorder, slide and recall.",
+    )
+    demo.add_argument("--episodes", type=_positive, default=200, help="held-out episodes (default: 200)")
+    demo.add_argument("--plot", type=Path, metavar="FILE.png", help="draw accuracy against patch bytes")
+    demo.add_argument(
+        "--pages", type=Path, metavar="DIR", help="also write the first episode's pages and questions there"
+    )
+    demo.add_argument("--model", default=EMBEDDED, help=f"a model that reads the tiny pages (default: {EMBEDDED})")
+    _add_json(demo)
+
+    ask = commands.add_parser(
+        "ask",
+        help="ask a question about images and text files",
+        description="Answer a question about the items, put into the window in this order by the chosen method.",
+        epilog="example: kamera ask 'what colour is the star?' --item examples/pages/first.png "
+        "--item examples/pages/third.png",
+    )
+    ask.add_argument("question")
+    ask.add_argument(
+        "--item",
+        dest="items",
+        action="append",
+        required=True,
+        type=Path,
+        metavar="PATH",
+        help="an image, .txt or .md file; repeat it",
+    )
+    ask.add_argument(
+        "--model", default=EMBEDDED, help=f"embedded name, folder in hub format, or hub id (default: {EMBEDDED})"
+    )
+    ask.add_argument(
+        "--method",
+        type=_method,
+        default="patch:12",
+        help="full: prefill all together; blind: reuse as encoded alone; patch:M: reuse with rank-M patches "
+        "(default: patch:12)",
+    )
+    ask.add_argument("--max-new-tokens", type=_positive, default=16, metavar="N", help="longest answer (default: 16)")
+    _add_json(ask)
+    return top
+
+
+def _add_json(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1; got {text}")
+    return value
+
+
+def _method(text: str) -> str:
+    name, _, rank = text.partition(":")
+    if text in ("full", "blind") or (name == "patch" and rank.isdigit() and int(rank) > 0):
+        return text
+    raise argparse.ArgumentTypeError(f"expected full, blind or patch:M with a rank M of at least 1; got {text}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0, 1 for an error in what was given, 130 after Ctrl-C."""
+    options = parser().parse_args(arguments)
+    try:
+        result = {"demo": _demo, "ask": _ask}[options.command](options)
+        if options.json:
+            _write_json(options.json, result)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
+        if options.debug:
+            raise
+        print(f"kamera: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _write_json(path: Path, result: dict[str, Any]) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def _demo(options: argparse.Namespace) -> dict[str, Any]:
+    from rich.progress import Progress
+
+    from eval import demo, report
+    from models import load
+
+    vlm = load(options.model)
+    if options.pages:
+        demo.write_pages(options.pages)
+    with Progress(transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def progress(name: str, done: int, total: int) -> None:
+            kind = "encoding pages" if name == "encoding pages" else "windows"
+            if kind not in tasks:
+                tasks[kind] = bar.add_task(name, total=total)
+            bar.update(tasks[kind], completed=done, description=name)
+
+        result = demo.run(vlm, episodes=options.episodes, progress=progress)
+    result["model"] = {"name": options.model, "fingerprint": vlm.fingerprint}
+    report.print_demo(result)
+    if options.plot:
+        report.plot_demo(result, options.plot)
+    return result
+
+
+def _ask(options: argparse.Namespace) -> dict[str, Any]:
+    import kamera_jax as kj
+    from models import load
+
+    vlm = load(options.model)
+    if options.model == EMBEDDED:
+        print(
+            "The embedded model knows only its own pages of coloured glyphs: it was trained on nothing else.",
+            file=sys.stderr,
+        )
+    if options.method == "full":
+        window = kj.prefill(vlm, options.items)
+    else:
+        chunks = [kj.encode(vlm, item) for item in options.items]
+        slots = 16 * len(chunks) + sum(chunk.length for chunk in chunks) + vlm.preamble.positions.shape[-1]
+        window = kj.Window.empty(vlm, capacity=slots + 256 + options.max_new_tokens)
+        rank = int(options.method.partition(":")[2] or 0)
+        for i, chunk in enumerate(chunks):
+            patch = kj.form_patch(vlm, chunk, antecedents=chunks[:i], rank=rank) if rank and i else None
+            window = kj.append(window, chunk, patch)
+    answer = kj.generate(vlm, window, options.question, max_new_tokens=options.max_new_tokens)
+    print(answer.text)
+    return {
+        "question": options.question,
+        "answer": answer.text,
+        "method": options.method,
+        "items": [str(item) for item in options.items],
+        "ttft_s": answer.ttft_s,
+        "kv_bytes": sum(entry.chunk.nbytes for entry in window.entries),
+        "patch_bytes": sum(entry.patch.nbytes for entry in window.entries if entry.patch is not None),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

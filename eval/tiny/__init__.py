@@ -1,0 +1,1 @@
+"""The embedded model: its pages of glyphs, its vocabulary and its training."""

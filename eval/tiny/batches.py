@@ -1,0 +1,161 @@
+"""Episodes packed into arrays for training: all questions of an episode share its chunks, and do not see each other."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import flax.struct
+import numpy as np
+
+from eval.tiny.episodes import Episode, Recipe, question_text, sample_episode
+from eval.tiny.glyphs import COLOUR_NAMES, NAMES
+
+
+@flax.struct.dataclass
+class Batch:
+    """B episodes of S tokens, Q questions.
+
+    Attributes:
+        ids: i32[B, S]: a text token, or vocabulary size + cell id.
+        positions: f32[B, 3, S].
+        chunk: i32[B, S]: chunk index; -1 in the preamble, and in tails and padding.
+        tail: i32[B, S]: 0 outside tails, 1..Q in them, -1 in padding.
+        hidden: bool[B, Q + 1, C + 1]: chunks (last column: none) a tail (row 0: none) does not see.
+        ask: i32[B, Q, 3]: where the colour is predicted (the token after which it is said), the end of turn after it,
+            and, to teach the look-up without the turn around it, the colour at the glyph's name.
+        answer: i32[B, Q, 3]: those tokens.
+        weight: f32[3]: what each of the three counts in the loss.
+        hops: i32[B, Q].
+    """
+
+    ids: Any
+    positions: Any
+    chunk: Any
+    tail: Any
+    hidden: Any
+    ask: Any
+    answer: Any
+    weight: Any
+    hops: Any
+
+
+@dataclass(frozen=True)
+class Words:
+    """Token ids of the tiny vocabulary that packing needs."""
+
+    ids: dict[str, int]
+    size: int
+
+    def text(self, text: str) -> list[int]:
+        """Token ids of plain words and punctuation."""
+        for mark in ".?,;":
+            text = text.replace(mark, f" {mark}")
+        return [self.ids[word] for word in text.split()]
+
+    @property
+    def preamble(self) -> list[int]:
+        """System text and user header."""
+        start, end = self.ids["<|im_start|>"], self.ids["<|im_end|>"]
+        return [start, *self.text("system you read pages"), end, start, self.ids["user"]]
+
+    def tail(self, question: str) -> list[int]:
+        """Question and assistant header."""
+        return [*self.text(question), self.ids["<|im_end|>"], self.ids["<|im_start|>"], self.ids["assistant"]]
+
+
+class _Row:
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.positions: list[tuple[float, float, float]] = []
+        self.chunk: list[int] = []
+        self.tail: list[int] = []
+
+    def add(self, ids: list[int], positions: np.ndarray, chunk: int, tail: int) -> None:
+        self.ids += ids
+        self.positions += [tuple(p) for p in positions.T]
+        self.chunk += [chunk] * len(ids)
+        self.tail += [tail] * len(ids)
+
+
+def text_positions(base: float, count: int) -> np.ndarray:
+    """Positions of text: the same on the three axes."""
+    return np.broadcast_to(base + np.arange(count, dtype=np.float32), (3, count))
+
+
+def page_positions(base: float, rows: int, columns: int) -> np.ndarray:
+    """Positions of <|vision_start|>, the cells in raster order and <|vision_end|> (M-RoPE, Qwen2-VL section 2.1)."""
+    row, column = np.divmod(np.arange(rows * columns, dtype=np.float32), columns)
+    cells = base + 1 + np.stack([np.zeros_like(row), row, column])
+    end = np.full((3, 1), base + 1 + max(rows, columns), np.float32)
+    return np.concatenate([np.full((3, 1), base, np.float32), cells, end], axis=1)
+
+
+def pack(
+    episodes: list[Episode],
+    words: Words,
+    rng: np.random.Generator,
+    *,
+    phrases: tuple[int, ...],
+    max_gap: int,
+    slots: int,
+) -> Batch:
+    """Pack episodes into one batch; before some chunks the position jumps by up to ``max_gap``."""
+    count, asked, chunks = len(episodes), len(episodes[0].questions), max(len(e.chunks) for e in episodes)
+    batch = Batch(
+        ids=np.zeros((count, slots), np.int32),
+        positions=np.zeros((count, 3, slots), np.float32),
+        chunk=np.full((count, slots), -1, np.int32),
+        tail=np.full((count, slots), -1, np.int32),
+        hidden=np.zeros((count, asked + 1, chunks + 1), bool),
+        ask=np.zeros((count, asked, 3), np.int32),
+        answer=np.zeros((count, asked, 3), np.int32),
+        weight=np.array([0.7, 0.1, 0.3] if phrases else [0.0, 0.0, 1.0], np.float32),
+        hops=np.zeros((count, asked), np.int32),
+    )
+    for b, episode in enumerate(episodes):
+        row = _Row()
+        base = float(len(words.preamble))
+        row.add(words.preamble, text_positions(0, len(words.preamble)), -1, 0)
+        for c, chunk in enumerate(episode.chunks):
+            if max_gap and rng.random() < 0.3:
+                base += float(rng.integers(max_gap))
+            if chunk.cells is not None:
+                rows, columns = chunk.cells.shape
+                cells = [
+                    words.ids["<|vision_start|>"],
+                    *(words.size + chunk.cells.reshape(-1)),
+                    words.ids["<|vision_end|>"],
+                ]
+                row.add(cells, page_positions(base, rows, columns), c, 0)
+                base += max(rows, columns) + 2
+            else:
+                ids = words.text(chunk.text or "")
+                row.add(ids, text_positions(base, len(ids)), c, 0)
+                base += len(ids)
+        for q, question in enumerate(episode.questions):
+            glyph, colour = words.ids[NAMES[question.glyph]], words.ids[COLOUR_NAMES[question.colour]]
+            ids = [*words.tail(question_text(question.glyph, int(rng.choice(phrases)))), colour] if phrases else [glyph]
+            start = len(row.ids)
+            row.add(ids, text_positions(base, len(ids)), -1, q + 1)
+            batch.ask[b, q] = start + max(len(ids) - 2, 0), len(row.ids) - 1, start + ids.index(glyph)
+            batch.answer[b, q] = colour, words.ids["<|im_end|>"], colour
+            batch.hops[b, q] = question.hops
+            batch.hidden[b, q + 1, list(question.hidden)] = True
+        length = len(row.ids)
+        if length > slots:
+            raise ValueError(f"an episode takes {length} tokens; the batch has {slots} slots")
+        batch.ids[b, :length] = row.ids
+        batch.positions[b, :, :length] = np.array(row.positions, np.float32).T
+        batch.chunk[b, :length] = row.chunk
+        batch.tail[b, :length] = row.tail
+    return batch
+
+
+def sample_batch(seed: tuple[int, ...], recipe: Recipe, words: Words, size: int, *, max_gap: int) -> Batch:
+    """A batch of fresh episodes, all of the same number of chunks."""
+    rng = np.random.default_rng(seed)
+    low, high = recipe.chunks
+    chunks = int(rng.integers(low, high + 1))
+    episodes = [sample_episode(rng, recipe, chunks) for _ in range(size)]
+    longest = max((1 + len(words.tail(question_text(0, phrase))) for phrase in recipe.phrases), default=1)
+    slots = len(words.preamble) + chunks * (recipe.rows * recipe.columns + 2) + recipe.questions * longest
+    return pack(episodes, words, rng, phrases=recipe.phrases, max_gap=max_gap, slots=-(-slots // 16) * 16)

@@ -1,0 +1,176 @@
+"""The tiny language model in training: symbolic cells, one mask for all questions of an episode."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from eval.tiny import pages
+from eval.tiny.batches import Batch, Words, sample_batch
+from eval.tiny.episodes import Recipe
+from eval.tiny.glyphs import COLOUR_NAMES, NAMES
+from models.attention import grouped_attention
+from models.params import ParamInfo, Params
+from models.qwen2_5_vl.config import TextConfig
+from models.qwen2_5_vl.modeling import decoder, logits
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Part of the curriculum.
+
+    Attributes:
+        recipe: what episodes look like.
+        steps: optimiser steps.
+        batch: episodes per step.
+        gap: largest jump of the position before a chunk.
+    """
+
+    recipe: Recipe
+    steps: int
+    batch: int
+    gap: int = 0
+
+
+def cell_declaration(width: int) -> Params:
+    """What cells need besides the words: backgrounds, and a mark for facts and one for references."""
+    return {
+        "background": ParamInfo((pages.BACKGROUNDS, width), "embedding"),
+        "kind": ParamInfo((2, width), "embedding"),
+    }
+
+
+def cell_table(cells: Params, words: Words, embeddings: jax.Array) -> jax.Array:
+    """Embeddings of all cells [N_CELLS, E] in the order of `eval.tiny.pages`: what the tower learns to produce.
+
+    They are sums of word embeddings, so that the same circuit serves names and pictures: a fact is its glyph and its
+    colour, a reference its glyph and, in the other half of the features, its target.
+    """
+    width = embeddings.shape[-1]
+    glyphs = embeddings[jnp.array([words.ids[name] for name in NAMES])]
+    colours = embeddings[jnp.array([words.ids[name] for name in COLOUR_NAMES])]
+    targets = jnp.roll(glyphs, width // 2, axis=-1)
+    facts = cells["kind"][None, :1] + glyphs[:, None] + colours[None]
+    references = cells["kind"][None, 1:] + glyphs[:, None] + targets[None]
+    return jnp.concatenate([cells["background"], facts.reshape(-1, width), references.reshape(-1, width)])
+
+
+def visible(chunk: jax.Array, tail: jax.Array, hidden: jax.Array) -> jax.Array:
+    """Who sees whom, bool[S, S]: causal, tails apart from each other, hidden chunks not at all; see `Batch`."""
+    slots = chunk.shape[0]
+    order = jnp.arange(slots)
+    sees = (order[None, :] <= order[:, None]) & (tail >= 0)[None, :]
+    sees &= (tail[None, :] == 0) | (tail[None, :] == tail[:, None])
+    return sees & ~hidden[tail[:, None], chunk[None, :]]
+
+
+def answer_logits(text: Params, table: jax.Array, config: TextConfig, batch: Batch) -> jax.Array:
+    """Logits where answers are predicted [B, Q, 3, V].
+
+    The episodes lie end to end as one sequence, so that everything but attention is one large matrix product.
+    """
+    count, slots = batch.ids.shape
+    mask = jax.vmap(visible)(batch.chunk, batch.tail, batch.hidden)
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
+        q, k, v = (x.reshape(count, slots, *x.shape[1:]) for x in (q, k, v))
+        out, _ = jax.vmap(partial(grouped_attention, scale=config.head_dim**-0.5))(q, k, v, mask)
+        return out.reshape(count * slots, -1), None
+
+    embeds = jnp.concatenate([text["embed"]["w"], table])[batch.ids.reshape(-1)]
+    positions = batch.positions.swapaxes(0, 1).reshape(3, -1)
+    hidden, _, _ = decoder(text, config, embeds, positions, attend)
+    at = jnp.arange(count)[:, None, None] * slots + batch.ask
+    return logits(text, hidden[at.reshape(-1)]).reshape(*batch.ask.shape, -1)
+
+
+def loss_and_hits(text: Params, table: jax.Array, config: TextConfig, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """Mean cross-entropy of the answers, and whether each colour was right, bool[B, Q]."""
+    predicted = answer_logits(text, table, config, batch)
+    losses = optax.softmax_cross_entropy_with_integer_labels(predicted, batch.answer).mean(axis=(0, 1))
+    scored = jnp.argmax(batch.weight)
+    hits = jnp.take(predicted, scored, axis=2).argmax(-1) == jnp.take(batch.answer, scored, axis=2)
+    return jnp.sum(losses * batch.weight), hits
+
+
+def batches(stages: Sequence[Stage], words: Words, seed: int, workers: int) -> Iterator[tuple[int, Batch]]:
+    """(stage, batch) for every step, sampled ahead in worker processes; the same for any number of workers."""
+    plan = [(i, stage) for i, stage in enumerate(stages) for _ in range(stage.steps)]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        pending: list[Any] = []
+        for step in range(len(plan) + 4 * workers):
+            if step < len(plan):
+                number, stage = plan[step]
+                job = pool.submit(sample_batch, (seed, step), stage.recipe, words, stage.batch, max_gap=stage.gap)
+                pending.append((number, job))
+            if step >= 4 * workers:
+                number, job = pending.pop(0)
+                yield number, job.result()
+
+
+def by_hops(hits: np.ndarray, hops: np.ndarray) -> dict[int, float]:
+    """Accuracy per hop count."""
+    return {int(h): round(float(hits[hops == h].mean()), 4) for h in np.unique(hops)}
+
+
+def train_language(
+    params: Params,
+    config: TextConfig,
+    stages: Sequence[Stage],
+    words: Words,
+    *,
+    learning_rate: float,
+    seed: int,
+    workers: int,
+    table: Callable[[Params], jax.Array],
+    log: Callable[[dict[str, Any]], None],
+    keep: Callable[[Params], None] = lambda params: None,
+    every: int = 50,
+) -> Params:
+    """Train ``params`` (with ``text`` and whatever ``table`` needs) through the stages.
+
+    Args:
+        table: cell embeddings [N_CELLS, E] from the parameters.
+        log: called every ``every`` steps with what was measured since.
+        keep: called as often with the parameters so far.
+    """
+    steps = sum(stage.steps for stage in stages)
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, learning_rate, min(200, steps // 5 + 1), steps, learning_rate / 30
+    )
+    optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.01))
+
+    def loss(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        return loss_and_hits(params["text"], table(params), config, batch)
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def step(params: Params, state: Any, batch: Batch) -> tuple[Any, Any, jax.Array, jax.Array]:
+        (value, hits), grads = jax.value_and_grad(loss, has_aux=True)(params, batch)
+        updates, state = optimiser.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, value, hits
+
+    state, start, seen = optimiser.init(params), time.time(), []
+    for number, (stage, batch) in enumerate(batches(stages, words, seed, workers), start=1):
+        params, state, value, hits = step(params, state, batch)
+        seen.append((value, hits, batch.hops))
+        if number % every == 0 or number == steps:
+            right = np.concatenate([np.asarray(h).ravel() for _, h, _ in seen])
+            hops = np.concatenate([h.ravel() for _, _, h in seen])
+            record = {
+                "step": number,
+                "stage": stage,
+                "loss": float(np.mean([v for v, _, _ in seen])),
+                **by_hops(right, hops),
+            }
+            log({**record, "seconds": round(time.time() - start, 1)})
+            keep(params)
+            seen = []
+    return params

@@ -1,0 +1,79 @@
+"""What a model must offer to be served by the operator. Users bring their own JAX model by meeting this protocol."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol, no_type_check, runtime_checkable
+
+import flax.struct
+import jax
+from jaxtyping import Array, Float
+
+from kamera_jax.kv import KV, KVSpec, Segment, WindowState
+from kamera_jax.types import Params
+
+
+@no_type_check
+@flax.struct.dataclass
+class Output:
+    """What a forward returns.
+
+    Attributes:
+        logits: f32[n, V] at the n requested tokens, or None.
+        kv: un-rotated KV of the segment; padded rows are zero.
+        aux: collected extras by name; ``attention_mass`` f32[L, S + T]: the share of attention each slot, then each
+            token of the segment, received, averaged over the segment's valid queries and heads.
+    """
+
+    logits: Float[Array, "n V"] | None
+    kv: KV
+    aux: dict[str, jax.Array]
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """A decoder whose KV the operator can keep, move and patch."""
+
+    spec: KVSpec
+    params: Params
+    fingerprint: str
+    preamble: Segment
+    """System text and user header: pinned at slot 0 of every window."""
+    eos: tuple[int, ...]
+    """Token ids that end a generation."""
+
+    def prepare(self, item: Any) -> Segment:
+        """A chunk's tokens from text, an image, …, with local positions.
+
+        Raises:
+            ValueError: it cannot read the item.
+        """
+        ...
+
+    def tail(self, text: str) -> Segment:
+        """The question and the assistant header, with local positions."""
+        ...
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of token ids."""
+        ...
+
+    def forward(
+        self,
+        params: Params,
+        segment: Segment,
+        state: WindowState | None,
+        *,
+        logits_at: jax.Array | None = None,
+        collect: Sequence[str] = (),
+    ) -> Output:
+        """Run a segment (absolute positions) on top of a window: pure, one sequence, vmap-safe.
+
+        It must be the same object on every access and hash by identity or value: it keys what is compiled.
+
+        Args:
+            params: the parameters.
+            segment: tokens to run; they see the state's valid slots and each other causally.
+            state: what came before, or None.
+            logits_at: indices i32[n] into the segment whose logits are wanted, or None for no logits.
+            collect: names of extra outputs.
+        """
+        ...

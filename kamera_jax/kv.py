@@ -1,0 +1,152 @@
+"""The array pytrees that cross ``jit``: KV, Factors, WindowState, Segment."""
+
+from dataclasses import dataclass, replace
+from typing import Any, Self, no_type_check
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from kamera_jax.rope import RopeSpec
+
+
+@no_type_check  # pytrees are rebuilt with whatever a transformation puts in the leaves
+@flax.struct.dataclass
+class KV:
+    """KV of T tokens in the position-free frame.
+
+    Attributes:
+        rot: what RoPE rotates, stored un-rotated [L, T, Fr]: keys after QK-norm (GQA, MHA) or k_pe (MLA).
+        free: what it does not [L, T, Ff]: values (GQA, MHA) or the normalised latent (MLA).
+    """
+
+    rot: Float[Array, "L T Fr"]
+    free: Float[Array, "L T Ff"]
+
+    @property
+    def features(self) -> Float[Array, "L T F"]:
+        """rot and free side by side, the frame patches live in [L, T, Fr + Ff]."""
+        return jnp.concatenate([self.rot, self.free], axis=-1)
+
+
+@no_type_check
+@flax.struct.dataclass
+class Factors:
+    """A low-rank change of KV: per layer ``uᵀ v`` over the first ``ranks[l]`` of m components.
+
+    Attributes:
+        u: token factors, rank-major [L, m, T].
+        v: feature factors [L, m, Fr + Ff].
+        ranks: components in use per layer, i32[L].
+    """
+
+    u: Float[Array, "L m T"]
+    v: Float[Array, "L m F"]
+    ranks: Int[Array, " L"]
+
+
+@no_type_check
+@flax.struct.dataclass
+class WindowState:
+    """What attention reads: keys rotated to absolute positions and patched.
+
+    Attributes:
+        rot: rotated keys [L, S, Fr].
+        free: values or latents [L, S, Ff].
+        positions: absolute positions f32[A, S].
+        valid: slots that hold a token, bool[S].
+    """
+
+    rot: Float[Array, "L S Fr"]
+    free: Float[Array, "L S Ff"]
+    positions: Float[Array, "A S"]
+    valid: Bool[Array, " S"]
+
+
+@no_type_check
+@dataclass(frozen=True)
+class Segment:
+    """Tokens ready for a backbone's forward.
+
+    A pytree of its arrays; ``advance`` and ``content`` stay on the host and do not cross ``jit``.
+
+    Attributes:
+        inputs: what the backbone reads, each with T leading, at least ``tokens`` i32[T]; media features stand beside
+            them.
+        positions: f32[A, T]: local (from 0) as prepared, absolute as given to ``forward``.
+        length: valid tokens, i32 scalar; rows past it are padding.
+        advance: how far the next segment starts after this one's start, in positions (not the token count under
+            M-RoPE).
+        content: sha256 of the decoded content this was made from.
+    """
+
+    inputs: dict[str, Any]
+    positions: Float[Array, "A T"]
+    length: Int[Array, ""]
+    advance: float = 0.0
+    content: str = ""
+
+    def at(self, base: jax.Array | float) -> Self:
+        """The same tokens with positions that start at ``base``."""
+        return replace(self, positions=self.positions + jnp.asarray(base, jnp.float32))
+
+    @property
+    def valid(self) -> Bool[Array, " T"]:
+        """Which rows are tokens, bool[T]."""
+        return jnp.arange(self.positions.shape[-1]) < self.length
+
+
+jax.tree_util.register_dataclass(
+    Segment, data_fields=["inputs", "positions", "length"], meta_fields=[], drop_fields=["advance", "content"]
+)
+
+
+@dataclass(frozen=True)
+class KVSpec:
+    """Shape and meaning of a backbone's KV.
+
+    Attributes:
+        layers: L.
+        rot_dim: Fr, width of what is rotated (G * D).
+        free_dim: Ff, width of what is not.
+        heads: G, KV heads the rotated features split into.
+        rope: how they are rotated.
+        dtype: storage dtype name.
+        fingerprint: config + weights revision of the model.
+    """
+
+    layers: int
+    rot_dim: int
+    free_dim: int
+    heads: int
+    rope: RopeSpec
+    dtype: str
+    fingerprint: str
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one token's KV over all layers."""
+        return self.layers * (self.rot_dim + self.free_dim) * jnp.dtype(self.dtype).itemsize
+
+    def empty_state(self, slots: int) -> WindowState:
+        """A window state of ``slots`` empty slots."""
+        return WindowState(
+            rot=jnp.zeros((self.layers, slots, self.rot_dim), self.dtype),
+            free=jnp.zeros((self.layers, slots, self.free_dim), self.dtype),
+            positions=jnp.zeros((self.rope.axes, slots), jnp.float32),
+            valid=jnp.zeros((slots,), bool),
+        )
+
+
+def bucket(tokens: int) -> int:
+    """The padded length of a segment: 1, a power of two from 16 to 128, or a multiple of 128.
+
+    Few shapes, so nothing recompiles after warm-up.
+    """
+    if tokens <= 1:
+        return 1
+    for size in (16, 32, 64, 128):
+        if tokens <= size:
+            return size
+    return -(-tokens // 128) * 128

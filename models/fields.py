@@ -1,0 +1,117 @@
+"""Strict reading of the JSON files of a Hugging Face folder: every field is used, checked or ignored by name."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_REQUIRED = object()
+
+
+class ConfigError(ValueError):
+    """A configuration cannot be read as the port needs it."""
+
+
+class UnknownConfigFieldError(ConfigError):
+    """A field the port has never heard of: it might change the computation."""
+
+
+class MissingConfigFieldError(ConfigError):
+    """A field without which the computation is not determined."""
+
+
+class UnsupportedConfigError(ConfigError):
+    """A known field with a value that changes the computation in a way the port does not do."""
+
+
+class MissingConfigFileError(ConfigError, FileNotFoundError):
+    """A model folder lacks a file."""
+
+
+class Fields:
+    """One JSON object, taken apart field by field; `close` refuses what is left over.
+
+    Fields that are null count as absent, as they do in transformers.
+    """
+
+    def __init__(self, section: str, mapping: Mapping[str, Any]) -> None:
+        """``section`` names the object in messages."""
+        self.section = section
+        self.rest = {name: value for name, value in mapping.items() if value is not None}
+
+    def take(self, name: str, kind: type, default: Any = _REQUIRED) -> Any:
+        """The value of a field that the port uses.
+
+        Raises:
+            MissingConfigFieldError: it is absent and there is no default.
+            UnsupportedConfigError: it is not of this kind.
+        """
+        if name not in self.rest:
+            if default is _REQUIRED:
+                raise MissingConfigFieldError(f"{self.section} has no {name!r}; add it, as {kind.__name__}")
+            return default
+        value = self.rest.pop(name)
+        accepted = (int, float) if kind is float else kind
+        if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+            raise UnsupportedConfigError(f"{self.section}: {name} is {value!r}; expected {kind.__name__}")
+        return kind(value)
+
+    def size(self, name: str, default: Any = _REQUIRED) -> int:
+        """A field that counts something: at least 1.
+
+        Raises:
+            MissingConfigFieldError: it is absent and there is no default.
+            UnsupportedConfigError: it is not a positive integer.
+        """
+        value = self.take(name, int, default)
+        if value < 1:
+            raise UnsupportedConfigError(f"{self.section}: {name} is {value}; expected at least 1")
+        return value
+
+    def expect(self, name: str, *accepted: Any) -> None:
+        """Check a field whose other values would need another computation; absent means the first accepted one.
+
+        Raises:
+            UnsupportedConfigError: it has another value.
+        """
+        value = self.rest.pop(name, accepted[0])
+        if value not in accepted:
+            expected = " or ".join(repr(each) for each in accepted)
+            raise UnsupportedConfigError(f"{self.section}: {name} is {value!r}; only {expected} is supported")
+
+    def ignore(self, *names: str) -> None:
+        """Drop fields that do not change what the port computes."""
+        for name in names:
+            self.rest.pop(name, None)
+
+    def close(self) -> None:
+        """Refuse what is left.
+
+        Raises:
+            UnknownConfigFieldError: fields remain that were neither taken, nor checked, nor ignored.
+        """
+        if self.rest:
+            raise UnknownConfigFieldError(
+                f"{self.section} has unknown fields {sorted(self.rest)}; they may change the computation: "
+                "remove them if they do not, or add them to the port if they do"
+            )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a model's folder.
+
+    Raises:
+        MissingConfigFileError: it is not there.
+        ConfigError: it is not a JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise MissingConfigFileError(
+            f"{path.parent} has no {path.name}; expected a Hugging Face model folder"
+        ) from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON ({error}); fetch the model's folder again") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds a {type(content).__name__}; expected a JSON object")
+    return content

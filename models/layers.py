@@ -1,0 +1,27 @@
+"""Blocks shared by the backbones: plain functions of (parameters, activations)."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from models.params import Params
+
+
+def rms_norm(x: Float[Array, "... E"], weight: Float[Array, " E"], eps: float) -> Float[Array, "... E"]:
+    """RMSNorm in f32, scaled after the cast back (HF ``Qwen2RMSNorm``)."""
+    wide = x.astype(jnp.float32)
+    scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
+    return (wide * scale).astype(x.dtype) * weight.reshape((1,) * (x.ndim - 1) + weight.shape)
+
+
+def dense(layer: Params, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
+    """``x @ w (+ b)``."""
+    y = x @ layer["w"]
+    if "b" in layer:
+        y = y + layer["b"].reshape((1,) * (x.ndim - 1) + layer["b"].shape)
+    return y
+
+
+def swiglu(layer: Params, x: Float[Array, "... E"]) -> Float[Array, "... E"]:
+    """``down(silu(gate(x)) * up(x))``."""
+    return dense(layer["down"], jax.nn.silu(dense(layer["gate"], x)) * dense(layer["up"], x))

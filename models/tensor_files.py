@@ -1,0 +1,162 @@
+"""The safetensors files of a Hugging Face folder, read as views of the memory-mapped file (bf16 through ml_dtypes)."""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+DTYPES: dict[str, np.dtype] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+"""The dtype names of the safetensors format."""
+
+
+class WeightsError(ValueError):
+    """A folder's weights are not the model's."""
+
+
+class MissingFileError(WeightsError, FileNotFoundError):
+    """A weight file is not there."""
+
+
+class TruncatedFileError(WeightsError):
+    """A weight file ends before what its header declares."""
+
+
+class CorruptFileError(WeightsError):
+    """A weight file or index does not keep to its format."""
+
+
+def open_tensors(folder: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Every tensor of a folder as a read-only view of its memory-mapped file, under the name it has there.
+
+    Raises:
+        MissingFileError, TruncatedFileError, CorruptFileError: the files are not whole.
+    """
+    folder = Path(folder)
+    if (folder / SINGLE).is_file():
+        return dict(_open_file(folder / SINGLE))
+    if not (folder / INDEX).is_file():
+        raise MissingFileError(
+            f"{folder} holds neither {SINGLE} nor {INDEX}; expected a Hugging Face folder of safetensors"
+        )
+    try:
+        index = json.loads((folder / INDEX).read_text())
+        placed = {name: os.fspath(shard) for name, shard in index["weight_map"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptFileError(f"{folder / INDEX} is not an index with a weight_map; fetch it again") from error
+    tensors: dict[str, np.ndarray] = {}
+    for shard in sorted(set(placed.values())):
+        if Path(shard).name != shard:
+            raise CorruptFileError(
+                f"{folder / INDEX} names the shard {shard!r}; expected a file name in the same folder"
+            )
+        if not (folder / shard).is_file():
+            raise MissingFileError(f"{folder / INDEX} names the shard {shard}, which is not there; fetch it again")
+        for name, tensor in _open_file(folder / shard):
+            if placed.get(name) != shard:
+                raise CorruptFileError(
+                    f"{shard} holds {name}, which the index places in {placed.get(name)}; fetch the folder again"
+                )
+            tensors[name] = tensor
+    lost = sorted(placed.keys() - tensors.keys())
+    if lost:
+        raise CorruptFileError(
+            f"{folder / INDEX} places {few(lost)} in shards that do not hold them; fetch the folder again"
+        )
+    return tensors
+
+
+def _open_file(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """The tensors of one safetensors file: u64 header length, JSON header, then the bytes it points into."""
+    size = path.stat().st_size
+    if size < 8:
+        raise TruncatedFileError(
+            f"{path} has {size} bytes; a safetensors file starts with 8 bytes of header length; fetch it again"
+        )
+    raw = np.memmap(path, np.uint8, "r")
+    start = 8 + int.from_bytes(raw[:8].tobytes(), "little")
+    if start > size:
+        raise TruncatedFileError(f"{path} has {size} bytes and declares a header up to byte {start}; fetch it again")
+    try:
+        header = json.loads(raw[8:start].tobytes())
+        entries = [
+            (name, DTYPES[entry["dtype"]], tuple(map(int, entry["shape"])), tuple(map(int, entry["data_offsets"])))
+            for name, entry in header.items()
+            if name != "__metadata__"
+        ]
+        declared = start + max((stop for *_, (_, stop) in entries), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptFileError(f"{path} has a header that is not safetensors ({error!r}); fetch it again") from error
+    if declared > size:
+        raise TruncatedFileError(f"{path} has {size} bytes and declares {declared}; fetch it again")
+    if declared < size:
+        raise CorruptFileError(f"{path} has {size} bytes and declares only {declared}; fetch it again")
+    data = raw[start:]
+    for name, dtype, shape, (first, stop) in entries:
+        if min(first, *shape) < 0 or stop - first != math.prod(shape) * dtype.itemsize:
+            raise CorruptFileError(
+                f"{path} gives {name} bytes {first} to {stop} for {dtype}{list(shape)}; fetch it again"
+            )
+        yield name, np.asarray(data[first:stop]).view(dtype).reshape(shape)
+
+
+def write_tensors(
+    folder: str | os.PathLike[str], kind: str, shapes: Mapping[str, tuple[int, ...]], tensors: Iterable[np.ndarray]
+) -> None:
+    """Write ``model.safetensors``, one tensor at a time. The file appears whole, or not at all.
+
+    Args:
+        folder: made if it is not there.
+        kind: the format's name of the dtype, a key of `DTYPES`.
+        shapes: name and shape of every tensor.
+        tensors: their values, in the same order.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers refuses files without a format
+    offset = 0
+    for name, shape in shapes.items():
+        size = math.prod(shape) * DTYPES[kind].itemsize
+        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f"{SINGLE}.partial"
+    try:
+        with partial.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for tensor in tensors:
+                file.write(np.ascontiguousarray(tensor).tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(folder / SINGLE)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def few(names: Iterable[str], shown: int = 4) -> str:
+    """The first of many names, for a message."""
+    names = list(names)
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return (", ".join(names[:shown]) or "nothing") + more

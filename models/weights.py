@@ -1,0 +1,272 @@
+"""Weights from and to a Hugging Face folder of safetensors, strict both ways, without torch.
+
+A tensor is read as a view of the memory-mapped file (bf16 through ml_dtypes) and copied once, into its place in a
+stacked leaf.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from models.params import ParamInfo, Params, is_info
+from models.tensor_files import DTYPES, WeightsError, few, open_tensors, write_tensors
+
+LOADABLE = ("F64", "F32", "F16", "BF16")
+"""What may fill a parameter: other dtypes are quantised and need their scales."""
+
+WHOLE_BYTES = 64 * 2**20
+"""Up to this many bytes of weights, `revision` hashes every byte."""
+
+_PAGE, _PAGES = 4096, 16
+
+
+class MissingTensorError(WeightsError):
+    """The model needs a tensor that the folder does not hold."""
+
+
+class UnexpectedTensorError(WeightsError):
+    """The folder holds a tensor that the model has no use for."""
+
+
+class TensorShapeError(WeightsError):
+    """A tensor has another shape than the configuration asks for."""
+
+
+class TensorDtypeError(WeightsError):
+    """A tensor has a dtype that cannot fill a parameter."""
+
+
+@dataclass(frozen=True)
+class Transform:
+    """How one hub tensor becomes one layer's parameter, and back; views where numpy can."""
+
+    from_hub: Callable[[np.ndarray], np.ndarray]
+    to_hub: Callable[[np.ndarray], np.ndarray]
+
+
+AS_IS = Transform(lambda x: x, lambda x: x)
+TRANSPOSED = Transform(np.transpose, np.transpose)
+"""A dense weight: [out, in] on the hub, [in, out] here."""
+
+
+def flattened_kernel(kernel: tuple[int, ...]) -> Transform:
+    """A convolution whose stride is its kernel: [out, *kernel] on the hub, a dense [prod(kernel), out] here."""
+    return Transform(lambda x: x.reshape(x.shape[0], -1).T, lambda x: x.T.reshape(-1, *kernel))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a weight table.
+
+    Attributes:
+        name: the hub name; ``{}`` stands for the layer index of a stacked leaf.
+        path: where it goes in the parameters, keys joined by ``/``.
+        transform: how.
+    """
+
+    name: str
+    path: str
+    transform: Transform = AS_IS
+
+    @property
+    def stacked(self) -> bool:
+        """Whether the leaf holds one such tensor per layer on its leading axis."""
+        return "{}" in self.name
+
+
+@dataclass(frozen=True)
+class WeightTable:
+    """Every tensor of a checkpoint format.
+
+    Attributes:
+        rows: what goes where.
+        renames: (regex, replacement) pairs that turn other spellings of a name into the rows'.
+        copies: names that may be there and must then hold the same bytes as another (tied weights saved twice).
+        ignored: regexes of whole names that may be there and are not parameters (buffers).
+    """
+
+    rows: tuple[Row, ...]
+    renames: tuple[tuple[str, str], ...] = ()
+    copies: tuple[tuple[str, str], ...] = ()
+    ignored: tuple[str, ...] = ()
+
+    def canonical(self, name: str) -> str:
+        """A name in the rows' spelling."""
+        for pattern, replacement in self.renames:
+            name = re.sub(pattern, replacement, name)
+        return name
+
+    def skips(self, name: str) -> bool:
+        """Whether a tensor of this name is not a parameter."""
+        return any(re.fullmatch(pattern, name) for pattern in self.ignored)
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """Where one hub tensor goes."""
+
+    row: Row
+    layer: int | None
+    hub_shape: tuple[int, ...]
+
+
+def load_params(folder: str | os.PathLike[str], declaration: Params, table: WeightTable, dtype: Any) -> Params:
+    """The parameters of a Hugging Face folder.
+
+    Args:
+        folder: holds ``model.safetensors``, or ``model.safetensors.index.json`` and its shards.
+        declaration: nested dict of `ParamInfo`, what the model needs.
+        table: which tensor fills which leaf.
+        dtype: of the parameters; tensors stored in another one are cast.
+
+    Returns:
+        Nested dict of arrays, shaped as declared.
+
+    Raises:
+        MissingFileError, TruncatedFileError, CorruptFileError: the files are not whole.
+        MissingTensorError, UnexpectedTensorError: some leaf would not be filled, or some tensor not used.
+        TensorShapeError, TensorDtypeError: a tensor does not fit its place.
+    """
+    infos, treedef = _flatten(declaration, is_leaf=is_info)
+    slots = _slots({path: info.shape for path, info in infos.items()}, table)
+    tensors = _renamed(open_tensors(folder), table)
+    _check(folder, slots, tensors, table)
+
+    places: dict[str, list[tuple[_Slot, np.ndarray]]] = {path: [] for path in infos}
+    for name, slot in slots.items():
+        places[slot.row.path].append((slot, tensors[name]))
+
+    def fill(path: str, info: ParamInfo) -> jax.Array:
+        leaf = np.empty(info.shape, np.dtype(dtype))
+        for slot, tensor in places[path]:
+            leaf[... if slot.layer is None else slot.layer] = slot.row.transform.from_hub(tensor)
+        return jnp.asarray(leaf)
+
+    return jax.tree.unflatten(treedef, [fill(path, info) for path, info in infos.items()])
+
+
+def save_params(folder: str | os.PathLike[str], params: Params, table: WeightTable, dtype: Any) -> None:
+    """Write parameters as ``model.safetensors`` under their hub names: the inverse of `load_params`.
+
+    Nothing half-written stays: the file appears whole, or not at all.
+
+    Args:
+        folder: made if it is not there.
+        params: nested dict of arrays.
+        table: which leaf is which tensor.
+        dtype: to store, one of f64, f32, f16, bf16.
+
+    Raises:
+        UnexpectedTensorError, MissingTensorError: the table and the parameters do not name the same leaves.
+        TensorDtypeError: the dtype cannot be stored.
+    """
+    leaves, _ = _flatten(params)
+    kind = next((kind for kind in LOADABLE if DTYPES[kind] == np.dtype(dtype)), None)
+    if kind is None:
+        raise TensorDtypeError(f"cannot store {np.dtype(dtype)}; expected one of {[str(DTYPES[k]) for k in LOADABLE]}")
+    slots = dict(sorted(_slots({path: tuple(leaf.shape) for path, leaf in leaves.items()}, table).items()))
+
+    def stored(slot: _Slot) -> np.ndarray:
+        leaf = leaves[slot.row.path]
+        return slot.row.transform.to_hub(np.asarray(leaf if slot.layer is None else leaf[slot.layer], DTYPES[kind]))
+
+    shapes = {name: slot.hub_shape for name, slot in slots.items()}
+    write_tensors(folder, kind, shapes, (stored(slot) for slot in slots.values()))
+
+
+def revision(folder: str | os.PathLike[str]) -> str:
+    """A fingerprint of a folder's weights: sha256 over every tensor's name, dtype, shape and content, in hexadecimal.
+
+    How the tensors are spread over files does not matter. Weights of up to 64 MiB are hashed to the last byte. Of
+    larger ones, each tensor gives 16 evenly spaced pages of 4 KiB, the first and the last among them (all of it, if it
+    is smaller): training moves nearly every page of a tensor that it touches, so another checkpoint has another
+    revision, but a change of a few rows or bytes can be missed.
+
+    Raises:
+        MissingFileError, TruncatedFileError, CorruptFileError: the files are not whole.
+    """
+    tensors = open_tensors(folder)
+    whole = sum(tensor.nbytes for tensor in tensors.values()) <= WHOLE_BYTES
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        content = tensor.reshape(-1).view(np.uint8)
+        if whole or content.size <= _PAGE * _PAGES:
+            digest.update(content.data)
+        else:
+            for start in np.linspace(0, content.size - _PAGE, _PAGES).astype(np.int64):
+                digest.update(content[start : start + _PAGE].data)
+    return digest.hexdigest()
+
+
+def _flatten(tree: Params, is_leaf: Callable[[Any], bool] | None = None) -> tuple[dict[str, Any], Any]:
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
+    return {"/".join(str(key.key) for key in path): leaf for path, leaf in leaves}, treedef
+
+
+def _slots(shapes: Mapping[str, tuple[int, ...]], table: WeightTable) -> dict[str, _Slot]:
+    """Every hub name that leaves of these shapes are made of."""
+    rows = {row.path: row for row in table.rows}
+    if rows.keys() != shapes.keys():
+        unknown, unfilled = sorted(rows.keys() - shapes.keys()), sorted(shapes.keys() - rows.keys())
+        raise (MissingTensorError if unfilled else UnexpectedTensorError)(
+            f"weight table and parameters do not agree: no row for {few(unfilled)}, no parameter for {few(unknown)}"
+        )
+    slots = {}
+    for path, row in rows.items():
+        shape = shapes[path][1:] if row.stacked else shapes[path]
+        hub_shape = row.transform.to_hub(np.broadcast_to(np.float32(0), shape)).shape
+        for layer in range(shapes[path][0]) if row.stacked else (None,):
+            slots[row.name.format(layer)] = _Slot(row, layer, hub_shape)
+    return slots
+
+
+def _renamed(tensors: Mapping[str, np.ndarray], table: WeightTable) -> dict[str, np.ndarray]:
+    renamed: dict[str, np.ndarray] = {}
+    for name, tensor in tensors.items():
+        canonical = table.canonical(name)
+        if canonical in renamed:
+            raise UnexpectedTensorError(f"{name} is there twice, under two spellings of {canonical}; expected one")
+        renamed[canonical] = tensor
+    return renamed
+
+
+def _check(folder: Any, slots: Mapping[str, _Slot], tensors: Mapping[str, np.ndarray], table: WeightTable) -> None:
+    """Names, shapes and dtypes, before anything is copied."""
+    copies = dict(table.copies)
+    missing = [name for name in slots if name not in tensors]
+    unexpected = [name for name in tensors if not (name in slots or name in copies or table.skips(name))]
+    if missing:
+        raise MissingTensorError(
+            f"{folder} lacks {few(missing)}, which the configuration asks for; it also holds {few(unexpected)}: "
+            "check that config.json and the weights are of the same model"
+        )
+    if unexpected:
+        raise UnexpectedTensorError(
+            f"{folder} holds {few(unexpected)}, which the configuration has no place for; "
+            "check that config.json and the weights are of the same model"
+        )
+    for name, slot in slots.items():
+        if tensors[name].shape != slot.hub_shape:
+            raise TensorShapeError(
+                f"{name} is {list(tensors[name].shape)}; the configuration asks for {list(slot.hub_shape)}: "
+                "check that config.json and the weights are of the same model"
+            )
+        if tensors[name].dtype not in [DTYPES[kind] for kind in LOADABLE]:
+            raise TensorDtypeError(
+                f"{name} is stored as {tensors[name].dtype}; expected {LOADABLE}: use one that is not quantised"
+            )
+    for name, original in copies.items():
+        if name in tensors and not np.array_equal(tensors[name], tensors[original]):
+            raise UnexpectedTensorError(
+                f"{name} differs from {original}, to which the configuration ties it; "
+                "set tie_word_embeddings to what the weights are"
+            )

@@ -1,0 +1,1 @@
+"""Rotate canonical keys to their target positions and add a low-rank patch, in one pass."""

@@ -1,0 +1,36 @@
+"""Strict JAX for every test, and the torch oracle only where it is asked for."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import hypothesis
+import jax
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_default_matmul_precision", "highest")
+
+# The first example compiles, so a deadline says nothing; the same examples every time, so a failure is the change's.
+hypothesis.settings.register_profile("house", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("house")
+
+
+def pytest_ignore_collect(collection_path, config):
+    # Modules in tests/parity import torch at the top; `make test` must not need it, not even to deselect them.
+    if config.option.markexpr == "not parity" and collection_path == config.rootpath / "tests" / "parity":
+        return True
+    return None
+
+
+def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if item.path.is_relative_to(config.rootpath / "tests" / "parity"):
+            item.add_marker(pytest.mark.parity)
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("parity"):
+        # A missing oracle is a failure, never a skip.
+        import torch  # noqa: F401

@@ -1,0 +1,58 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from models.media import ImageConfig, preprocess_image
+
+pytestmark = pytest.mark.parity
+
+CONFIGS = {
+    "default": {},
+    "small": {"size": {"shortest_edge": 28 * 28 * 4, "longest_edge": 28 * 28 * 30}},
+    "cells": {
+        "patch_size": 4,
+        "merge_size": 2,
+        "temporal_patch_size": 1,
+        "size": {"shortest_edge": 64, "longest_edge": 64 * 64},
+    },
+    "symmetric": {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.25, 0.2], "merge_size": 1},
+}
+SIZES = [(28, 28), (1, 1), (1, 150), (97, 61), (300, 224), (5, 640), (641, 480)]
+
+
+def picture(width, height, mode="RGB"):
+    noise = np.random.default_rng(width * 1000 + height).integers(0, 256, (height, width, 4), np.uint8)
+    return Image.fromarray(noise, "RGBA").convert(mode) if mode != "P" else Image.fromarray(noise[..., :3]).quantize(16)
+
+
+def assert_equal(image, **config):
+    processor = Qwen2VLImageProcessorPil(**config)
+    expected = processor(images=[image], return_tensors="np")
+    given = preprocess_image(image, ImageConfig.from_hf(json.loads(processor.to_json_string())))
+    assert given.grid == tuple(expected["image_grid_thw"][0])
+    assert given.patches.dtype == expected["pixel_values"].dtype
+    np.testing.assert_array_equal(given.patches, expected["pixel_values"])
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("size", SIZES)
+def test_pixels_equal_hf_to_the_bit(config, size):
+    assert_equal(picture(*size), **CONFIGS[config])
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "1", "P", "RGBA", "CMYK", "YCbCr", "I", "F", "I;16"])
+def test_every_mode_equals_hf_to_the_bit(mode):
+    assert_equal(picture(97, 61, mode))
+
+
+def test_palette_with_transparency_equals_hf_to_the_bit():
+    image = picture(97, 61, "P")
+    image.info["transparency"] = 3
+    assert_equal(image)
+
+
+def test_array_equals_hf_to_the_bit():
+    assert_equal(np.asarray(picture(97, 61)))
