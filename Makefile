@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test parity lint types contract train-tiny clean
+.PHONY: help demo test parity lint types contract results train-tiny clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -15,10 +15,10 @@ demo: $(VENV)/installed ## install and run the story on the embedded model
 	$(BIN)/kamera demo $(ARGS)
 
 test: $(VENV)/installed-test ## install what the tests need and run them; no torch
-	$(BIN)/python -m pytest -m "not parity" -n $(WORKERS) $(ARGS)
+	$(BIN)/python -m pytest -m "not parity" -n $(WORKERS) --dist loadfile $(ARGS)
 
 parity: $(VENV)/installed-parity ## compare with the torch reference
-	$(BIN)/python -m pytest -m parity -n $(WORKERS) $(ARGS)
+	$(BIN)/python -m pytest -m parity -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint: $(VENV)/installed-dev ## style and format
 	$(BIN)/ruff check .
@@ -29,6 +29,12 @@ types: $(VENV)/installed-dev ## static types of the four packages
 
 contract: $(VENV)/installed-dev ## a floor imports only floors below it
 	$(BIN)/lint-imports --cache-dir .cache/import-linter
+
+results: $(VENV)/installed ## measure and draw the README's figures anew
+	mkdir -p docs/results docs/figures
+	$(BIN)/kamera demo --json docs/results/demo.json --plot docs/figures/demo.png --pages examples/pages
+	$(BIN)/python -m eval.report docs/results/demo.json README.md
+	$(BIN)/python -m eval.tiny.assess --json docs/results/kamera-tiny-gqa.json --page docs/kamera-tiny-gqa.md
 
 train-tiny: $(VENV)/installed ## train the embedded model from scratch
 	$(BIN)/python -m eval.tiny.train $(ARGS)

@@ -15,12 +15,15 @@ from jaxtyping import Array, Float
 
 from kamera_jax import Chunk, patch
 from kamera_jax.backbone import Backbone, Output
-from kamera_jax.encode import preamble_chunk
-from kamera_jax.kv import KV, Factors, Segment, WindowState, bucket
+from kamera_jax.forward import preamble_chunk
+from kamera_jax.kv import KV, Factors, Segment, WindowState
 from kamera_jax.reuse import write
 from kamera_jax.rope import RopeSpec
 from kamera_jax.types import Params
 from kamera_jax.window import aligned
+
+AT_ONCE = 10
+"""Episodes in one vectorised step: enough to fill the cores, few enough for their attention to stay in cache."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class Windows:
     position: float
 
 
-class Fleet:
+class BatchRunner:
     """Builds and asks E windows at a time.
 
     The layout is that of `kamera_jax.Window`: preamble, then chunks at aligned slots.
@@ -126,7 +129,7 @@ class Fleet:
             slots.append(slot)
             bases.append(position)
             slot, position = slot + aligned(chunk.length), position + chunk.advance
-        state = write(spec.empty_state(bucket(slot)), 0, head.kv, None, head.positions, head.length, spec.rope)
+        state = write(spec.empty_state(slot), 0, head.kv, None, head.positions, head.length, spec.rope)
         return (
             jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), state),
             tuple(slots),
@@ -147,7 +150,7 @@ def _write(
 
 @partial(jax.jit, static_argnames="forward")
 def _forward(params: Params, segment: Segment, state: WindowState, *, forward: Callable[..., Output]) -> KV:
-    return jax.vmap(lambda segment, state: forward(params, segment, state).kv)(segment, state)
+    return jax.lax.map(lambda run: forward(params, *run).kv, (segment, state), batch_size=AT_ONCE)
 
 
 @partial(jax.jit, static_argnames="forward")
@@ -157,10 +160,13 @@ def _ask(params: Params, tails: Segment, state: WindowState, *, forward: Callabl
         assert logits is not None
         return logits[0]
 
-    return jax.vmap(jax.vmap(one, in_axes=(0, None)))(tails, state)
+    def episode(asked: tuple[Segment, WindowState]) -> jax.Array:
+        return jax.vmap(one, in_axes=(0, None))(*asked)
+
+    return jax.lax.map(episode, (tails, state), batch_size=AT_ONCE)
 
 
 @partial(jax.jit, static_argnames="rank")
-def fit(conditioned: KV, canonical: KV, length: int, *, rank: int) -> Factors:
+def fit(conditioned: KV, canonical: KV, length: jax.Array | int, *, rank: int) -> Factors:
     """`kamera_jax.patch.fit` over E chunks."""
     return jax.vmap(lambda a, b: patch.fit(a, b, length, rank))(conditioned, canonical)

@@ -13,11 +13,11 @@ import numpy as np
 
 import kamera_jax as kj
 from eval import metrics
-from eval.batched import Fleet, Stack, Windows, fit
+from eval.batched import BatchRunner, Stack, Windows, fit
 from eval.tiny import pages
 from eval.tiny.episodes import Chunk, question_text
 from eval.tiny.glyphs import COLOUR_NAMES
-from eval.tiny.story import TO_FIRST, Story, sample_story
+from eval.tiny.story import ASKED, Story, sample_story
 from kamera_jax import patch
 from kamera_jax.backbone import Backbone
 from kamera_jax.kv import Factors, Segment
@@ -47,13 +47,25 @@ class Scene:
     one_hop: tuple[Segment, np.ndarray]
     two_hop: tuple[Segment, np.ndarray]
 
+    def head(self, count: int) -> "Scene":
+        """The first ``count`` episodes alone."""
+
+        def cut(tree: Any) -> Any:
+            return jax.tree.map(lambda x: x[:count], tree)
+
+        chunks = {
+            name: Stack(cut(chunk.kv), cut(chunk.segment), chunk.length, chunk.advance)
+            for name, chunk in self.chunks.items()
+        }
+        return Scene(chunks, cut(self.one_hop), cut(self.two_hop))
+
     @property
     def trio(self) -> list[Stack]:
         """The three pages of the main experiment."""
         return [self.chunks[name] for name in PAGES[:3]]
 
 
-def stage(vlm: Backbone, fleet: Fleet, stories: Sequence[Story], progress: Progress) -> Scene:
+def stage(vlm: Backbone, runner: BatchRunner, stories: Sequence[Story], progress: Progress) -> Scene:
     """Render, encode and stack: each page goes through the real pipeline once, alone."""
     encoded: dict[str, list[kj.Chunk]] = {name: [] for name in PAGES}
     total = len(stories) * len(PAGES)
@@ -65,7 +77,7 @@ def stage(vlm: Backbone, fleet: Fleet, stories: Sequence[Story], progress: Progr
 
     def questions(kind: str) -> tuple[Segment, np.ndarray]:
         asked = [getattr(story, kind) for story in stories]
-        tails = fleet.tails([[question_text(glyph) for glyph, _ in episode] for episode in asked])
+        tails = runner.tails([[question_text(glyph) for glyph, _ in episode] for episode in asked])
         answers = [[answer_token(vlm, colour) for _, colour in episode] for episode in asked]
         return tails, np.array(answers)
 
@@ -93,9 +105,9 @@ def run(
     Returns:
         What ``--json`` writes, but for the model; see the README.
     """
-    fleet = Fleet(vlm)
+    runner = BatchRunner(vlm)
     stories = [sample_story(np.random.default_rng((HELD_OUT_SEED, i))) for i in range(episodes)]
-    scene = stage(vlm, fleet, stories, progress)
+    scene = stage(vlm, runner, stories, progress)
     rank = ranks[-1]
     steps = iter(range(1, 5))
 
@@ -103,57 +115,58 @@ def run(
         progress(name, next(steps), 4)
 
     next_part("full, blind and patched")
-    methods, full = compare(fleet, scene, ranks)
+    methods = compare(runner, scene, ranks)
+    moved = scene.head(-(-episodes // 2))  # the operations are many windows each
     next_part("reorder")
-    reorder = reordered(fleet, scene, rank)
+    reorder = reordered(runner, moved, rank)
     next_part("slide")
-    slide = slid(fleet, scene, full)
+    slide = slid(runner, moved)
     next_part("recall")
-    recall = recalled(fleet, scene, rank)
+    recall = recalled(runner, moved, rank)
     return {
         "methods": methods,
         "reorder": reorder,
         "slide": slide,
         "recall": recall,
         "episodes": episodes,
+        "operation_episodes": len(moved.two_hop[1]),
         "versions": {"kamera-jax": kj.__version__} | {name: version(name) for name in ("jax", "numpy")},
     }
 
 
-def compare(fleet: Fleet, scene: Scene, ranks: Sequence[int]) -> tuple[list[dict[str, Any]], Windows]:
+def compare(runner: BatchRunner, scene: Scene, ranks: Sequence[int]) -> list[dict[str, Any]]:
     """Accuracy, KL, η, bytes and time of full prefill, blind reuse and patches, in the order first, second, third."""
-    trio = scene.trio
-    full, full_seconds = timed(lambda: fleet.prefill(trio))
-    reference = {kind: fleet.ask(full, tails) for kind, (tails, _) in _kinds(scene)}
-    blind_logits: dict[str, jax.Array] = {}
-    kv_bytes = sum(chunk.length for chunk in trio) * fleet.vlm.spec.token_bytes
+    trio, kinds = scene.trio, {"one_hop": scene.one_hop, "two_hop": scene.two_hop}
+    full, seconds = timed(lambda: runner.prefill(trio))
+    built: dict[str, tuple[Windows, float, float]] = {"full": (full, seconds, 0.0)}
+    built["blind"] = (*timed(lambda: runner.reuse(trio, [None] * 3)), 0.0)
     widest = [None, *(fit(full.conditioned[i], trio[i].kv, trio[i].length, rank=max(ranks)) for i in (1, 2))]
-
-    def row(name: str, windows: Windows, seconds: float, patch_bytes: float) -> dict[str, Any]:
-        logits = {kind: fleet.ask(windows, tails) for kind, (tails, _) in _kinds(scene)}
-        if name == "blind":
-            blind_logits.update(logits)
-        baseline = blind_logits.get("two_hop")
-        return {
-            "name": name,
-            **{kind: metrics.accuracy(logits[kind], answers) for kind, (_, answers) in _kinds(scene)},
-            "kl": float(metrics.kl(reference["two_hop"], logits["two_hop"]).mean()),
-            "eta": None if baseline is None else metrics.eta(reference["two_hop"], logits["two_hop"], baseline),
-            "kv_bytes": kv_bytes,
-            "patch_bytes": patch_bytes,
-            "patch_share": patch_bytes / (kv_bytes - trio[0].length * fleet.vlm.spec.token_bytes),
-            "milliseconds": 1e3 * seconds / len(reference["two_hop"]),
-        }
-
-    rows = [row("full", full, full_seconds, 0.0)]
-    blind, seconds = timed(lambda: fleet.reuse(trio, [None] * 3))
-    rows.append(row("blind", blind, seconds, 0.0))
-    rows[0]["eta"] = 1.0
     for rank in ranks:
         factors = [None if f is None else patch.truncate(f, rank) for f in widest]
-        windows, seconds = timed(lambda factors=factors: fleet.reuse(trio, factors))
-        rows.append(row(f"patch:{rank}", windows, seconds, mean_bytes(factors, trio)))
-    return rows, full
+        windows, seconds = timed(lambda factors=factors: runner.reuse(trio, factors))
+        built[f"patch:{rank}"] = (windows, seconds, mean_bytes(factors, trio))
+
+    logits = {
+        name: {kind: runner.ask(windows, tails) for kind, (tails, _) in kinds.items()}
+        for name, (windows, _, _) in built.items()
+    }
+    reference, blind = logits["full"]["two_hop"], logits["blind"]["two_hop"]
+    token_bytes = runner.vlm.spec.token_bytes
+    patched_bytes = sum(chunk.length for chunk in trio[1:]) * token_bytes
+    rows = [
+        {
+            "name": name,
+            **{kind: metrics.accuracy(logits[name][kind], answers) for kind, (_, answers) in kinds.items()},
+            "kl": float(metrics.kl(reference, logits[name]["two_hop"]).mean()),
+            "eta": metrics.eta(reference, logits[name]["two_hop"], blind),
+            "kv_bytes": patched_bytes + trio[0].length * token_bytes,
+            "patch_bytes": patch_bytes,
+            "patch_share": patch_bytes / patched_bytes,
+            "milliseconds": 1e3 * seconds / len(reference),
+        }
+        for name, (_, seconds, patch_bytes) in built.items()
+    ]
+    return rows
 
 
 def mean_bytes(factors: Sequence[Factors | None], chunks: Sequence[Stack]) -> float:
@@ -175,30 +188,26 @@ def timed(build: Callable[[], Windows]) -> tuple[Windows, float]:
     return windows, time.perf_counter() - start
 
 
-def _kinds(scene: Scene) -> list[tuple[str, tuple[Segment, np.ndarray]]]:
-    return [("one_hop", scene.one_hop), ("two_hop", scene.two_hop)]
-
-
-def orbit_factors(fleet: Fleet, chunks: Sequence[Stack], rank: int) -> list[Factors]:
+def orbit_factors(runner: BatchRunner, chunks: Sequence[Stack], rank: int) -> list[Factors]:
     """A patch for every chunk, formed once after all the others in a fixed order, for use in every order."""
     factors = []
     for i, chunk in enumerate(chunks):
         others = [other for j, other in enumerate(chunks) if j != i]
-        conditioned = fleet.prefill([*others, chunk]).conditioned[-1]
+        conditioned = runner.prefill([*others, chunk]).conditioned[-1]
         factors.append(fit(conditioned, chunk.kv, chunk.length, rank=rank))
     return factors
 
 
-def reordered(fleet: Fleet, scene: Scene, rank: int) -> list[dict[str, Any]]:
+def reordered(runner: BatchRunner, scene: Scene, rank: int) -> list[dict[str, Any]]:
     """Every order of the three pages with orbit patches, against full prefill in that order."""
     trio, (tails, answers) = scene.trio, scene.two_hop
-    factors = orbit_factors(fleet, trio, rank)
+    factors = orbit_factors(runner, trio, rank)
     rows = []
     for order in itertools.permutations(range(3)):
         chunks = [trio[i] for i in order]
-        full = fleet.ask(fleet.prefill(chunks), tails)
-        blind = fleet.ask(fleet.reuse(chunks, [None] * 3), tails)
-        orbit = fleet.ask(fleet.reuse(chunks, [factors[i] for i in order]), tails)
+        full = runner.ask(runner.prefill(chunks), tails)
+        blind = runner.ask(runner.reuse(chunks, [None] * 3), tails)
+        orbit = runner.ask(runner.reuse(chunks, [factors[i] for i in order]), tails)
         rows.append(
             {
                 "order": [PAGES[i] for i in order],
@@ -211,18 +220,19 @@ def reordered(fleet: Fleet, scene: Scene, rank: int) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: not row["antecedents_first"])
 
 
-def slid(fleet: Fleet, scene: Scene, full: Windows) -> dict[str, Any]:
+def slid(runner: BatchRunner, scene: Scene) -> dict[str, Any]:
     """The first page leaves; asked are only references to it, which the third page absorbed."""
     trio = scene.trio
+    full = runner.prefill(trio)
     tails, answers = scene.two_hop
-    tails = jax.tree.map(lambda x: x[:, :TO_FIRST], tails)
-    answers = answers[:, :TO_FIRST]
+    tails = jax.tree.map(lambda x: x[:, :ASKED], tails)
+    answers = answers[:, :ASKED]
     survivors = [
         Stack(kv, chunk.segment, chunk.length, chunk.advance) for kv, chunk in zip(full.conditioned, trio, strict=True)
     ][1:]
-    kept = fleet.ask(fleet.reuse(survivors, [None] * 2), tails)
-    history = fleet.ask(fleet.hide(full, 0, trio[0].length), tails)
-    present = fleet.ask(fleet.prefill(trio[1:]), tails)
+    kept = runner.ask(runner.reuse(survivors, [None] * 2), tails)
+    history = runner.ask(runner.hide(full, 0, trio[0].length), tails)
+    present = runner.ask(runner.prefill(trio[1:]), tails)
     return {
         "survivors": metrics.accuracy(kept, answers),
         "history": metrics.accuracy(history, answers),
@@ -231,24 +241,24 @@ def slid(fleet: Fleet, scene: Scene, full: Windows) -> dict[str, Any]:
     }
 
 
-def recalled(fleet: Fleet, scene: Scene, rank: int) -> dict[str, Any]:
+def recalled(runner: BatchRunner, scene: Scene, rank: int) -> dict[str, Any]:
     """The third page comes back behind a page it has never met.
 
     Its patch is the one it was given when the first and second stood before it.
     """
     first, second, third = scene.trio
     tails, answers = scene.two_hop
-    conditioned = fleet.prefill([first, second, third]).conditioned[-1]
+    conditioned = runner.prefill([first, second, third]).conditioned[-1]
     stored = fit(conditioned, third.kv, third.length, rank=rank)
     window = [first, second, scene.chunks["other"], third]
 
     def accuracy(windows: Windows) -> float:
-        return metrics.accuracy(fleet.ask(windows, tails), answers)
+        return metrics.accuracy(runner.ask(windows, tails), answers)
 
     return {
-        "blind": accuracy(fleet.reuse(window, [None] * 4)),
-        "patch": accuracy(fleet.reuse(window, [None, None, None, stored])),
-        "full": accuracy(fleet.prefill(window)),
+        "blind": accuracy(runner.reuse(window, [None] * 4)),
+        "patch": accuracy(runner.reuse(window, [None, None, None, stored])),
+        "full": accuracy(runner.prefill(window)),
     }
 
 

@@ -1,5 +1,7 @@
 """Results for people: tables in the terminal, and figures."""
 
+import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ def _show(console: Console, title: str, columns: Sequence[str], rows: Sequence[S
     console.print()
 
 
-def _kibibytes(count: float) -> str:
+def _kibibytes(count: int | float) -> str:
     return f"{count / 1024:.1f} KiB" if count else "–"
 
 
@@ -54,7 +56,7 @@ def print_demo(result: dict[str, Any], console: Console | None = None) -> None:
     )
     _show(
         console,
-        "Reorder: one orbit patch per page, used in every order",
+        f"Reorder ({result['operation_episodes']} episodes): one orbit patch per page, used in every order",
         ("order", "two hops", "full prefill", "η"),
         [
             [
@@ -111,7 +113,7 @@ def plot_demo(result: dict[str, Any], path: Path) -> None:
     axes.plot(shares, [row["two_hop"] for row in patches], "o-", color=COLOURS["patch"], label="two hops")
     axes.plot(shares[0], patches[0]["two_hop"], "o", color=COLOURS["blind"], markersize=9, zorder=3)
     axes.annotate(
-        "blind reuse", (shares[0], patches[0]["two_hop"]), (10, 12), textcoords="offset points", color=COLOURS["blind"]
+        "blind reuse", (shares[0], patches[0]["two_hop"]), (24, 6), textcoords="offset points", color=COLOURS["blind"]
     )
     for share, row in zip(shares[1:], patches[1:], strict=True):
         axes.annotate(
@@ -130,3 +132,66 @@ def plot_demo(result: dict[str, Any], path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def markdown_demo(result: dict[str, Any]) -> str:
+    """The demo's result as Markdown tables, for the README; without times, which are this machine's."""
+    lines = [
+        "| | one hop | two hops | KL | η | bytes of patches, of the patched pages' KV |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in result["methods"]:
+        share = f"{_kibibytes(row['patch_bytes'])}, {row['patch_share']:.1%}" if row["patch_bytes"] else "–"
+        figures = f"{row['one_hop']:.3f} | {row['two_hop']:.3f} | {row['kl']:.4f} | {row['eta']:.3f}"
+        lines.append(f"| {row['name']} | {figures} | {share} |")
+    first = [row for row in result["reorder"] if row["antecedents_first"]]
+    last = [row for row in result["reorder"] if not row["antecedents_first"]]
+
+    def span(rows: Sequence[dict[str, Any]], field: str) -> str:
+        values = [row[field] for row in rows]
+        return f"{min(values):.3f} – {max(values):.3f}"
+
+    slide, recall = result["slide"], result["recall"]
+    lines += ["", "| window operation, two hops | reuse | full prefill |", "|---|---|---|"]
+    for name, rows in (("antecedents first", first), ("a dependant before its antecedents", last)):
+        lines.append(
+            f"| reorder, {len(rows)} orders: {name} | {span(rows, 'two_hop')} | {span(rows, 'two_hop_full')} |"
+        )
+    references = f"history {slide['history']:.3f}, present {slide['present']:.3f}"
+    lines.append(f"| slide: survivors | {slide['survivors']:.3f} | {references} |")
+    lines.append(
+        f"| recall with its old patch (blind: {recall['blind']:.3f}) | {recall['patch']:.3f} | {recall['full']:.3f} |"
+    )
+    episodes, moved, version = result["episodes"], result["operation_episodes"], result["versions"]["jax"]
+    lines += [
+        "",
+        f"{episodes} held-out episodes, {moved} for the window operations; f32, jax {version} on CPU; chance is 0.125. "
+        "`make results` draws this anew.",
+    ]
+    return "\n".join(lines)
+
+
+MARKS = ("<!-- demo: written by `make results` -->", "<!-- /demo -->")
+
+
+def put_demo(text: str, result: dict[str, Any]) -> str:
+    """A page with the demo's tables between its marks.
+
+    Raises:
+        ValueError: the page lacks the marks.
+    """
+    before, start, rest = text.partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not (start and end):
+        raise ValueError(f"the page has no place for the demo's tables; expected the lines {MARKS[0]} and {MARKS[1]}")
+    return f"{before}{start}\n{markdown_demo(result)}\n{end}{after}"
+
+
+def main() -> None:
+    """``python -m eval.report RESULT.json PAGE.md``: put a demo's tables into a page."""
+    result, page = (Path(argument) for argument in sys.argv[1:])
+    page.write_text(put_demo(page.read_text(encoding="utf-8"), json.loads(result.read_text())), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -12,19 +12,20 @@ from jaxtyping import Array, Float
 
 from kamera_jax.backbone import Backbone, Output
 from kamera_jax.chunk import Chunk, chunk_key
-from kamera_jax.encode import run
+from kamera_jax.forward import run
 from kamera_jax.kv import KV, Segment, WindowState, bucket
 from kamera_jax.reuse import write
 from kamera_jax.rope import RopeSpec
 from kamera_jax.types import Params, Stream
-from kamera_jax.window import Entry, Window, check_room
+from kamera_jax.window import Entry, Window, check_model, check_room
 
 
 def query(vlm: Backbone, window: Window, text: str) -> Float[Array, " V"]:
     """Next-token logits f32[V] after the question, at the first answer token. The window is left as it is.
 
     Raises:
-        ValueError: the model is not the window's, or the question is empty.
+        ModelMismatchError: the window belongs to another model.
+        ValueError: the question is empty.
     """
     tail = _tail(vlm, window, text)
     output = run(vlm.params, tail, window.state, tail.length[None] - 1, forward=vlm.forward)
@@ -73,7 +74,8 @@ def generate(
         stream: called with each new piece of text.
 
     Raises:
-        ValueError: a negative temperature, one without a key, or no tokens asked for.
+        ValueError: a negative temperature, one without a key, no tokens asked for, or an empty question.
+        ModelMismatchError: the window belongs to another model.
         WindowFullError: question and answer do not fit the window.
     """
     if temperature < 0 or max_new_tokens < 1:
@@ -87,22 +89,24 @@ def generate(
     check_room(window, question + max_new_tokens)
     started, first = time.perf_counter(), 0.0
     state = jax.tree.map(jnp.copy, window.state)  # the loop donates its state; the caller's window stays
-    segment, slot, kvs, tokens, said = tail, window.next_slot, [], [], ""
-    keys = jax.random.split(jax.random.key(0) if key is None else key, max_new_tokens)
-    finished = False
+    room = vlm.spec.empty_state(bucket(question + max_new_tokens))
+    last = np.asarray(tail.positions)[:, question - 1 : question]
+    key = jax.random.key(0) if key is None else key
+    segment, turn, done, tokens, whole, said = tail, KV(room.rot, room.free), 0, [], "", ""
     while True:
-        token, state, kv = _step(
+        token, state, turn = _step(
             vlm.params,
             segment,
             state,
-            slot,
+            turn,
+            window.next_slot,
+            done,
             jnp.float32(temperature),
-            keys[len(tokens)],
+            key,
             forward=vlm.forward,
             rope=vlm.spec.rope,
         )
-        kvs.append(kv)
-        slot += int(segment.length)
+        done += int(segment.length)
         token = int(token)
         first = first or time.perf_counter() - started
         finished = token in vlm.eos
@@ -111,82 +115,83 @@ def generate(
             whole = vlm.decode(tokens)
             ends = [whole.index(mark) for mark in stop if mark in whole]
             finished, whole = bool(ends), whole[: min(ends, default=len(whole))]
-            if stream is not None and len(whole) > len(said):
-                stream(whole[len(said) :])
-            said = whole
-        if finished or len(tokens) == max_new_tokens:
+        finished = finished or len(tokens) == max_new_tokens
+        settled = whole if finished else whole[: _settled(whole, stop)]
+        if stream is not None and len(settled) > len(said):
+            stream(settled[len(said) :])
+        said = settled
+        if finished:
             break
-        segment = _next(token, tail, question, len(tokens) - 1)
-    turn = _turn(vlm, window, tail, kvs, tokens)
-    entry = Entry(turn, None, window.next_position, window.next_slot)
-    return Generation(said, tuple(tokens), first, replace(window, state=state, entries=(*window.entries, entry)))
+        position = jnp.asarray(last + np.float32(len(tokens)))
+        segment = Segment({"tokens": jnp.array([token], jnp.int32)}, position, jnp.int32(1), 1.0)
+    entry = Entry(_turn(vlm, window, tail, turn, tokens, done), None, window.next_position, window.next_slot)
+    return Generation(whole, tuple(tokens), first, replace(window, state=state, entries=(*window.entries, entry)))
+
+
+def _settled(text: str, stop: tuple[str, ...]) -> int:
+    """How much of an unfinished answer later tokens cannot take back.
+
+    They may complete a character of several tokens (U+FFFD until then) or a stop text.
+    """
+    whole = len(text.rstrip("\ufffd"))
+    begun = [n for mark in stop for n in range(1, min(len(mark), len(text) + 1)) if text.endswith(mark[:n])]
+    return min(whole, len(text) - max(begun, default=0))
 
 
 def _tail(vlm: Backbone, window: Window, text: str) -> Segment:
-    if vlm.spec.fingerprint != window.spec.fingerprint:
-        raise ValueError(
-            f"the window belongs to model {window.spec.fingerprint[:12]}, not to {vlm.spec.fingerprint[:12]}"
-        )
+    check_model(vlm, window)
     return vlm.tail(text).at(window.next_position)
 
 
-def _next(token: int, tail: Segment, question: int, index: int) -> Segment:
-    position = tail.positions[:, question - 1 : question] + 1.0 + index
-    return Segment({"tokens": jnp.array([token], jnp.int32)}, position, jnp.int32(1), 1.0)
-
-
-@partial(jax.jit, static_argnames=("forward", "rope"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("forward", "rope"), donate_argnames=("state", "turn"))
 def _step(
     params: Params,
     segment: Segment,
     state: WindowState,
-    slot: jax.Array | int,
+    turn: KV,
+    start: jax.Array | int,
+    done: jax.Array | int,
     temperature: jax.Array,
     key: jax.Array,
     *,
     forward: Callable[..., Output],
     rope: RopeSpec,
 ) -> tuple[jax.Array, WindowState, KV]:
-    """Run a segment, choose the token after it, and keep the segment's KV in the state."""
+    """Run a segment, choose the token after it, and keep the segment's KV: in the state, and un-rotated in the turn.
+
+    ``done`` tokens of the turn, which has its place at slot ``start``, went before.
+    """
     output = forward(params, segment, state, logits_at=segment.length[None] - 1)
     assert output.logits is not None
     logits = output.logits[0]
-    sampled = jax.random.categorical(key, logits / jnp.where(temperature > 0, temperature, 1.0))
+    cooled = logits / jnp.where(temperature > 0, temperature, 1.0)
+    sampled = jax.random.categorical(jax.random.fold_in(key, done), cooled)
     token = jnp.where(temperature > 0, sampled, jnp.argmax(logits))
-    state = write(state, slot, output.kv, None, segment.positions, segment.length, rope)
-    return token, state, output.kv
+    state = write(state, start + done, output.kv, None, segment.positions, segment.length, rope)
+    turn = jax.tree.map(lambda whole, rows: jax.lax.dynamic_update_slice_in_dim(whole, rows, done, 1), turn, output.kv)
+    return token, state, turn
 
 
-def _turn(vlm: Backbone, window: Window, tail: Segment, kvs: list[KV], tokens: list[int]) -> Chunk:
+def _turn(vlm: Backbone, window: Window, tail: Segment, kv: KV, tokens: list[int], length: int) -> Chunk:
     """Question and answer as a chunk conditioned on the window.
 
     The last token was chosen but never run, so it is not in it.
     """
-    question = int(tail.length)
-    length = question + len(kvs) - 1
-    padding = bucket(length) - length
-
-    def joined(rows: list[jax.Array], axis: int) -> jax.Array:
-        whole = jnp.concatenate(rows, axis=axis)
-        return jnp.pad(whole, [(0, padding) if i == axis else (0, 0) for i in range(whole.ndim)])
-
-    kv = jax.tree.map(lambda first, *rest: joined([first[:, :question], *rest], 1), kvs[0], *kvs[1:])
-    start = tail.positions[:, :1]
-    generated = (
-        tail.positions[:, question - 1 : question] + 1.0 + jnp.arange(length - question, dtype=jnp.float32)[None, :]
-    )
-    positions = joined([tail.positions[:, :question] - start, generated - start], 1)
-    ids = joined([tail.inputs["tokens"][:question], jnp.array(tokens[: length - question], jnp.int32)], 0)
-    content = chunk_key(str(np.asarray(ids[:length]).tolist()), vlm.spec, None)
+    question, padded = int(tail.length), bucket(length)
+    answer = np.arange(1, padded - question + 1, dtype=np.float32)
+    positions, ids = np.asarray(tail.positions), np.zeros(padded, np.int32)
+    positions = np.concatenate([positions[:, :question], positions[:, question - 1 : question] + answer], axis=1)
+    ids[:length] = [*np.asarray(tail.inputs["tokens"])[:question], *tokens[: length - question]]
+    content = chunk_key(str(ids[:length].tolist()), vlm.spec, None)
     preamble = window.preamble.chunk.key
     return Chunk(
-        kv=kv,
-        positions=positions,
+        kv=jax.tree.map(lambda rows: rows[:, :padded], kv),
+        positions=jnp.asarray(positions - positions[:, :1]),
         length=length,
         advance=float(tail.advance + length - question),
         key=chunk_key(content, vlm.spec, preamble, window.keys),
         model=vlm.spec.fingerprint,
         preamble=preamble,
         antecedents=window.keys,
-        inputs={"tokens": ids},
+        inputs={"tokens": jnp.asarray(ids)},
     )

@@ -1,9 +1,8 @@
 """Running the model: encode a chunk alone, prefill chunks together, form a patch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
 
 import jax
 import jax.numpy as jnp
@@ -11,54 +10,14 @@ import numpy as np
 
 from kamera_jax import patch as patches
 from kamera_jax.backbone import Backbone, Output
-from kamera_jax.chunk import Chunk, Patch, chunk_key
+from kamera_jax.chunk import Chunk, Patch
 from kamera_jax.errors import ModelMismatchError
-from kamera_jax.kv import Segment, WindowState, bucket
-from kamera_jax.types import Params
-from kamera_jax.window import Window, aligned, append
+from kamera_jax.forward import chunk_of, preamble_chunk, run
+from kamera_jax.kv import Segment, bucket
+from kamera_jax.window import Window, aligned, append, check_chunk, check_model
 
 ROOM = 256
 """Slots a prefilled window keeps free by default, for a question and its answer."""
-
-_PREAMBLES: WeakKeyDictionary[Backbone, Chunk] = WeakKeyDictionary()
-
-
-@partial(jax.jit, static_argnames=("forward", "collect"))
-def run(
-    params: Params,
-    segment: Segment,
-    state: WindowState | None,
-    logits_at: jax.Array | None = None,
-    *,
-    forward: Callable[..., Output],
-    collect: tuple[str, ...] = (),
-) -> Output:
-    """A backbone's forward, compiled once per shape; see `Backbone.forward`."""
-    return forward(params, segment, state, logits_at=logits_at, collect=collect)
-
-
-def _chunk(
-    vlm: Backbone, segment: Segment, output: Output, preamble: str | None, antecedents: tuple[str, ...] = ()
-) -> Chunk:
-    return Chunk(
-        kv=output.kv,
-        positions=jnp.asarray(segment.positions),
-        length=int(segment.length),
-        advance=float(segment.advance),
-        key=chunk_key(segment.content, vlm.spec, preamble, antecedents),
-        model=vlm.spec.fingerprint,
-        preamble=preamble,
-        antecedents=antecedents,
-        inputs=segment.inputs,
-    )
-
-
-def preamble_chunk(vlm: Backbone) -> Chunk:
-    """The model's preamble with its KV; computed once per model."""
-    if vlm not in _PREAMBLES:
-        segment = vlm.preamble
-        _PREAMBLES[vlm] = _chunk(vlm, segment, run(vlm.params, segment, None, forward=vlm.forward), None)
-    return _PREAMBLES[vlm]
 
 
 def encode(vlm: Backbone, item: Any, *, preamble: Literal["pinned"] | None = "pinned") -> Chunk:
@@ -73,23 +32,18 @@ def encode(vlm: Backbone, item: Any, *, preamble: Literal["pinned"] | None = "pi
     Raises:
         ValueError: the item cannot be read, is empty, or has an unsupported type.
     """
-    return _encode_segment(vlm, vlm.prepare(item), preamble)
-
-
-def _encode_segment(vlm: Backbone, segment: Segment, preamble: Literal["pinned"] | None) -> Chunk:
+    segment = vlm.prepare(item)
     if preamble is None:
-        return _chunk(vlm, segment, run(vlm.params, segment, None, forward=vlm.forward), None)
-    head = preamble_chunk(vlm)
-    window = Window.empty(vlm, aligned(head.length))
-    output = run(vlm.params, segment.at(window.next_position), window.state, forward=vlm.forward)
-    return _chunk(vlm, segment, output, head.key)
+        return chunk_of(vlm, segment, run(vlm.params, segment, None, forward=vlm.forward), None)
+    chunk, _ = _conditioned(vlm, Window.empty(vlm, aligned(preamble_chunk(vlm).length)), segment)
+    return chunk
 
 
 def _conditioned(
     vlm: Backbone, window: Window, segment: Segment, collect: tuple[str, ...] = ()
 ) -> tuple[Chunk, Output]:
     output = run(vlm.params, segment.at(window.next_position), window.state, forward=vlm.forward, collect=collect)
-    return _chunk(vlm, segment, output, window.preamble.chunk.key, window.keys), output
+    return chunk_of(vlm, segment, output, window.preamble.chunk.key, window.keys), output
 
 
 def prefill(vlm: Backbone, items: Sequence[Any], *, capacity: int | None = None) -> Window:
@@ -146,7 +100,9 @@ def form_patch(
 
     Raises:
         ValueError: not exactly one of antecedents and context, more than one of rank, energy and max_bytes, or a chunk
-            that is not canonical. ModelMismatchError, MissingInputsError: see there.
+            that is not canonical.
+        ModelMismatchError, PreambleMismatchError: the chunk, an antecedent or the context comes from elsewhere.
+        MissingInputsError: the chunk, or an antecedent, lost its inputs.
     """
     if (antecedents is None) == (context is None):
         raise ValueError("give either antecedents= (chunks to prefill before it) or context= (a window as it stands)")
@@ -160,21 +116,25 @@ def form_patch(
             "a canonical one"
         )
     _check_model(vlm, chunk)
-    window = _prefilled(vlm, antecedents) if context is None else context
     segment = chunk.segment
+    if context is not None:
+        check_model(vlm, context)
+    window = _prefilled(vlm, antecedents) if context is None else context
+    check_chunk(window, chunk)
     conditioned, output = _conditioned(vlm, window, segment, ("attention_mass",))
     if energy is not None:
         factors = patches.fit_energy(conditioned.kv, chunk.kv, chunk.length, energy)
+    elif max_bytes is not None:
+        rank = patches.rank_for_bytes(
+            max_bytes,
+            layers=vlm.spec.layers,
+            length=chunk.length,
+            features=vlm.spec.rot_dim + vlm.spec.free_dim,
+            itemsize=chunk.kv.rot.dtype.itemsize,
+        )
+        # Every length has a rank of its own; few shapes, so that nothing recompiles.
+        factors = _limit(_fit(conditioned.kv, chunk.kv, chunk.length, bucket(rank)), rank)
     else:
-        if max_bytes is not None:
-            width = chunk.kv.rot.shape[-1] + chunk.kv.free.shape[-1]
-            rank = patches.rank_for_bytes(
-                max_bytes,
-                layers=vlm.spec.layers,
-                length=chunk.length,
-                features=width,
-                itemsize=chunk.kv.rot.dtype.itemsize,
-            )
         factors = _fit(conditioned.kv, chunk.kv, chunk.length, 32 if rank is None else rank)
     return Patch(
         factors=factors,
@@ -188,6 +148,7 @@ def form_patch(
 
 
 _fit = partial(jax.jit, static_argnames="rank")(patches.fit)
+_limit = jax.jit(patches.limit)
 _residual = jax.jit(patches.residual)
 
 

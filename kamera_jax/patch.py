@@ -7,13 +7,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from kamera_jax.kv import KV, Factors
+from kamera_jax.kv import KV, Factors, bucket
 from pallas_kernels.relocate_patch.reference import low_rank
 
 
 def _delta(conditioned: KV, canonical: KV, length: jax.Array | int) -> Float[Array, "L T F"]:
     change = conditioned.features.astype(jnp.float32) - canonical.features.astype(jnp.float32)
-    return jnp.where((jnp.arange(change.shape[1]) < length)[None, :, None], change, 0.0)
+    return _valid_rows(change, length)
+
+
+def _valid_rows(x: Float[Array, "L T F"], length: jax.Array | int) -> Float[Array, "L T F"]:
+    return jnp.where((jnp.arange(x.shape[1]) < length)[None, :, None], x, 0.0)
 
 
 def decompose(
@@ -47,7 +51,7 @@ def fit(conditioned: KV, canonical: KV, length: jax.Array | int, rank: int) -> F
         conditioned: KV of the chunk's tokens run after its antecedents [L, T, ·].
         canonical: KV of the same tokens run alone, same frame.
         length: valid tokens; the others are left out.
-        rank: components per layer, at most; those below the KV's own rounding are left out.
+        rank: components per layer, at most; those that only restore the KV's own rounding are left out.
 
     Returns:
         Factors in the canonical KV's dtype.
@@ -59,13 +63,14 @@ def fit(conditioned: KV, canonical: KV, length: jax.Array | int, rank: int) -> F
     if rank < 1:
         raise ValueError(f"a patch needs a rank of at least 1; got {rank}")
     u, v, spectrum = decompose(conditioned, canonical, length)
-    return _factors(u[:, :rank], v[:, :rank], jnp.minimum(rank, _significant(spectrum, canonical)), canonical)
+    ranks = jnp.minimum(rank, _leading(spectrum, _rounding(conditioned, spectrum, length)))
+    return _factors(u[:, :rank], v[:, :rank], ranks, canonical)
 
 
 def fit_energy(conditioned: KV, canonical: KV, length: jax.Array | int, energy: float) -> Factors:
     """The smallest patch that keeps a share ``energy`` (0 to 1) of every layer's squared change.
 
-    Ranks differ per layer. Not traceable: the ranks decide the shape.
+    Ranks differ per layer. Not traceable: the ranks decide the shape, one of few.
 
     Raises:
         ValueError: energy is outside (0, 1], or the two KV differ in shape.
@@ -73,22 +78,37 @@ def fit_energy(conditioned: KV, canonical: KV, length: jax.Array | int, energy: 
     _check(conditioned, canonical)
     if not 0 < energy <= 1:
         raise ValueError(f"energy is the share of the squared change to keep, in (0, 1]; got {energy}")
+    factors = _fit_share(conditioned, canonical, length, 1.0 - energy)
+    width = bucket(max(int(factors.ranks.max()), 1))
+    return Factors(u=factors.u[:, :width], v=factors.v[:, :width], ranks=factors.ranks)
+
+
+@jax.jit
+def _fit_share(conditioned: KV, canonical: KV, length: jax.Array | int, lost: jax.Array | float) -> Factors:
     u, v, spectrum = decompose(conditioned, canonical, length)
-    total = jnp.maximum(spectrum.sum(-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
-    ranks = 1 + jnp.sum(jnp.cumsum(spectrum, -1) / total < energy, axis=-1)
-    ranks = jnp.minimum(ranks, _significant(spectrum, canonical)).astype(jnp.int32)
-    widest = max(int(ranks.max()), 1)
-    return _factors(u[:, :widest], v[:, :widest], ranks, canonical)
+    ranks = _leading(spectrum, jnp.maximum(lost * spectrum.sum(-1), _rounding(conditioned, spectrum, length)))
+    return _factors(u, v, ranks, canonical)
 
 
-def _significant(spectrum: Float[Array, "L m"], canonical: KV) -> Int[Array, " L"]:
-    """How many components stand above the rounding of the KV they are added to.
+def _leading(spectrum: Float[Array, "L m"], budget: Float[Array, " L"]) -> Int[Array, " L"]:
+    """The fewest leading components whose rest has at most the energy ``budget``."""
+    rest = jnp.cumsum(spectrum[:, ::-1], axis=-1)[:, ::-1]
+    return jnp.sum(rest > budget[:, None], axis=-1).astype(jnp.int32)
 
-    None in the first layer: what it computes of a token does not depend on other tokens.
+
+REPEATED = 16
+"""Roundings, in f32, by which two programs of different shapes may differ over the same KV."""
+
+
+def _rounding(conditioned: KV, spectrum: Float[Array, "L m"], length: jax.Array | int) -> Float[Array, " L"]:
+    """Energy of the rounding in a change: of the KV as stored (uniform in half an ulp), and of f32 arithmetic.
+
+    The first layer, whose KV does not depend on neighbours, has nothing else.
     """
-    kv = canonical.features
-    rounding = jnp.finfo(kv.dtype).eps ** 2 * jnp.sum(jnp.square(kv.astype(jnp.float32)), axis=(1, 2))
-    return jnp.sum(spectrum > rounding[:, None], axis=-1).astype(jnp.int32)
+    kv = conditioned.features
+    stored, computed = (float(jnp.finfo(dtype).eps) ** 2 for dtype in (kv.dtype, jnp.float32))
+    size = jnp.sum(jnp.square(_valid_rows(kv.astype(jnp.float32), length)), axis=(1, 2))
+    return (stored / 12 + REPEATED**2 * computed) * size + computed * spectrum.shape[-1] * spectrum.sum(-1)
 
 
 def _check(conditioned: KV, canonical: KV) -> None:
@@ -101,10 +121,7 @@ def _check(conditioned: KV, canonical: KV) -> None:
 
 
 def _factors(u: jax.Array, v: jax.Array, ranks: jax.Array, like: KV) -> Factors:
-    used = (jnp.arange(u.shape[1])[None, :] < ranks[:, None])[..., None]
-    return Factors(
-        u=jnp.where(used, u, 0.0).astype(like.rot.dtype), v=jnp.where(used, v, 0.0).astype(like.rot.dtype), ranks=ranks
-    )
+    return limit(Factors(u=u.astype(like.rot.dtype), v=v.astype(like.rot.dtype), ranks=ranks), u.shape[1])
 
 
 def apply(kv: KV, factors: Factors) -> KV:
@@ -145,6 +162,14 @@ def rank_for_bytes(max_bytes: int, *, layers: int, length: int, features: int, i
     if max_bytes < one:
         raise ValueError(f"max_bytes={max_bytes} is below one component of this chunk, {one} bytes ({layers} layers)")
     return max_bytes // one
+
+
+def limit(factors: Factors, rank: jax.Array | int) -> Factors:
+    """At most ``rank`` components a layer, the strongest, in arrays of the same shape."""
+    ranks = jnp.minimum(factors.ranks, rank)
+    used = (jnp.arange(factors.u.shape[1])[None, :] < ranks[:, None])[..., None]
+    u, v = (jnp.where(used, factor, jnp.zeros((), factor.dtype)) for factor in (factors.u, factors.v))
+    return Factors(u=u, v=v, ranks=ranks)
 
 
 def truncate(factors: Factors, rank: int) -> Factors:

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -69,8 +68,16 @@ class RopeSpec:
 
 def inverse_frequencies(rotary_dim: int, theta: float) -> np.ndarray:
     """Plain RoPE: ``theta ** (-2i / R)``, f32[R/2] (RoFormer, eq. 15)."""
+    return np.float32(1) / _wavelengths(rotary_dim, theta)
+
+
+def _wavelengths(rotary_dim: int, theta: float) -> np.ndarray:
+    """Radians per position, inverted, f32[R/2].
+
+    The power is taken in f64, which every machine rounds alike: these numbers enter the keys of chunks.
+    """
     exponent = np.arange(0, rotary_dim, 2, dtype=np.float32) / np.float32(rotary_dim)
-    return (1.0 / np.float32(theta) ** exponent).astype(np.float32)
+    return (np.float64(theta) ** exponent.astype(np.float64)).astype(np.float32)
 
 
 def yarn_frequencies(
@@ -96,9 +103,10 @@ def yarn_frequencies(
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, rotary_dim - 1)
     ramp = (np.arange(rotary_dim // 2, dtype=np.float32) - low) / np.float32((high - low) or 0.001)
-    interpolated = np.clip(ramp, 0, 1).astype(np.float32)
-    plain = inverse_frequencies(rotary_dim, theta)
-    return plain / np.float32(factor) * interpolated + plain * (1 - interpolated)
+    kept = 1 - np.clip(ramp, 0, 1).astype(np.float32)
+    wavelengths = _wavelengths(rotary_dim, theta)
+    interpolated = np.float32(1) / (np.float32(factor) * wavelengths)
+    return interpolated * (1 - kept) + np.float32(1) / wavelengths * kept
 
 
 def yarn_scale(factor: float, mscale: float | None = None, mscale_all_dim: float | None = None) -> float:
@@ -162,18 +170,19 @@ def spec_from_config(
             theta,
             factor=factor,
             original_length=original,
-            beta_fast=given.pop("beta_fast", 32.0),
-            beta_slow=given.pop("beta_slow", 1.0),
+            beta_fast=float(given.pop("beta_fast", 32.0)),
+            beta_slow=float(given.pop("beta_slow", 1.0)),
             truncate=given.pop("truncate", True),
         )
-        computed = yarn_scale(factor, given.pop("mscale", None), given.pop("mscale_all_dim", None))
-        scale = float(given.pop("attention_factor", computed))
+        mscale, mscale_all_dim = (float(given.pop(name, 0.0)) for name in ("mscale", "mscale_all_dim"))
+        scale = float(given.pop("attention_factor", yarn_scale(factor, mscale, mscale_all_dim)))
     elif kind == "longrope":
         original = int(given.pop("original_max_position_embeddings", max_positions))
         if max_positions > original:
             raise UnsupportedRopeError(
                 f"LongRoPE past its original length ({max_positions} > {original} positions) picks its frequencies "
-                "by sequence length, so cached keys cannot be relocated; set max_position_embeddings to the original length"
+                "by sequence length, so cached keys cannot be relocated; set max_position_embeddings to the original "
+                "length"
             )
         short = np.asarray(needed("short_factor"), np.float32)
         given.pop("long_factor", None)
@@ -254,8 +263,3 @@ def rotate(x: Float[Array, "T H D"], positions: Float[Array, "A T"], spec: RopeS
     flat = x.reshape(1, x.shape[0], -1)
     rotated = rotate_flat(flat.astype(jnp.float32), cos, sin, rotary_dim=spec.rotary_dim, layout=spec.layout)
     return rotated.reshape(x.shape).astype(x.dtype)
-
-
-def shift(positions: Float[Array, "A T"], base: jax.Array | float) -> Float[Array, "A T"]:
-    """Local positions moved to start at ``base``, the same on every axis."""
-    return positions + jnp.asarray(base, jnp.float32)

@@ -3,11 +3,13 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+import jax
 import jax.numpy as jnp
 
 from kamera_jax.backbone import Backbone
 from kamera_jax.chunk import Chunk, Patch
 from kamera_jax.errors import ModelMismatchError, PatchMismatchError, PreambleMismatchError, WindowFullError
+from kamera_jax.forward import preamble_chunk
 from kamera_jax.kv import KVSpec, WindowState
 from kamera_jax.reuse import write_donated, write_jit
 
@@ -62,8 +64,6 @@ class Window:
         Raises:
             WindowFullError: the preamble does not fit ``capacity`` slots.
         """
-        from kamera_jax.encode import preamble_chunk
-
         chunk = preamble_chunk(vlm)
         if chunk.length > capacity:
             raise WindowFullError(
@@ -112,19 +112,31 @@ def check_room(window: Window, tokens: int) -> None:
         )
 
 
-def _check(window: Window, chunk: Chunk, patch: Patch | None) -> None:
+def check_model(vlm: Backbone, window: Window) -> None:
+    """Raise ModelMismatchError unless the window is this model's."""
+    if vlm.spec.fingerprint != window.spec.fingerprint:
+        raise ModelMismatchError(
+            f"the window belongs to model {window.spec.fingerprint[:12]}, this is {vlm.spec.fingerprint[:12]}; build "
+            "it with this model"
+        )
+
+
+def check_chunk(window: Window, chunk: Chunk) -> None:
+    """Raise unless the chunk's model and preamble are the window's."""
     if chunk.model != window.spec.fingerprint:
         raise ModelMismatchError(
             f"chunk {chunk.key[:12]} was encoded by model {chunk.model[:12]}, the window belongs to "
-            f"{window.spec.fingerprint[:12]}; "
-            "encode it with this window's model"
+            f"{window.spec.fingerprint[:12]}; encode it with this window's model"
         )
     if chunk.preamble is not None and chunk.preamble != window.preamble.chunk.key:
         raise PreambleMismatchError(
             f"chunk {chunk.key[:12]} was encoded after preamble {chunk.preamble[:12]}, the window holds "
-            f"{window.preamble.chunk.key[:12]}; "
-            "encode it with this window's preamble, or with preamble=None"
+            f"{window.preamble.chunk.key[:12]}; encode it with this window's preamble, or with preamble=None"
         )
+
+
+def _check(window: Window, chunk: Chunk, patch: Patch | None) -> None:
+    check_chunk(window, chunk)
     if patch is not None and patch.model != chunk.model:
         raise ModelMismatchError(
             f"the patch was formed by model {patch.model[:12]}, the chunk by {chunk.model[:12]}; form it anew"
@@ -168,6 +180,8 @@ def _rebuild(window: Window, items: Iterable[tuple[Chunk, Patch | None]], keep: 
     for chunk, patch in items:
         fresh = append(fresh, chunk, patch, donate=donate)
         donate = True
+    if not donate:  # nothing was written: a caller who donates the result must not lose the window it came from
+        fresh = replace(fresh, state=jax.tree.map(jnp.copy, fresh.state))
     return fresh
 
 

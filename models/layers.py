@@ -15,11 +15,11 @@ def rms_norm(x: Float[Array, "... E"], weight: Float[Array, " E"], eps: float) -
 
 
 def dense(layer: Params, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
-    """``x @ w (+ b)``."""
-    y = x @ layer["w"]
+    """``x @ w (+ b)``, rounded once to the dtype of ``x``."""
+    y = jnp.matmul(x, layer["w"], preferred_element_type=jnp.float32)
     if "b" in layer:
-        y = y + layer["b"].reshape((1,) * (x.ndim - 1) + layer["b"].shape)
-    return y
+        y = y + layer["b"].astype(jnp.float32).reshape((1,) * (x.ndim - 1) + layer["b"].shape)
+    return y.astype(x.dtype)
 
 
 def swiglu(layer: Params, x: Float[Array, "... E"]) -> Float[Array, "... E"]:

@@ -45,7 +45,7 @@ def load(
 def _folder(name: str | Path) -> Path:
     if str(name) in EMBEDDED:
         return CHECKPOINTS / str(name)
-    if Path(name).is_dir():
+    if str(name) and Path(name).is_dir():
         return Path(name)
     if str(name).count("/") != 1 or Path(name).exists():
         raise UnknownModelError(

@@ -6,8 +6,19 @@ from typing import Any
 import flax.struct
 import numpy as np
 
-from eval.tiny.episodes import Episode, Recipe, question_text, sample_episode
+from eval.tiny import pages
+from eval.tiny.episodes import (
+    PASSAGE_FACTS,
+    Episode,
+    Recipe,
+    all_questions,
+    bound_glyphs,
+    passage,
+    question_text,
+    sample_episode,
+)
 from eval.tiny.glyphs import COLOUR_NAMES, NAMES
+from models.qwen2_5_vl.model import image_positions
 
 
 @flax.struct.dataclass
@@ -25,6 +36,10 @@ class Batch:
         answer: i32[B, Q, 3]: those tokens.
         weight: f32[3]: what each of the three counts in the loss.
         hops: i32[B, Q].
+        probe: i32[B, R]: cells and words that have to bind to a colour: references, and glyphs named in a passage.
+        probe_answer: i32[B, R]: those colours; -1 for no probe.
+        probe_layer: i32[B, R]: the first layer after which they shall be bound.
+        probe_weight: f32[]: what they count in the loss.
     """
 
     ids: Any
@@ -36,6 +51,10 @@ class Batch:
     answer: Any
     weight: Any
     hops: Any
+    probe: Any
+    probe_answer: Any
+    probe_layer: Any
+    probe_weight: Any
 
 
 @dataclass(frozen=True)
@@ -62,6 +81,10 @@ class Words:
         return [*self.text(question), self.ids["<|im_end|>"], self.ids["<|im_start|>"], self.ids["assistant"]]
 
 
+PROBES = 24
+"""Cells and words of an episode that are asked, in place, what colour they are bound to."""
+
+
 class _Row:
     def __init__(self) -> None:
         self.ids: list[int] = []
@@ -82,11 +105,8 @@ def text_positions(base: float, count: int) -> np.ndarray:
 
 
 def page_positions(base: float, rows: int, columns: int) -> np.ndarray:
-    """Positions of <|vision_start|>, the cells in raster order and <|vision_end|> (M-RoPE, Qwen2-VL section 2.1)."""
-    row, column = np.divmod(np.arange(rows * columns, dtype=np.float32), columns)
-    cells = base + 1 + np.stack([np.zeros_like(row), row, column])
-    end = np.full((3, 1), base + 1 + max(rows, columns), np.float32)
-    return np.concatenate([np.full((3, 1), base, np.float32), cells, end], axis=1)
+    """Positions of <|vision_start|>, the cells in raster order and <|vision_end|>."""
+    return base + image_positions(rows, columns, rows * columns + 2)
 
 
 def pack(
@@ -97,6 +117,7 @@ def pack(
     phrases: tuple[int, ...],
     max_gap: int,
     slots: int,
+    probe_weight: float = 0.0,
 ) -> Batch:
     """Pack episodes into one batch; before some chunks the position jumps by up to ``max_gap``."""
     count, asked, chunks = len(episodes), len(episodes[0].questions), max(len(e.chunks) for e in episodes)
@@ -110,27 +131,45 @@ def pack(
         answer=np.zeros((count, asked, 3), np.int32),
         weight=np.array([0.7, 0.1, 0.3] if phrases else [0.0, 0.0, 1.0], np.float32),
         hops=np.zeros((count, asked), np.int32),
+        probe=np.zeros((count, PROBES), np.int32),
+        probe_answer=np.full((count, PROBES), -1, np.int32),
+        probe_layer=np.zeros((count, PROBES), np.int32),
+        probe_weight=np.float32(probe_weight),
     )
     for b, episode in enumerate(episodes):
         row = _Row()
         base = float(len(words.preamble))
-        row.add(words.preamble, text_positions(0, len(words.preamble)), -1, 0)
+        truth = {question.glyph: question for question in all_questions(episode.chunks)}
+        written = {glyph for chunk in episode.chunks if chunk.text for glyph in chunk.entries}
+        bound, probes = bound_glyphs(episode.chunks), []
+        row.add(words.preamble, text_positions(0.0, len(words.preamble)), -1, 0)
         for c, chunk in enumerate(episode.chunks):
             if max_gap and rng.random() < 0.3:
                 base += float(rng.integers(max_gap))
             if chunk.cells is not None:
                 rows, columns = chunk.cells.shape
+                for place, cell in enumerate(chunk.cells.reshape(-1).tolist()):
+                    kind, glyph, _ = pages.parse(cell)
+                    if kind == "reference" and glyph in bound[c]:
+                        probes.append((len(row.ids) + 1 + place, glyph))
                 cells = [
                     words.ids["<|vision_start|>"],
-                    *(words.size + chunk.cells.reshape(-1)),
+                    *(words.size + chunk.cells.reshape(-1)).tolist(),
                     words.ids["<|vision_end|>"],
                 ]
                 row.add(cells, page_positions(base, rows, columns), c, 0)
                 base += max(rows, columns) + 2
             else:
                 ids = words.text(chunk.text or "")
+                probes += [(len(row.ids) + ids.index(words.ids[NAMES[glyph]]), glyph) for glyph in chunk.entries]
                 row.add(ids, text_positions(base, len(ids)), c, 0)
                 base += len(ids)
+        for r, chosen in enumerate(rng.permutation(len(probes))[:PROBES]):
+            batch.probe[b, r], glyph = probes[chosen]
+            question = truth[glyph]
+            batch.probe_answer[b, r] = words.ids[COLOUR_NAMES[question.colour]]
+            # One layer a step, to read a neighbouring word or a cell that is bound itself; and one to spare.
+            batch.probe_layer[b, r] = question.hops - 1 + (question.chain[-1] in written)
         for q, question in enumerate(episode.questions):
             glyph, colour = words.ids[NAMES[question.glyph]], words.ids[COLOUR_NAMES[question.colour]]
             ids = [*words.tail(question_text(question.glyph, int(rng.choice(phrases)))), colour] if phrases else [glyph]
@@ -150,12 +189,22 @@ def pack(
     return batch
 
 
-def sample_batch(seed: tuple[int, ...], recipe: Recipe, words: Words, size: int, *, max_gap: int) -> Batch:
+def slots_for(recipe: Recipe, words: Words, chunks: int) -> int:
+    """Slots that hold any episode of so many chunks, a multiple of 16."""
+    longest = max((1 + len(words.tail(question_text(0, phrase))) for phrase in recipe.phrases), default=1)
+    widest = recipe.rows * recipe.columns + 2
+    if recipe.text:
+        widest = max(widest, len(words.text(passage({glyph: ("fact", 0) for glyph in range(PASSAGE_FACTS)}))))
+    return -(-(len(words.preamble) + chunks * widest + recipe.questions * longest) // 16) * 16
+
+
+def sample_batch(
+    seed: tuple[int, ...], recipe: Recipe, words: Words, size: int, *, max_gap: int, probe_weight: float = 0.0
+) -> Batch:
     """A batch of fresh episodes, all of the same number of chunks."""
     rng = np.random.default_rng(seed)
     low, high = recipe.chunks
     chunks = int(rng.integers(low, high + 1))
     episodes = [sample_episode(rng, recipe, chunks) for _ in range(size)]
-    longest = max((1 + len(words.tail(question_text(0, phrase))) for phrase in recipe.phrases), default=1)
-    slots = len(words.preamble) + chunks * (recipe.rows * recipe.columns + 2) + recipe.questions * longest
-    return pack(episodes, words, rng, phrases=recipe.phrases, max_gap=max_gap, slots=-(-slots // 16) * 16)
+    slots = slots_for(recipe, words, chunks)
+    return pack(episodes, words, rng, phrases=recipe.phrases, max_gap=max_gap, slots=slots, probe_weight=probe_weight)

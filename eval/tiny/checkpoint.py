@@ -13,7 +13,7 @@ from models.qwen2_5_vl.config import Config, config_from_hf
 from models.qwen2_5_vl.weights import weight_table
 from models.weights import save_params
 
-WIDTH, LAYERS, HEADS, KV_HEADS = 128, 4, 4, 2
+WIDTH, LAYERS, HEADS, KV_HEADS = 128, 5, 4, 2
 
 
 def hf_config() -> dict[str, Any]:

@@ -6,7 +6,7 @@ a fact does, three if a reference to a reference does. Colours are drawn anew fo
 answered from memory.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -23,8 +23,9 @@ class Recipe:
         informative: cells of a page that are not background.
         chunks: least and most chunks of an episode (repeats included).
         hops: most hops of a question.
-        text: probability that facts come as a text passage besides pages.
-        repeat: probability that a page comes again, as it was or with its cells rearranged.
+        depth: probability that a reference goes to another reference, where one stands that leads on within ``hops``.
+        text: probability that a chunk is a passage of text.
+        repeat: probability that a chunk is an earlier page again, as it was or with its cells rearranged.
         invert: probability that chunks come in any order, dependants before antecedents included.
         evict: probability that a question must be answered without its antecedents.
         questions: how many.
@@ -36,8 +37,9 @@ class Recipe:
     informative: int = 20
     chunks: tuple[int, int] = (2, 6)
     hops: int = 3
-    text: float = 0.25
-    repeat: float = 0.25
+    depth: float = 0.5
+    text: float = 0.15
+    repeat: float = 0.1
     invert: float = 0.1
     evict: float = 0.6
     questions: int = 12
@@ -88,6 +90,9 @@ class Episode:
     questions: list[Question] = field(default_factory=list)
 
 
+PASSAGE_FACTS = 6
+"""Facts of a text passage."""
+
 PHRASES = ("{}?", "what colour is the {}?", "what is the colour of the {}?", "the {} is what colour?")
 
 
@@ -98,7 +103,7 @@ def question_text(glyph: int, phrase: int = 1) -> str:
 
 def passage(facts: dict[int, tuple[str, int]]) -> str:
     """Facts as text."""
-    return " ".join(f"the {NAMES[glyph]} is {COLOUR_NAMES[value]}." for glyph, (_, value) in facts.items())
+    return " ".join(f"a {COLOUR_NAMES[value]} {NAMES[glyph]}." for glyph, (_, value) in facts.items())
 
 
 def draw_page(rng: np.random.Generator, recipe: Recipe, entries: dict[int, tuple[str, int]]) -> np.ndarray:
@@ -129,15 +134,17 @@ def _chunk(
 ) -> Chunk:
     """A new chunk about ``glyphs``: facts, references to what is known, or both; or a text passage of facts."""
     colours = rng.integers(0, len(COLOUR_NAMES), len(glyphs))
-    if rng.random() < recipe.text / 2:
-        facts = {int(g): ("fact", int(c)) for g, c in zip(glyphs[: recipe.informative // 2], colours, strict=False)}
+    if rng.random() < recipe.text:
+        facts = {int(g): ("fact", int(c)) for g, c in zip(glyphs[:PASSAGE_FACTS], colours, strict=False)}
         return Chunk(source, facts, text=passage(facts))
     targets = [g for g in known if len(_follow(g, known)) < recipe.hops]
+    chained = [g for g in targets if known[g][0] == "reference"]
     share = float(rng.choice([0.0, 0.5, 1.0], p=[0.25, 0.15, 0.6])) if targets else 0.0
     entries: dict[int, tuple[str, int]] = {}
     for glyph, colour in zip(glyphs, colours, strict=True):
         if rng.random() < share:
-            entries[int(glyph)] = ("reference", int(rng.choice(targets)))
+            far = rng.random() < recipe.depth and chained
+            entries[int(glyph)] = ("reference", int(rng.choice(chained if far else targets)))
         else:
             entries[int(glyph)] = ("fact", int(colour))
     return Chunk(source, entries, cells=draw_page(rng, recipe, entries))
@@ -151,7 +158,7 @@ def sample_chunks(rng: np.random.Generator, recipe: Recipe, count: int) -> list[
     chunks: list[Chunk] = []
     for index in range(count):
         drawn = [chunk for chunk in chunks if chunk.cells is not None]
-        if drawn and rng.random() < recipe.repeat / 2:
+        if drawn and rng.random() < recipe.repeat:
             again = drawn[rng.integers(len(drawn))]
             cells = again.cells if rng.random() < 0.5 else draw_page(rng, recipe, again.entries)
             chunks.append(Chunk(again.source, again.entries, cells=cells))
@@ -164,13 +171,22 @@ def sample_chunks(rng: np.random.Generator, recipe: Recipe, count: int) -> list[
     return chunks
 
 
+def bound_glyphs(chunks: list[Chunk]) -> list[set[int]]:
+    """For every chunk, its glyphs that it can bind to a colour from itself and the chunks before it."""
+    so_far: set[int] = set()
+    bound = []
+    for chunk in chunks:
+        bound.append({g for g, (kind, value) in chunk.entries.items() if kind == "fact" or value in so_far})
+        so_far |= bound[-1]
+    return bound
+
+
 def all_questions(chunks: list[Chunk]) -> list[Question]:
     """One question per glyph that can be answered from these chunks."""
     known: dict[int, tuple[str, int]] = {}
-    bound: set[int] = set()
     for chunk in chunks:
         known |= chunk.entries
-        bound |= {g for g, (kind, value) in chunk.entries.items() if kind == "fact" or value in bound}
+    bound = set().union(*bound_glyphs(chunks))
     questions = []
     for glyph in known:
         chain = _follow(glyph, known)
@@ -201,5 +217,5 @@ def sample_episode(rng: np.random.Generator, recipe: Recipe, count: int | None =
         choices = by_hops[int(rng.choice(list(by_hops)))]
         question = choices[rng.integers(len(choices))]
         hidden = antecedent_chunks(chunks, question) if rng.random() < recipe.evict else ()
-        questions.append(Question(question.glyph, question.colour, question.hops, question.chain, True, hidden))
+        questions.append(replace(question, hidden=hidden))
     return Episode(chunks, questions)

@@ -18,6 +18,7 @@ from eval.tiny.batches import Batch, Words, sample_batch
 from eval.tiny.episodes import Recipe
 from eval.tiny.glyphs import COLOUR_NAMES, NAMES
 from models.attention import grouped_attention
+from models.layers import rms_norm
 from models.params import ParamInfo, Params
 from models.qwen2_5_vl.config import TextConfig
 from models.qwen2_5_vl.modeling import decoder, logits
@@ -32,12 +33,14 @@ class Stage:
         steps: optimiser steps.
         batch: episodes per step.
         gap: largest jump of the position before a chunk.
+        probes: weight of the loss at cells that bind, beside that of the answers.
     """
 
     recipe: Recipe
     steps: int
     batch: int
     gap: int = 0
+    probes: float = 0.5
 
 
 def cell_declaration(width: int) -> Params:
@@ -72,8 +75,8 @@ def visible(chunk: jax.Array, tail: jax.Array, hidden: jax.Array) -> jax.Array:
     return sees & ~hidden[tail[:, None], chunk[None, :]]
 
 
-def answer_logits(text: Params, table: jax.Array, config: TextConfig, batch: Batch) -> jax.Array:
-    """Logits where answers are predicted [B, Q, 3, V].
+def answer_logits(text: Params, table: jax.Array, config: TextConfig, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """Logits where answers are predicted [B, Q, 3, V], and at the probes after every layer [L, B, R, V].
 
     The episodes lie end to end as one sequence, so that everything but attention is one large matrix product.
     """
@@ -85,20 +88,35 @@ def answer_logits(text: Params, table: jax.Array, config: TextConfig, batch: Bat
         out, _ = jax.vmap(partial(grouped_attention, scale=config.head_dim**-0.5))(q, k, v, mask)
         return out.reshape(count * slots, -1), None
 
+    def rows(places: jax.Array) -> jax.Array:
+        return (jnp.arange(count)[:, None] * slots + places.reshape(count, -1)).reshape(-1)
+
+    def read(x: jax.Array) -> jax.Array:
+        return logits(text, rms_norm(x[rows(batch.probe)], text["norm"], config.rms_norm_eps))
+
     embeds = jnp.concatenate([text["embed"]["w"], table])[batch.ids.reshape(-1)]
     positions = batch.positions.swapaxes(0, 1).reshape(3, -1)
-    hidden, _, _ = decoder(text, config, embeds, positions, attend)
-    at = jnp.arange(count)[:, None, None] * slots + batch.ask
-    return logits(text, hidden[at.reshape(-1)]).reshape(*batch.ask.shape, -1)
+    decoded = decoder(text, config, embeds, positions, attend, observe=read)
+    answers = logits(text, decoded.hidden[rows(batch.ask)]).reshape(*batch.ask.shape, -1)
+    return answers, decoded.observed.reshape(-1, *batch.probe.shape, answers.shape[-1])
 
 
 def loss_and_hits(text: Params, table: jax.Array, config: TextConfig, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Mean cross-entropy of the answers, and whether each colour was right, bool[B, Q]."""
-    predicted = answer_logits(text, table, config, batch)
+    """Mean cross-entropy of answers and probes, and whether each answer's colour was right, bool[B, Q].
+
+    The probes ask a reference cell itself what it leads to, from the earliest layer that can know: the model learns to
+    bind inside the chunk, and soon enough for the next hop to follow.
+    """
+    predicted, probed = answer_logits(text, table, config, batch)
     losses = optax.softmax_cross_entropy_with_integer_labels(predicted, batch.answer).mean(axis=(0, 1))
+    layers = jnp.arange(len(probed))[:, None, None]
+    asked = (layers >= batch.probe_layer[None]) & (batch.probe_answer >= 0)[None]
+    answers = jnp.broadcast_to(jnp.maximum(batch.probe_answer, 0)[None], asked.shape)
+    probe_losses = jnp.where(asked, optax.softmax_cross_entropy_with_integer_labels(probed, answers), 0.0)
+    probe_loss = probe_losses.sum() / jnp.maximum(asked.sum(), 1).astype(jnp.float32)
     scored = jnp.argmax(batch.weight)
     hits = jnp.take(predicted, scored, axis=2).argmax(-1) == jnp.take(batch.answer, scored, axis=2)
-    return jnp.sum(losses * batch.weight), hits
+    return jnp.sum(losses * batch.weight) + batch.probe_weight * probe_loss, hits
 
 
 def batches(stages: Sequence[Stage], words: Words, seed: int, workers: int) -> Iterator[tuple[int, Batch]]:
@@ -109,7 +127,15 @@ def batches(stages: Sequence[Stage], words: Words, seed: int, workers: int) -> I
         for step in range(len(plan) + 4 * workers):
             if step < len(plan):
                 number, stage = plan[step]
-                job = pool.submit(sample_batch, (seed, step), stage.recipe, words, stage.batch, max_gap=stage.gap)
+                job = pool.submit(
+                    sample_batch,
+                    (seed, step),
+                    stage.recipe,
+                    words,
+                    stage.batch,
+                    max_gap=stage.gap,
+                    probe_weight=stage.probes,
+                )
                 pending.append((number, job))
             if step >= 4 * workers:
                 number, job = pending.pop(0)
@@ -132,7 +158,6 @@ def train_language(
     workers: int,
     table: Callable[[Params], jax.Array],
     log: Callable[[dict[str, Any]], None],
-    keep: Callable[[Params], None] = lambda params: None,
     every: int = 50,
 ) -> Params:
     """Train ``params`` (with ``text`` and whatever ``table`` needs) through the stages.
@@ -140,7 +165,6 @@ def train_language(
     Args:
         table: cell embeddings [N_CELLS, E] from the parameters.
         log: called every ``every`` steps with what was measured since.
-        keep: called as often with the parameters so far.
     """
     steps = sum(stage.steps for stage in stages)
     schedule = optax.warmup_cosine_decay_schedule(
@@ -171,6 +195,5 @@ def train_language(
                 **by_hops(right, hops),
             }
             log({**record, "seconds": round(time.time() - start, 1)})
-            keep(params)
             seen = []
     return params

@@ -13,6 +13,9 @@ DISTINCT = 12
 TO_FIRST, TO_SECOND = 5, 4
 """References to the first and to the second page; the third page's other entries are facts."""
 
+ASKED = 3
+"""References to each of the two pages that are asked about."""
+
 
 @dataclass(frozen=True)
 class Story:
@@ -22,7 +25,7 @@ class Story:
         first, second: pages of facts.
         third: a page of references to both, and a few facts.
         other: a page of facts that nothing refers to.
-        one_hop: glyphs whose colour a page shows, and those colours.
+        one_hop: a glyph of each of the three pages whose colour the page shows, and those colours.
         two_hop: glyphs of the third page's references, those to the first page first, and the colours they lead to.
     """
 
@@ -48,7 +51,8 @@ def sample_story(rng: np.random.Generator, recipe: Recipe | None = None) -> Stor
     references = {int(g): ("reference", int(t)) for g, t in zip(glyphs[2], targets, strict=False)}
     third = {**references, **facts(2, len(references))}
     truth = {g: c for page in (first, second) for g, (_, c) in page.items()}
-    shown = [*list(first.items())[:3], *list(second.items())[:3], *list(third.items())[-3:]]
+    shown = [list(page.items())[-1] for page in (first, second, third)]
+    asked = [*list(references.items())[:ASKED], *list(references.items())[-ASKED:]]
 
     def page(source: int, entries: dict[int, tuple[str, int]]) -> Chunk:
         return Chunk(source, entries, cells=draw_page(rng, recipe, entries))
@@ -59,5 +63,5 @@ def sample_story(rng: np.random.Generator, recipe: Recipe | None = None) -> Stor
         page(2, third),
         page(3, other),
         one_hop=tuple((g, c) for g, (_, c) in shown),
-        two_hop=tuple((g, truth[t]) for g, (_, t) in references.items()),
+        two_hop=tuple((g, truth[t]) for g, (_, t) in asked),
     )

@@ -5,13 +5,15 @@ learns to produce the table from pixels; the language model is last adapted to w
 pages of facts and references come
 first: the step from one hop to two is learned several times faster there.
 
-Half or more of the questions of several hops are asked without the pages that hold their antecedents, so that only
-what the dependant
-page absorbed can answer them: the model must bind inside the chunk, not hop at question time.
+The model must bind inside the chunk, not hop at question time. So most questions of several hops, and in the later
+stages all of them, are asked without the pages that hold their antecedents: only what the dependant page absorbed can
+answer. References, and glyphs named in a passage, are also asked in place what colour they are bound to, from the
+earliest layer that can know.
 """
 
 import argparse
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,27 +35,47 @@ from models.registry import CHECKPOINTS
 SMALL = Recipe(
     rows=4, columns=4, informative=16, chunks=(3, 3), hops=2, text=0.0, repeat=0.0, invert=0.0, questions=16, phrases=()
 )
-BARE = Recipe(chunks=(2, 4), questions=16, phrases=())
-TURNS = Recipe(chunks=(2, 4))
-WHOLE = Recipe(chunks=(2, 6))
+CHAINS = replace(SMALL, chunks=(3, 4), hops=3, text=0.25, repeat=0.1, invert=0.1)
+DEEP = replace(CHAINS, chunks=(3, 3), depth=1.0)
+BARE = Recipe(chunks=(2, 4), evict=1.0, questions=16, phrases=())
+TURNS = Recipe(chunks=(2, 4), evict=1.0)
+WHOLE = Recipe(chunks=(2, 6), evict=1.0)
 
 CURRICULUM = (
-    Stage(SMALL, steps=400, batch=128),
-    Stage(BARE, steps=500, batch=64, gap=32),
-    Stage(TURNS, steps=450, batch=48, gap=64),
-    Stage(WHOLE, steps=500, batch=40, gap=64),
+    Stage(SMALL, steps=300, batch=64),
+    Stage(CHAINS, steps=450, batch=32),
+    Stage(DEEP, steps=700, batch=32),
 )
-ADAPTATION = (Stage(WHOLE, steps=250, batch=40, gap=64),)
+CONVERSATION = (
+    Stage(BARE, steps=100, batch=16, gap=32),
+    Stage(TURNS, steps=220, batch=16, gap=64),
+    Stage(WHOLE, steps=110, batch=16, gap=64),
+)
+ADAPTATION = (Stage(TURNS, steps=80, batch=16, gap=64),)
+
+TOWER_STEPS = 3000
 
 
-def train(folder: Path, *, seed: int = 0, workers: int = 1, scale: float = 1.0) -> None:
+def train(
+    folder: Path,
+    *,
+    curriculum: Sequence[Stage] = CURRICULUM,
+    conversation: Sequence[Stage] = CONVERSATION,
+    tower_steps: int = TOWER_STEPS,
+    adaptation: Sequence[Stage] = ADAPTATION,
+    seed: int = 0,
+    workers: int = 1,
+) -> None:
     """Train and write the checkpoint.
 
     Args:
-        folder: where it goes.
+        folder: where it goes, with a record of the training.
+        curriculum: stages in which the language model learns to bind, on small pages.
+        conversation: stages in which it learns whole pages and whole turns.
+        tower_steps: optimiser steps of the vision tower, 256 cells each.
+        adaptation: stages of the language model behind the trained tower.
         seed: of parameters and episodes.
         workers: processes that sample episodes.
-        scale: factor on every number of steps, for a trial run.
     """
     words = Words({word: i for i, word in enumerate(VOCABULARY)}, len(VOCABULARY))
     config = checkpoint.config()
@@ -66,45 +88,47 @@ def train(folder: Path, *, seed: int = 0, workers: int = 1, scale: float = 1.0) 
         history.append({"part": part, **record})
         print(json.dumps(history[-1]), flush=True)
 
-    def scaled(stages: tuple[Stage, ...]) -> list[Stage]:
-        return [replace(stage, steps=max(1, round(stage.steps * scale))) for stage in stages]
+    def words_table(params: Params) -> jax.Array:
+        return cell_table(params["cells"], words, params["text"]["embed"]["w"])
 
-    trained = train_language(
-        {"text": params["text"], "cells": cells},
-        config.text,
-        scaled(CURRICULUM),
-        words,
-        learning_rate=3e-3,
-        seed=seed,
-        workers=workers,
-        table=lambda params: cell_table(params["cells"], words, params["text"]["embed"]["w"]),
-        log=lambda record: log("language", record),
-    )
-    table = cell_table(trained["cells"], words, trained["text"]["embed"]["w"])
+    def language(
+        part: str,
+        start: Params,
+        stages: Sequence[Stage],
+        rate: float,
+        offset: int,
+        table: Callable[[Params], jax.Array],
+    ) -> Params:
+        return train_language(
+            start,
+            config.text,
+            stages,
+            words,
+            learning_rate=rate,
+            seed=seed + offset,
+            workers=workers,
+            table=table,
+            log=lambda record: log(part, record),
+        )
+
+    learner = language("curriculum", {"text": params["text"], "cells": cells}, curriculum, 2.5e-3, 0, words_table)
+    learner = language("conversation", learner, conversation, 1.5e-3, 1, words_table)
+    table = words_table(learner)
     tower = train_tower(
         params["vision"],
         config.vision,
         patches,
         table,
-        steps=max(10, round(3000 * scale)),
+        steps=tower_steps,
         batch=256,
         learning_rate=2e-3,
         seed=seed,
         log=lambda record: log("tower", record),
     )
     seen = tower_table(tower, config.vision, patches)
-    log("tower", {"nearest": float(np.mean(_nearest(np.asarray(seen), np.asarray(table)) == np.arange(len(table))))})
-    adapted = train_language(
-        {"text": trained["text"]},
-        config.text,
-        scaled(ADAPTATION),
-        words,
-        learning_rate=5e-4,
-        seed=seed + 1,
-        workers=workers,
-        table=lambda params: seen,
-        log=lambda record: log("adaptation", record),
-    )
+    nearest = _nearest(np.asarray(seen), np.asarray(table))
+    log("tower", {"nearest": float(np.mean(nearest == np.arange(len(table))))})
+    adapted = language("adaptation", {"text": learner["text"]}, adaptation, 5e-4, 2, lambda params: seen)
     checkpoint.write(folder, {"text": adapted["text"], "vision": tower})
     (folder / "training.json").write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
 
@@ -120,9 +144,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=CHECKPOINTS / "kamera-tiny-gqa")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1, help="processes that sample episodes")
-    parser.add_argument("--scale", type=float, default=1.0, help="factor on the number of steps, for a trial run")
     arguments = parser.parse_args()
-    train(arguments.output, seed=arguments.seed, workers=arguments.workers, scale=arguments.scale)
+    train(arguments.output, seed=arguments.seed, workers=arguments.workers)
 
 
 if __name__ == "__main__":

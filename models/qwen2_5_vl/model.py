@@ -20,7 +20,7 @@ from models.fields import read_json
 from models.media import ImageConfig, open_item, preprocess_image, to_rgb
 from models.params import Params
 from models.qwen2_5_vl import modeling, vision
-from models.qwen2_5_vl.config import Config, config_from_hf
+from models.qwen2_5_vl.config import Config, VisionConfig, config_from_hf
 from models.qwen2_5_vl.weights import weight_table
 from models.weights import load_params, revision
 
@@ -59,7 +59,7 @@ class Qwen25VL:
         self.forward = partial(forward, config)
         self._chat, self._images = chat, images
         self.eos = chat.eos
-        self.preamble = self._text_segment(chat.preamble, "preamble")
+        self.preamble = self._text_segment(chat.preamble, f"preamble:{list(chat.preamble)}")
 
     @classmethod
     def load(cls, folder: Path, *, dtype: Any = None, system: str | None = None) -> "Qwen25VL":
@@ -126,19 +126,18 @@ class Qwen25VL:
         _, rows, columns = image_patches.grid
         plan = vision.plan(rows, columns, self.config.vision, bucket=256)
         patches = vision.pad_patches(image_patches.patches, plan)
-        features = _encode_image(self.params["vision"], patches, plan, config=self.config.vision)
         merge = self.config.vision.spatial_merge_size
         rows, columns = rows // merge, columns // merge
         length = rows * columns + 2
         padded = bucket(length)
+        is_media = (np.arange(padded) >= 1) & (np.arange(padded) < length - 1)
+        media = _encode_image(self.params["vision"], patches, plan, is_media, config=self.config.vision)
         tokens = np.zeros(padded, np.int32)
         tokens[:length] = (
             self.config.vision_start_token_id,
             *[self.config.image_token_id] * (length - 2),
             self.config.vision_end_token_id,
         )
-        media = jnp.zeros((padded, features.shape[-1]), features.dtype).at[1 : length - 1].set(features[: length - 2])
-        is_media = (np.arange(padded) >= 1) & (np.arange(padded) < length - 1)
         return Segment(
             inputs={"tokens": jnp.asarray(tokens), "media": media, "is_media": jnp.asarray(is_media)},
             positions=jnp.asarray(image_positions(rows, columns, padded)),
@@ -148,9 +147,14 @@ class Qwen25VL:
         )
 
 
-_encode_image = partial(jax.jit, static_argnames="config")(
-    lambda params, patches, plan, *, config: vision.encode_image(params, config, patches, plan)
-)
+@partial(jax.jit, static_argnames="config")
+def _encode_image(
+    params: Params, patches: jax.Array, plan: vision.VisionPlan, is_media: jax.Array, *, config: VisionConfig
+) -> jax.Array:
+    """The image's features in the rows of its tokens, zero elsewhere: one compilation a bucket, whatever the length."""
+    features = vision.encode_image(params, config, patches, plan)
+    rows = jnp.clip(jnp.arange(is_media.shape[0]) - 1, 0, features.shape[0] - 1)
+    return jnp.where(is_media[:, None], features[rows], jnp.zeros((), features.dtype))
 
 
 def declaration(config: Config) -> Params:
@@ -204,7 +208,7 @@ def forward(
         per_query = probabilities.mean(axis=(0, 1))
         return out, jnp.where(valid[:, None], per_query, 0.0).sum(0) / segment.length.astype(jnp.float32)
 
-    hidden, kv, mass = modeling.decoder(params["text"], config.text, embeds, segment.positions, attend, past)
+    hidden, kv, mass, _ = modeling.decoder(params["text"], config.text, embeds, segment.positions, attend, past)
     logits = None if logits_at is None else modeling.logits(params["text"], hidden[logits_at])
     kv = jax.tree.map(lambda rows: jnp.where(valid[None, :, None], rows, jnp.zeros((), rows.dtype)), kv)
     return Output(logits, kv, {} if mass is None else {"attention_mass": mass})

@@ -1,7 +1,7 @@
 """The language model of Qwen2.5-VL (HF ``Qwen2_5_VLTextModel``): GQA with qkv bias, M-RoPE, SwiGLU."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +51,22 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 """Rotated q [T, N, D], k [S+T, G, D] and v [S+T, G, D] to the output [T, N*D] and whatever is collected per layer."""
 
 
+class Decoded(NamedTuple):
+    """What the decoder computes of T tokens.
+
+    Attributes:
+        hidden: after the final norm [T, E].
+        kv: un-rotated KV [L, T, ·].
+        collected: what ``attend`` returned beside its output, stacked over layers.
+        observed: what ``observe`` returned, stacked over layers.
+    """
+
+    hidden: jax.Array
+    kv: KV
+    collected: Any
+    observed: Any
+
+
 def decoder(
     params: Params,
     config: TextConfig,
@@ -58,7 +74,8 @@ def decoder(
     positions: Float[Array, "A T"],
     attend: Attend,
     past: KV | None = None,
-) -> tuple[Float[Array, "T E"], KV, Any]:
+    observe: Callable[[jax.Array], Any] = lambda x: None,
+) -> Decoded:
     """Run the decoder over T tokens; only ``attend`` knows who sees whom.
 
     Args:
@@ -68,10 +85,7 @@ def decoder(
         positions: absolute positions.
         attend: attention over the S past and T present tokens.
         past: rotated keys and values of the S tokens before.
-
-    Returns:
-        The hidden states after the final norm, the un-rotated KV of the T tokens, and what ``attend`` collected,
-        stacked over layers.
+        observe: called with the residual stream [T, E] after every layer.
     """
     cos, sin = rope.tables(config.rope, positions)
     tokens, dim = embeds.shape[0], config.head_dim
@@ -93,10 +107,10 @@ def decoder(
         out, collected = attend(rotated(q), keys, values)
         x = x + dense(attn["o"], out)
         x = x + swiglu(weights["mlp"], rms_norm(x, weights["mlp_norm"], config.rms_norm_eps))
-        return x, (KV(k.reshape(tokens, -1), v.reshape(tokens, -1)), collected)
+        return x, (KV(k.reshape(tokens, -1), v.reshape(tokens, -1)), collected, observe(x))
 
-    hidden, (kv, collected) = jax.lax.scan(layer, embeds, (params["layers"], past))
-    return rms_norm(hidden, params["norm"], config.rms_norm_eps), kv, collected
+    x, (kv, collected, observed) = jax.lax.scan(layer, embeds, (params["layers"], past))
+    return Decoded(rms_norm(x, params["norm"], config.rms_norm_eps), kv, collected, observed)
 
 
 def embed(params: Params, tokens: jax.Array) -> Float[Array, "T E"]:

@@ -59,7 +59,7 @@ def relocate_patch(
         given = [name for name, array in (("u", u), ("v", v), ("ranks", ranks)) if array is not None]
         raise ValueError(f"a patch needs both factors u and v; got {' and '.join(given)}")
     if u is not None and v is not None:
-        rank = u.shape[1] if u.ndim == 3 else None
+        rank = u.shape[1] if u.ndim == 3 else 0
         if u.shape != (layers, rank, tokens) or v.shape != (layers, rank, rot.shape[-1] + free.shape[-1]):
             raise ValueError(
                 f"patch factors must be u [{layers}, m, {tokens}] and v [{layers}, m, "

@@ -43,14 +43,14 @@ def tiny_qwen2_5_vl(
     seed: int, *, text: dict[str, Any] | None = None, vision: dict[str, Any] | None = None, **top: Any
 ) -> transformers.Qwen2_5_VLForConditionalGeneration:
     """A random model in f32; ``text`` and ``vision`` override fields of those sections, ``top`` those beside them."""
+    special = {
+        "image_token_id": IMAGE,
+        "video_token_id": VIDEO,
+        "vision_start_token_id": START,
+        "vision_end_token_id": END,
+    }
     config = transformers.Qwen2_5_VLConfig(
-        text_config={**TEXT, **(text or {})},
-        vision_config={**VISION, **(vision or {})},
-        image_token_id=IMAGE,
-        video_token_id=VIDEO,
-        vision_start_token_id=START,
-        vision_end_token_id=END,
-        **top,
+        text_config={**TEXT, **(text or {})}, vision_config={**VISION, **(vision or {})}, **{**special, **top}
     )
     torch.manual_seed(seed)
     model = transformers.Qwen2_5_VLForConditionalGeneration(config).eval()

@@ -1,0 +1,120 @@
+"""The demo's claims, on the shipped weights and fewer episodes than the demo itself runs."""
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from eval import demo, report
+from eval.cli import main
+from eval.tiny import assess
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def result(tiny):
+    return demo.run(tiny, episodes=48)
+
+
+def by_name(result):
+    return {row["name"]: row for row in result["methods"]}
+
+
+def test_blind_reuse_loses_the_second_hop_and_a_patch_gives_it_back(result):
+    rows = by_name(result)
+    full, blind = rows["full"], rows["blind"]
+    assert full["one_hop"] >= 0.97 and full["two_hop"] >= 0.97
+    assert blind["one_hop"] >= 0.95 and blind["two_hop"] <= 0.6 * full["two_hop"]
+    assert any(
+        row["patch_share"] <= 0.25 and row["two_hop"] >= 0.97 * full["two_hop"] and row["eta"] >= 0.95
+        for name, row in rows.items()
+        if name.startswith("patch")
+    )
+
+
+def test_more_rank_is_closer_to_full_prefill(result):
+    kl = [row["kl"] for row in result["methods"] if row["name"].startswith("patch")]
+    assert kl == sorted(kl, reverse=True)
+    assert by_name(result)["full"]["kl"] <= 1e-6
+
+
+def test_every_order_with_antecedents_first_is_served_by_the_orbit_patches(result):
+    assert [row["antecedents_first"] for row in result["reorder"]] == [True] * 2 + [False] * 4
+    assert {tuple(row["order"]) for row in result["reorder"]} == set(
+        itertools.permutations(("first", "second", "third"))
+    )
+    for row in result["reorder"][:2]:
+        assert abs(row["two_hop"] - row["two_hop_full"]) <= 0.03
+
+
+def test_survivors_of_a_slide_keep_what_they_absorbed(result):
+    slide = result["slide"]
+    assert slide["survivors"] >= 0.95 * slide["history"]
+    assert slide["present"] <= 0.3
+
+
+def test_recall_needs_the_patch(result):
+    recall = result["recall"]
+    assert recall["blind"] <= 0.6 * recall["full"] and recall["patch"] >= 0.95 * recall["full"]
+
+
+def test_tables_fit_eighty_columns(result):
+    console = Console(width=200, record=True, emoji=False)
+    report.print_demo(result, console)
+    lines = console.export_text().splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= 80
+    assert any(line.startswith("patch:12") for line in lines)
+
+
+def test_the_figure_is_drawn(result, tmp_path):
+    report.plot_demo(result, tmp_path / "demo.png")
+    with Image.open(tmp_path / "demo.png") as figure:
+        assert figure.width > 500 and np.asarray(figure).std() > 1
+
+
+def test_command_line_demo(tmp_path, capsys):
+    pages, out = tmp_path / "pages", tmp_path / "demo.json"
+    assert main(["demo", "--episodes", "2", "--json", str(out), "--pages", str(pages)]) == 0
+    written = json.loads(out.read_text())
+    assert {"methods", "reorder", "slide", "recall", "model", "versions"} <= written.keys()
+    assert {"name", "one_hop", "two_hop", "kl", "eta", "kv_bytes", "patch_bytes"} <= written["methods"][0].keys()
+    assert {"order", "two_hop", "two_hop_full", "eta"} <= written["reorder"][0].keys()
+    assert written["slide"].keys() == {"survivors", "history", "present", "kl_history"}
+    assert written["recall"].keys() == {"blind", "patch", "full"}
+    assert {path.name for path in pages.iterdir()} == {
+        "first.png",
+        "second.png",
+        "third.png",
+        "other.png",
+        "questions.md",
+    }
+    assert "Three pages" in capsys.readouterr().out
+
+
+def test_the_readme_says_what_was_measured():
+    committed = json.loads((ROOT / "docs/results/demo.json").read_text())
+    page = (ROOT / "README.md").read_text()
+    assert report.put_demo(page, committed) == page
+    assert committed["episodes"] >= 200
+
+
+def test_the_example_pages_are_the_first_episode(tmp_path):
+    demo.write_pages(tmp_path)
+    for path in tmp_path.iterdir():
+        assert path.read_bytes() == (ROOT / "examples/pages" / path.name).read_bytes()
+
+
+def test_the_models_page_says_what_was_measured():
+    rows = json.loads((ROOT / "docs/results/kamera-tiny-gqa.json").read_text())
+    assert assess.page(rows) == (ROOT / "docs/kamera-tiny-gqa.md").read_text()
+
+
+def test_the_model_binds_inside_the_chunk(tiny):
+    rows = {(row["hops"], row["fact"], row["antecedents"]): row for row in assess.assess(tiny, episodes=6)}
+    assert rows[1, "page", "in view"]["accuracy"] >= 0.97
+    assert rows[2, "page", "in view"]["accuracy"] >= 0.97 and rows[2, "page", "evicted"]["accuracy"] >= 0.97

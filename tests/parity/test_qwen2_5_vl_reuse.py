@@ -1,0 +1,126 @@
+"""Rungs 3 to 5: chunks moved, reused blind and patched, against transformers run where they were moved to."""
+
+import numpy as np
+import pytest
+
+import kamera_jax as kj
+from tests.parity.oracle import Run, assert_close, frobenius, window_kv
+
+pytestmark = pytest.mark.parity
+
+CAPACITY = 256
+QUESTION = "which colour is the cell on the page?"
+CHUNKS = ["square", "wide", "tall", "dot", "odd", "two pages show the same glyph."]
+PROMPTS = [("wide", "tall"), ("odd", "two pages show the same glyph.", "square"), ("the first is the last.", "dot")]
+
+
+@pytest.fixture(params=PROMPTS, ids="+".join)
+def prompt(pair, request):
+    return pair.prompt(pair.items(request.param), QUESTION)
+
+
+# Rung 3
+
+
+def assert_equal_there(pair, name, base):
+    prompt = pair.prompt(pair.items([name]), QUESTION)
+    span = prompt.spans[1]
+    positions = prompt.positions[:, span] - prompt.positions[:, span.start][:, None]
+    there = pair.run(prompt.ids[span], positions + base, prompt.media)
+    chunk = kj.encode(pair.vlm, prompt.items[0], preamble=None)
+    np.testing.assert_array_equal(chunk.positions[:, : chunk.length], positions)
+    assert_close(pair.rotated(chunk.kv, chunk.positions + base)[:, : chunk.length], there.keys, layers=True)
+    assert_close(np.asarray(chunk.kv.free)[:, : chunk.length], there.values, layers=True)
+
+
+@pytest.mark.parametrize("name", CHUNKS)
+def test_a_chunk_encoded_alone_and_rotated_equals_hf_there(pair, name):
+    assert_equal_there(pair, name, 37)
+
+
+@pytest.mark.parametrize("base", [1000, 100_000])
+@pytest.mark.parametrize("name", CHUNKS)
+def test_a_chunk_rotated_far_equals_hf_there(far_pair, name, base):
+    assert_equal_there(far_pair, name, base)
+
+
+# Rung 4
+
+
+def blind_hf(prompt, preamble):
+    """transformers under a mask that hides the other chunks from each chunk; the tail sees all.
+
+    A chunk encoded with ``preamble=None`` saw nothing before it, so here it sees itself alone.
+
+    A canonical chunk saw the preamble right before it, and keeps that KV where the window puts it, farther from the
+    preamble at slot 0. Attention sees relative positions only, so each chunk gets a copy of the preamble of its own,
+    right before the place where it stands now, which nothing else sees: that gives the canonical KV, rotated, exactly.
+
+    Returns the run without the copies.
+    """
+    head, *chunks, tail = prompt.spans
+    size = head.stop if preamble else 0
+    order, positions, owner = [np.arange(head.stop)], [prompt.positions[:, head]], [0] * head.stop
+    for i, chunk in enumerate(chunks, start=1):
+        start = prompt.positions[:, chunk.start][:, None]
+        order += [np.arange(size), np.arange(chunk.start, chunk.stop)]
+        positions += [prompt.positions[:, :size] + start - size, prompt.positions[:, chunk]]
+        owner += [-i] * size + [i] * (chunk.stop - chunk.start)
+    order.append(np.arange(tail.start, tail.stop))
+    positions.append(prompt.positions[:, tail])
+    owner = np.array(owner + [len(chunks) + 1] * (tail.stop - tail.start))
+
+    ghost, row, column = owner < 0, owner[:, None], owner[None, :]
+    sees = (abs(row) == abs(column)) | (row == len(chunks) + 1) & (column >= 0)
+    mask = sees & np.tri(len(owner), dtype=bool)
+    ids, positions = prompt.ids[np.concatenate(order)], np.concatenate(positions, axis=1)
+    run = prompt.pair.run(ids, positions, prompt.media, mask=mask)
+    return Run(run.logits[~ghost], run.keys[:, ~ghost], run.values[:, ~ghost])
+
+
+@pytest.mark.parametrize("preamble", ["pinned", None])
+def test_blind_reuse_equals_hf_under_a_mask(pair, prompt, preamble):
+    window = kj.Window.empty(pair.vlm, CAPACITY)
+    for item in prompt.items:
+        window = kj.append(window, kj.encode(pair.vlm, item, preamble=preamble))
+    tail, blind = prompt.spans[-1], blind_hf(prompt, preamble)
+    keys, values = window_kv(window)
+    assert_close(keys, blind.keys[:, : tail.start], layers=True)
+    assert_close(values, blind.values[:, : tail.start], layers=True)
+    assert_close(prompt.tail_logits(window), blind.logits[tail])
+    assert_close(kj.query(pair.vlm, window, QUESTION), blind.logits[-1])
+    # What the chunks do not see shows: the mask is no formality.
+    assert np.abs(blind.logits[tail] - prompt.full.logits[tail]).max() > 1e-2
+
+
+# Rung 5
+
+
+def patched(vlm, items, form):
+    """A window of canonical chunks, each with the full-rank patch formed after those before it."""
+    window, chunks = kj.Window.empty(vlm, CAPACITY), []
+    for item in items:
+        chunk = kj.encode(vlm, item)
+        before = {"antecedents": chunks, "context": window}[form]
+        patch = kj.form_patch(vlm, chunk, **{form: before}, rank=10_000) if chunks else None
+        window, chunks = kj.append(window, chunk, patch), [*chunks, chunk]
+    return window
+
+
+@pytest.mark.parametrize("form, names", [("antecedents", PROMPTS[1]), ("context", PROMPTS[0])])
+def test_full_rank_patches_give_back_hf_s_prefill(pair, form, names):
+    prompt = pair.prompt(pair.items(names), QUESTION)
+    window = patched(pair.vlm, prompt.items, form)
+    tail = prompt.spans[-1]
+    keys, values = window_kv(window)
+    assert_close(keys, prompt.full.keys[:, : tail.start], layers=True)
+    assert_close(values, prompt.full.values[:, : tail.start], layers=True)
+    assert_close(prompt.tail_logits(window), prompt.full.logits[tail])
+    assert_close(kj.query(pair.vlm, window, QUESTION), prompt.full.logits[-1])
+
+
+def test_full_rank_patches_give_back_the_prefill_in_bf16(pair, low):
+    items = pair.items(("large", "wide"))
+    window, reference = patched(low, items, "antecedents"), kj.prefill(low, items, capacity=CAPACITY)
+    for ours, prefilled in zip(window_kv(window), window_kv(reference), strict=True):
+        assert (frobenius(ours, prefilled) <= 2**-8).all()

@@ -1,0 +1,124 @@
+"""The public surface is the design's: names, signatures, fields."""
+
+import dataclasses
+import inspect
+
+import pytest
+
+import kamera_jax as kj
+import pallas_kernels
+from kamera_jax.backbone import Backbone, Output
+from models import load
+
+SIGNATURES = {
+    kj.encode: "vlm, item, *, preamble='pinned'",
+    kj.form_patch: "vlm, chunk, *, antecedents=None, context=None, rank=None, energy=None, max_bytes=None",
+    kj.Window.empty: "vlm, capacity",
+    kj.append: "window, chunk, patch=None, *, donate=False",
+    kj.reorder: "window, order",
+    kj.slide: "window, drop=1",
+    kj.recall: "window, chunk, patch, at=None",
+    kj.replace: "window, index, chunk, patch=None",
+    kj.prefill: "vlm, items, *, capacity=None",
+    kj.query: "vlm, window, text",
+    kj.generate: "vlm, window, text, *, max_new_tokens=16, temperature=0.0, key=None, stop=(), stream=None",
+    kj.rope.tables: "spec, positions",
+    kj.rope.rotate: "x, positions, spec",
+    kj.patch.fit: "conditioned, canonical, length, rank",
+    kj.patch.apply: "kv, factors",
+    kj.patch.nbytes: "factors, length",
+    kj.Patch.match: "self, context",
+    pallas_kernels.relocate_patch: (
+        "rot, free, cos, sin, u=None, v=None, ranks=None, *, length=None, rotary_dim=None, layout='half', "
+        "implementation=None"
+    ),
+    load: "name, *, dtype=None, mesh=None, system=None",
+    Backbone.prepare: "self, item",
+    Backbone.tail: "self, text",
+    Backbone.decode: "self, tokens",
+    Backbone.forward: "self, params, segment, state, *, logits_at=None, collect=()",
+}
+
+FIELDS = {
+    kj.KV: "rot free",
+    kj.Factors: "u v ranks",
+    kj.WindowState: "rot free positions valid",
+    kj.Segment: "inputs positions length advance content",
+    kj.Chunk: "kv positions length advance key model preamble antecedents inputs",
+    kj.Patch: "factors chunk model antecedents mass residual length",
+    kj.Entry: "chunk patch base slot",
+    kj.Window: "state entries spec capacity preamble",
+    kj.RopeSpec: "inv_freq head_dim layout sections section_layout scale",
+    kj.KVSpec: "layers rot_dim free_dim heads rope dtype fingerprint",
+    kj.Generation: "text tokens ttft_s window",
+    Output: "logits kv aux",
+}
+
+# What later work brings; the line moves up when it does.
+NOT_YET = {
+    kj: ("verify", "Video", "Audio", "ChunkLibrary", "Fidelity"),
+    pallas_kernels: ("chunk_attention", "merge_states"),
+}
+
+
+def bare(function):
+    """The signature without its annotations."""
+    signature = inspect.signature(function)
+    plain = [each.replace(annotation=inspect.Parameter.empty) for each in signature.parameters.values()]
+    return str(signature.replace(parameters=plain, return_annotation=inspect.Signature.empty))
+
+
+@pytest.mark.parametrize("function", SIGNATURES, ids=lambda function: function.__qualname__)
+def test_signature(function):
+    assert bare(function) == f"({SIGNATURES[function]})"
+
+
+@pytest.mark.parametrize("kind", FIELDS, ids=lambda kind: kind.__name__)
+def test_fields(kind):
+    assert [field.name for field in dataclasses.fields(kind)] == FIELDS[kind].split()
+    assert kind.__dataclass_params__.frozen
+
+
+def test_a_backbone_is_what_the_protocol_says():
+    members = {name for name in dir(Backbone) if not name.startswith("_")} | set(Backbone.__annotations__)
+    assert members == set("spec params fingerprint preamble eos prepare tail decode forward".split())
+
+
+def test_whatever_has_the_members_is_a_backbone():
+    class Bare:
+        spec = params = fingerprint = preamble = eos = None
+
+        def prepare(self, item): ...
+        def tail(self, text): ...
+        def decode(self, tokens): ...
+        def forward(self, params, segment, state, *, logits_at=None, collect=()): ...
+
+    assert isinstance(Bare(), Backbone)
+    del Bare.tail
+    assert not isinstance(Bare(), Backbone)
+
+
+def test_every_exported_name_is_there_and_documented():
+    for package in (kj, pallas_kernels):
+        assert sorted(package.__all__) == sorted(set(package.__all__))
+        for name in package.__all__:
+            value = getattr(package, name)
+            # A dataclass without a docstring is given its signature for one.
+            assert value.__doc__ and not value.__doc__.startswith(f"{name}("), name
+
+
+def test_exports():
+    assert set(kj.__all__) == {
+        *("KV", "Chunk", "Entry", "Factors", "Generation", "KVSpec", "Match", "Patch", "RopeSpec", "Segment"),
+        *("Window", "WindowState", "append", "encode", "form_patch", "generate", "patch", "prefill", "query", "recall"),
+        *("reorder", "replace", "rope", "slide"),
+    }
+    assert pallas_kernels.__all__ == ["relocate_patch"]
+
+
+def test_what_is_not_built_is_not_offered():
+    assert not [name for package, names in NOT_YET.items() for name in names if hasattr(package, name)]
+
+
+def test_match_has_four_values():
+    assert [match.name for match in kj.Match] == ["EXACT", "PERMUTED", "PARTIAL", "MISS"]
