@@ -5,7 +5,7 @@ stacked.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -110,8 +110,7 @@ class BatchRunner:
         """The same windows with one chunk hidden from whatever is asked next."""
         slots = jnp.arange(windows.state.valid.shape[-1])
         seen = (slots < windows.slots[place]) | (slots >= windows.slots[place] + length)
-        state = windows.state.replace(valid=windows.state.valid & seen[None, :])  # type: ignore[attr-defined]
-        return Windows(state, windows.conditioned, windows.slots, windows.position)
+        return replace(windows, state=replace(windows.state, valid=windows.state.valid & seen[None, :]))
 
     def ask(self, windows: Windows, tails: Segment) -> Float[Array, "E Q V"]:
         """Logits at the first answer token; ``tails`` has leading axes E, Q and local positions."""

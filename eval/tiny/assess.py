@@ -59,7 +59,12 @@ def assess(vlm: Qwen25VL, *, episodes: int = 32) -> list[dict[str, Any]]:
 PAGE = """# kamera-tiny-gqa
 
 A real Qwen2.5-VL at a tiny size, trained from scratch on rendered pages by `make train-tiny` (`eval/tiny/train.py` has
-the curriculum; `training.json` beside the weights is its record). It knows its own pages and nothing else.
+the curriculum; `training.json` beside the weights is its record). It knows its own pages and nothing else. The shipped
+weights went through these stages in three sittings, with the optimiser started anew in each and, in the first two, the
+learning rates of a longer plan: an unbroken run may differ a little.
+
+It is trained to bind inside the chunk, and not to follow references at question time: that is what blind reuse loses.
+One and two hops over pages are learned; three hops, and references to what only a passage says, are not.
 
 A page has {cells} cells of 28 × 28 pixels, one token each; {informative} are informative, the rest background. Accuracy
 under full prefill, {questions} questions on held-out episodes of {least} to {most} chunks (pages, repeated pages and

@@ -254,6 +254,15 @@ def assert_close(given: Any, expected: np.ndarray, *, layers: bool = False) -> N
     assert (error <= 1e-5).all(), error
 
 
+def assert_prefilled(window: kj.Window, prompt: Any) -> None:
+    """A window holds HF's full prefill of a prompt: KV of every layer, and logits at every token of the tail."""
+    tail = prompt.spans[-1]
+    keys, values = window_kv(window)
+    assert_close(keys, prompt.full.keys[:, : tail.start], layers=True)
+    assert_close(values, prompt.full.values[:, : tail.start], layers=True)
+    assert_close(prompt.tail_logits(window), prompt.full.logits[tail])
+
+
 def frobenius(given: Any, expected: Any) -> np.ndarray:
     """Relative error per layer [L]."""
     given, expected = (np.asarray(x).astype(np.float64) for x in (given, expected))

@@ -9,7 +9,7 @@ import torch
 
 import kamera_jax as kj
 from kamera_jax.forward import run
-from tests.parity.oracle import assert_close, frobenius, window_kv
+from tests.parity.oracle import assert_close, assert_prefilled, frobenius, window_kv
 
 pytestmark = pytest.mark.parity
 
@@ -49,11 +49,7 @@ def test_whole_prompt_equals_hf(pair, prompt):
 
 def test_prefill_and_query_equal_hf(pair, prompt):
     window = kj.prefill(pair.vlm, prompt.items, capacity=CAPACITY)
-    tail = prompt.spans[-1]
-    keys, values = window_kv(window)
-    assert_close(keys, prompt.full.keys[:, : tail.start], layers=True)
-    assert_close(values, prompt.full.values[:, : tail.start], layers=True)
-    assert_close(prompt.tail_logits(window), prompt.full.logits[tail])
+    assert_prefilled(window, prompt)
     assert_close(kj.query(pair.vlm, window, QUESTION), prompt.full.logits[-1])
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import kamera_jax as kj
-from tests.parity.oracle import Run, assert_close, frobenius, window_kv
+from tests.parity.oracle import Run, assert_close, assert_prefilled, frobenius, window_kv
 
 pytestmark = pytest.mark.parity
 
@@ -111,11 +111,7 @@ def patched(vlm, items, form):
 def test_full_rank_patches_give_back_hf_s_prefill(pair, form, names):
     prompt = pair.prompt(pair.items(names), QUESTION)
     window = patched(pair.vlm, prompt.items, form)
-    tail = prompt.spans[-1]
-    keys, values = window_kv(window)
-    assert_close(keys, prompt.full.keys[:, : tail.start], layers=True)
-    assert_close(values, prompt.full.values[:, : tail.start], layers=True)
-    assert_close(prompt.tail_logits(window), prompt.full.logits[tail])
+    assert_prefilled(window, prompt)
     assert_close(kj.query(pair.vlm, window, QUESTION), prompt.full.logits[-1])
 
 
