@@ -1,12 +1,13 @@
 PYTHON ?= python3
 WORKERS ?= 2
 ARGS ?=
+ATTENTIONS := gqa mla mha
 
 VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test parity lint types contract results train-tiny clean
+.PHONY: help demo test parity lint types contract results parity-results train-tiny clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -32,11 +33,17 @@ contract: $(VENV)/installed-dev ## a floor imports only floors below it
 
 results: $(VENV)/installed ## measure and draw the README's figures anew
 	mkdir -p docs/results docs/figures
-	$(BIN)/kamera demo --json docs/results/demo.json --plot docs/figures/demo.png --pages examples/pages
-	$(BIN)/python -m eval.report docs/results/demo.json README.md
-	$(BIN)/python -m eval.tiny.assess --json docs/results/kamera-tiny-gqa.json --page docs/kamera-tiny-gqa.md
+	for attention in $(ATTENTIONS); do \
+	    $(BIN)/kamera demo --attention $$attention --json docs/results/demo-$$attention.json --pages examples/pages || exit 1; \
+	done
+	$(BIN)/python -m eval.readme --demos $(ATTENTIONS:%=docs/results/demo-%.json) --parity docs/results/parity.json \
+	    --page README.md --plot docs/figures/demo.png
+	$(BIN)/python -m eval.tiny.assess --json docs/results/embedded-models.json --page docs/embedded-models.md
 
-train-tiny: $(VENV)/installed ## train the embedded model from scratch
+parity-results: $(VENV)/installed-parity ## measure the ports against the torch reference anew
+	$(BIN)/python -m tests.parity.measure docs/results/parity.json
+
+train-tiny: $(VENV)/installed ## train an embedded model from scratch: ARGS="--attention mla"
 	$(BIN)/python -m eval.tiny.train $(ARGS)
 
 clean: ## remove the environment, caches and build outputs

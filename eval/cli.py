@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-EMBEDDED = "kamera-tiny-gqa"
+EMBEDDED = "kamera-tiny-"
+ATTENTIONS = ("gqa", "mla", "mha")
+DEFAULT = EMBEDDED + ATTENTIONS[0]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -22,16 +24,24 @@ def parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser(
         "demo",
-        help="the whole story on the embedded model, in under a minute",
-        description="Held-out episodes on the embedded model: full prefill, blind reuse and patches side by side, "
+        help="the whole story on an embedded model, in about a minute",
+        description="Held-out episodes on an embedded model: full prefill, blind reuse and patches side by side, "
         "then reorder, slide and recall.",
+    )
+    which = demo.add_mutually_exclusive_group()
+    which.add_argument(
+        "--attention",
+        choices=ATTENTIONS,
+        default=ATTENTIONS[0],
+        help="grouped-query (Qwen2.5-VL), multi-head latent (Kimi-VL) or multi-head attention (DeepSeek-VL) "
+        f"(default: {ATTENTIONS[0]})",
     )
     demo.add_argument("--episodes", type=_positive, default=200, help="held-out episodes (default: 200)")
     demo.add_argument("--plot", type=Path, metavar="FILE.png", help="draw accuracy against patch bytes")
     demo.add_argument(
         "--pages", type=Path, metavar="DIR", help="also write the first episode's pages and questions there"
     )
-    demo.add_argument("--model", default=EMBEDDED, help=f"a model that reads the tiny pages (default: {EMBEDDED})")
+    which.add_argument("--model", help="another model that reads the tiny pages")
     _add_json(demo)
 
     ask = commands.add_parser(
@@ -52,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
         help="an image, .txt or .md file; repeat it",
     )
     ask.add_argument(
-        "--model", default=EMBEDDED, help=f"embedded name, folder in hub format, or hub id (default: {EMBEDDED})"
+        "--model", default=DEFAULT, help=f"embedded name, folder in hub format, or hub id (default: {DEFAULT})"
     )
     ask.add_argument(
         "--method",
@@ -114,7 +124,8 @@ def _demo(options: argparse.Namespace) -> dict[str, Any]:
     from eval import demo, report
     from models import load
 
-    vlm = load(options.model)
+    name = options.model or EMBEDDED + options.attention
+    vlm = load(name)
     if options.pages:
         demo.write_pages(options.pages)
     with Progress(transient=True) as bar:
@@ -127,10 +138,10 @@ def _demo(options: argparse.Namespace) -> dict[str, Any]:
             bar.update(tasks[kind], completed=done, description=name)
 
         result = demo.run(vlm, episodes=options.episodes, progress=progress)
-    result["model"] = {"name": options.model, "fingerprint": vlm.fingerprint}
+    result["model"] = {"name": name, "architecture": vlm.architecture.name, "fingerprint": vlm.fingerprint}
     report.print_demo(result)
     if options.plot:
-        report.plot_demo(result, options.plot)
+        report.plot_demo([result], options.plot)
     return result
 
 
@@ -139,7 +150,7 @@ def _ask(options: argparse.Namespace) -> dict[str, Any]:
     from models import load
 
     vlm = load(options.model)
-    if options.model == EMBEDDED:
+    if options.model.startswith(EMBEDDED):
         print(
             "The embedded model knows only its own pages of coloured glyphs: it was trained on nothing else.",
             file=sys.stderr,

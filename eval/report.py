@@ -1,7 +1,5 @@
 """Results for people: tables in the terminal, and figures."""
 
-import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,8 @@ def _show(console: Console, title: str, columns: Sequence[str], rows: Sequence[S
     console.print()
 
 
-def _kibibytes(count: int | float) -> str:
+def kibibytes(count: int | float) -> str:
+    """Bytes for people."""
     return f"{count / 1024:.1f} KiB" if count else "–"
 
 
@@ -35,7 +34,7 @@ def print_demo(result: dict[str, Any], console: Console | None = None) -> None:
     console = console or Console(emoji=False, highlight=False)
     _show(
         console,
-        f"Three pages ({_kibibytes(result['methods'][0]['kv_bytes'])} of KV), {result['episodes']} held-out episodes",
+        f"Three pages ({kibibytes(result['methods'][0]['kv_bytes'])} of KV), {result['episodes']} held-out episodes",
         ("method", "one hop", "two hops", "KL", "η", "patches", "of KV", "ms"),
         [
             [
@@ -44,7 +43,7 @@ def print_demo(result: dict[str, Any], console: Console | None = None) -> None:
                 f"{row['two_hop']:.3f}",
                 f"{row['kl']:.4f}",
                 f"{row['eta']:.3f}",
-                _kibibytes(row["patch_bytes"]),
+                kibibytes(row["patch_bytes"]),
                 f"{row['patch_share']:.0%}" if row["patch_bytes"] else "–",
                 f"{row['milliseconds']:.2f}",
             ]
@@ -92,17 +91,30 @@ def print_demo(result: dict[str, Any], console: Console | None = None) -> None:
     )
 
 
-def plot_demo(result: dict[str, Any], path: Path) -> None:
-    """Accuracy against patch bytes, with full and blind as lines; PNG or SVG by the file's ending."""
+def plot_demo(results: Sequence[dict[str, Any]], path: Path) -> None:
+    """Accuracy against patch bytes, one panel per result, with full and chance as lines; PNG or SVG by the ending."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
+    width = 7 if len(results) == 1 else 5 * len(results)
+    figure, panels = plt.subplots(
+        1, len(results), figsize=(width, 4.2), layout="constrained", sharey=True, squeeze=False
+    )
+    for axes, result in zip(panels[0], results, strict=True):
+        _plot_panel(axes, result)
+    panels[0, 0].set_ylabel("accuracy")
+    panels[0, -1].legend(loc="lower right", bbox_to_anchor=(1, 0.2), frameon=False)
+    figure.suptitle("Blind reuse loses the second hop; a low-rank patch gives it back", x=0.01, ha="left", fontsize=12)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def _plot_panel(axes: Any, result: dict[str, Any]) -> None:
     by_name = {row["name"]: row for row in result["methods"]}
     patches = [by_name["blind"], *(row for row in result["methods"] if row["name"].startswith("patch"))]
     shares = [100 * row["patch_share"] for row in patches]
-    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     axes.axhline(by_name["full"]["two_hop"], color=COLOURS["full"], linestyle="--", linewidth=1.5)
     axes.text(
         shares[-1], by_name["full"]["two_hop"] + 0.02, "full prefill, two hops", ha="right", color=COLOURS["full"]
@@ -125,73 +137,6 @@ def plot_demo(result: dict[str, Any], path: Path) -> None:
             color=COLOURS["patch"],
         )
     axes.set_xlabel("patch bytes, % of the patched pages' KV")
-    axes.set_ylabel("accuracy")
     axes.set_ylim(0, 1.1)
-    axes.set_title("Blind reuse loses the second hop; a low-rank patch gives it back", loc="left", fontsize=12)
-    axes.legend(loc="lower right", bbox_to_anchor=(1, 0.2), frameon=False)
+    axes.set_title(result["model"]["name"], loc="left", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
-def markdown_demo(result: dict[str, Any]) -> str:
-    """The demo's result as Markdown tables, for the README; without times, which are this machine's."""
-    lines = [
-        "| | one hop | two hops | KL | η | bytes of patches, of the patched pages' KV |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in result["methods"]:
-        share = f"{_kibibytes(row['patch_bytes'])}, {row['patch_share']:.1%}" if row["patch_bytes"] else "–"
-        figures = f"{row['one_hop']:.3f} | {row['two_hop']:.3f} | {row['kl']:.4f} | {row['eta']:.3f}"
-        lines.append(f"| {row['name']} | {figures} | {share} |")
-    first = [row for row in result["reorder"] if row["antecedents_first"]]
-    last = [row for row in result["reorder"] if not row["antecedents_first"]]
-
-    def span(rows: Sequence[dict[str, Any]], field: str) -> str:
-        values = [row[field] for row in rows]
-        return f"{min(values):.3f} – {max(values):.3f}"
-
-    slide, recall = result["slide"], result["recall"]
-    lines += ["", "| window operation, two hops | reuse | full prefill |", "|---|---|---|"]
-    for name, rows in (("antecedents first", first), ("a dependant before its antecedents", last)):
-        lines.append(
-            f"| reorder, {len(rows)} orders: {name} | {span(rows, 'two_hop')} | {span(rows, 'two_hop_full')} |"
-        )
-    references = f"history {slide['history']:.3f}, present {slide['present']:.3f}"
-    lines.append(f"| slide: survivors | {slide['survivors']:.3f} | {references} |")
-    lines.append(
-        f"| recall with its old patch (blind: {recall['blind']:.3f}) | {recall['patch']:.3f} | {recall['full']:.3f} |"
-    )
-    episodes, moved, version = result["episodes"], result["operation_episodes"], result["versions"]["jax"]
-    lines += [
-        "",
-        f"{episodes} held-out episodes, {moved} for the window operations; f32, jax {version} on CPU; chance is 0.125. "
-        "`make results` draws this anew.",
-    ]
-    return "\n".join(lines)
-
-
-MARKS = ("<!-- demo: written by `make results` -->", "<!-- /demo -->")
-
-
-def put_demo(text: str, result: dict[str, Any]) -> str:
-    """A page with the demo's tables between its marks.
-
-    Raises:
-        ValueError: the page lacks the marks.
-    """
-    before, start, rest = text.partition(MARKS[0])
-    _, end, after = rest.partition(MARKS[1])
-    if not (start and end):
-        raise ValueError(f"the page has no place for the demo's tables; expected the lines {MARKS[0]} and {MARKS[1]}")
-    return f"{before}{start}\n{markdown_demo(result)}\n{end}{after}"
-
-
-def main() -> None:
-    """``python -m eval.report RESULT.json PAGE.md``: put a demo's tables into a page."""
-    result, page = (Path(argument) for argument in sys.argv[1:])
-    page.write_text(put_demo(page.read_text(encoding="utf-8"), json.loads(result.read_text())), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

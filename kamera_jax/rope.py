@@ -111,13 +111,14 @@ def yarn_frequencies(
 
 def yarn_scale(factor: float, mscale: float | None = None, mscale_all_dim: float | None = None) -> float:
     """YaRN's factor on cos and sin (arXiv 2309.00071, eq. 22); DeepSeek's two-sided form with both mscales."""
-
-    def magnitude(weight: float) -> float:
-        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
-
     if mscale and mscale_all_dim:
-        return magnitude(mscale) / magnitude(mscale_all_dim)
-    return magnitude(1.0)
+        return magnitude(factor, mscale) / magnitude(factor, mscale_all_dim)
+    return magnitude(factor)
+
+
+def magnitude(factor: float, weight: float = 1.0) -> float:
+    """YaRN's correction of the attention's temperature for a context ``factor`` times as long, DeepSeek's mscale."""
+    return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
 
 
 def spec_from_config(
@@ -144,6 +145,7 @@ def spec_from_config(
     given = {name: value for name, value in parameters.items() if value is not None}
     kind = given.pop("rope_type", None) or given.pop("type", None) or "default"
     given.pop("type", None)
+    check_relocatable(parameters, max_positions)
     theta = float(given.pop("rope_theta", 10000.0))
     rotary_dim = int(head_dim * given.pop("partial_rotary_factor", 1.0))
     sections = given.pop("mrope_section", None)
@@ -176,23 +178,12 @@ def spec_from_config(
         )
         mscale, mscale_all_dim = (float(given.pop(name, 0.0)) for name in ("mscale", "mscale_all_dim"))
         scale = float(given.pop("attention_factor", yarn_scale(factor, mscale, mscale_all_dim)))
-    elif kind == "longrope":
-        original = int(given.pop("original_max_position_embeddings", max_positions))
-        if max_positions > original:
-            raise UnsupportedRopeError(
-                f"LongRoPE past its original length ({max_positions} > {original} positions) picks its frequencies "
-                "by sequence length, so cached keys cannot be relocated; set max_position_embeddings to the original "
-                "length"
-            )
+    elif kind in LONGROPE:
+        given.pop("original_max_position_embeddings", None)
         short = np.asarray(needed("short_factor"), np.float32)
         given.pop("long_factor", None)
         inv_freq = inverse_frequencies(rotary_dim, theta) / short
         scale = float(given.pop("attention_factor", scale))
-    elif kind == "dynamic":
-        raise UnsupportedRopeError(
-            "dynamic NTK changes the frequencies with the sequence length, so cached keys cannot be relocated; "
-            "use rope_type 'default' (within the trained length) or 'yarn'"
-        )
     else:
         raise UnsupportedRopeError(f"unknown rope_type {kind!r}; expected default, mrope, linear, yarn or longrope")
     if given:
@@ -205,6 +196,34 @@ def spec_from_config(
         section_layout=section_layout,
         scale=scale,
     )
+
+
+LONGROPE = ("longrope", "su")
+"""Names of LongRoPE; the second is that of Phi-3's first files."""
+
+
+def check_relocatable(parameters: Mapping[str, Any], max_positions: int) -> None:
+    """Refuse a RoPE whose frequencies depend on the length of the sequence: a cached key cannot be moved there.
+
+    Args:
+        parameters: a Hugging Face ``rope_parameters`` (or ``rope_scaling``) mapping.
+        max_positions: the longest sequence the checkpoint declares, in positions.
+
+    Raises:
+        UnsupportedRopeError: dynamic NTK, or LongRoPE past its original length.
+    """
+    kind = parameters.get("rope_type") or parameters.get("type")
+    original = parameters.get("original_max_position_embeddings") or max_positions
+    if kind in LONGROPE and max_positions > original:
+        raise UnsupportedRopeError(
+            f"LongRoPE past its original length ({max_positions} > {original} positions) picks its frequencies by "
+            "sequence length, so cached keys cannot be relocated; set max_position_embeddings to the original length"
+        )
+    if kind == "dynamic":
+        raise UnsupportedRopeError(
+            "dynamic NTK changes the frequencies with the sequence length, so cached keys cannot be relocated; "
+            "use rope_type 'default' (within the trained length) or 'yarn'"
+        )
 
 
 def section_axes(spec: RopeSpec) -> np.ndarray:

@@ -41,15 +41,18 @@ class ChatTemplate:
                 f"the chat template writes the user's text {whole.count(_MARK)} times; expected once"
             )
         before, self._after = whole.split(_MARK)
-        self.preamble = self.encode(before)
+        # A tokenizer that opens every text with a token (BOS) does so unless the template has; as HF's processors.
+        opened = bool(tokenizer.bos_token) and before.startswith(tokenizer.bos_token)
+        self.preamble = tokenizer.encode(before, add_special_tokens=not opened)
+        messages[-1]["content"].insert(0, {"type": "image"})
+        whole = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        parts = whole.removeprefix(before).split(_MARK)
+        self._image = parts[0] if whole.startswith(before) and parts[1:] == [self._after] else ""
 
     @classmethod
     def load(cls, folder: Path, *, system: str | None = None) -> "ChatTemplate":
         """Read tokenizer, template and end-of-turn tokens of a Hugging Face folder."""
-        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = _load_tokenizer(folder)
         declared = (
             read_json(folder / "generation_config.json").get("eos_token_id")
             if (folder / "generation_config.json").exists()
@@ -60,13 +63,54 @@ class ChatTemplate:
         return cls(tokenizer, declared if isinstance(declared, list) else [declared], system)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of text as it stands, special tokens written out."""
+        """Token ids of text within the turn, special tokens written out.
+
+        Where it follows an image: Llama's tokenizer, among others, sets a space before what begins a text.
+        """
+        before, whole = self._ids(self._image), self._ids(self._image + text)
+        return whole[len(before) :] if whole[: len(before)] == before else self._ids(text)
+
+    def _ids(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False)
 
     def tail(self, question: str) -> list[int]:
         """Token ids of the question and the assistant header."""
         return self.encode(question + self._after)
 
+    def image(self, count: int, placeholder: int) -> tuple[list[int], int]:
+        """Token ids of an image as the template writes it, and where its own tokens start.
+
+        Args:
+            count: tokens of the image itself.
+            placeholder: the token that stands in for them, once in the template.
+
+        Raises:
+            ChatTemplateError: the template does not write an image with one placeholder.
+        """
+        ids = self._ids(self._image)
+        if ids.count(placeholder) != 1:
+            raise ChatTemplateError(
+                f"the chat template writes an image as {self._image!r}, with the placeholder {ids.count(placeholder)} "
+                "times; expected once: use the template of a vision-language model"
+            )
+        first = ids.index(placeholder)
+        return [*ids[:first], *[placeholder] * count, *ids[first + 1 :]], first
+
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of token ids, without special tokens."""
         return self._tokenizer.decode(list(tokens), skip_special_tokens=True)
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    if (folder / "tiktoken.model").exists() and not (folder / "tokenizer.json").exists():
+        from models.tiktoken import load_tokenizer
+
+        return load_tokenizer(folder)
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    described = folder / "tokenizer_config.json"
+    if described.exists() and read_json(described).get("tokenizer_class") == "PreTrainedTokenizerFast":
+        # The general class asks the model type for a class, and warns of types it has never heard of.
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)

@@ -1,9 +1,12 @@
 """Blocks shared by the backbones: plain functions of (parameters, activations)."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kamera_jax import rope
 from models.params import Params
 
 
@@ -25,3 +28,15 @@ def dense(layer: Params, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
 def swiglu(layer: Params, x: Float[Array, "... E"]) -> Float[Array, "... E"]:
     """``down(silu(gate(x)) * up(x))``."""
     return dense(layer["down"], jax.nn.silu(dense(layer["gate"], x)) * dense(layer["up"], x))
+
+
+def rotation(spec: rope.RopeSpec, positions: Float[Array, "A T"]) -> Callable[[jax.Array], jax.Array]:
+    """What rotates heads [T, H, D] to the positions, f32 inside: `kamera_jax.rope.rotate` with its tables made once."""
+    cos, sin = rope.tables(spec, positions)
+
+    def rotate(x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32).reshape(1, x.shape[0], -1)
+        turned = rope.rotate_flat(wide, cos, sin, rotary_dim=spec.rotary_dim, layout=spec.layout)
+        return turned.reshape(x.shape).astype(x.dtype)
+
+    return rotate

@@ -1,6 +1,5 @@
-"""Image preprocessing of Qwen2-VL and its successors, equal to HF ``Qwen2VLImageProcessorPil`` to the bit."""
+"""Images on their way to a vision tower: what the preprocessing of every port shares."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,8 @@ from PIL import Image, UnidentifiedImageError
 
 from models.fields import Fields, UnsupportedConfigError
 
-MAX_ASPECT = 200
-"""Longer side over shorter side, at most."""
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class ImageError(ValueError):
@@ -32,75 +31,24 @@ class AspectRatioError(ImageError):
     """An image too long and thin to resize."""
 
 
+class PatchLimitError(ImageError):
+    """An image of more patches along a side than the vision tower has positions for."""
+
+
 @dataclass(frozen=True)
-class ImageConfig:
-    """How images become patches.
+class PatchConfig:
+    """What every port's image settings begin with.
 
     Attributes:
-        min_pixels, max_pixels: bounds on the resized image's area.
         patch_size: pixels along a side of a patch.
-        temporal_patch_size: frames a patch spans; a still image is repeated.
-        merge_size: patches along a side of a merged token.
         mean, std: of the normalisation, per channel.
         rescale: factor on pixel values before it.
     """
 
-    min_pixels: int = 56 * 56
-    max_pixels: int = 28 * 28 * 1280
     patch_size: int = 14
-    temporal_patch_size: int = 2
-    merge_size: int = 2
-    mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
-    std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
+    mean: tuple[float, ...] = CLIP_MEAN
+    std: tuple[float, ...] = CLIP_STD
     rescale: float = 1 / 255
-
-    @classmethod
-    def from_hf(cls, mapping: Mapping[str, Any]) -> "ImageConfig":
-        """The configuration in a ``preprocessor_config.json``; what it leaves out has transformers' default.
-
-        Raises:
-            UnknownConfigFieldError: a field this does not know, named.
-            UnsupportedConfigError: a value that asks for other preprocessing, named.
-        """
-        fields = Fields("preprocessor_config.json", mapping)
-        names = (
-            "Qwen2VLImageProcessor",
-            "Qwen2VLImageProcessorFast",
-            "Qwen2VLImageProcessorPil",
-            "Qwen2_5_VLImageProcessor",
-        )
-        fields.expect("image_processor_type", *names)
-        for switch in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"):
-            fields.expect(switch, True)
-        for switch in ("do_center_crop", "do_pad"):
-            fields.expect(switch, False)
-        fields.expect("resample", int(Image.Resampling.BICUBIC))
-        fields.expect("data_format", "channels_first")
-        fields.ignore("processor_class", "default_to_square", "disable_grouping", "device", "return_tensors")
-
-        bounds = Fields("preprocessor_config.json: size", fields.take("size", dict, {}))
-        least = bounds.size("shortest_edge", bounds.size("min_pixels", cls.min_pixels))
-        most = bounds.size("longest_edge", bounds.size("max_pixels", cls.max_pixels))
-        bounds.close()
-
-        def per_channel(name: str, default: tuple[float, ...]) -> tuple[float, ...]:
-            values = tuple(map(float, fields.take(name, list, list(default))))
-            if len(values) != 3:
-                raise UnsupportedConfigError(f"preprocessor_config.json: {name} has {len(values)} values, not 3 (RGB)")
-            return values
-
-        config = cls(
-            min_pixels=fields.size("min_pixels", least),
-            max_pixels=fields.size("max_pixels", most),
-            patch_size=fields.size("patch_size", cls.patch_size),
-            temporal_patch_size=fields.size("temporal_patch_size", cls.temporal_patch_size),
-            merge_size=fields.size("merge_size", cls.merge_size),
-            mean=per_channel("image_mean", cls.mean),
-            std=per_channel("image_std", cls.std),
-            rescale=fields.take("rescale_factor", float, cls.rescale),
-        )
-        fields.close()
-        return config
 
 
 @dataclass(frozen=True)
@@ -108,7 +56,8 @@ class ImagePatches:
     """An image ready for a vision tower.
 
     Attributes:
-        patches: normalised pixels, f32[P, 3 * frames * patch²]; all patches of a merged token together.
+        patches: normalised pixels, f32[P, C], a patch as the convolution kernel has it (channel, frame if the kernel
+            has frames, row, column); their order is the port's: raster, or all patches of a merged token together.
         grid: frames, rows and columns of patches.
     """
 
@@ -116,28 +65,66 @@ class ImagePatches:
     grid: tuple[int, int, int]
 
 
-def smart_resize(height: int, width: int, config: ImageConfig) -> tuple[int, int]:
-    """The size an image is resized to: whole merged tokens, an area within bounds, about the same shape.
+def preprocessor_fields(mapping: Mapping[str, Any], *processors: str) -> Fields:
+    """The fields of a ``preprocessor_config.json``, less those that mean the same in every port.
+
+    Args:
+        mapping: the file.
+        processors: image processors of transformers that compute what the port does, without ``Fast`` or ``Pil``.
 
     Raises:
-        EmptyImageError: a side is zero.
-        AspectRatioError: one side is more than 200 times the other.
+        UnsupportedConfigError: a value that asks for other preprocessing, named.
     """
-    if height < 1 or width < 1:
-        raise EmptyImageError(f"the image is {width} x {height} pixels; expected at least 1 x 1")
-    if max(height, width) / min(height, width) > MAX_ASPECT:
-        raise AspectRatioError(
-            f"the image is {width} x {height} pixels; expected sides within a factor of {MAX_ASPECT}: cut it up"
+    fields = Fields("preprocessor_config.json", mapping)
+    fields.expect("image_processor_type", *(name + suffix for name in processors for suffix in ("", "Fast", "Pil")))
+    for switch in ("do_resize", "do_rescale", "do_normalize"):
+        fields.expect(switch, True)
+    fields.expect("resample", int(Image.Resampling.BICUBIC))
+    fields.expect("data_format", "channels_first")
+    fields.ignore("processor_class", "disable_grouping", "device", "return_tensors", "_valid_processor_keys")
+    return fields
+
+
+def take_per_channel(fields: Fields, name: str, default: tuple[float, ...]) -> tuple[float, ...]:
+    """A field of three numbers: red, green, blue.
+
+    Raises:
+        UnsupportedConfigError: it is something else.
+    """
+    values = fields.take(name, list, list(default))
+    if len(values) != 3 or not all(isinstance(value, int | float) for value in values):
+        raise UnsupportedConfigError(f"{fields.section}: {name} is {values!r}; expected 3 numbers (RGB)")
+    return tuple(map(float, values))
+
+
+def take_square(fields: Fields, name: str, default: int) -> int:
+    """A field that is a square's side, as a number or as height and width.
+
+    Raises:
+        UnsupportedConfigError: height and width differ, or it is no size.
+        UnknownConfigFieldError: it is sized some other way, named.
+    """
+    if not isinstance(fields.rest.get(name), Mapping):
+        return fields.size(name, default)
+    sides = Fields(f"{fields.section}: {name}", fields.take(name, dict))
+    height, width = sides.size("height", default), sides.size("width", default)
+    sides.close()
+    if height != width:
+        raise UnsupportedConfigError(f"{sides.section} is {width} x {height}; only a square is supported")
+    return height
+
+
+def check_whole_patches(side: int, patch_size: int) -> None:
+    """Refuse a square that patches do not tile.
+
+    Raises:
+        UnsupportedConfigError: the side is no multiple of the patch's.
+    """
+    if side % patch_size:
+        raise UnsupportedConfigError(
+            f"preprocessor_config.json asks for {side} x {side} pixels; expected a multiple of the vision tower's "
+            f"patch_size {patch_size}"
         )
-    factor = config.patch_size * config.merge_size
-    rows, columns = (round(side / factor) * factor for side in (height, width))
-    if rows * columns > config.max_pixels:
-        shrink = math.sqrt(height * width / config.max_pixels)
-        rows, columns = (max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width))
-    elif rows * columns < config.min_pixels:
-        grow = math.sqrt(config.min_pixels / (height * width))
-        rows, columns = (math.ceil(side * grow / factor) * factor for side in (height, width))
-    return rows, columns
 
 
 def to_rgb(image: Image.Image | np.ndarray) -> Image.Image:
@@ -188,27 +175,26 @@ def open_item(item: Any) -> str | Image.Image | np.ndarray:
     )
 
 
-def preprocess_image(image: Image.Image | np.ndarray, config: ImageConfig) -> ImagePatches:
-    """Resize, normalise and cut an image into patches.
+def pad_to_square(image: Image.Image, mean: tuple[float, ...]) -> Image.Image:
+    """An RGB image in the middle of a square as large as its longer side, over the normalisation's mean colour."""
+    side = max(image.size)
+    red, green, blue = (int(value * 255) for value in mean)
+    square = Image.new("RGB", (side, side), (red, green, blue))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
 
-    Args:
-        image: a PIL image of any mode, or uint8[H, W, 3].
-        config: the checkpoint's preprocessing.
 
-    Raises:
-        EmptyImageError, ImageFormatError, AspectRatioError: the image cannot be encoded; the message says why.
-    """
-    rgb = to_rgb(image)
-    height, width = smart_resize(rgb.height, rgb.width, config)
-    pixels = np.asarray(rgb.resize((width, height), Image.Resampling.BICUBIC))
-
+def normalise(image: Image.Image, config: PatchConfig) -> Float32[np.ndarray, "H W 3"]:
+    """The pixels of an RGB image, rescaled and normalised with the rounding of transformers."""
     # 256 values per channel: the table keeps HF's f64 rescale and f32 normalisation at the price of a look-up.
     levels = (np.arange(256, dtype=np.float64) * config.rescale).astype(np.float32)
     table = (levels[:, None] - np.asarray(config.mean, np.float32)) / np.asarray(config.std, np.float32)
+    return table[np.asarray(image), np.arange(3)]
 
-    patch, merge = config.patch_size, config.merge_size
-    rows, columns = height // patch, width // patch
-    blocks = table[pixels, np.arange(3)].reshape(rows // merge, merge, patch, columns // merge, merge, patch, 3)
-    blocks = blocks.transpose(0, 3, 1, 4, 6, 2, 5)[:, :, :, :, :, None]
-    frames = np.broadcast_to(blocks, (*blocks.shape[:5], config.temporal_patch_size, patch, patch))
-    return ImagePatches(frames.reshape(rows * columns, -1), (1, rows, columns))
+
+def raster_patches(image: Image.Image, config: PatchConfig) -> ImagePatches:
+    """An RGB image of whole patches, normalised and cut row by row."""
+    patch = config.patch_size
+    rows, columns = image.height // patch, image.width // patch
+    blocks = normalise(image, config).reshape(rows, patch, columns, patch, 3).transpose(0, 2, 4, 1, 3)
+    return ImagePatches(blocks.reshape(rows * columns, -1), (1, rows, columns))

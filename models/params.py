@@ -1,6 +1,6 @@
 """Parameters: one declaration gives every leaf its shape and its initialisation, and the loader its checklist."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import jax
@@ -14,11 +14,13 @@ Params = dict[str, Any]
 class ParamInfo:
     """Declares one parameter leaf: its shape, and how training starts it.
 
-    ``fan_in`` leaves are normal with variance 1/fan_in, the contraction being over the second-to-last axis.
+    ``fan_in`` leaves are normal with variance 1/fan_in, the contraction being over the second-to-last axis. A leaf with
+    a ``dtype`` has it whatever the model's.
     """
 
     shape: tuple[int, ...]
     init: Literal["fan_in", "zeros", "ones", "embedding"] = "fan_in"
+    dtype: str | None = None
 
 
 def is_info(leaf: Any) -> bool:
@@ -31,15 +33,16 @@ def init_params(declaration: Params, key: jax.Array, dtype: Any = jnp.float32) -
     leaves, treedef = jax.tree.flatten(declaration, is_leaf=is_info)
 
     def init(info: ParamInfo, key: jax.Array) -> jax.Array:
+        kind = dtype if info.dtype is None else jnp.dtype(info.dtype)
         match info.init:
             case "zeros":
-                return jnp.zeros(info.shape, dtype)
+                return jnp.zeros(info.shape, kind)
             case "ones":
-                return jnp.ones(info.shape, dtype)
+                return jnp.ones(info.shape, kind)
             case "embedding":
-                return jax.random.normal(key, info.shape, dtype) * 0.5
+                return jax.random.normal(key, info.shape, kind) * 0.5
             case "fan_in":
-                return jax.random.normal(key, info.shape, dtype) * info.shape[-2] ** -0.5
+                return jax.random.normal(key, info.shape, kind) * info.shape[-2] ** -0.5
 
     keys = jax.random.split(key, len(leaves))
     return jax.tree.unflatten(treedef, [init(leaf, k) for leaf, k in zip(leaves, keys, strict=True)])
@@ -47,7 +50,7 @@ def init_params(declaration: Params, key: jax.Array, dtype: Any = jnp.float32) -
 
 def stacked(layers: int, declaration: Params) -> Params:
     """The declaration of ``layers`` equal layers, stacked on a leading axis."""
-    return jax.tree.map(lambda info: ParamInfo((layers, *info.shape), info.init), declaration, is_leaf=is_info)
+    return jax.tree.map(lambda info: replace(info, shape=(layers, *info.shape)), declaration, is_leaf=is_info)
 
 
 def linear(inputs: int, outputs: int, *, bias: bool = False) -> Params:

@@ -5,38 +5,40 @@ from typing import Any
 
 import jax
 
+from models.deepseek_vl.port import ARCHITECTURE as DEEPSEEK_VL
 from models.fields import read_json
-from models.qwen2_5_vl.model import Qwen25VL
+from models.kimi_vl.port import ARCHITECTURE as KIMI_VL
+from models.llava.port import ARCHITECTURE as LLAVA
+from models.qwen2_5_vl.port import ARCHITECTURE as QWEN2_5_VL
+from models.refusals import UnknownModelError, check_architecture
+from models.vlm import VisionLanguageModel
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
-EMBEDDED = ("kamera-tiny-gqa",)
-ARCHITECTURES = {"qwen2_5_vl": Qwen25VL}
-
-
-class UnknownModelError(ValueError):
-    """Neither an embedded model, a folder, nor something the hub has."""
+EMBEDDED = ("kamera-tiny-gqa", "kamera-tiny-mla", "kamera-tiny-mha")
+HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+ARCHITECTURES = {port.name: port for port in (QWEN2_5_VL, KIMI_VL, DEEPSEEK_VL, LLAVA)}
 
 
 def load(
     name: str | Path, *, dtype: Any = None, mesh: jax.sharding.Mesh | None = None, system: str | None = None
-) -> Qwen25VL:
+) -> VisionLanguageModel:
     """A model, ready to encode, prefill and answer.
 
     Args:
-        name: ``"kamera-tiny-gqa"`` (embedded), a local folder in hub format, or a hub id.
+        name: ``"kamera-tiny-gqa"``, ``-mla`` or ``-mha`` (embedded), a local folder in hub format, or a hub id.
         dtype: of parameters and KV; the checkpoint's by default.
         mesh: devices to replicate the parameters over.
         system: system text of the preamble; the chat template's own by default.
 
     Raises:
-        UnknownModelError: there is no such model.
+        UnknownModelError: there is no such model, or its architecture is not served.
+        UnsupportedRopeError: its positions do not enter by rotation alone.
         ValueError: a subclass named for what is missing, truncated, unknown or unsupported in it.
     """
     folder = _folder(name)
-    kind = read_json(folder / "config.json").get("model_type")
-    if kind not in ARCHITECTURES:
-        raise UnknownModelError(f"{name} is a {kind!r} model; this version serves {', '.join(sorted(ARCHITECTURES))}")
-    model = ARCHITECTURES[kind].load(folder, dtype=dtype, system=system)
+    mapping = read_json(folder / "config.json")
+    check_architecture(str(name), mapping, ARCHITECTURES)
+    model = VisionLanguageModel.load(ARCHITECTURES[mapping["model_type"]], folder, dtype=dtype, system=system)
     if mesh is not None:
         model.params = jax.device_put(model.params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
     return model
@@ -56,7 +58,7 @@ def _folder(name: str | Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt"]))
+        return Path(snapshot_download(str(name), allow_patterns=HUB_FILES))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UnknownModelError(
             f"the hub gave no model {str(name)!r} ({type(error).__name__}): check the id and the network"

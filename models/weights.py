@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,19 +67,21 @@ class Row:
     """One line of a weight table.
 
     Attributes:
-        name: the hub name; ``{}`` stands for the layer index of a stacked leaf.
+        name: the hub name; each ``{}`` stands for the index on one leading axis of a stacked leaf: layer, then expert.
         path: where it goes in the parameters, keys joined by ``/``.
         transform: how.
+        first: the layer that stands first in the leaf.
     """
 
     name: str
     path: str
     transform: Transform = AS_IS
+    first: int = 0
 
-    @property
-    def stacked(self) -> bool:
-        """Whether the leaf holds one such tensor per layer on its leading axis."""
-        return "{}" in self.name
+    def names(self, shape: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Every hub name that a leaf of this shape is made of, and its index on the leading axes."""
+        for index in np.ndindex(shape[: self.name.count("{}")]):
+            yield self.name.format(*(i + self.first * (axis == 0) for axis, i in enumerate(index))), index
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class _Slot:
     """Where one hub tensor goes."""
 
     row: Row
-    layer: int | None
+    index: tuple[int, ...]
     hub_shape: tuple[int, ...]
 
 
@@ -125,7 +127,7 @@ def load_params(folder: str | os.PathLike[str], declaration: Params, table: Weig
         folder: holds ``model.safetensors``, or ``model.safetensors.index.json`` and its shards.
         declaration: nested dict of `ParamInfo`, what the model needs.
         table: which tensor fills which leaf.
-        dtype: of the parameters; tensors stored in another one are cast.
+        dtype: of the parameters that are not declared in another; tensors stored in another one are cast.
 
     Returns:
         Nested dict of arrays, shaped as declared.
@@ -145,9 +147,9 @@ def load_params(folder: str | os.PathLike[str], declaration: Params, table: Weig
         places[slot.row.path].append((slot, tensors[name]))
 
     def fill(path: str, info: ParamInfo) -> jax.Array:
-        leaf = np.empty(info.shape, np.dtype(dtype))
+        leaf = np.empty(info.shape, np.dtype(info.dtype or dtype))
         for slot, tensor in places[path]:
-            leaf[... if slot.layer is None else slot.layer] = slot.row.transform.from_hub(tensor)
+            leaf[(*slot.index, ...)] = slot.row.transform.from_hub(tensor)
         return jnp.asarray(leaf)
 
     return jax.tree.unflatten(treedef, [fill(path, info) for path, info in infos.items()])
@@ -176,7 +178,7 @@ def save_params(folder: str | os.PathLike[str], params: Params, table: WeightTab
 
     def stored(slot: _Slot) -> np.ndarray:
         leaf = leaves[slot.row.path]
-        return slot.row.transform.to_hub(np.asarray(leaf if slot.layer is None else leaf[slot.layer], DTYPES[kind]))
+        return slot.row.transform.to_hub(np.asarray(leaf[(*slot.index, ...)], DTYPES[kind]))
 
     shapes = {name: slot.hub_shape for name, slot in slots.items()}
     write_tensors(folder, kind, shapes, (stored(slot) for slot in slots.values()))
@@ -222,10 +224,10 @@ def _slots(shapes: Mapping[str, tuple[int, ...]], table: WeightTable) -> dict[st
         )
     slots = {}
     for path, row in rows.items():
-        shape = shapes[path][1:] if row.stacked else shapes[path]
+        shape = shapes[path][row.name.count("{}") :]
         hub_shape = row.transform.to_hub(np.broadcast_to(np.float32(0), shape)).shape
-        for layer in range(shapes[path][0]) if row.stacked else (None,):
-            slots[row.name.format(layer)] = _Slot(row, layer, hub_shape)
+        for name, index in row.names(shapes[path]):
+            slots[name] = _Slot(row, index, hub_shape)
     return slots
 
 

@@ -17,4 +17,7 @@ def test_the_ten_lines_work(capsys, monkeypatch):
 
 def test_links_and_pictures_exist():
     for target in re.findall(r"\]\((?!http)(.*?)\)", (ROOT / "README.md").read_text()):
-        assert (ROOT / target).exists(), target
+        page, _, anchor = target.partition("#")
+        assert (ROOT / page).exists(), target
+        headings = re.findall(r"^#+ (.*)$", (ROOT / page).read_text(), re.MULTILINE) if anchor else []
+        assert not anchor or anchor in {heading.lower().replace(" ", "-") for heading in headings}, target

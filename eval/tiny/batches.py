@@ -7,6 +7,7 @@ import flax.struct
 import numpy as np
 
 from eval.tiny import pages
+from eval.tiny.backbones import BACKBONES, Attention, TinyBackbone
 from eval.tiny.episodes import (
     PASSAGE_FACTS,
     Episode,
@@ -18,7 +19,6 @@ from eval.tiny.episodes import (
     sample_episode,
 )
 from eval.tiny.glyphs import COLOUR_NAMES, NAMES
-from models.qwen2_5_vl.model import image_positions
 
 
 @flax.struct.dataclass
@@ -27,7 +27,7 @@ class Batch:
 
     Attributes:
         ids: i32[B, S]: a text token, or vocabulary size + cell id.
-        positions: f32[B, 3, S].
+        positions: f32[B, A, S].
         chunk: i32[B, S]: chunk index; -1 in the preamble, and in tails and padding.
         tail: i32[B, S]: 0 outside tails, 1..Q in them, -1 in padding.
         hidden: bool[B, Q + 1, C + 1]: chunks (last column: none) a tail (row 0: none) does not see.
@@ -88,7 +88,7 @@ PROBES = 24
 class _Row:
     def __init__(self) -> None:
         self.ids: list[int] = []
-        self.positions: list[tuple[float, float, float]] = []
+        self.positions: list[tuple[float, ...]] = []
         self.chunk: list[int] = []
         self.tail: list[int] = []
 
@@ -99,31 +99,22 @@ class _Row:
         self.tail += [tail] * len(ids)
 
 
-def text_positions(base: float, count: int) -> np.ndarray:
-    """Positions of text: the same on the three axes."""
-    return np.broadcast_to(base + np.arange(count, dtype=np.float32), (3, count))
-
-
-def page_positions(base: float, rows: int, columns: int) -> np.ndarray:
-    """Positions of <|vision_start|>, the cells in raster order and <|vision_end|>."""
-    return base + image_positions(rows, columns, rows * columns + 2)
-
-
 def pack(
     episodes: list[Episode],
     words: Words,
     rng: np.random.Generator,
     *,
+    backbone: TinyBackbone,
     phrases: tuple[int, ...],
     max_gap: int,
     slots: int,
     probe_weight: float = 0.0,
 ) -> Batch:
-    """Pack episodes into one batch; before some chunks the position jumps by up to ``max_gap``."""
+    """Pack episodes into one batch for ``backbone``; before some chunks the position jumps by up to ``max_gap``."""
     count, asked, chunks = len(episodes), len(episodes[0].questions), max(len(e.chunks) for e in episodes)
     batch = Batch(
         ids=np.zeros((count, slots), np.int32),
-        positions=np.zeros((count, 3, slots), np.float32),
+        positions=np.zeros((count, backbone.axes, slots), np.float32),
         chunk=np.full((count, slots), -1, np.int32),
         tail=np.full((count, slots), -1, np.int32),
         hidden=np.zeros((count, asked + 1, chunks + 1), bool),
@@ -142,27 +133,28 @@ def pack(
         truth = {question.glyph: question for question in all_questions(episode.chunks)}
         written = {glyph for chunk in episode.chunks if chunk.text for glyph in chunk.entries}
         bound, probes = bound_glyphs(episode.chunks), []
-        row.add(words.preamble, text_positions(0.0, len(words.preamble)), -1, 0)
+        row.add(words.preamble, backbone.text_positions(len(words.preamble)), -1, 0)
         for c, chunk in enumerate(episode.chunks):
             if max_gap and rng.random() < 0.3:
                 base += float(rng.integers(max_gap))
             if chunk.cells is not None:
-                rows, columns = chunk.cells.shape
-                for place, cell in enumerate(chunk.cells.reshape(-1).tolist()):
-                    kind, glyph, _ = pages.parse(cell)
+                seen = backbone.seen(chunk.cells)
+                for place, cell in enumerate(seen.reshape(-1).tolist()):
+                    kind, glyph, _ = pages.parse(cell) if cell != pages.PADDING else ("padding", -1, -1)
                     if kind == "reference" and glyph in bound[c]:
                         probes.append((len(row.ids) + 1 + place, glyph))
                 cells = [
                     words.ids["<|vision_start|>"],
-                    *(words.size + chunk.cells.reshape(-1)).tolist(),
+                    *(words.size + seen.reshape(-1)).tolist(),
                     words.ids["<|vision_end|>"],
                 ]
-                row.add(cells, page_positions(base, rows, columns), c, 0)
-                base += max(rows, columns) + 2
+                positions, advance = backbone.page_positions(*seen.shape)
+                row.add(cells, base + positions, c, 0)
+                base += advance
             else:
                 ids = words.text(chunk.text or "")
                 probes += [(len(row.ids) + ids.index(words.ids[NAMES[glyph]]), glyph) for glyph in chunk.entries]
-                row.add(ids, text_positions(base, len(ids)), c, 0)
+                row.add(ids, base + backbone.text_positions(len(ids)), c, 0)
                 base += len(ids)
         for r, chosen in enumerate(rng.permutation(len(probes))[:PROBES]):
             batch.probe[b, r], glyph = probes[chosen]
@@ -174,7 +166,7 @@ def pack(
             glyph, colour = words.ids[NAMES[question.glyph]], words.ids[COLOUR_NAMES[question.colour]]
             ids = [*words.tail(question_text(question.glyph, int(rng.choice(phrases)))), colour] if phrases else [glyph]
             start = len(row.ids)
-            row.add(ids, text_positions(base, len(ids)), -1, q + 1)
+            row.add(ids, base + backbone.text_positions(len(ids)), -1, q + 1)
             batch.ask[b, q] = start + max(len(ids) - 2, 0), len(row.ids) - 1, start + ids.index(glyph)
             batch.answer[b, q] = colour, words.ids["<|im_end|>"], colour
             batch.hops[b, q] = question.hops
@@ -189,22 +181,39 @@ def pack(
     return batch
 
 
-def slots_for(recipe: Recipe, words: Words, chunks: int) -> int:
+def slots_for(recipe: Recipe, words: Words, chunks: int, backbone: TinyBackbone) -> int:
     """Slots that hold any episode of so many chunks, a multiple of 16."""
     longest = max((1 + len(words.tail(question_text(0, phrase))) for phrase in recipe.phrases), default=1)
-    widest = recipe.rows * recipe.columns + 2
+    widest = backbone.seen(np.zeros((recipe.rows, recipe.columns), int)).size + 2
     if recipe.text:
         widest = max(widest, len(words.text(passage({glyph: ("fact", 0) for glyph in range(PASSAGE_FACTS)}))))
     return -(-(len(words.preamble) + chunks * widest + recipe.questions * longest) // 16) * 16
 
 
 def sample_batch(
-    seed: tuple[int, ...], recipe: Recipe, words: Words, size: int, *, max_gap: int, probe_weight: float = 0.0
+    seed: tuple[int, ...],
+    recipe: Recipe,
+    words: Words,
+    size: int,
+    attention: Attention,
+    *,
+    max_gap: int,
+    probe_weight: float = 0.0,
 ) -> Batch:
-    """A batch of fresh episodes, all of the same number of chunks."""
+    """A batch of fresh episodes, all of the same number of chunks, for the embedded model of that attention."""
+    backbone = BACKBONES[attention]
     rng = np.random.default_rng(seed)
     low, high = recipe.chunks
     chunks = int(rng.integers(low, high + 1))
     episodes = [sample_episode(rng, recipe, chunks) for _ in range(size)]
-    slots = slots_for(recipe, words, chunks)
-    return pack(episodes, words, rng, phrases=recipe.phrases, max_gap=max_gap, slots=slots, probe_weight=probe_weight)
+    slots = slots_for(recipe, words, chunks, backbone)
+    return pack(
+        episodes,
+        words,
+        rng,
+        backbone=backbone,
+        phrases=recipe.phrases,
+        max_gap=max_gap,
+        slots=slots,
+        probe_weight=probe_weight,
+    )

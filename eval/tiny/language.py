@@ -14,14 +14,14 @@ import numpy as np
 import optax
 
 from eval.tiny import pages
+from eval.tiny.backbones import Attention, TinyBackbone
 from eval.tiny.batches import Batch, Words, sample_batch
 from eval.tiny.episodes import Recipe
 from eval.tiny.glyphs import COLOUR_NAMES, NAMES
 from models.attention import grouped_attention
+from models.decoder import DecoderConfig, decoder, logits
 from models.layers import rms_norm
 from models.params import ParamInfo, Params
-from models.qwen2_5_vl.config import TextConfig
-from models.qwen2_5_vl.modeling import decoder, logits
 
 
 @dataclass(frozen=True)
@@ -44,15 +44,16 @@ class Stage:
 
 
 def cell_declaration(width: int) -> Params:
-    """What cells need besides the words: backgrounds, and a mark for facts and one for references."""
+    """What cells need besides the words: backgrounds, a mark for facts and one for references, and padding."""
     return {
         "background": ParamInfo((pages.BACKGROUNDS, width), "embedding"),
         "kind": ParamInfo((2, width), "embedding"),
+        "padding": ParamInfo((1, width), "embedding"),
     }
 
 
 def cell_table(cells: Params, words: Words, embeddings: jax.Array) -> jax.Array:
-    """Embeddings of all cells [N_CELLS, E] in the order of `eval.tiny.pages`: what the tower learns to produce.
+    """Embeddings of all cells and of padding [N_CELLS + 1, E], by id: what the tower learns to produce.
 
     They are sums of word embeddings, so that the same circuit serves names and pictures: a fact is its glyph and its
     colour, a reference its glyph and, in the other half of the features, its target.
@@ -63,7 +64,9 @@ def cell_table(cells: Params, words: Words, embeddings: jax.Array) -> jax.Array:
     targets = jnp.roll(glyphs, width // 2, axis=-1)
     facts = cells["kind"][None, :1] + glyphs[:, None] + colours[None]
     references = cells["kind"][None, 1:] + glyphs[:, None] + targets[None]
-    return jnp.concatenate([cells["background"], facts.reshape(-1, width), references.reshape(-1, width)])
+    return jnp.concatenate(
+        [cells["background"], facts.reshape(-1, width), references.reshape(-1, width), cells["padding"]]
+    )
 
 
 def visible(chunk: jax.Array, tail: jax.Array, hidden: jax.Array) -> jax.Array:
@@ -75,7 +78,7 @@ def visible(chunk: jax.Array, tail: jax.Array, hidden: jax.Array) -> jax.Array:
     return sees & ~hidden[tail[:, None], chunk[None, :]]
 
 
-def answer_logits(text: Params, table: jax.Array, config: TextConfig, batch: Batch) -> tuple[jax.Array, jax.Array]:
+def answer_logits(text: Params, table: jax.Array, config: DecoderConfig, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Logits where answers are predicted [B, Q, 3, V], and at the probes after every layer [L, B, R, V].
 
     The episodes lie end to end as one sequence, so that everything but attention is one large matrix product.
@@ -85,7 +88,7 @@ def answer_logits(text: Params, table: jax.Array, config: TextConfig, batch: Bat
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
         q, k, v = (x.reshape(count, slots, *x.shape[1:]) for x in (q, k, v))
-        out, _ = jax.vmap(partial(grouped_attention, scale=config.head_dim**-0.5))(q, k, v, mask)
+        out, _ = jax.vmap(partial(grouped_attention, scale=config.attention.scale))(q, k, v, mask)
         return out.reshape(count * slots, -1), None
 
     def rows(places: jax.Array) -> jax.Array:
@@ -95,13 +98,13 @@ def answer_logits(text: Params, table: jax.Array, config: TextConfig, batch: Bat
         return logits(text, rms_norm(x[rows(batch.probe)], text["norm"], config.rms_norm_eps))
 
     embeds = jnp.concatenate([text["embed"]["w"], table])[batch.ids.reshape(-1)]
-    positions = batch.positions.swapaxes(0, 1).reshape(3, -1)
+    positions = batch.positions.swapaxes(0, 1).reshape(batch.positions.shape[1], -1)
     decoded = decoder(text, config, embeds, positions, attend, observe=read)
     answers = logits(text, decoded.hidden[rows(batch.ask)]).reshape(*batch.ask.shape, -1)
     return answers, decoded.observed.reshape(-1, *batch.probe.shape, answers.shape[-1])
 
 
-def loss_and_hits(text: Params, table: jax.Array, config: TextConfig, batch: Batch) -> tuple[jax.Array, jax.Array]:
+def loss_and_hits(text: Params, table: jax.Array, config: DecoderConfig, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Mean cross-entropy of answers and probes, and whether each answer's colour was right, bool[B, Q].
 
     The probes ask a reference cell itself what it leads to, from the earliest layer that can know: the model learns to
@@ -119,7 +122,9 @@ def loss_and_hits(text: Params, table: jax.Array, config: TextConfig, batch: Bat
     return jnp.sum(losses * batch.weight) + batch.probe_weight * probe_loss, hits
 
 
-def batches(stages: Sequence[Stage], words: Words, seed: int, workers: int) -> Iterator[tuple[int, Batch]]:
+def batches(
+    stages: Sequence[Stage], words: Words, attention: Attention, seed: int, workers: int
+) -> Iterator[tuple[int, Batch]]:
     """(stage, batch) for every step, sampled ahead in worker processes; the same for any number of workers."""
     plan = [(i, stage) for i, stage in enumerate(stages) for _ in range(stage.steps)]
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
@@ -133,6 +138,7 @@ def batches(stages: Sequence[Stage], words: Words, seed: int, workers: int) -> I
                     stage.recipe,
                     words,
                     stage.batch,
+                    attention,
                     max_gap=stage.gap,
                     probe_weight=stage.probes,
                 )
@@ -149,7 +155,7 @@ def by_hops(hits: np.ndarray, hops: np.ndarray) -> dict[int, float]:
 
 def train_language(
     params: Params,
-    config: TextConfig,
+    backbone: TinyBackbone,
     stages: Sequence[Stage],
     words: Words,
     *,
@@ -163,7 +169,7 @@ def train_language(
     """Train ``params`` (with ``text`` and whatever ``table`` needs) through the stages.
 
     Args:
-        table: cell embeddings [N_CELLS, E] from the parameters.
+        table: cell embeddings [N_CELLS + 1, E] from the parameters.
         log: called every ``every`` steps with what was measured since.
     """
     steps = sum(stage.steps for stage in stages)
@@ -173,7 +179,7 @@ def train_language(
     optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.01))
 
     def loss(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        return loss_and_hits(params["text"], table(params), config, batch)
+        return loss_and_hits(params["text"], table(params), backbone.config.text, batch)
 
     @partial(jax.jit, donate_argnums=(0, 1))
     def step(params: Params, state: Any, batch: Batch) -> tuple[Any, Any, jax.Array, jax.Array]:
@@ -182,7 +188,7 @@ def train_language(
         return optax.apply_updates(params, updates), state, value, hits
 
     state, start, seen = optimiser.init(params), time.time(), []
-    for number, (stage, batch) in enumerate(batches(stages, words, seed, workers), start=1):
+    for number, (stage, batch) in enumerate(batches(stages, words, backbone.attention, seed, workers), start=1):
         params, state, value, hits = step(params, state, batch)
         seen.append((value, hits, batch.hops))
         if number % every == 0 or number == steps:

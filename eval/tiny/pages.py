@@ -26,6 +26,9 @@ _FIRST_REFERENCE = _FIRST_FACT + len(NAMES) * len(COLOURS)
 N_CELLS = _FIRST_REFERENCE + len(NAMES) ** 2
 """How many cells there are: 8 backgrounds, 48 x 8 facts, 48 x 48 references."""
 
+PADDING = N_CELLS
+"""The id of what stands around a page that is padded to a square; no page has such a cell of its own."""
+
 _PAPER = (252, 252, 250)
 _EDGE = (226, 226, 226)
 _INK = (36, 36, 40)

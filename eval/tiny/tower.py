@@ -1,4 +1,4 @@
-"""The vision tower in training: from the pixels of single cells to their embeddings."""
+"""The vision tower in training: from the pixels of pages to the embeddings of their cells."""
 
 import time
 from collections.abc import Callable
@@ -11,32 +11,54 @@ import numpy as np
 import optax
 
 from eval.tiny import pages
-from models.media import ImageConfig, preprocess_image
+from eval.tiny.backbones import TinyBackbone
+from eval.tiny.episodes import Recipe
 from models.params import Params
-from models.qwen2_5_vl import vision
-from models.qwen2_5_vl.config import VisionConfig
+
+_PAGE = (Recipe().rows, Recipe().columns)
 
 
-def cell_patches(images: ImageConfig) -> np.ndarray:
-    """Patches of every cell, f32[N_CELLS, 4, C]."""
-    return np.stack([preprocess_image(pixels, images).patches for pixels in pages.all_cells()])
+class Tower:
+    """The vision tower of an embedded model, over pages of one size."""
 
+    def __init__(self, backbone: TinyBackbone) -> None:
+        """Lay out a page of 6 x 10 cells."""
+        self.backbone = backbone
+        blank = self._preprocess(np.zeros(_PAGE, int))
+        _, rows, columns = blank.grid
+        self._plan = backbone.architecture.vision.plan(rows, columns, backbone.config.vision)
 
-def embed_cells(params: Params, config: VisionConfig, patches: jax.Array) -> jax.Array:
-    """The tower's embeddings [n, E] of n cells, patches [n, 4, C], laid out as one column of cells."""
-    layout = vision.plan(config.spatial_merge_size * len(patches), config.spatial_merge_size, config, bucket=1)
-    return vision.encode_image(params, config, patches.reshape(-1, patches.shape[-1]), layout)
+    def pixels(self, cells: np.ndarray) -> np.ndarray:
+        """Patches f32[n, P, C] of n pages of cells [n, rows, columns], from their images."""
+        pad = self.backbone.architecture.vision.pad_patches
+        return np.stack([pad(self._preprocess(page).patches, self._plan) for page in cells])
 
+    def seen(self, cells: np.ndarray) -> np.ndarray:
+        """The cell that each of the tower's embeddings shows [n, M]."""
+        return np.stack([self.backbone.seen(page).reshape(-1) for page in cells])
 
-def tower_table(params: Params, config: VisionConfig, patches: np.ndarray) -> jax.Array:
-    """The tower's embeddings of all cells [N_CELLS, E]."""
-    return jax.jit(lambda params, patches: embed_cells(params, config, patches))(params, jnp.asarray(patches))
+    def embed(self, params: Params, pixels: jax.Array) -> jax.Array:
+        """The embeddings of n pages [n, M, E], as the model would get them."""
+        encode, config, plan = self.backbone.architecture.vision.encode_image, self.backbone.config.vision, self._plan
+        return jax.vmap(lambda patches: encode(params, config, patches, plan)[: int(plan.tokens)])(pixels)
+
+    def table(self, params: Params) -> jax.Array:
+        """The embeddings of all cells and of padding [N_CELLS + 1, E], as they come out somewhere on a page."""
+        count = -(-pages.N_CELLS // (_PAGE[0] * _PAGE[1]))
+        cells = np.arange(count * _PAGE[0] * _PAGE[1]) % pages.N_CELLS
+        cells = np.random.default_rng(0).permutation(cells).reshape(count, *_PAGE)
+        embedded = np.asarray(jax.jit(self.embed)(params, self.pixels(cells)))
+        table = np.zeros((pages.N_CELLS + 1, embedded.shape[-1]), np.float32)
+        table[self.seen(cells).reshape(-1)] = embedded.reshape(-1, embedded.shape[-1])
+        return jnp.asarray(table)
+
+    def _preprocess(self, page: np.ndarray) -> Any:
+        return self.backbone.architecture.images.preprocess_image(pages.render(page), self.backbone.images)
 
 
 def train_tower(
     params: Params,
-    config: VisionConfig,
-    patches: np.ndarray,
+    tower: Tower,
     table: jax.Array,
     *,
     steps: int,
@@ -45,14 +67,13 @@ def train_tower(
     seed: int,
     log: Callable[[dict[str, Any]], None],
 ) -> Params:
-    """Fit the tower to a table of cell embeddings [N_CELLS, E] by least squares.
+    """Fit a tower to a table of cell embeddings [N_CELLS + 1, E] by least squares.
 
     Args:
         params: of the tower.
-        config: of the tower.
-        patches: of every cell, f32[N_CELLS, 4, C].
-        table: where they should come out.
-        steps, batch, learning_rate, seed: of the training; a batch is so many cells.
+        tower: what they are of.
+        table: where the cells should come out, whatever stands around them.
+        steps, batch, learning_rate, seed: of the training; a batch is so many pages.
         log: called ten times with what was measured.
     """
     optimiser = optax.adam(
@@ -61,7 +82,7 @@ def train_tower(
     scale = jnp.mean(jnp.square(table))
 
     def loss(params: Params, pixels: jax.Array, target: jax.Array) -> jax.Array:
-        return jnp.mean(jnp.square(embed_cells(params, config, pixels) - target)) / scale
+        return jnp.mean(jnp.square(tower.embed(params, pixels) - target)) / scale
 
     @partial(jax.jit, donate_argnums=(0, 1))
     def step(params: Params, state: Any, pixels: jax.Array, target: jax.Array) -> tuple[Any, Any, jax.Array]:
@@ -73,7 +94,7 @@ def train_tower(
     losses: list[jax.Array] = []
     for number in range(1, steps + 1):
         cells = _draw(rng, batch)
-        params, state, value = step(params, state, patches[cells], table[cells])
+        params, state, value = step(params, state, tower.pixels(cells), table[tower.seen(cells)])
         losses.append(value)
         if number % max(steps // 10, 1) == 0:
             log(
@@ -88,10 +109,14 @@ def train_tower(
 
 
 def _draw(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Cells of every kind: references are most of the table, and facts carry as much."""
-    facts = pages.fact(0, 0)
-    references = pages.reference(0, 0)
-    cells = rng.integers(references, pages.N_CELLS, count)
-    cells[: count // 3] = rng.integers(facts, references, count // 3)
-    cells[: count // 30] = rng.integers(0, pages.BACKGROUNDS, count // 30)
-    return cells
+    """Pages of every density, of cells of every kind: facts are fewer than references, and as many are shown.
+
+    A tower that sees whole pages must know the empty ones too, or what surrounds a cell changes its embedding.
+    """
+    facts, references = pages.fact(0, 0), pages.reference(0, 0)
+    shape = (count, _PAGE[0] * _PAGE[1])
+    cells = np.where(
+        rng.random(shape) < 0.4, rng.integers(facts, references, shape), rng.integers(references, pages.N_CELLS, shape)
+    )
+    empty = rng.random(shape) < rng.uniform(0.0, 0.9, (count, 1))
+    return np.where(empty, rng.integers(0, pages.BACKGROUNDS, shape), cells).reshape(count, *_PAGE)

@@ -1,12 +1,11 @@
-"""Train the embedded model from scratch: `make train-tiny`.
+"""Train an embedded model from scratch: `make train-tiny ARGS="--attention gqa"`.
 
 The language model learns from a table of cell embeddings, at the speed of a symbolic task; the vision tower then
 learns to produce the table from pixels; the language model is last adapted to what the tower really produces. Small
-pages of facts and references come
-first: the step from one hop to two is learned several times faster there.
+pages of facts and references come first: the step from one hop to two is learned several times faster there.
 
-The model must bind inside the chunk, not hop at question time. So most questions of several hops, and in the later
-stages all of them, are asked without the pages that hold their antecedents: only what the dependant page absorbed can
+The model must bind inside the chunk, not hop at question time. So most questions of several hops, and after the first
+stage all of them, are asked without the pages that hold their antecedents: only what the dependant page absorbed can
 answer. References, and glyphs named in a passage, are also asked in place what colour they are bound to, from the
 earliest layer that can know.
 """
@@ -19,23 +18,23 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from eval.tiny import checkpoint
+from eval.tiny.backbones import BACKBONES, TinyBackbone
 from eval.tiny.batches import Words
 from eval.tiny.episodes import Recipe
 from eval.tiny.language import Stage, cell_declaration, cell_table, train_language
-from eval.tiny.tower import cell_patches, tower_table, train_tower
-from eval.tiny.vocabulary import VOCABULARY, image_processor_config
-from models.media import ImageConfig
+from eval.tiny.tower import Tower, train_tower
+from eval.tiny.vocabulary import VOCABULARY
 from models.params import Params, init_params
-from models.qwen2_5_vl.model import declaration
 from models.registry import CHECKPOINTS
 
 SMALL = Recipe(
     rows=4, columns=4, informative=16, chunks=(3, 3), hops=2, text=0.0, repeat=0.0, invert=0.0, questions=16, phrases=()
 )
-CHAINS = replace(SMALL, chunks=(3, 4), hops=3, text=0.25, repeat=0.1, invert=0.1)
+CHAINS = replace(SMALL, chunks=(3, 4), hops=3, text=0.25, repeat=0.1, invert=0.1, evict=1.0)
 DEEP = replace(CHAINS, chunks=(3, 3), depth=1.0)
 BARE = Recipe(chunks=(2, 4), evict=1.0, questions=16, phrases=())
 TURNS = Recipe(chunks=(2, 4), evict=1.0)
@@ -58,6 +57,7 @@ TOWER_STEPS = 3000
 
 def train(
     folder: Path,
+    backbone: TinyBackbone,
     *,
     curriculum: Sequence[Stage] = CURRICULUM,
     conversation: Sequence[Stage] = CONVERSATION,
@@ -70,18 +70,18 @@ def train(
 
     Args:
         folder: where it goes, with a record of the training.
+        backbone: what to train.
         curriculum: stages in which the language model learns to bind, on small pages.
         conversation: stages in which it learns whole pages and whole turns.
-        tower_steps: optimiser steps of the vision tower, 256 cells each.
+        tower_steps: optimiser steps of the vision tower, 4 pages each.
         adaptation: stages of the language model behind the trained tower.
         seed: of parameters and episodes.
         workers: processes that sample episodes.
     """
     words = Words({word: i for i, word in enumerate(VOCABULARY)}, len(VOCABULARY))
-    config = checkpoint.config()
-    params: Params = init_params(declaration(config), jax.random.key(seed))
+    config = backbone.config
+    params: Params = init_params(backbone.architecture.declaration(config), jax.random.key(seed))
     cells = init_params(cell_declaration(config.text.hidden_size), jax.random.key(seed + 1))
-    patches = cell_patches(ImageConfig.from_hf(image_processor_config()))
     history: list[dict[str, Any]] = []
 
     def log(part: str, record: dict[str, Any]) -> None:
@@ -101,7 +101,7 @@ def train(
     ) -> Params:
         return train_language(
             start,
-            config.text,
+            backbone,
             stages,
             words,
             learning_rate=rate,
@@ -114,22 +114,25 @@ def train(
     learner = language("curriculum", {"text": params["text"], "cells": cells}, curriculum, 2.5e-3, 0, words_table)
     learner = language("conversation", learner, conversation, 1.5e-3, 1, words_table)
     table = words_table(learner)
-    tower = train_tower(
-        params["vision"],
-        config.vision,
-        patches,
+    tower = Tower(backbone)
+    vision = params["vision"]
+    if "positions" in vision:  # a cell is the same wherever it stands
+        vision["positions"] = jnp.zeros_like(vision["positions"])
+    vision = train_tower(
+        vision,
+        tower,
         table,
         steps=tower_steps,
-        batch=256,
+        batch=4,
         learning_rate=2e-3,
         seed=seed,
         log=lambda record: log("tower", record),
     )
-    seen = tower_table(tower, config.vision, patches)
+    seen = tower.table(vision)
     nearest = _nearest(np.asarray(seen), np.asarray(table))
     log("tower", {"nearest": float(np.mean(nearest == np.arange(len(table))))})
     adapted = language("adaptation", {"text": learner["text"]}, adaptation, 5e-4, 2, lambda params: seen)
-    checkpoint.write(folder, {"text": adapted["text"], "vision": tower})
+    checkpoint.write(folder, backbone, {"text": adapted["text"], "vision": vision})
     (folder / "training.json").write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
 
 
@@ -140,12 +143,14 @@ def _nearest(seen: np.ndarray, table: np.ndarray) -> np.ndarray:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description="Train the embedded model from scratch.")
-    parser.add_argument("--output", type=Path, default=CHECKPOINTS / "kamera-tiny-gqa")
+    parser = argparse.ArgumentParser(description="Train an embedded model from scratch.")
+    parser.add_argument("--attention", choices=tuple(BACKBONES), default="gqa")
+    parser.add_argument("--output", type=Path, help="folder (default: where models.load looks for it)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1, help="processes that sample episodes")
     arguments = parser.parse_args()
-    train(arguments.output, seed=arguments.seed, workers=arguments.workers)
+    backbone = BACKBONES[arguments.attention]
+    train(arguments.output or CHECKPOINTS / backbone.name, backbone, seed=arguments.seed, workers=arguments.workers)
 
 
 if __name__ == "__main__":

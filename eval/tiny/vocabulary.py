@@ -7,7 +7,6 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from eval.tiny.glyphs import COLOUR_NAMES, NAMES
-from eval.tiny.pages import CELL
 
 UNKNOWN = "[UNK]"
 """What every word outside the vocabulary becomes."""
@@ -100,27 +99,6 @@ def build_tokenizer(folder: str | Path) -> None:
     _write_json(folder / "tokenizer_config.json", config)
     _write_json(folder / "special_tokens_map.json", roles)
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
-
-
-def image_processor_config() -> dict[str, Any]:
-    """The content of `preprocessor_config.json`. A page of up to 1024 whole cells is not resized."""
-    return {
-        "image_processor_type": "Qwen2VLImageProcessor",
-        "processor_class": "Qwen2_5_VLProcessor",
-        "patch_size": CELL // 2,
-        "merge_size": 2,
-        "temporal_patch_size": 2,
-        "min_pixels": CELL * CELL,
-        "max_pixels": CELL * CELL * 1024,
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "resample": 3,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-    }
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -5,23 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from kamera_jax.rope import RopeSpec, spec_from_config
+from models.architecture import Config
+from models.attention import GroupedQuery
+from models.decoder import DecoderConfig
 from models.fields import Fields, MissingConfigFieldError, UnsupportedConfigError
-
-
-@dataclass(frozen=True)
-class TextConfig:
-    """The language model: N query heads, G KV heads of D dims, width E."""
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    rms_norm_eps: float
-    rope: RopeSpec
-    tie_word_embeddings: bool
+from models.text_config import IGNORED, rope_parameters, top_fields
 
 
 @dataclass(frozen=True)
@@ -56,34 +44,8 @@ class VisionConfig:
             raise UnsupportedConfigError(f"vision_config: fullatt_block_indexes names blocks {outside} of {self.depth}")
 
 
-@dataclass(frozen=True)
-class Config:
-    """Everything the port needs to know of a checkpoint."""
-
-    text: TextConfig
-    vision: VisionConfig
-    image_token_id: int
-    video_token_id: int
-    vision_start_token_id: int
-    vision_end_token_id: int
-
-
-_WRITER_FIELDS = (
-    "_attn_implementation",
-    "_attn_implementation_autoset",
-    "_name_or_path",
-    "architectures",
-    "dtype",
-    "torch_dtype",
-    "transformers_version",
-    "use_cache",
-)
-"""What transformers notes beside the architecture, in any section."""
-
-_TRAINING_FIELDS = ("attention_dropout", "initializer_range")
-
-_TOKEN_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id", "vision_token_id")
-"""The tokenizer and generation_config.json say these."""
+_VISION_TOKENS = ("video_token_id", "vision_end_token_id", "vision_start_token_id", "vision_token_id")
+"""The chat template says these."""
 
 _TEXT_FIELDS = (
     "attention_bias",
@@ -121,11 +83,7 @@ def config_from_hf(mapping: Mapping[str, Any]) -> Config:
         UnsupportedConfigError: a value that asks for another computation, named.
         UnsupportedRopeError: a RoPE that relocation cannot undo.
     """
-    top = Fields("config.json", mapping)
-    if "model_type" not in top.rest:
-        raise MissingConfigFieldError("config.json has no 'model_type'; expected 'qwen2_5_vl'")
-    top.expect("model_type", "qwen2_5_vl")
-    top.expect("quantization_config", None)
+    top = top_fields(mapping, "qwen2_5_vl")
     vision = _vision_config(top.take("vision_config", dict))
     text = _text_config(
         top.take("text_config", dict, {}), {name: top.rest.pop(name) for name in _TEXT_FIELDS if name in top.rest}
@@ -134,20 +92,13 @@ def config_from_hf(mapping: Mapping[str, Any]) -> Config:
         raise UnsupportedConfigError(
             f"vision_config: out_hidden_size is {vision.out_hidden_size}; expected the text width, {text.hidden_size}"
         )
-    top.ignore(*_WRITER_FIELDS, *_TRAINING_FIELDS, *_TOKEN_FIELDS)
-    config = Config(
-        text=text,
-        vision=vision,
-        image_token_id=top.take("image_token_id", int, 151655),
-        video_token_id=top.take("video_token_id", int, 151656),
-        vision_start_token_id=top.take("vision_start_token_id", int, 151652),
-        vision_end_token_id=top.take("vision_end_token_id", int, 151653),
-    )
+    top.ignore(*_VISION_TOKENS)
+    config = Config(text, vision, image_token_id=top.take("image_token_id", int, 151655))
     top.close()
     return config
 
 
-def _text_config(nested: Mapping[str, Any], flat: Mapping[str, Any]) -> TextConfig:
+def _text_config(nested: Mapping[str, Any], flat: Mapping[str, Any]) -> DecoderConfig:
     nested = {name: value for name, value in nested.items() if value is not None}
     # Either section ties the head, as in HF.
     ties = [Fields("config.json", each).take("tie_word_embeddings", bool, False) for each in (flat, nested)]
@@ -171,22 +122,19 @@ def _text_config(nested: Mapping[str, Any], flat: Mapping[str, Any]) -> TextConf
             f"{fields.section}: width {hidden}, {heads} query heads, {kv_heads} KV heads; each must divide the last"
         )
     fields.expect("head_dim", hidden // heads)
-    config = TextConfig(
+    config = DecoderConfig(
         vocab_size=fields.size("vocab_size", 152064),
         hidden_size=hidden,
         intermediate_size=fields.size("intermediate_size", 29568),
         num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        head_dim=hidden // heads,
+        attention=GroupedQuery(heads, kv_heads, hidden // heads, bias=True),
         rms_norm_eps=fields.take("rms_norm_eps", float, 1e-5),
         rope=_rope(fields, hidden // heads),
         tie_word_embeddings=any(ties),
     )
     fields.ignore("tie_word_embeddings", "sliding_window", "max_window_layers")  # windows are off
-    # Those of the top level count.
-    fields.ignore("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-    fields.ignore(*_WRITER_FIELDS, *_TRAINING_FIELDS, *_TOKEN_FIELDS)
+    fields.ignore("image_token_id")  # that of the top level counts
+    fields.ignore(*IGNORED, *_VISION_TOKENS)
     fields.close()
     return config
 
@@ -200,10 +148,7 @@ def _plain(value: Any) -> Any:
 
 
 def _rope(fields: Fields, head_dim: int) -> RopeSpec:
-    scaling = fields.take("rope_scaling", dict, {})
-    parameters = fields.take("rope_parameters", dict, scaling)
-    theta = fields.take("rope_theta", float, 1e6)
-    parameters = {"rope_theta": theta, **parameters}
+    parameters = rope_parameters(fields, 1e6)
     if not parameters.get("mrope_section"):
         raise MissingConfigFieldError(
             f"{fields.section}: the rope parameters have no 'mrope_section'; expected 3 integers"
@@ -233,6 +178,6 @@ def _vision_config(mapping: Mapping[str, Any]) -> VisionConfig:
         fullatt_block_indexes=tuple(fields.take("fullatt_block_indexes", list, [7, 15, 23, 31])),
         out_hidden_size=fields.size("out_hidden_size", 3584),
     )
-    fields.ignore("tokens_per_second", *_WRITER_FIELDS, *_TRAINING_FIELDS)  # a still image has no time
+    fields.ignore("tokens_per_second", *IGNORED)  # a still image has no time
     fields.close()
     return config

@@ -10,17 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from kamera_jax import rope
 from models.attention import grouped_attention
 from models.layers import dense, rms_norm, swiglu
 from models.params import ParamInfo, Params, linear, stacked
 from models.qwen2_5_vl.config import VisionConfig
+from models.vit import axial_rotation, mlp, mlp_declaration, pad_patches
+
+__all__ = ["VisionPlan", "encode_image", "pad_patches", "plan", "vision_declaration"]
 
 EPS = 1e-6
 """Of every RMSNorm of the tower; not configurable in HF either."""
-
-THETA = 10000.0
-"""RoPE base of the tower."""
 
 
 @flax.struct.dataclass
@@ -67,17 +66,16 @@ def vision_declaration(config: VisionConfig) -> Params:
         "blocks": stacked(config.depth, block),
         "merger": {
             "norm": ParamInfo((width,), "ones"),
-            "hidden": linear(merged, merged, bias=True),
-            "out": linear(merged, config.out_hidden_size, bias=True),
+            **mlp_declaration(merged, merged, config.out_hidden_size),
         },
     }
 
 
-def plan(grid_h: int, grid_w: int, config: VisionConfig, bucket: int = 512) -> VisionPlan:
+def plan(grid_h: int, grid_w: int, config: VisionConfig, bucket: int = 256) -> VisionPlan:
     """Lay an image out in windows (HF ``get_vision_window_index`` and ``get_vision_position_ids``), on the host.
 
     Args:
-        grid_h, grid_w: the image in patches, as `models.media.preprocess_image` says.
+        grid_h, grid_w: the image in patches, as `models.qwen2_5_vl.images.preprocess_image` says.
         config: the tower's configuration.
         bucket: the rows are padded with empty windows to a multiple of this many patches, rounded down to whole
             windows, so that images of one bucket share a compiled program.
@@ -113,11 +111,6 @@ def plan(grid_h: int, grid_w: int, config: VisionConfig, bucket: int = 512) -> V
     )
 
 
-def pad_patches(patches: Float[np.ndarray, "n C"], plan: VisionPlan) -> Float[np.ndarray, "P C"]:
-    """Patches with zero rows after them, as many as the plan has."""
-    return np.pad(patches, ((0, plan.rows - len(patches)), (0, 0)))
-
-
 def encode_image(
     params: Params, config: VisionConfig, patches: Float[Array | np.ndarray, "P C"], plan: VisionPlan
 ) -> Float[Array, "M E"]:
@@ -135,18 +128,13 @@ def encode_image(
     embed = params["patch_embed"]
     windows, size = plan.order.shape
     x = dense(embed, jnp.asarray(patches).astype(embed["w"].dtype))[plan.order.reshape(-1)]
-    spec = _rope_spec(config)
-    cos, sin = rope.tables(spec, jnp.asarray(plan.positions))
+    head_dim = config.hidden_size // config.num_heads
+    rotated = axial_rotation(jnp.asarray(plan.positions), head_dim)
     valid = jnp.asarray(plan.valid)
-
-    def rotated(x: jax.Array) -> jax.Array:
-        wide = x.astype(jnp.float32).reshape(1, windows * size, -1)
-        turned = rope.rotate_flat(wide, cos, sin, rotary_dim=spec.rotary_dim, layout=spec.layout)
-        return turned.reshape(x.shape).astype(x.dtype)
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array) -> jax.Array:
         tokens = valid.shape[0]
-        return grouped_attention(q, k, v, jnp.broadcast_to(valid[None, :], (tokens, tokens)), spec.head_dim**-0.5)[0]
+        return grouped_attention(q, k, v, jnp.broadcast_to(valid[None, :], (tokens, tokens)), head_dim**-0.5)[0]
 
     def within_windows(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         q, k, v = (t.reshape(windows, size, *t.shape[1:]) for t in (q, k, v))
@@ -174,12 +162,5 @@ def encode_image(
 
     merger = params["merger"]
     x = rms_norm(x, merger["norm"], EPS).reshape(-1, x.shape[-1] * config.spatial_merge_size**2)
-    x = dense(merger["out"], jax.nn.gelu(dense(merger["hidden"], x), approximate=False))
+    x = mlp(merger, x, "gelu")
     return jnp.where((jnp.arange(x.shape[0]) < plan.tokens)[:, None], x[plan.inverse], jnp.zeros((), x.dtype))
-
-
-def _rope_spec(config: VisionConfig) -> rope.RopeSpec:
-    """Rows turn the first half of the pairs, columns the second, both with the same frequencies."""
-    head_dim = config.hidden_size // config.num_heads
-    frequencies = tuple(rope.inverse_frequencies(head_dim // 2, THETA).tolist())
-    return rope.RopeSpec(frequencies + frequencies, head_dim, sections=(len(frequencies), len(frequencies)))

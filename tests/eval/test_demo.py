@@ -9,16 +9,24 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from eval import demo, report
-from eval.cli import main
+from eval import demo, readme, report
+from eval.cli import ATTENTIONS, main
 from eval.tiny import assess
+from eval.tiny.backbones import BACKBONES
+from models import load
 
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.fixture(scope="module", params=ATTENTIONS)
+def tiny(request):
+    """Every embedded model, as shipped."""
+    return load(f"kamera-tiny-{request.param}")
+
+
 @pytest.fixture(scope="module")
 def result(tiny):
-    return demo.run(tiny, episodes=48)
+    return {**demo.run(tiny, episodes=48), "model": {"name": tiny.architecture.name}}
 
 
 def by_name(result):
@@ -72,16 +80,20 @@ def test_tables_fit_eighty_columns(result):
 
 
 def test_the_figure_is_drawn(result, tmp_path):
-    report.plot_demo(result, tmp_path / "demo.png")
-    with Image.open(tmp_path / "demo.png") as figure:
-        assert figure.width > 500 and np.asarray(figure).std() > 1
+    for count in (1, 3):
+        report.plot_demo([result] * count, tmp_path / "demo.png")
+        with Image.open(tmp_path / "demo.png") as figure:
+            assert figure.width > 500 * count and np.asarray(figure).std() > 1
 
 
-def test_command_line_demo(tmp_path, capsys):
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_command_line_demo(tmp_path, capsys, attention):
     pages, out = tmp_path / "pages", tmp_path / "demo.json"
-    assert main(["demo", "--episodes", "2", "--json", str(out), "--pages", str(pages)]) == 0
+    assert main(["demo", "--attention", attention, "--episodes", "2", "--json", str(out), "--pages", str(pages)]) == 0
     written = json.loads(out.read_text())
     assert {"methods", "reorder", "slide", "recall", "model", "versions"} <= written.keys()
+    assert written["model"]["name"] == f"kamera-tiny-{attention}"
+    assert written["model"]["architecture"] == BACKBONES[attention].architecture.name
     assert {"name", "one_hop", "two_hop", "kl", "eta", "kv_bytes", "patch_bytes"} <= written["methods"][0].keys()
     assert {"order", "two_hop", "two_hop_full", "eta"} <= written["reorder"][0].keys()
     assert written["slide"].keys() == {"survivors", "history", "present", "kl_history"}
@@ -97,10 +109,14 @@ def test_command_line_demo(tmp_path, capsys):
 
 
 def test_the_readme_says_what_was_measured():
-    committed = json.loads((ROOT / "docs/results/demo.json").read_text())
+    results = ROOT / "docs/results"
+    demos = [json.loads((results / f"demo-{attention}.json").read_text()) for attention in ATTENTIONS]
+    parity = json.loads((results / "parity.json").read_text())
     page = (ROOT / "README.md").read_text()
-    assert report.put_demo(page, committed) == page
-    assert committed["episodes"] >= 200
+    assert readme.put(page, "demo", readme.markdown_demo(demos)) == page
+    assert readme.put(page, "models", readme.markdown_models(parity)) == page
+    assert all(each["episodes"] >= 200 for each in demos)
+    assert all(max(each["logits"], each["kv"]) <= 1e-5 for each in parity.values())
 
 
 def test_the_example_pages_are_the_first_episode(tmp_path):
@@ -110,11 +126,14 @@ def test_the_example_pages_are_the_first_episode(tmp_path):
 
 
 def test_the_models_page_says_what_was_measured():
-    rows = json.loads((ROOT / "docs/results/kamera-tiny-gqa.json").read_text())
-    assert assess.page(rows) == (ROOT / "docs/kamera-tiny-gqa.md").read_text()
+    rows = json.loads((ROOT / "docs/results/embedded-models.json").read_text())
+    assert assess.page(rows) == (ROOT / "docs/embedded-models.md").read_text()
 
 
-def test_the_model_binds_inside_the_chunk(tiny):
-    rows = {(row["hops"], row["fact"], row["antecedents"]): row for row in assess.assess(tiny, episodes=6)}
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_the_model_binds_inside_the_chunk(attention):
+    backbone = BACKBONES[attention]
+    measured = assess.assess(load(backbone.name), backbone, episodes=6)
+    rows = {(row["hops"], row["fact"], row["antecedents"]): row for row in measured}
     assert rows[1, "page", "in view"]["accuracy"] >= 0.97
     assert rows[2, "page", "in view"]["accuracy"] >= 0.97 and rows[2, "page", "evicted"]["accuracy"] >= 0.97

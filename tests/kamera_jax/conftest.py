@@ -7,13 +7,14 @@ import pytest
 
 import kamera_jax as kj
 from eval.tiny import checkpoint
+from eval.tiny.backbones import BACKBONES
 from kamera_jax.forward import run
 from kamera_jax.kv import Segment
 from models import load
 from models.params import is_info
-from models.qwen2_5_vl.model import declaration
 
 CAPACITY = 128
+TINY = BACKBONES["gqa"]
 CELL = 28
 
 
@@ -29,9 +30,9 @@ def folder(tmp_path_factory):
         )
         return np.float32(info.init == "ones") + scale * rng.standard_normal(info.shape, np.float32)
 
-    params = jax.tree.map(leaf, declaration(checkpoint.config()), is_leaf=is_info)
+    params = jax.tree.map(leaf, TINY.architecture.declaration(TINY.config), is_leaf=is_info)
     folder = tmp_path_factory.mktemp("random") / "model"
-    checkpoint.write(folder, params)
+    checkpoint.write(folder, TINY, params)
     return folder
 
 

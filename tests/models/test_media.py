@@ -3,16 +3,8 @@ import pytest
 from PIL import Image
 
 from models.fields import UnknownConfigFieldError, UnsupportedConfigError
-from models.media import (
-    AspectRatioError,
-    EmptyImageError,
-    ImageConfig,
-    ImageError,
-    ImageFormatError,
-    preprocess_image,
-    smart_resize,
-    to_rgb,
-)
+from models.media import AspectRatioError, EmptyImageError, ImageError, ImageFormatError, to_rgb
+from models.qwen2_5_vl.images import ImageConfig, preprocess_image, smart_resize
 
 HUB = {
     "min_pixels": 3136,

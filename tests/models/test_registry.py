@@ -7,7 +7,10 @@ from models.registry import UnknownModelError
 
 @pytest.mark.parametrize("name", ["kamera-tiny-nothing", "a/b/c"])
 def test_unknown_names_are_refused_without_a_network(name):
-    with pytest.raises(UnknownModelError, match="expected one of kamera-tiny-gqa, a folder in hub format, or a hub id"):
+    with pytest.raises(
+        UnknownModelError,
+        match="expected one of kamera-tiny-gqa, kamera-tiny-mla, kamera-tiny-mha, a folder in hub format, or a hub id",
+    ):
         load(name)
 
 
@@ -18,5 +21,7 @@ def test_a_folder_without_a_config_is_refused(tmp_path):
 
 def test_an_architecture_that_is_not_served_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "mamba"}', encoding="utf-8")
-    with pytest.raises(UnknownModelError, match="a 'mamba' model; this version serves qwen2_5_vl"):
+    with pytest.raises(
+        UnknownModelError, match="a 'mamba' model; this version serves deepseek_vl, kimi_vl, llava, qwen2_5_vl"
+    ):
         load(tmp_path)

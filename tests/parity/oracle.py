@@ -1,5 +1,6 @@
-"""The port and transformers on the same files and the same messages: prompts, runs, and how far apart they are."""
+"""A port and transformers on the same files and the same messages: prompts, runs, and how far apart they are."""
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,104 +14,112 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers import AutoTokenizer
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 import kamera_jax as kj
-from eval.tiny.vocabulary import VOCABULARY, build_tokenizer, image_processor_config
+from eval.tiny.vocabulary import VOCABULARY, build_tokenizer
 from kamera_jax.forward import run
 from models import load
-from tests.parity.tiny_hf import save_hub_folder, tiny_qwen2_5_vl
-
-YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
-
-CONFIGS: dict[str, dict[str, Any]] = {
-    "4 to 2 heads of 16": {},
-    "4 to 1 heads of 24, tied, windows": {
-        "text": {
-            "hidden_size": 96,
-            "num_key_value_heads": 1,
-            "num_hidden_layers": 2,
-            "rms_norm_eps": 1e-5,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 4, 6]},
-        },
-        "vision": {"fullatt_block_indexes": [], "window_size": 24, "out_hidden_size": 96},
-        "tie_word_embeddings": True,
-    },
-    "6 to 2 heads of 32, YaRN, full": {
-        "text": {
-            "hidden_size": 192,
-            "num_attention_heads": 6,
-            "num_hidden_layers": 4,
-            "rope_parameters": {**YARN, "mrope_section": [4, 6, 6]},
-        },
-        "vision": {"fullatt_block_indexes": [0, 1, 2], "num_heads": 4, "out_hidden_size": 192},
-    },
-    "4 to 4 heads of 16, YaRN, tied": {
-        "text": {"num_key_value_heads": 4, "rope_parameters": {**YARN, "factor": 2.0, "mrope_section": [4, 2, 2]}},
-        "vision": {"depth": 4, "patch_size": 6, "window_size": 24, "fullatt_block_indexes": [1, 3]},
-        "tie_word_embeddings": True,
-    },
-}
-
-FAR: dict[str, Any] = {
-    "text": {"rope_parameters": {"rope_type": "default", "rope_theta": 256.0, "mrope_section": [2, 3, 3]}}
-}
-"""256 ** (-2i / 16) is 2 ** -i, so f32 angles are exact however far from 0. With other frequencies an angle rounds by
-3e-5 at position 1000, and transformers there is as far from transformers at 0."""
 
 CELLS = {"square": (3, 3), "wide": (2, 7), "tall": (9, 1), "dot": (1, 1)}
-"""Heights and widths of images in merged tokens."""
+"""Heights and widths of images in merged tokens, where the image's size sets their number."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What transformers made of S tokens: logits [S, V], keys and values [L, S, F] as it caches them."""
+    """What transformers made of S tokens.
+
+    Attributes:
+        logits: [S, V].
+        rot, free: [L, S, F] as it caches them, so rotated.
+        scores: what experts were chosen by, of the layers that have some [layers, S, X].
+        experts: those chosen, in order of their number [layers, S, k].
+    """
 
     logits: np.ndarray
-    keys: np.ndarray
-    values: np.ndarray
+    rot: np.ndarray
+    free: np.ndarray
+    scores: np.ndarray | None = None
+    experts: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Media:
+    """Images preprocessed by transformers: what its model takes, and how many tokens stand for each."""
+
+    tensors: dict[str, torch.Tensor]
+    counts: tuple[int, ...]
 
 
 class Pair:
-    """One random model, as transformers has it and as `models.load` reads it."""
+    """One random model, as transformers has it and as `models.load` reads it; what differs by port is overridden."""
+
+    unreadable: tuple[int, ...] = ()
+    """Tokens that transformers reads as others once the model has said them."""
 
     def __init__(self, config: dict[str, Any], folder: Path, *, seed: int) -> None:
-        special = {
-            f"{key}_token_id": VOCABULARY.index(f"<|{word}|>")
-            for key, word in {
-                "image": "image_pad",
-                "video": "video_pad",
-                "vision_start": "vision_start",
-                "vision_end": "vision_end",
-            }.items()
+        text = {
+            "vocab_size": len(VOCABULARY),
+            "bos_token_id": token("endoftext"),
+            "eos_token_id": token("im_end"),
+            **config.get("text", {}),
         }
-        text = {"vocab_size": len(VOCABULARY), "eos_token_id": VOCABULARY.index("<|im_end|>"), **config.get("text", {})}
         # Scores of order one: at HF's 0.02 attention is all but uniform and a mask hardly shows, while at twice this
         # 192 features are so ill-conditioned that transformers in f32 is 1e-5 away from itself in f64.
         text["initializer_range"] = 1.2 * text.get("hidden_size", 64) ** -0.5
-        vision = {"initializer_range": 0.15, **config.get("vision", {})}
-        tied = config.get("tie_word_embeddings", False)
-        self.hf = tiny_qwen2_5_vl(seed, text=text, vision=vision, tie_word_embeddings=tied, **special)
-        save_hub_folder(self.hf, folder, sharded=tied)
+        self.config = {**config, "text": text}
+        self.hf = self.build(seed)
+        self.save(folder)
         build_tokenizer(folder)
-        vision = self.hf.config.vision_config
-        self.cell = vision.patch_size * vision.spatial_merge_size
-        media = {
-            **image_processor_config(),
-            "patch_size": vision.patch_size,
-            "min_pixels": self.cell**2,
-            "max_pixels": 30 * self.cell**2,
-        }
-        (folder / "preprocessor_config.json").write_text(json.dumps(media))
+        (folder / "preprocessor_config.json").write_text(json.dumps(self.preprocessing()))
         self.folder, self.vlm = folder, load(folder)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.processor = Qwen2VLImageProcessorPil.from_pretrained(folder)
+
+    def build(self, seed: int) -> Any:
+        """The random model."""
+        raise NotImplementedError
+
+    def save(self, folder: Path) -> None:
+        """Write its hub folder, without tokenizer and preprocessing."""
+        raise NotImplementedError
+
+    def preprocessing(self) -> dict[str, Any]:
+        """What preprocessor_config.json says."""
+        raise NotImplementedError
+
+    def preprocessed(self, images: Sequence[Image.Image]) -> Media:
+        """Images as the model takes them; one at least."""
+        raise NotImplementedError
+
+    @property
+    def cell(self) -> int:
+        """Pixels along a side of a merged token."""
+        raise NotImplementedError
+
+    def positions(self, ids: np.ndarray, media: Media) -> np.ndarray:
+        """transformers' positions i64[A, S] of ids [S]."""
+        return np.arange(len(ids))[None]
+
+    def features(self, layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """What a cache layer holds of rot and free [1, H, S, ·]."""
+        return layer.keys, layer.values
+
+    def generation(self, prompt: "Prompt") -> dict[str, torch.Tensor]:
+        """What ``generate`` needs beside ids and media."""
+        return {}
+
+    @cached_property
+    def hf_bf16(self) -> Any:
+        """The model in bf16, as transformers loads it: what sways the router stays in f32."""
+        low = copy.deepcopy(self.hf).to(torch.bfloat16)
+        for gate, exact in zip(_gates(low), _gates(self.hf), strict=True):
+            gate.e_score_correction_bias = exact.e_score_correction_bias.clone()
+        return low
 
     def image(self, name: str) -> Image.Image:
-        """Noise; ``"odd"`` is no whole number of tokens, so it is resized, and so is ``"large"``, beyond max_pixels."""
+        """Noise; ``"odd"`` is no whole number of tokens, so it is resized, and so is ``"large"``, beyond the limit."""
         cell = self.cell
         sizes = {name: (rows * cell, columns * cell) for name, (rows, columns) in CELLS.items()}
-        sizes |= {"odd": (2 * cell + 3, 5 * cell - 3), "large": (10 * cell, 12 * cell)}
+        sizes |= {"odd": (2 * cell - 3, 5 * cell + 3), "large": (10 * cell, 12 * cell)}
         seed = sorted(sizes).index(name)
         return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*sizes[name], 3), np.uint8))
 
@@ -121,38 +130,63 @@ class Pair:
     def prompt(self, items: Sequence[Any], question: str) -> "Prompt":
         return Prompt(self, items, question)
 
-    def media(self, items: Sequence[Any]) -> dict[str, torch.Tensor]:
+    def media(self, items: Sequence[Any]) -> Media:
         """The images among ``items``, preprocessed by transformers."""
         images = [item for item in items if not isinstance(item, str)]
-        return dict(self.processor(images=images, return_tensors="pt")) if images else {}
+        return self.preprocessed(images) if images else Media({}, ())
 
     def run(
         self,
         ids: np.ndarray,
         positions: np.ndarray,
-        media: dict[str, torch.Tensor],
+        media: Media,
         *,
         mask: np.ndarray | None = None,
         model: Any = None,
     ) -> Run:
-        """transformers on ids [S] at positions [3, S]; mask [S, S] is True where a row sees a column."""
-        given = {"input_ids": torch.from_numpy(ids)[None], "position_ids": torch.from_numpy(positions)[:, None]}
+        """transformers on ids [S] at positions [A, S]; mask [S, S] is True where a row sees a column."""
+        model = model or self.hf
+        at = torch.from_numpy(positions)[:, None]
+        given = {"input_ids": torch.from_numpy(ids)[None], "position_ids": at if len(positions) > 1 else at[0]}
         if mask is not None:
             hidden = torch.finfo(torch.float32).min
             given["attention_mask"] = torch.where(torch.from_numpy(mask), 0.0, hidden)[None, None]
+        scores, experts = [], []
+
+        def routed(gate: Any, _: Any, output: tuple[torch.Tensor, ...]) -> None:
+            scores.append(output[0].sigmoid() + gate.e_score_correction_bias)
+            experts.append(output[2].sort(-1).values)
+
+        gates = _gates(model)
+        hooks = [gate.register_forward_hook(routed) for gate in gates]
+        pixels = {
+            key: each.to(model.dtype) if each.is_floating_point() else each for key, each in media.tensors.items()
+        }
         with torch.no_grad():
-            output = (model or self.hf)(**given, **media, use_cache=True)
+            output = model(**given, **pixels, use_cache=True)
+        for hook in hooks:
+            hook.remove()
 
-        def flat(tensors: list[torch.Tensor]) -> np.ndarray:
-            return torch.stack(tensors)[:, 0].transpose(1, 2).flatten(2).float().numpy()
+        def flat(tensors: Sequence[torch.Tensor]) -> np.ndarray:
+            return torch.stack(list(tensors))[:, 0].transpose(1, 2).flatten(2).float().numpy()
 
-        layers = output.past_key_values.layers
-        return Run(output.logits[0].float().numpy(), flat([x.keys for x in layers]), flat([x.values for x in layers]))
+        rot, free = zip(*map(self.features, output.past_key_values.layers), strict=True)
+        routing = (torch.stack(scores).float().numpy(), torch.stack(experts).numpy()) if gates else (None, None)
+        return Run(output.logits[0].float().numpy(), flat(rot), flat(free), *routing)
 
     def rotated(self, kv: kj.KV, positions: jax.Array) -> np.ndarray:
-        """Un-rotated keys [L, T, F] at absolute positions [3, T]."""
+        """Un-rotated rot [L, T, F] at absolute positions [A, T]."""
         spec = self.vlm.spec
         return np.asarray(_rotated(kv.rot, positions, heads=spec.heads, rope=spec.rope))
+
+
+def _gates(model: Any) -> list[Any]:
+    return [module for module in model.modules() if hasattr(module, "e_score_correction_bias")]
+
+
+def token(word: str) -> int:
+    """The id of a special token."""
+    return VOCABULARY.index(f"<|{word}|>")
 
 
 @partial(jax.jit, static_argnames=("heads", "rope"))
@@ -170,28 +204,18 @@ class Prompt:
         messages = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
         template = pair.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         self.media = pair.media(items)
-        config = pair.hf.config
-        grids = iter(self.media.get("image_grid_thw", torch.zeros(0, 3)))
-        merged = config.vision_config.spatial_merge_size**2
-        self.ids = np.array(
-            [
-                copy
-                for token in template
-                for copy in [token] * (int(next(grids).prod()) // merged if token == config.image_token_id else 1)
-            ]
-        )
+        counts, image = iter(self.media.counts), token("image_pad")
+        self.ids = np.array([copy for each in template for copy in [each] * (next(counts) if each == image else 1)])
 
     @cached_property
     def kinds(self) -> torch.Tensor:
         """What 5.x calls mm_token_type_ids [1, S]: 1 for an image's tokens."""
-        return torch.from_numpy(self.ids == self.pair.hf.config.image_token_id).int()[None]
+        return torch.from_numpy(self.ids == token("image_pad")).int()[None]
 
     @cached_property
     def positions(self) -> np.ndarray:
-        """transformers' positions i64[3, S]."""
-        ids = torch.from_numpy(self.ids)[None]
-        grid = self.media.get("image_grid_thw")
-        return self.pair.hf.model.get_rope_index(ids, self.kinds, image_grid_thw=grid)[0][:, 0].numpy()
+        """transformers' positions i64[A, S]."""
+        return self.pair.positions(self.ids, self.media)
 
     @cached_property
     def full(self) -> Run:
@@ -201,7 +225,10 @@ class Prompt:
     @cached_property
     def segments(self) -> list[kj.Segment]:
         """The port's preamble, chunks and tail, at their absolute positions."""
-        vlm = self.pair.vlm
+        return self.segments_of(self.pair.vlm)
+
+    def segments_of(self, vlm: Any) -> list[kj.Segment]:
+        """As `segments`, of the same files loaded otherwise."""
         segments, base = [], 0.0
         for segment in (vlm.preamble, *map(vlm.prepare, self.items), vlm.tail(self.question)):
             segments.append(segment.at(base))
@@ -214,16 +241,17 @@ class Prompt:
         ends = np.cumsum([0, *(int(segment.length) for segment in self.segments)])
         return [slice(int(a), int(b)) for a, b in zip(ends[:-1], ends[1:], strict=True)]
 
-    def joined(self) -> kj.Segment:
+    def joined(self, vlm: Any = None, size: int = 64) -> kj.Segment:
         """The segments as one, every case padded alike so that one program serves them all."""
-        width = self.pair.hf.config.text_config.hidden_size
+        segments = self.segments if vlm is None else self.segments_of(vlm)
+        width = self.pair.vlm.config.text.hidden_size
         padded = {
-            "tokens": np.zeros(64, np.int32),
-            "media": np.zeros((64, width), np.float32),
-            "is_media": np.zeros(64, bool),
+            "tokens": np.zeros(size, np.int32),
+            "media": np.zeros((size, width), np.float32),
+            "is_media": np.zeros(size, bool),
         }
-        positions = np.zeros((3, 64), np.float32)
-        for segment, span in zip(self.segments, self.spans, strict=True):
+        positions = np.zeros((len(self.positions), size), np.float32)
+        for segment, span in zip(segments, self.spans, strict=True):
             n = int(segment.length)
             positions[:, span] = np.asarray(segment.positions)[:, :n]
             for name, rows in segment.inputs.items():
@@ -240,7 +268,7 @@ class Prompt:
 
 
 def window_kv(window: kj.Window) -> tuple[np.ndarray, np.ndarray]:
-    """Rotated keys and values [L, S, F] of a window's valid slots."""
+    """Rotated rot and free [L, S, F] of a window's valid slots."""
     valid = np.asarray(window.state.valid)
     return np.asarray(window.state.rot)[:, valid], np.asarray(window.state.free)[:, valid]
 
@@ -249,17 +277,22 @@ def assert_close(given: Any, expected: np.ndarray, *, layers: bool = False) -> N
     """The largest difference is at most 1e-5 of the largest value; with ``layers``, in each [L, …] by itself."""
     given = np.asarray(given)
     assert given.shape == expected.shape and given.dtype == expected.dtype == np.float32
-    axes = tuple(range(1, expected.ndim)) if layers else None
-    error = np.abs(given - expected).max(axes) / np.abs(expected).max(axes)
+    error = relative(given, expected, layers=layers)
     assert (error <= 1e-5).all(), error
+
+
+def relative(given: np.ndarray, expected: np.ndarray, *, layers: bool = False) -> np.ndarray:
+    """The largest difference over the largest value, of the whole or of each layer [L]."""
+    axes = tuple(range(1, expected.ndim)) if layers else None
+    return np.abs(given - expected).max(axes) / np.abs(expected).max(axes)
 
 
 def assert_prefilled(window: kj.Window, prompt: Any) -> None:
     """A window holds HF's full prefill of a prompt: KV of every layer, and logits at every token of the tail."""
     tail = prompt.spans[-1]
-    keys, values = window_kv(window)
-    assert_close(keys, prompt.full.keys[:, : tail.start], layers=True)
-    assert_close(values, prompt.full.values[:, : tail.start], layers=True)
+    rot, free = window_kv(window)
+    assert_close(rot, prompt.full.rot[:, : tail.start], layers=True)
+    assert_close(free, prompt.full.free[:, : tail.start], layers=True)
     assert_close(prompt.tail_logits(window), prompt.full.logits[tail])
 
 

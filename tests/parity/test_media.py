@@ -2,10 +2,10 @@ import json
 
 import numpy as np
 import pytest
-from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from models.media import ImageConfig, preprocess_image
+from models.qwen2_5_vl.images import ImageConfig, preprocess_image
+from tests.pictures import MODES, picture
 
 pytestmark = pytest.mark.parity
 
@@ -23,11 +23,6 @@ CONFIGS = {
 SIZES = [(28, 28), (1, 1), (1, 150), (97, 61), (300, 224), (5, 640), (641, 480)]
 
 
-def picture(width, height, mode="RGB"):
-    noise = np.random.default_rng(width * 1000 + height).integers(0, 256, (height, width, 4), np.uint8)
-    return Image.fromarray(noise, "RGBA").convert(mode) if mode != "P" else Image.fromarray(noise[..., :3]).quantize(16)
-
-
 def assert_equal(image, **config):
     processor = Qwen2VLImageProcessorPil(**config)
     expected = processor(images=[image], return_tensors="np")
@@ -43,7 +38,7 @@ def test_pixels_equal_hf_to_the_bit(config, size):
     assert_equal(picture(*size), **CONFIGS[config])
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "1", "P", "RGBA", "CMYK", "YCbCr", "I", "F", "I;16"])
+@pytest.mark.parametrize("mode", MODES)
 def test_every_mode_equals_hf_to_the_bit(mode):
     assert_equal(picture(97, 61, mode))
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from models.qwen2_5_vl.config import config_from_hf
-from models.qwen2_5_vl.modeling import text_declaration
-from models.qwen2_5_vl.vision import encode_image, pad_patches, plan, vision_declaration
+from models.qwen2_5_vl.port import ARCHITECTURE
+from models.qwen2_5_vl.vision import encode_image, pad_patches, plan
 from models.qwen2_5_vl.weights import weight_table
 from models.weights import load_params
 from tests.parity.tiny_hf import save_hub_folder, tiny_qwen2_5_vl
@@ -39,8 +39,8 @@ def pair(request, tmp_path_factory):
     model = tiny_qwen2_5_vl(seed=len(request.param), vision=VARIATIONS[request.param])
     folder = save_hub_folder(model, tmp_path_factory.mktemp("hub"), sharded=request.param == "mixed")
     config = config_from_hf(json.loads((folder / "config.json").read_text()))
-    declaration = {"text": text_declaration(config.text), "vision": vision_declaration(config.vision)}
-    return model.model.visual, config, load_params(folder, declaration, weight_table(config), jnp.float32)
+    params = load_params(folder, ARCHITECTURE.declaration(config), weight_table(config), jnp.float32)
+    return model.model.visual, config, params
 
 
 @pytest.mark.parametrize("grid", GRIDS)

@@ -1,5 +1,6 @@
-"""Tiny random Hugging Face models, the oracle of the port."""
+"""Tiny random Hugging Face models, the oracle of the ports."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,46 @@ transformers.logging.disable_progress_bar()
 IMAGE, VIDEO, START, END = 90, 91, 92, 93
 """Special tokens of the tiny vocabulary of 100."""
 
-TEXT: dict[str, Any] = {
+TOKENS = {"image_token_id": IMAGE, "video_token_id": VIDEO, "vision_start_token_id": START, "vision_end_token_id": END}
+
+_TEXT: dict[str, Any] = {
     "vocab_size": 100,
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
-    "num_key_value_heads": 2,
     "rms_norm_eps": 1e-6,
     "bos_token_id": 0,
     "eos_token_id": 1,
+}
+QWEN2_5: dict[str, Any] = {
+    **_TEXT,
+    "num_key_value_heads": 2,
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]},
 }
-VISION: dict[str, Any] = {
+LLAMA: dict[str, Any] = {**_TEXT, "model_type": "llama", "num_key_value_heads": 4, "max_position_embeddings": 4096}
+DEEPSEEK_V3: dict[str, Any] = {
+    **_TEXT,
+    "model_type": "deepseek_v3",
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 4096,
+    "kv_lora_rank": 32,
+    "q_lora_rank": None,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+    "first_k_dense_replace": 1,
+    "moe_intermediate_size": 24,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "routed_scaling_factor": 2.446,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 8e5},
+}
+
+QWEN2_5_VIT: dict[str, Any] = {
     "depth": 3,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -37,31 +65,75 @@ VISION: dict[str, Any] = {
     "spatial_merge_size": 2,
     "temporal_patch_size": 2,
 }
+_VIT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 4}
+MOONVIT: dict[str, Any] = {**_VIT, "pos_emb_height": 8, "pos_emb_width": 8}
+SIGLIP: dict[str, Any] = {**_VIT, "model_type": "siglip_vision_model", "image_size": 12}
+CLIP: dict[str, Any] = {**_VIT, "model_type": "clip_vision_model", "image_size": 12, "num_hidden_layers": 3}
 
 
 def tiny_qwen2_5_vl(
     seed: int, *, text: dict[str, Any] | None = None, vision: dict[str, Any] | None = None, **top: Any
 ) -> transformers.Qwen2_5_VLForConditionalGeneration:
     """A random model in f32; ``text`` and ``vision`` override fields of those sections, ``top`` those beside them."""
-    special = {
-        "image_token_id": IMAGE,
-        "video_token_id": VIDEO,
-        "vision_start_token_id": START,
-        "vision_end_token_id": END,
-    }
     config = transformers.Qwen2_5_VLConfig(
-        text_config={**TEXT, **(text or {})}, vision_config={**VISION, **(vision or {})}, **{**special, **top}
+        text_config={**QWEN2_5, **(text or {})},
+        vision_config={**QWEN2_5_VIT, **(vision or {})},
+        **{**TOKENS, **top},
     )
+    return _random(transformers.Qwen2_5_VLForConditionalGeneration, config, seed)
+
+
+def tiny_kimi_k25(
+    seed: int, *, text: dict[str, Any] | None = None, vision: dict[str, Any] | None = None, **top: Any
+) -> transformers.Kimi_K25ForConditionalGeneration:
+    """As `tiny_qwen2_5_vl`; for one frame it computes what Kimi-VL does, which transformers does not have."""
+    vision = {**MOONVIT, **(vision or {})}
+    config = transformers.Kimi_K25Config(
+        text_config={**DEEPSEEK_V3, **(text or {})},
+        vision_config=vision,
+        projection_hidden_size=vision["hidden_size"],
+        **{**TOKENS, "tie_word_embeddings": False, **top},
+    )
+    return _random(transformers.Kimi_K25ForConditionalGeneration, config, seed)
+
+
+def tiny_deepseek_vl(
+    seed: int, *, text: dict[str, Any] | None = None, vision: dict[str, Any] | None = None, **top: Any
+) -> transformers.DeepseekVLForConditionalGeneration:
+    """As `tiny_qwen2_5_vl`."""
+    config = transformers.DeepseekVLConfig(
+        text_config={**LLAMA, **(text or {})},
+        vision_config={**SIGLIP, **(vision or {})},
+        **{"image_token_id": IMAGE, "tie_word_embeddings": False, **top},
+    )
+    return _random(transformers.DeepseekVLForConditionalGeneration, config, seed)
+
+
+def tiny_llava(
+    seed: int, *, text: dict[str, Any] | None = None, vision: dict[str, Any] | None = None, **top: Any
+) -> transformers.LlavaForConditionalGeneration:
+    """As `tiny_qwen2_5_vl`."""
+    config = transformers.LlavaConfig(
+        text_config={**LLAMA, **(text or {})},
+        vision_config={**CLIP, **(vision or {})},
+        **{"image_token_index": IMAGE, "tie_word_embeddings": False, **top},
+    )
+    return _random(transformers.LlavaForConditionalGeneration, config, seed)
+
+
+def _random(kind: type, config: Any, seed: int) -> Any:
     torch.manual_seed(seed)
-    model = transformers.Qwen2_5_VLForConditionalGeneration(config).eval()
-    return randomize(model, seed)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # no shared experts: theirs are empty
+        return randomize(kind(config).eval(), seed)
 
 
 def randomize(model: Any, seed: int) -> Any:
     """Move every parameter: as made, norms are 1 and biases 0, and an oracle would not see them swapped or dropped."""
     generator = torch.Generator().manual_seed(seed + 1)
+    routers = [buffer for name, buffer in model.named_buffers() if name.endswith("e_score_correction_bias")]
     with torch.no_grad():
-        for parameter in model.parameters():
+        for parameter in (*model.parameters(), *routers):
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.add_(noise * (0.1 if parameter.ndim == 1 else 0.02))
     return model

@@ -1,18 +1,21 @@
 """Episodes say what is true of their pages, and packing lays them out as the model does."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from eval.tiny import checkpoint, pages
-from eval.tiny.batches import Words, pack, page_positions
+from eval.tiny.backbones import BACKBONES
+from eval.tiny.batches import Words, pack, slots_for
 from eval.tiny.episodes import PHRASES, Recipe, all_questions, antecedent_chunks, question_text, sample_episode
 from eval.tiny.glyphs import COLOUR_NAMES, NAMES
 from eval.tiny.language import visible
 from eval.tiny.story import ASKED, sample_story
 from eval.tiny.vocabulary import VOCABULARY, build_tokenizer
+from models import load
 from models.chat import ChatTemplate
-from models.qwen2_5_vl.model import image_positions
+from models.params import is_info
 
 WORDS = Words({word: i for i, word in enumerate(VOCABULARY)}, len(VOCABULARY))
 
@@ -81,15 +84,49 @@ def test_training_and_serving_use_the_same_tokens(tmp_path):
     assert chat.encode(passage) == WORDS.text(passage)
 
 
-def test_training_and_serving_use_the_same_positions():
-    assert np.array_equal(page_positions(7.0, 6, 10), 7 + image_positions(6, 10, 62))
+@pytest.mark.parametrize("backbone", BACKBONES.values(), ids=BACKBONES)
+def test_training_and_serving_use_the_same_sequence(backbone, tmp_path):
+    """Tokens, positions and advance of every chunk are those of the served model."""
+    checkpoint.write(tmp_path, backbone, random_params(backbone))
+    vlm = load(tmp_path)
+    recipe = Recipe(chunks=(3, 3), text=0.5, questions=2)
+    rng = np.random.default_rng(11)
+    (episode,) = episodes = [sample_episode(rng, recipe)]
+    assert {chunk.cells is None for chunk in episode.chunks} == {True, False}
+    slots = slots_for(recipe, WORDS, 3, backbone)
+    batch = pack(episodes, WORDS, rng, backbone=backbone, phrases=(1,), max_gap=0, slots=slots)
+    tails = [vlm.tail(question.text) for question in episode.questions]
+    base, place = 0.0, 0
+    chunks = [pages.render(c.cells) if c.text is None else c.text for c in episode.chunks]
+    for segment in (vlm.preamble, *map(vlm.prepare, chunks), tails[0]):
+        length = int(segment.length)
+        positions = np.asarray(segment.positions)[:, :length]
+        assert np.array_equal(batch.positions[0, :, place : place + length], base + positions)
+        tokens = np.asarray(segment.inputs["tokens"])[:length]
+        packed = batch.ids[0, place : place + length]
+        shown = tokens == vlm.config.image_token_id
+        assert np.array_equal(packed >= WORDS.size, shown) and np.array_equal(packed[~shown], tokens[~shown])
+        base, place = base + segment.advance, place + length
+
+
+def random_params(backbone):
+    declared = backbone.architecture.declaration(backbone.config)
+    return jax.tree.map(lambda info: np.full(info.shape, 0.01, np.float32), declared, is_leaf=is_info)
+
+
+def test_a_square_page_is_centred():
+    cells = np.arange(60).reshape(6, 10)
+    seen = BACKBONES["mha"].seen(cells)
+    assert seen.shape == (10, 10) and np.array_equal(seen[2:8], cells)
+    assert (seen[[0, 1, 8, 9]] == pages.PADDING).all()
+    assert BACKBONES["gqa"].seen(cells) is cells
 
 
 def test_packing_and_visibility():
     recipe = Recipe(chunks=(3, 3), questions=4)
     rng = np.random.default_rng(3)
     episodes = [sample_episode(rng, recipe) for _ in range(3)]
-    batch = pack(episodes, WORDS, rng, phrases=(1, 2), max_gap=16, slots=320)
+    batch = pack(episodes, WORDS, rng, backbone=BACKBONES["gqa"], phrases=(1, 2), max_gap=16, slots=320)
     for b, episode in enumerate(episodes):
         sees = np.asarray(visible(*(jnp.asarray(x[b]) for x in (batch.chunk, batch.tail, batch.hidden))))
         for q, question in enumerate(episode.questions):
@@ -107,7 +144,7 @@ def test_packing_and_visibility():
 def test_an_episode_that_does_not_fit_is_refused():
     rng = np.random.default_rng(0)
     with pytest.raises(ValueError, match="the batch has 64 slots"):
-        pack([sample_episode(rng, Recipe())], WORDS, rng, phrases=(1,), max_gap=0, slots=64)
+        pack([sample_episode(rng, Recipe())], WORDS, rng, backbone=BACKBONES["gqa"], phrases=(1,), max_gap=0, slots=64)
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -121,17 +158,20 @@ def test_a_story_is_true(seed):
     assert not story.other.entries.keys() & {g for chunk in trio for g in chunk.entries}
 
 
-def test_the_configuration_is_qwens():
-    config = checkpoint.config()
-    assert config.text.num_attention_heads > config.text.num_key_value_heads > 1
-    assert config.text.rope.sections is not None and config.text.vocab_size == len(VOCABULARY)
+def test_the_attention_families():
+    gqa, mla, mha = (BACKBONES[name].config.text for name in ("gqa", "mla", "mha"))
+    assert gqa.attention.heads > gqa.attention.kv_heads > 1 and gqa.rope.sections is not None
+    assert mha.attention.heads == mha.attention.kv_heads and mha.rope.sections is None
+    assert mla.attention.latent_dim >= 128 and mla.attention.kv_widths[2] == 1
+    assert mla.experts is not None and {"layers", "moe_layers"} == mla.stacks.keys()
+    assert {text.vocab_size for text in (gqa, mla, mha)} == {len(VOCABULARY)}
 
 
 def test_probes_ask_what_a_place_is_bound_to():
     recipe = Recipe(chunks=(4, 4), text=0.4, invert=0.3, questions=2)
     rng = np.random.default_rng(8)
     episodes = [sample_episode(rng, recipe) for _ in range(8)]
-    batch = pack(episodes, WORDS, rng, phrases=(), max_gap=0, slots=272)
+    batch = pack(episodes, WORDS, rng, backbone=BACKBONES["gqa"], phrases=(), max_gap=0, slots=272)
     probed = 0
     for b, episode in enumerate(episodes):
         for place, answer, layer in zip(batch.probe[b], batch.probe_answer[b], batch.probe_layer[b], strict=True):

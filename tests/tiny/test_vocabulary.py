@@ -11,8 +11,9 @@ import pytest
 from transformers import AutoImageProcessor, AutoTokenizer
 
 from eval.tiny import pages
+from eval.tiny.backbones import BACKBONES
 from eval.tiny.glyphs import COLOUR_NAMES, NAMES
-from eval.tiny.vocabulary import SPECIAL_TOKENS, VOCABULARY, build_tokenizer, image_processor_config
+from eval.tiny.vocabulary import SPECIAL_TOKENS, VOCABULARY, build_tokenizer
 
 PREAMBLE = ["<|im_start|>", "system", "you", "read", "pages", "<|im_end|>", "<|im_start|>", "user"]
 PAGE = ["<|vision_start|>", "<|image_pad|>", "<|vision_end|>"]
@@ -23,7 +24,7 @@ HEADER = ["<|im_end|>", "<|im_start|>", "assistant"]
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
     build_tokenizer(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps(image_processor_config()))
+    (folder / "preprocessor_config.json").write_text(json.dumps(BACKBONES["gqa"].preprocessing))
     (folder / "config.json").write_text(json.dumps({"model_type": "qwen2_5_vl"}))
     return folder
 

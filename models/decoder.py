@@ -1,0 +1,153 @@
+"""The text decoder of every port: embeddings, pre-norm layers of attention and SwiGLU or experts, tied or own head."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from kamera_jax.kv import KV
+from kamera_jax.rope import RopeSpec
+from models.attention import Attend, GroupedQuery, Latent
+from models.layers import dense, rms_norm, rotation, swiglu
+from models.moe import Experts, Routing, mixture
+from models.params import ParamInfo, Params, linear, stacked
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """A language model of width E with V words.
+
+    Attributes:
+        vocab_size: V.
+        hidden_size: E.
+        intermediate_size: of the dense layers' SwiGLU.
+        num_hidden_layers: L.
+        rms_norm_eps: of the layers' norms.
+        attention: the same in every layer.
+        rope: of its rotated features.
+        tie_word_embeddings: whether the head is the embedding.
+        experts: of the layers after the dense ones.
+        dense_layers: leading layers without experts; all of them if there are none.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    rms_norm_eps: float
+    attention: GroupedQuery | Latent
+    rope: RopeSpec
+    tie_word_embeddings: bool
+    experts: Experts | None = None
+    dense_layers: int = 0
+
+    @property
+    def stacks(self) -> dict[str, range]:
+        """Layers whose parameters are stacked, by their name in the parameters, in order."""
+        dense_layers = self.num_hidden_layers if self.experts is None else self.dense_layers
+        stacks = {"layers": range(dense_layers), "moe_layers": range(dense_layers, self.num_hidden_layers)}
+        return {name: layers for name, layers in stacks.items() if layers}
+
+
+def text_declaration(config: DecoderConfig) -> Params:
+    """Every parameter of the language model; layers stacked on the leading axis."""
+    width = config.hidden_size
+    declaration: Params = {
+        "embed": {"w": ParamInfo((config.vocab_size, width), "embedding")},
+        "norm": ParamInfo((width,), "ones"),
+    }
+    for name, layers in config.stacks.items():
+        if name == "layers":
+            inner = config.intermediate_size
+            mlp = {"gate": linear(width, inner), "up": linear(width, inner), "down": linear(inner, width)}
+        else:
+            assert config.experts is not None
+            mlp = config.experts.declaration(width)
+        layer: Params = {
+            "attn_norm": ParamInfo((width,), "ones"),
+            "attn": config.attention.declaration(width),
+            "mlp_norm": ParamInfo((width,), "ones"),
+            "mlp": mlp,
+        }
+        declaration[name] = stacked(len(layers), layer)
+    if not config.tie_word_embeddings:
+        declaration["head"] = linear(width, config.vocab_size)
+    return declaration
+
+
+class Decoded(NamedTuple):
+    """What the decoder computes of T tokens.
+
+    Attributes:
+        hidden: after the final norm [T, E].
+        kv: un-rotated KV [L, T, ·].
+        collected: what ``attend`` returned beside its output, stacked over layers.
+        observed: what ``observe`` returned, stacked over layers.
+        routing: of the layers with experts, stacked; None without.
+    """
+
+    hidden: jax.Array
+    kv: KV
+    collected: Any
+    observed: Any
+    routing: Routing | None
+
+
+def decoder(
+    params: Params,
+    config: DecoderConfig,
+    embeds: Float[Array, "T E"],
+    positions: Float[Array, "A T"],
+    attend: Attend,
+    past: KV | None = None,
+    observe: Callable[[jax.Array], Any] = lambda x: None,
+) -> Decoded:
+    """Run the decoder over T tokens; only ``attend`` knows who sees whom.
+
+    Args:
+        params: as declared by `text_declaration`.
+        config: the language model's configuration.
+        embeds: input embeddings.
+        positions: absolute positions.
+        attend: attention over the S past and T present tokens.
+        past: rotated KV of the S tokens before [L, S, ·].
+        observe: called with the residual stream [T, E] after every layer.
+    """
+    rotated = rotation(config.rope, positions)
+
+    def layer(x: jax.Array, scanned: tuple[Params, jax.Array]) -> tuple[jax.Array, Any]:
+        weights, index = scanned
+        before = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), past)
+        h = rms_norm(x, weights["attn_norm"], config.rms_norm_eps)
+        out, kv, collected = config.attention(weights["attn"], h, rotated, before, attend)
+        x = x + out
+        h = rms_norm(x, weights["mlp_norm"], config.rms_norm_eps)
+        if "router" in weights["mlp"]:
+            assert config.experts is not None
+            out, routing = mixture(config.experts, weights["mlp"], h)
+        else:
+            out, routing = swiglu(weights["mlp"], h), None
+        x = x + out
+        return x, (kv, collected, observe(x), routing)
+
+    x, routing, outputs = embeds, None, []
+    for name, layers in config.stacks.items():
+        x, (*output, routing) = jax.lax.scan(layer, x, (params[name], jnp.arange(layers.start, layers.stop)))
+        outputs.append(output)
+    kv, collected, observed = jax.tree.map(lambda *stacks: jnp.concatenate(stacks), *outputs)
+    return Decoded(rms_norm(x, params["norm"], config.rms_norm_eps), kv, collected, observed, routing)
+
+
+def embed(params: Params, tokens: jax.Array) -> Float[Array, "T E"]:
+    """Token embeddings."""
+    return params["embed"]["w"][tokens]
+
+
+def logits(params: Params, hidden: Float[Array, "n E"]) -> Float[Array, "n V"]:
+    """Next-token logits in f32."""
+    if "head" in params:
+        return dense(params["head"], hidden).astype(jnp.float32)
+    return (hidden @ params["embed"]["w"].T).astype(jnp.float32)

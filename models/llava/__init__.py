@@ -1,0 +1,1 @@
+"""LLaVA-1.5: a Llama with multi-head attention, and the vision tower of CLIP."""

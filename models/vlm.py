@@ -1,0 +1,258 @@
+"""A vision-language checkpoint as a backbone: hub folder in, `kamera_jax.Backbone` out, the same for every port."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from kamera_jax.backbone import Output
+from kamera_jax.kv import KV, KVSpec, Segment, WindowState, bucket
+from models import decoder
+from models.architecture import Architecture, Config
+from models.attention import grouped_attention
+from models.chat import ChatTemplate
+from models.decoder import DecoderConfig
+from models.fields import Fields, read_json
+from models.media import open_item, to_rgb
+from models.params import Params
+from models.weights import load_params, revision
+
+COLLECTS = ("attention_mass", "experts", "router_margin")
+
+
+class VisionLanguageModel:
+    """A checkpoint of one of the ports.
+
+    Attributes:
+        architecture: the port.
+        config: its configuration.
+        spec: what its KV is.
+        params: its parameters.
+        fingerprint: config, preprocessing and weights revision.
+        preamble: system text and user header.
+        eos: tokens that end an answer.
+        forward: see `kamera_jax.backbone.Backbone.forward`.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        config: Config,
+        params: Params,
+        chat: ChatTemplate,
+        images: Any,
+        fingerprint: str,
+    ) -> None:
+        """Put together what `load` reads; ``params`` is a tree as declared by the architecture."""
+        text = config.text
+        rot_dim, free_dim, heads = text.attention.kv_widths
+        self.architecture = architecture
+        self.config = config
+        self.params = params
+        self.fingerprint = fingerprint
+        self.spec = KVSpec(
+            layers=text.num_hidden_layers,
+            rot_dim=rot_dim,
+            free_dim=free_dim,
+            heads=heads,
+            rope=text.rope,
+            dtype=str(params["text"]["embed"]["w"].dtype),
+            fingerprint=fingerprint,
+        )
+        self.forward = _forward_of(text)
+        self._chat, self._images = chat, images
+        self.eos = chat.eos
+        self.preamble = self._text_segment(chat.preamble, f"preamble:{list(chat.preamble)}")
+
+    @classmethod
+    def load(
+        cls, architecture: Architecture, folder: Path, *, dtype: Any = None, system: str | None = None
+    ) -> "VisionLanguageModel":
+        """Read a Hugging Face folder in hub format.
+
+        Args:
+            architecture: the port to read it with.
+            folder: with config.json, safetensors, tokenizer and preprocessor_config.json.
+            dtype: of parameters and KV; the checkpoint's by default.
+            system: system text of the preamble; the chat template's own by default.
+
+        Raises:
+            ValueError: a subclass named for what is missing, truncated, unknown or unsupported.
+        """
+        mapping = read_json(folder / "config.json")
+        config = architecture.config_from_hf(mapping)
+        stored = mapping.get("dtype") or mapping.get("torch_dtype") or "bfloat16"
+        dtype = jnp.dtype(stored if dtype is None else dtype)
+        preprocessing = _preprocessing(folder)
+        declared, table = architecture.declaration(config), architecture.weight_table(config)
+        params = jax.tree.map(jnp.asarray, load_params(folder, declared, table, dtype))
+        identity = {"config": mapping, "preprocessing": preprocessing, "weights": revision(folder), "dtype": str(dtype)}
+        fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        chat = ChatTemplate.load(folder, system=system)
+        images = architecture.images.ImageConfig.from_hf(preprocessing, config.vision.patch_size)
+        return cls(architecture, config, params, chat, images, fingerprint)
+
+    def prepare(self, item: Any) -> Segment:
+        """A chunk's tokens: str is text, Path a file, PIL image or uint8[H, W, 3] an image.
+
+        Raises:
+            ValueError: it cannot be read, is empty, or has another type.
+        """
+        item = open_item(item)
+        if isinstance(item, str):
+            ids = self._chat.encode(item)
+            if not ids:
+                raise ValueError("the text is empty; a chunk needs at least one token")
+            return self._text_segment(ids, f"text:{item}")
+        return self._image_segment(to_rgb(item))
+
+    def tail(self, text: str) -> Segment:
+        """The question and the assistant header.
+
+        Raises:
+            ValueError: the question is empty.
+        """
+        if not text.strip():
+            raise ValueError("the question is empty")
+        return self._text_segment(self._chat.tail(text), f"tail:{text}")
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of token ids."""
+        return self._chat.decode(tokens)
+
+    def _text_segment(self, ids: Sequence[int], content: str) -> Segment:
+        length = len(ids)
+        tokens = np.zeros(bucket(length), np.int32)
+        tokens[:length] = ids
+        positions = _counting(self.spec.rope.axes, len(tokens))
+        return Segment(
+            {"tokens": jnp.asarray(tokens)}, jnp.asarray(positions), jnp.int32(length), float(length), _digest(content)
+        )
+
+    def _image_segment(self, image: Image.Image) -> Segment:
+        port, config = self.architecture, self.config.vision
+        preprocessed = port.images.preprocess_image(image, self._images)
+        _, rows, columns = preprocessed.grid
+        plan = port.vision.plan(rows, columns, config)
+        patches = port.vision.pad_patches(preprocessed.patches, plan)
+        ids, first = self._chat.image(int(plan.tokens), self.config.image_token_id)
+        length, tokens = len(ids), np.zeros(bucket(len(ids)), np.int32)
+        tokens[:length] = ids
+        is_media = (np.arange(len(tokens)) >= first) & (np.arange(len(tokens)) < first + int(plan.tokens))
+        media = _encode_image(
+            self.params["vision"],
+            patches,
+            plan,
+            is_media,
+            jnp.int32(first),
+            encode=port.vision.encode_image,
+            config=config,
+        )
+        positions, advance = _counting(self.spec.rope.axes, len(tokens)), float(length)
+        if port.image_positions is not None:
+            positions = np.zeros_like(positions)
+            positions[:, :length], advance = port.image_positions(rows, columns, config, first, length)
+        return Segment(
+            inputs={"tokens": jnp.asarray(tokens), "media": media, "is_media": jnp.asarray(is_media)},
+            positions=jnp.asarray(positions),
+            length=jnp.int32(length),
+            advance=advance,
+            content=_digest(f"image:{image.size}", image.tobytes()),
+        )
+
+
+def _preprocessing(folder: Path) -> dict[str, Any]:
+    """Image settings: a file of their own, or, from transformers 5, a section of the processor's."""
+    if not (folder / "preprocessor_config.json").exists() and (folder / "processor_config.json").exists():
+        return Fields("processor_config.json", read_json(folder / "processor_config.json")).take(
+            "image_processor", dict
+        )
+    return read_json(folder / "preprocessor_config.json")
+
+
+def _counting(axes: int, count: int) -> np.ndarray:
+    """Positions of consecutive tokens f32[A, count], the same on every axis."""
+    return np.tile(np.arange(count, dtype=np.float32), (axes, 1))
+
+
+@partial(jax.jit, static_argnames=("encode", "config"))
+def _encode_image(
+    params: Params,
+    patches: jax.Array,
+    plan: Any,
+    is_media: jax.Array,
+    first: jax.Array,
+    *,
+    encode: Callable[..., jax.Array],
+    config: Any,
+) -> jax.Array:
+    """The image's features in the rows of its tokens, zero elsewhere: one compilation a bucket, whatever the length."""
+    features = encode(params, config, patches, plan)
+    rows = jnp.clip(jnp.arange(is_media.shape[0]) - first, 0, features.shape[0] - 1)
+    return jnp.where(is_media[:, None], features[rows], jnp.zeros((), features.dtype))
+
+
+@cache
+def _forward_of(text: DecoderConfig) -> Callable[..., Output]:
+    """One object a language model: loaded again, in another dtype or by another name, it shares what is compiled."""
+    return partial(forward, text)
+
+
+def forward(
+    config: DecoderConfig,
+    params: Params,
+    segment: Segment,
+    state: WindowState | None,
+    *,
+    logits_at: jax.Array | None = None,
+    collect: Sequence[str] = (),
+) -> Output:
+    """`kamera_jax.backbone.Backbone.forward` of every port.
+
+    Collects ``attention_mass``, and of layers with experts ``experts`` i32[layers, T, k] (-1 in padding) and
+    ``router_margin`` f32[layers, T] (infinite in padding; see `models.moe.Routing`).
+
+    Raises:
+        ValueError: ``collect`` names something else, or experts of a model that has none.
+    """
+    if unknown := set(collect) - set(COLLECTS if config.experts else COLLECTS[:1]):
+        raise ValueError(f"this model collects {COLLECTS if config.experts else COLLECTS[:1]}; got {sorted(unknown)}")
+    tokens, valid = segment.positions.shape[-1], segment.valid
+    embeds = decoder.embed(params["text"], segment.inputs["tokens"])
+    if "media" in segment.inputs:
+        embeds = jnp.where(segment.inputs["is_media"][:, None], segment.inputs["media"].astype(embeds.dtype), embeds)
+    mask = jnp.tril(jnp.ones((tokens, tokens), bool)) & valid[None, :]
+    past = None
+    if state is not None:
+        mask = jnp.concatenate([jnp.broadcast_to(state.valid[None, :], (tokens, state.valid.shape[0])), mask], axis=1)
+        past = KV(state.rot, state.free)
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        out, probabilities = grouped_attention(q, k, v, mask, config.attention.scale)
+        if "attention_mass" not in collect:
+            return out, None
+        per_query = probabilities.mean(axis=(0, 1))
+        return out, jnp.where(valid[:, None], per_query, 0.0).sum(0) / segment.length.astype(jnp.float32)
+
+    decoded = decoder.decoder(params["text"], config, embeds, segment.positions, attend, past)
+    logits = None if logits_at is None else decoder.logits(params["text"], decoded.hidden[logits_at])
+    kv = jax.tree.map(lambda rows: jnp.where(valid[None, :, None], rows, jnp.zeros((), rows.dtype)), decoded.kv)
+    aux = {} if decoded.collected is None else {"attention_mass": decoded.collected}
+    if decoded.routing is not None:
+        routing = {
+            "experts": jnp.where(valid[None, :, None], decoded.routing.experts, -1),
+            "router_margin": jnp.where(valid[None, :], decoded.routing.margin, jnp.inf),
+        }
+        aux |= {name: value for name, value in routing.items() if name in collect}
+    return Output(logits, kv, aux)
+
+
+def _digest(text: str, payload: bytes = b"") -> str:
+    return hashlib.sha256(text.encode() + b"\0" + payload).hexdigest()
