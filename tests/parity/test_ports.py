@@ -135,7 +135,7 @@ def test_bf16_prefills_of_other_shapes_are_draws_of_one_noise(pair, low):
     """
     prompt = pair.prompt(pair.items(("large", "wide")), QUESTION)
     until, layers = prompt.spans[-1].start, low.spec.layers
-    runs = [prefill_with_routes(low, prompt.items, capacity) for capacity in (CAPACITY, 48)]
+    runs = [prefill_with_routes(low, prompt.items, capacity) for capacity in (CAPACITY, 64)]
     kept = comparable(prompt.full, [routes.experts for _, routes in runs], layers, until)
     for part, name in enumerate(("rot", "free")):
         exact = np.where(kept, getattr(prompt.full, name)[:, :until], 0)
