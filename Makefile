@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test parity lint types contract results parity-results train-tiny clean
+.PHONY: help demo test newest parity soak lint types contract results parity-results bench-kernels train-tiny clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -16,7 +16,13 @@ demo: $(VENV)/installed ## install and run the story on the embedded model
 	$(BIN)/kamera demo $(ARGS)
 
 test: $(VENV)/installed-test ## install what the tests need and run them; no torch
-	$(BIN)/python -m pytest -m "not parity" -n $(WORKERS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -m "not parity and not soak" -n $(WORKERS) --dist loadfile $(ARGS)
+
+newest: ## the kernel tests that need a newer jax, under Python 3.12 where it is there
+	.ci/newest $(ARGS)
+
+soak: $(VENV)/installed-test ## what takes long and adds little to every run
+	$(BIN)/python -m pytest -m soak -n $(WORKERS) --dist worksteal $(ARGS)
 
 parity: $(VENV)/installed-parity ## compare with the torch reference
 	$(BIN)/python -m pytest -m parity -n $(WORKERS) --dist loadfile $(ARGS)
@@ -43,11 +49,14 @@ results: $(VENV)/installed ## measure and draw the README's figures anew
 parity-results: $(VENV)/installed-parity ## measure the ports against the torch reference anew
 	$(BIN)/python -m tests.parity.measure docs/results/parity.json
 
+bench-kernels: $(VENV)/installed-test ## measure the kernels anew, as far as this machine can
+	$(BIN)/python -m benchmarks.kernels $(ARGS)
+
 train-tiny: $(VENV)/installed ## train an embedded model from scratch: ARGS="--attention mla"
 	$(BIN)/python -m eval.tiny.train $(ARGS)
 
 clean: ## remove the environment, caches and build outputs
-	rm -rf $(VENV) .cache .hypothesis .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf $(VENV) .venv-newest .cache .hypothesis .pytest_cache .ruff_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamps, not the environment itself: an interrupted installation is taken up again.

@@ -5,11 +5,11 @@ Every operation is a function of immutable values. Letters in shapes are those o
 
 from kamera_jax import patch, rope
 from kamera_jax.answer import Generation, generate, query
-from kamera_jax.chunk import Chunk, Match, Patch
+from kamera_jax.chunk import Chunk, Entry, Match, Patch
 from kamera_jax.encode import encode, form_patch, prefill
-from kamera_jax.kv import KV, Factors, KVSpec, Segment, WindowState
+from kamera_jax.kv import KV, ChunkPool, Factors, KVSpec, Segment, WindowState
 from kamera_jax.rope import RopeSpec
-from kamera_jax.window import Entry, Window, append, recall, reorder, slide
+from kamera_jax.window import Window, append, recall, reorder, slide
 from kamera_jax.window import replace_entry as replace
 
 __version__ = "0.1.0"
@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 __all__ = [
     "KV",
     "Chunk",
+    "ChunkPool",
     "Entry",
     "Factors",
     "Generation",

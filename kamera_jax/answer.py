@@ -11,13 +11,13 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from kamera_jax.backbone import Backbone, Output
-from kamera_jax.chunk import Chunk, chunk_key
+from kamera_jax.chunk import Chunk, Entry, chunk_key
 from kamera_jax.forward import run
-from kamera_jax.kv import KV, Segment, WindowState, bucket
+from kamera_jax.kv import KV, ChunkPool, Segment, WindowState, bucket
 from kamera_jax.reuse import write
 from kamera_jax.rope import RopeSpec
 from kamera_jax.types import Params, Stream
-from kamera_jax.window import Entry, Window, check_model, check_room
+from kamera_jax.window import Window, append, check_model, check_room, turn_state
 
 
 def query(vlm: Backbone, window: Window, text: str) -> Float[Array, " V"]:
@@ -88,7 +88,7 @@ def generate(
     question = int(tail.length)
     check_room(window, question + max_new_tokens)
     started, first = time.perf_counter(), 0.0
-    state = jax.tree.map(jnp.copy, window.state)  # the loop donates its state; the caller's window stays
+    state, start = turn_state(window, question + max_new_tokens)  # the loop donates it; the caller's window stays
     room = vlm.spec.empty_state(bucket(question + max_new_tokens))
     last = np.asarray(tail.positions)[:, question - 1 : question]
     key = jax.random.key(0) if key is None else key
@@ -99,7 +99,8 @@ def generate(
             segment,
             state,
             turn,
-            window.next_slot,
+            window.state.pools,
+            start,
             done,
             jnp.float32(temperature),
             key,
@@ -124,8 +125,13 @@ def generate(
             break
         position = jnp.asarray(last + np.float32(len(tokens)))
         segment = Segment({"tokens": jnp.array([token], jnp.int32)}, position, jnp.int32(1), 1.0)
-    entry = Entry(_turn(vlm, window, tail, turn, tokens, done), None, window.next_position, window.next_slot)
-    return Generation(whole, tuple(tokens), first, replace(window, state=state, entries=(*window.entries, entry)))
+    kept = _turn(vlm, window, tail, turn, tokens, done)
+    if window.mode == "in_place":
+        after = append(window, kept)
+    else:  # the loop has written it
+        entry = Entry(kept, None, window.next_position, window.next_slot)
+        after = replace(window, state=state, entries=(*window.entries, entry))
+    return Generation(whole, tuple(tokens), first, after)
 
 
 def _settled(text: str, stop: tuple[str, ...]) -> int:
@@ -149,6 +155,7 @@ def _step(
     segment: Segment,
     state: WindowState,
     turn: KV,
+    pools: tuple[ChunkPool, ...],
     start: jax.Array | int,
     done: jax.Array | int,
     temperature: jax.Array,
@@ -161,13 +168,14 @@ def _step(
 
     ``done`` tokens of the turn, which has its place at slot ``start``, went before.
     """
-    output = forward(params, segment, state, logits_at=segment.length[None] - 1)
+    output = forward(params, segment, replace(state, pools=pools), logits_at=segment.length[None] - 1)
     assert output.logits is not None
     logits = output.logits[0]
     cooled = logits / jnp.where(temperature > 0, temperature, 1.0)
     sampled = jax.random.categorical(jax.random.fold_in(key, done), cooled)
     token = jnp.where(temperature > 0, sampled, jnp.argmax(logits))
-    state = write(state, start + done, output.kv, None, segment.positions, segment.length, rope)
+    # A token's slot is no multiple of 16, which the kernels write from.
+    state = write(state, start + done, output.kv, None, segment.positions, segment.length, rope, implementation="xla")
     turn = jax.tree.map(lambda whole, rows: jax.lax.dynamic_update_slice_in_dim(whole, rows, done, 1), turn, output.kv)
     return token, state, turn
 

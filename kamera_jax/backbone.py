@@ -30,7 +30,11 @@ class Output:
 
 @runtime_checkable
 class Backbone(Protocol):
-    """A decoder whose KV the operator can keep, move and patch."""
+    """A decoder whose KV the operator can keep, move and patch.
+
+    One whose forward also reads ``state.pools`` (see `kamera_jax.reuse.attend_in_place`) says so with an attribute
+    ``attends_in_place = True``, and is then offered windows of ``mode="in_place"``.
+    """
 
     spec: KVSpec
     params: Params
@@ -71,7 +75,7 @@ class Backbone(Protocol):
 
         Args:
             params: the parameters.
-            segment: tokens to run; they see the state's valid slots and each other causally.
+            segment: tokens to run; they see the state's valid slots, the chunks of its pools and each other causally.
             state: what came before, or None.
             logits_at: indices i32[n] into the segment whose logits are wanted, or None for no logits.
             collect: names of extra outputs.

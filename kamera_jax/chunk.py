@@ -131,3 +131,20 @@ class Patch:
         if sorted(context) == sorted(self.antecedents):
             return Match.PERMUTED
         return Match.PARTIAL if set(context) & set(self.antecedents) else Match.MISS
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A chunk in a window.
+
+    Attributes:
+        chunk: what stands there.
+        patch: what was added to it, or None.
+        base: the absolute position it starts at.
+        slot: the first slot it occupies; in a window that keeps its chunks in place, would occupy.
+    """
+
+    chunk: Chunk
+    patch: Patch | None
+    base: float
+    slot: int

@@ -14,7 +14,7 @@ from kamera_jax.chunk import Chunk, Patch
 from kamera_jax.errors import ModelMismatchError
 from kamera_jax.forward import chunk_of, preamble_chunk, run
 from kamera_jax.kv import Segment, bucket
-from kamera_jax.window import Window, aligned, append, check_chunk, check_model
+from kamera_jax.window import Window, aligned, append, check_chunk, check_model, materialised
 
 ROOM = 256
 """Slots a prefilled window keeps free by default, for a question and its answer."""
@@ -93,7 +93,8 @@ def form_patch(
         vlm: the model that encoded the chunk.
         chunk: canonical, with its inputs.
         antecedents: exact form: prefill preamble, antecedents and chunk together, in this order.
-        context: one forward of the chunk alone, on a window as it stands.
+        context: one forward of the chunk alone, on a window as it stands; one that keeps its chunks in place is
+            materialised for it.
         rank: components per layer (32 unless another choice is given).
         energy: instead, the share of every layer's squared change to keep; ranks differ per layer.
         max_bytes: instead, the largest rank that fits.
@@ -121,6 +122,7 @@ def form_patch(
         check_model(vlm, context)
     window = _prefilled(vlm, antecedents) if context is None else context
     check_chunk(window, chunk)
+    window = materialised(window)  # what each chunk received cannot be told apart in place
     conditioned, output = _conditioned(vlm, window, segment, ("attention_mass",))
     if energy is not None:
         factors = patches.fit_energy(conditioned.kv, chunk.kv, chunk.length, energy)

@@ -1,4 +1,4 @@
-"""The array pytrees that cross ``jit``: KV, Factors, WindowState, Segment."""
+"""The array pytrees that cross ``jit``: KV, Factors, ChunkPool, WindowState, Segment."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Self, no_type_check
@@ -48,20 +48,56 @@ class Factors:
 
 @no_type_check
 @flax.struct.dataclass
+class ChunkPool:
+    """P places for chunks of one bucket, whose KV and patches lie as they are: un-rotated, in no order.
+
+    Windows share the big arrays; ``lengths`` and ``bases`` are a window's own, and all that moving a chunk changes.
+
+    Attributes:
+        rot: un-rotated [L, P, T, Fr].
+        free: [L, P, T, Ff].
+        positions: of the tokens within their chunk, f32[P, A, T].
+        lengths: valid tokens, i32[P]; 0 where the place holds no chunk of this window.
+        bases: the absolute position each chunk starts at, f32[P].
+        u: token factors [L, P, m, T]; None, as the next two, until a chunk comes with a patch.
+        v: feature factors [L, P, m, Fr + Ff].
+        ranks: components in use, i32[L, P]; 0 for no patch.
+    """
+
+    rot: Float[Array, "L P T Fr"]
+    free: Float[Array, "L P T Ff"]
+    positions: Float[Array, "P A T"]
+    lengths: Int[Array, " P"]
+    bases: Float[Array, " P"]
+    u: Float[Array, "L P m T"] | None = None
+    v: Float[Array, "L P m F"] | None = None
+    ranks: Int[Array, "L P"] | None = None
+
+    @property
+    def layers(self) -> dict[str, jax.Array]:
+        """What differs from layer to layer, by name, each with L leading: for a decoder to index by its layer."""
+        named = {"rot": self.rot, "free": self.free, "u": self.u, "v": self.v, "ranks": self.ranks}
+        return {name: array for name, array in named.items() if array is not None}
+
+
+@no_type_check
+@flax.struct.dataclass
 class WindowState:
-    """What attention reads: keys rotated to absolute positions and patched.
+    """What attention reads: keys rotated to absolute positions and patched, and chunks that lie in pools.
 
     Attributes:
         rot: rotated keys [L, S, Fr].
         free: values or latents [L, S, Ff].
         positions: absolute positions f32[A, S].
         valid: slots that hold a token, bool[S].
+        pools: chunks to be read where they lie, by bucket; none in a materialised window.
     """
 
     rot: Float[Array, "L S Fr"]
     free: Float[Array, "L S Ff"]
     positions: Float[Array, "A S"]
     valid: Bool[Array, " S"]
+    pools: tuple[ChunkPool, ...] = ()
 
 
 @no_type_check

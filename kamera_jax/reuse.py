@@ -1,18 +1,20 @@
-"""The reuse operator on a window's state: rotate canonical KV into place, patch it, write it.
+"""The reuse operator on a window's state: rotate canonical KV into place, patch it, write it, or read it where it lies.
 
 The only door to the kernels.
 """
 
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kamera_jax import rope
-from kamera_jax.kv import KV, Factors, WindowState
+from kamera_jax.kv import KV, ChunkPool, Factors, WindowState
 from kamera_jax.rope import RopeSpec
-from pallas_kernels import relocate_patch
+from pallas_kernels import chunk_attention, merge_states, relocate_patch, relocate_patch_into
 from pallas_kernels.dispatch import Implementation
 
 
@@ -28,21 +30,14 @@ def relocate(
 
     Rows past ``length`` are zero.
     """
+    return relocate_patch(**_call(kv, factors, positions, spec), length=length, implementation=implementation)
+
+
+def _call(kv: KV, factors: Factors | None, positions: jax.Array, spec: RopeSpec) -> dict[str, Any]:
     cos, sin = rope.tables(spec, positions)
-    u, v, ranks = (None, None, None) if factors is None else (factors.u, factors.v, factors.ranks)
-    return relocate_patch(
-        kv.rot,
-        kv.free,
-        cos,
-        sin,
-        u,
-        v,
-        ranks,
-        length=length,
-        rotary_dim=spec.rotary_dim,
-        layout=spec.layout,
-        implementation=implementation,
-    )
+    patch = {} if factors is None else {"u": factors.u, "v": factors.v, "ranks": factors.ranks}
+    rotation = {"cos": cos, "sin": sin, "rotary_dim": spec.rotary_dim, "layout": spec.layout}
+    return {"rot": kv.rot, "free": kv.free, **rotation, **patch}
 
 
 def write(
@@ -53,31 +48,74 @@ def write(
     positions: Float[Array, "A T"],
     length: jax.Array | int,
     spec: RopeSpec,
+    implementation: Implementation | None = None,
 ) -> WindowState:
     """The state with ``length`` tokens rotated, patched and written from ``slot`` on; other slots keep their values.
 
-    The caller makes sure that ``slot + length`` fits; the padding of the bucket need not.
+    The caller makes sure that ``slot + length`` fits (the padding of the bucket need not) and that the slot is a
+    multiple of 16; any slot will do with ``implementation="xla"``.
     """
-    rot, free = relocate(kv, factors, positions, length, spec)
-    slots, tokens = state.valid.shape[0], min(positions.shape[-1], state.valid.shape[0])
-    start = jnp.minimum(slot, slots - tokens)
-    shift = slot - start
-    rows = jnp.arange(tokens)
-    written = (rows >= shift) & (rows < shift + length)
-
-    def put(old: jax.Array, new: jax.Array, axis: int) -> jax.Array:
-        new = jnp.roll(jax.lax.slice_in_dim(new, 0, tokens, axis=axis), shift, axis=axis)
-        before = jax.lax.dynamic_slice_in_dim(old, start, tokens, axis=axis)
-        mask = written.reshape([-1 if i == axis else 1 for i in range(old.ndim)])
-        return jax.lax.dynamic_update_slice_in_dim(old, jnp.where(mask, new, before), start, axis=axis)
-
-    return WindowState(
-        rot=put(state.rot, rot, 1),
-        free=put(state.free, free, 1),
-        positions=put(state.positions, positions, 1),
-        valid=put(state.valid, jnp.ones((positions.shape[-1],), bool), 0),
+    rot, free = relocate_patch_into(
+        state.rot,
+        state.free,
+        slot,
+        **_call(kv, factors, positions, spec),
+        length=length,
+        implementation=implementation,
+    )
+    rows = jnp.arange(positions.shape[-1])
+    slots = jnp.where(rows < length, slot + rows, state.valid.shape[0])  # past the end, where nothing is written
+    return replace(
+        state,
+        rot=rot,
+        free=free,
+        positions=state.positions.at[:, slots].set(positions, mode="drop"),
+        valid=state.valid.at[slots].set(True, mode="drop"),
     )
 
 
-write_jit = partial(jax.jit, static_argnames="spec")(write)
-write_donated = partial(jax.jit, static_argnames="spec", donate_argnames="state")(write)
+write_jit = jax.jit(write, static_argnames=("spec", "implementation"))
+write_donated = jax.jit(write, static_argnames=("spec", "implementation"), donate_argnames="state")
+
+
+def attend_in_place(
+    q: Float[Array, "T N D"],
+    out: Float[Array, "T N Dv"],
+    lse: Float[Array, "T N"],
+    pools: Sequence[ChunkPool],
+    layer: jax.Array | int,
+    scale: float,
+    spec: RopeSpec,
+    implementation: Implementation | None = None,
+) -> Float[Array, "T N Dv"]:
+    """Attention over other keys, joined with attention to every chunk of the pools where it lies.
+
+    Args:
+        q: rotated queries; for MLA in the absorbed form [T, N, R + Dr], against [latent | k_pe].
+        out: attention over the other keys, normalised over them.
+        lse: the log-sum-exp of its scores, f32.
+        pools: of the window's state.
+        layer: which of the L layers.
+        scale: factor on the scores.
+        spec: the backbone's RoPE.
+        implementation: None picks; a named backend that cannot serve the call raises.
+    """
+    inv_freq = jnp.asarray(rope.axis_frequencies(spec))
+    parts = [
+        chunk_attention(
+            q,
+            **pool.layers,
+            layer=layer,
+            positions=pool.positions,
+            inv_freq=inv_freq,
+            lengths=pool.lengths,
+            bases=pool.bases,
+            scale=scale,
+            rope_scale=spec.scale,
+            layout=spec.layout,
+            implementation=implementation,
+        )
+        for pool in pools
+    ]
+    outs, lses = zip((out, lse), *parts, strict=True)
+    return merge_states(outs, lses)[0]

@@ -240,6 +240,13 @@ def section_axes(spec: RopeSpec) -> np.ndarray:
     return axes
 
 
+def axis_frequencies(spec: RopeSpec) -> np.ndarray:
+    """Radians per position of every pair on the axis that drives it, zero on the others: f32[A, R/2]."""
+    frequencies = np.zeros((spec.axes, len(spec.inv_freq)), np.float32)
+    frequencies[section_axes(spec), np.arange(len(spec.inv_freq))] = spec.inv_freq
+    return frequencies
+
+
 def tables(spec: RopeSpec, positions: Float[Array, "A T"]) -> tuple[Float[Array, "T D"], Float[Array, "T D"]]:
     """cos and sin for every position, full head width, f32.
 

@@ -2,16 +2,21 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 
 from kamera_jax.backbone import Backbone
-from kamera_jax.chunk import Chunk, Patch
+from kamera_jax.chunk import Chunk, Entry, Patch
 from kamera_jax.errors import ModelMismatchError, PatchMismatchError, PreambleMismatchError, WindowFullError
 from kamera_jax.forward import preamble_chunk
-from kamera_jax.kv import KVSpec, WindowState
+from kamera_jax.kv import KVSpec, WindowState, bucket
+from kamera_jax.pool import Shelf, stock
 from kamera_jax.reuse import write_donated, write_jit
+
+Mode = Literal["materialise", "in_place"]
+"""Write chunks rotated and patched, once for every place they come to, or read them where they lie."""
 
 SLOT_ALIGNMENT = 16
 """Chunks start at multiples of this many slots, so that kernels write whole tiles."""
@@ -23,32 +28,17 @@ def aligned(slots: int) -> int:
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A chunk in a window.
-
-    Attributes:
-        chunk: what stands there.
-        patch: what was added to it, or None.
-        base: the absolute position it starts at.
-        slot: the first slot it occupies.
-    """
-
-    chunk: Chunk
-    patch: Patch | None
-    base: float
-    slot: int
-
-
-@dataclass(frozen=True)
 class Window:
     """The context a model attends to: preamble, then chunks.
 
     Attributes:
-        state: rotated and patched KV.
+        state: rotated and patched KV; in place, of the preamble alone, beside pools of canonical chunks.
         entries: the chunks in order, the preamble not among them.
         spec: what the KV means.
         capacity: slots in all, the preamble's included.
         preamble: what is pinned at slot 0.
+        mode: how its chunks are kept.
+        shelves: what lies in each of the state's pools.
     """
 
     state: WindowState
@@ -56,21 +46,39 @@ class Window:
     spec: KVSpec
     capacity: int
     preamble: Entry
+    mode: Mode = "materialise"
+    shelves: tuple[Shelf, ...] = ()
 
     @staticmethod
-    def empty(vlm: Backbone, capacity: int) -> "Window":
+    def empty(vlm: Backbone, capacity: int, *, mode: Mode = "materialise") -> "Window":
         """A window that holds the preamble alone.
+
+        Args:
+            vlm: the model.
+            capacity: slots in all; the same chunks fit in either mode.
+            mode: ``"materialise"`` writes chunks rotated and patched: the fastest to ask. ``"in_place"`` keeps them
+                canonical and rotates and patches while they are read: reordering and sliding, recalling what still
+                lies there, and windows that share a chunk because one was made from the other, then move no KV.
 
         Raises:
             WindowFullError: the preamble does not fit ``capacity`` slots.
+            ValueError: an unknown mode, or a model that cannot attend to chunks in place.
         """
+        if mode not in get_args(Mode):
+            raise ValueError(f"mode must be one of {get_args(Mode)}; got {mode!r}")
+        if mode == "in_place" and not getattr(vlm, "attends_in_place", False):
+            raise ValueError(
+                f"{type(vlm).__name__} does not say attends_in_place = True, so its forward may not read chunks that "
+                'lie in pools; use mode="materialise"'
+            )
         chunk = preamble_chunk(vlm)
         if chunk.length > capacity:
             raise WindowFullError(
                 f"a window of {capacity} slots cannot hold the preamble of {chunk.length} tokens; give it more"
             )
         entry = Entry(chunk, None, base=0.0, slot=0)
-        return Window(_put(vlm.spec, vlm.spec.empty_state(capacity), entry), (), vlm.spec, capacity, entry)
+        slots = capacity if mode == "materialise" else aligned(chunk.length)
+        return Window(_put(vlm.spec, vlm.spec.empty_state(slots), entry), (), vlm.spec, capacity, entry, mode)
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -154,7 +162,8 @@ def append(window: Window, chunk: Chunk, patch: Patch | None = None, *, donate: 
         window: what stands before.
         chunk: canonical, or conditioned KV kept from a prefill.
         patch: what to add to it; None is blind reuse.
-        donate: give the old window's buffers to the new one; the old window must not be used again.
+        donate: give the old window's buffers to the new one; the old window, and in place every window that shares
+            its pools, must not be used again.
 
     Raises:
         ModelMismatchError: chunk or patch come from another model.
@@ -162,18 +171,34 @@ def append(window: Window, chunk: Chunk, patch: Patch | None = None, *, donate: 
         PatchMismatchError: the patch belongs to another chunk.
         WindowFullError: too few free slots; the window given is unchanged.
     """
+    longer = _with_entry(window, chunk, patch)
+    if window.mode == "in_place":
+        return _stocked(longer, donate=donate)
+    return replace(longer, state=_put(window.spec, window.state, longer.entries[-1], donate=donate))
+
+
+def _with_entry(window: Window, chunk: Chunk, patch: Patch | None) -> Window:
+    """The window with its next entry, checked, whose KV is still to be put there."""
     _check(window, chunk, patch)
     check_room(window, chunk.length)
     entry = Entry(chunk, patch, window.next_position, window.next_slot)
-    return replace(
-        window, state=_put(window.spec, window.state, entry, donate=donate), entries=(*window.entries, entry)
-    )
+    return replace(window, entries=(*window.entries, entry))
+
+
+def _stocked(window: Window, *, donate: bool = False) -> Window:
+    """An in-place window whose pools hold its entries."""
+    pools, shelves = stock((window.state.pools, window.shelves), window.entries, window.spec, donate=donate)
+    return replace(window, state=replace(window.state, pools=pools), shelves=shelves)
 
 
 def _rebuild(window: Window, items: Iterable[tuple[Chunk, Patch | None]], keep: int = 0) -> Window:
     """The first ``keep`` entries as they are, then ``items`` written again, each one hop from its un-rotated KV."""
     kept = window.entries[:keep]
     fresh = replace(window, entries=kept)
+    if window.mode == "in_place":
+        for chunk, patch in items:
+            fresh = _with_entry(fresh, chunk, patch)
+        return _stocked(fresh)
     occupied = jnp.arange(window.capacity) < (fresh.next_slot if kept else window.preamble.chunk.length)
     fresh = replace(fresh, state=replace(window.state, valid=window.state.valid & occupied))
     donate = False
@@ -183,6 +208,27 @@ def _rebuild(window: Window, items: Iterable[tuple[Chunk, Patch | None]], keep: 
     if not donate:  # nothing was written: a caller who donates the result must not lose the window it came from
         fresh = replace(fresh, state=jax.tree.map(jnp.copy, fresh.state))
     return fresh
+
+
+def materialised(window: Window) -> Window:
+    """The same window with every chunk rotated, patched and written."""
+    if window.mode == "materialise":
+        return window
+    state = _put(window.spec, window.spec.empty_state(window.capacity), window.preamble)
+    for entry in window.entries:
+        state = _put(window.spec, state, entry, donate=True)
+    return replace(window, state=state, mode="materialise", shelves=())
+
+
+def turn_state(window: Window, tokens: int) -> tuple[WindowState, int]:
+    """A state without pools for a turn of ``tokens`` to be written to, and the slot to begin at.
+
+    It shares no buffer with the window.
+    """
+    if window.mode == "materialise":
+        return jax.tree.map(jnp.copy, window.state), window.next_slot
+    slots = aligned(window.preamble.chunk.length)
+    return _put(window.spec, window.spec.empty_state(slots + bucket(tokens)), window.preamble), slots
 
 
 def _pairs(entries: Sequence[Entry]) -> list[tuple[Chunk, Patch | None]]:

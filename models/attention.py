@@ -5,7 +5,7 @@ What sees what, and what is collected on the way, is the caller's: it passes ``a
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +18,28 @@ from models.params import ParamInfo, Params, linear
 MASKED = -1e30
 """Finite, so that a row with nothing to see (padding) stays finite too."""
 
-Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
-"""Rotated q [T, N, D], k [S+T, G, D] and v [S+T, G, Dv] to the output [T, N*Dv] and whatever is collected per layer."""
+Attend = Callable[..., tuple[jax.Array, Any]]
+"""Rotated q [T, N, D], k [S+T, G, D] and v [S+T, G, Dv] to the output [T, N*Dv] and whatever is collected per layer.
+
+Where chunks lie in pools, the layer's index follows v; an MLA's q, k and v are then absorbed.
+"""
 
 Rotated = Callable[[jax.Array], jax.Array]
 """Heads [T, H, D] rotated to the positions of the T present tokens."""
+
+
+class Attended(NamedTuple):
+    """What `grouped_attention` computes; what is not used is dead code.
+
+    Attributes:
+        out: with heads concatenated [T, N*Dv].
+        probabilities: f32[G, N/G, T, S].
+        lse: log-sum-exp of the scores, f32[T, N].
+    """
+
+    out: jax.Array
+    probabilities: jax.Array
+    lse: jax.Array
 
 
 def grouped_attention(
@@ -31,7 +48,7 @@ def grouped_attention(
     v: Float[Array, "S G Dv"],
     mask: Bool[Array, "T S"],
     scale: float,
-) -> tuple[Float[Array, "T N*Dv"], Float[Array, "G N//G T S"]]:
+) -> Attended:
     """Grouped-query attention; MHA is G = N.
 
     Args:
@@ -39,9 +56,6 @@ def grouped_attention(
         k, v: rotated keys and values.
         mask: True where a query sees a key.
         scale: factor on the scores.
-
-    Returns:
-        The output with heads concatenated, and the f32 probabilities (dead code unless used).
     """
     tokens, heads, _ = q.shape
     groups = k.shape[1]
@@ -49,10 +63,12 @@ def grouped_attention(
     q = q.reshape(tokens, groups, heads // groups, -1).transpose(1, 2, 0, 3).reshape(groups, -1, q.shape[-1])
     scores = jnp.einsum("gqd,sgd->gqs", q, k, preferred_element_type=jnp.float32) * scale
     scores = scores.reshape(groups, -1, tokens, k.shape[0])
-    probabilities = jax.nn.softmax(jnp.where(mask[None, None], scores, MASKED), axis=-1)
+    scores = jnp.where(mask[None, None], scores, MASKED)
+    probabilities = jax.nn.softmax(scores, axis=-1)
     weights = probabilities.astype(v.dtype).reshape(groups, -1, k.shape[0])
     out = jnp.einsum("gqs,sgd->gqd", weights, v).reshape(groups, heads // groups, tokens, -1)
-    return out.transpose(2, 0, 1, 3).reshape(tokens, -1), probabilities
+    lse = jax.nn.logsumexp(scores, axis=-1).transpose(2, 0, 1).reshape(tokens, heads)
+    return Attended(out.transpose(2, 0, 1, 3).reshape(tokens, -1), probabilities, lse)
 
 
 @dataclass(frozen=True)
@@ -92,7 +108,13 @@ class GroupedQuery:
         }
 
     def __call__(
-        self, layer: Params, h: Float[Array, "T E"], rotated: Rotated, past: KV | None, attend: Attend
+        self,
+        layer: Params,
+        h: Float[Array, "T E"],
+        rotated: Rotated,
+        past: KV | None,
+        attend: Attend,
+        index: jax.Array | None = None,
     ) -> tuple[Float[Array, "T E"], KV, Any]:
         """Attend from T tokens (HF ``Qwen2Attention``, ``LlamaAttention``).
 
@@ -102,6 +124,7 @@ class GroupedQuery:
             rotated: see `Rotated`.
             past: rotated keys and values of the S tokens before [S, ·], or None.
             attend: see `Attend`.
+            index: of the layer, for an ``attend`` that also reads chunks in pools; else None.
 
         Returns:
             What is added to the residual stream, the un-rotated KV [T, ·], and what ``attend`` collected.
@@ -112,7 +135,7 @@ class GroupedQuery:
         if past is not None:
             keys = jnp.concatenate([past.rot.reshape(-1, *k.shape[1:]), keys])
             values = jnp.concatenate([past.free.reshape(-1, *v.shape[1:]), values])
-        out, collected = attend(rotated(q), keys, values)
+        out, collected = attend(rotated(q), keys, values, *(() if index is None else (index,)))
         return dense(layer["o"], out), KV(k.reshape(tokens, -1), v.reshape(tokens, -1)), collected
 
 
@@ -184,6 +207,7 @@ class Latent:
         rotated: Rotated,
         past: KV | None,
         attend: Attend,
+        index: jax.Array | None = None,
         *,
         absorb: bool | None = None,
     ) -> tuple[Float[Array, "T E"], KV, Any]:
@@ -195,8 +219,12 @@ class Latent:
             rotated: see `Rotated`.
             past: rotated k_pe and latents of the S tokens before [S, ·], or None.
             attend: see `Attend`.
+            index: of the layer, for an ``attend`` that also reads chunks in pools; else None.
             absorb: attend in the latent space, the up-projections absorbed into queries and output, instead of
-                expanding keys and values: the same function; the cheaper one by default.
+                expanding keys and values: the same function; by default the cheaper one, or the one that pools need.
+
+        Raises:
+            ValueError: pools and ``absorb=False``: what lies in them is never expanded.
 
         Returns:
             What is added to the residual stream, the un-rotated KV [T, ·], and what ``attend`` collected.
@@ -215,14 +243,17 @@ class Latent:
         if past is not None:
             k_pe, latent = jnp.concatenate([past.rot, k_pe]), jnp.concatenate([past.free, latent])
 
+        pooled = index is not None
+        if pooled and absorb is False:
+            raise ValueError("chunks in pools are attended to in the absorbed form alone; leave absorb out")
         slots = latent.shape[0] - tokens
-        if self.absorbs(tokens, slots) if absorb is None else absorb:
+        if (pooled or self.absorbs(tokens, slots)) if absorb is None else absorb:
             up = layer["kv_b"]["w"].reshape(self.latent_dim, self.heads, -1)
             up_key, up_value = jnp.split(up, [self.nope_dim], axis=-1)
             q_latent = jnp.einsum("tnd,rnd->tnr", q_nope, up_key, preferred_element_type=jnp.float32).astype(h.dtype)
             queries = jnp.concatenate([q_latent, q_rope], axis=-1)
             keys = jnp.concatenate([latent, k_pe], axis=-1)
-            out, collected = attend(queries, keys[:, None], latent[:, None])
+            out, collected = attend(queries, keys[:, None], latent[:, None], *(() if index is None else (index,)))
             out = out.reshape(tokens, self.heads, -1)
             out = jnp.einsum("tnr,rnd->tnd", out, up_value, preferred_element_type=jnp.float32).astype(h.dtype)
             out = out.reshape(tokens, -1)

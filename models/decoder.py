@@ -103,6 +103,7 @@ def decoder(
     positions: Float[Array, "A T"],
     attend: Attend,
     past: KV | None = None,
+    pooled: bool = False,
     observe: Callable[[jax.Array], Any] = lambda x: None,
 ) -> Decoded:
     """Run the decoder over T tokens; only ``attend`` knows who sees whom.
@@ -114,6 +115,7 @@ def decoder(
         positions: absolute positions.
         attend: attention over the S past and T present tokens.
         past: rotated KV of the S tokens before [L, S, ·].
+        pooled: whether ``attend`` also reads chunks that lie in pools; it is then given the layer's index.
         observe: called with the residual stream [T, E] after every layer.
     """
     rotated = rotation(config.rope, positions)
@@ -122,7 +124,7 @@ def decoder(
         weights, index = scanned
         before = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), past)
         h = rms_norm(x, weights["attn_norm"], config.rms_norm_eps)
-        out, kv, collected = config.attention(weights["attn"], h, rotated, before, attend)
+        out, kv, collected = config.attention(weights["attn"], h, rotated, before, attend, index if pooled else None)
         x = x + out
         h = rms_norm(x, weights["mlp_norm"], config.rms_norm_eps)
         if "router" in weights["mlp"]:

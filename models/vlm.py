@@ -14,6 +14,7 @@ from PIL import Image
 
 from kamera_jax.backbone import Output
 from kamera_jax.kv import KV, KVSpec, Segment, WindowState, bucket
+from kamera_jax.reuse import attend_in_place
 from models import decoder
 from models.architecture import Architecture, Config
 from models.attention import grouped_attention
@@ -40,6 +41,8 @@ class VisionLanguageModel:
         eos: tokens that end an answer.
         forward: see `kamera_jax.backbone.Backbone.forward`.
     """
+
+    attends_in_place = True
 
     def __init__(
         self,
@@ -220,10 +223,17 @@ def forward(
     ``router_margin`` f32[layers, T] (infinite in padding; see `models.moe.Routing`).
 
     Raises:
-        ValueError: ``collect`` names something else, or experts of a model that has none.
+        ValueError: ``collect`` names something else, or experts of a model that has none, or attention_mass where
+            chunks lie in pools.
     """
     if unknown := set(collect) - set(COLLECTS if config.experts else COLLECTS[:1]):
         raise ValueError(f"this model collects {COLLECTS if config.experts else COLLECTS[:1]}; got {sorted(unknown)}")
+    pools = () if state is None else state.pools
+    if pools and "attention_mass" in collect:
+        raise ValueError(
+            "attention_mass is not collected from chunks that are attended to in place; run on a window of "
+            'mode="materialise"'
+        )
     tokens, valid = segment.positions.shape[-1], segment.valid
     embeds = decoder.embed(params["text"], segment.inputs["tokens"])
     if "media" in segment.inputs:
@@ -234,14 +244,20 @@ def forward(
         mask = jnp.concatenate([jnp.broadcast_to(state.valid[None, :], (tokens, state.valid.shape[0])), mask], axis=1)
         past = KV(state.rot, state.free)
 
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-        out, probabilities = grouped_attention(q, k, v, mask, config.attention.scale)
+    def attend(
+        q: jax.Array, k: jax.Array, v: jax.Array, layer: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array | None]:
+        out, probabilities, lse = grouped_attention(q, k, v, mask, config.attention.scale)
+        if layer is not None:
+            here = out.reshape(*q.shape[:2], -1)
+            joined = attend_in_place(q, here, lse, pools, layer, config.attention.scale, config.rope)
+            out = joined.reshape(out.shape)
         if "attention_mass" not in collect:
             return out, None
         per_query = probabilities.mean(axis=(0, 1))
         return out, jnp.where(valid[:, None], per_query, 0.0).sum(0) / segment.length.astype(jnp.float32)
 
-    decoded = decoder.decoder(params["text"], config, embeds, segment.positions, attend, past)
+    decoded = decoder.decoder(params["text"], config, embeds, segment.positions, attend, past, bool(pools))
     logits = None if logits_at is None else decoder.logits(params["text"], decoded.hidden[logits_at])
     kv = jax.tree.map(lambda rows: jnp.where(valid[None, :, None], rows, jnp.zeros((), rows.dtype)), decoded.kv)
     aux = {} if decoded.collected is None else {"attention_mass": decoded.collected}

@@ -88,7 +88,7 @@ def answer_logits(text: Params, table: jax.Array, config: DecoderConfig, batch: 
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
         q, k, v = (x.reshape(count, slots, *x.shape[1:]) for x in (q, k, v))
-        out, _ = jax.vmap(partial(grouped_attention, scale=config.attention.scale))(q, k, v, mask)
+        out = jax.vmap(partial(grouped_attention, scale=config.attention.scale))(q, k, v, mask).out
         return out.reshape(count * slots, -1), None
 
     def rows(places: jax.Array) -> jax.Array:

@@ -1,12 +1,33 @@
 """relocate_patch: the reuse operator on arrays (arXiv 2606.23581, eq. 1)."""
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from pallas_kernels.dispatch import Implementation, choose
-from pallas_kernels.relocate_patch.reference import PAIR_LAYOUTS, PairLayout, relocate_patch_reference
+from pallas_kernels.relocate_patch import gpu, limits
+from pallas_kernels.relocate_patch.reference import (
+    PAIR_LAYOUTS,
+    PairLayout,
+    relocate_patch_into_reference,
+    relocate_patch_reference,
+)
 
-BUILT: tuple[Implementation, ...] = ("xla",)
+
+class _Chunk(NamedTuple):
+    """Checked arguments, as every backend takes them."""
+
+    rot: jax.Array
+    free: jax.Array
+    cos: jax.Array
+    sin: jax.Array
+    u: jax.Array | None
+    v: jax.Array | None
+    ranks: jax.Array | None
+    length: jax.Array
 
 
 def relocate_patch(
@@ -41,9 +62,91 @@ def relocate_patch(
         ``(rot, free)`` at the target positions, rotated and patched, of the inputs' shapes and dtypes.
 
     Raises:
-        ValueError: shapes disagree, or the named backend is not available.
+        ValueError: shapes disagree, or the named backend cannot serve the call.
     """
-    choose("relocate_patch", implementation, BUILT)
+    chunk = _checked(rot, free, cos, sin, u, v, ranks, length, layout)
+    rotary_dim = cos.shape[-1] if rotary_dim is None else rotary_dim
+    refusals: dict[Implementation, str | None] = {
+        "pallas_tpu": limits.tpu_refusal(rot, free, cos, (u, v)),
+        "mosaic_gpu": gpu.unsupported(rot, free, u, v, head_dim=cos.shape[-1], rotary_dim=rotary_dim, layout=layout),
+        "xla": None,
+    }
+    return _backend(choose("relocate_patch", implementation, refusals))(*chunk, rotary_dim=rotary_dim, layout=layout)
+
+
+def relocate_patch_into(
+    cache_rot: jax.Array,
+    cache_free: jax.Array,
+    place: jax.Array | int,
+    rot: jax.Array,
+    free: jax.Array,
+    cos: jax.Array,
+    sin: jax.Array,
+    u: jax.Array | None = None,
+    v: jax.Array | None = None,
+    ranks: jax.Array | None = None,
+    *,
+    length: jax.Array | int | None = None,
+    rotary_dim: int | None = None,
+    layout: PairLayout = "half",
+    implementation: Implementation | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """`relocate_patch`, its first ``length`` rows written straight into a cache; donate the cache to write in place.
+
+    Nothing else in the cache changes. The caller makes sure that ``place + length`` fits; the padding need not.
+
+    Args:
+        cache_rot, cache_free: [L, S, G*D] and [L, S, Ff], or paged [L, P, page, G*D] and [L, P, page, Ff].
+        place: the first slot, a multiple of 16 (with ``implementation="xla"`` any); or for pages a table
+            i32[T / page], each page once.
+        rot, free, cos, sin, u, v, ranks, length, rotary_dim, layout: as for `relocate_patch`.
+        implementation: None picks; a named backend that cannot serve the call raises.
+
+    Returns:
+        ``(cache_rot, cache_free)``.
+
+    Raises:
+        ValueError: shapes disagree, the slot is no multiple of 16 or too near the end (where its value is known), or
+            the named backend cannot serve the call.
+    """
+    chunk = _checked(rot, free, cos, sin, u, v, ranks, length, layout)
+    _check_cache(cache_rot, cache_free, place, chunk, 1 if implementation == "xla" else limits.ROWS)
+    rotary_dim = cos.shape[-1] if rotary_dim is None else rotary_dim
+    place = jnp.asarray(place, jnp.int32)
+    refusals: dict[Implementation, str | None] = {
+        "pallas_tpu": limits.tpu_refusal(rot, free, cos, (u, v))
+        or limits.tpu_cache_refusal(cache_rot, cache_free, paged=place.ndim == 1),
+        "mosaic_gpu": gpu.unsupported(
+            rot, free, u, v, head_dim=cos.shape[-1], rotary_dim=rotary_dim, layout=layout, cache=cache_rot
+        ),
+        "xla": None,
+    }
+    backend = _backend(choose("relocate_patch_into", implementation, refusals), into=True)
+    return backend(cache_rot, cache_free, place, *chunk, rotary_dim=rotary_dim, layout=layout)
+
+
+def _backend(name: Implementation, *, into: bool = False) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    # Imported when chosen: Pallas takes a second to load.
+    if name == "pallas_tpu":
+        from pallas_kernels.relocate_patch import tpu, tpu_into
+
+        return tpu_into.relocate_patch_into_tpu if into else tpu.relocate_patch_tpu
+    if name == "mosaic_gpu":
+        return gpu.relocate_patch_into_gpu if into else gpu.relocate_patch_gpu
+    return relocate_patch_into_reference if into else relocate_patch_reference
+
+
+def _checked(
+    rot: jax.Array,
+    free: jax.Array,
+    cos: jax.Array,
+    sin: jax.Array,
+    u: jax.Array | None,
+    v: jax.Array | None,
+    ranks: jax.Array | None,
+    length: jax.Array | int | None,
+    layout: PairLayout,
+) -> _Chunk:
     layers, tokens = rot.shape[:2]
     if free.shape[:2] != (layers, tokens):
         raise ValueError(
@@ -69,15 +172,35 @@ def relocate_patch(
         ranks = jnp.full((layers,), rank, jnp.int32) if ranks is None else ranks
         if ranks.shape != (layers,):
             raise ValueError(f"ranks must be [{layers}], one per layer; got {ranks.shape}")
-    return relocate_patch_reference(
-        rot,
-        free,
-        cos,
-        sin,
-        u,
-        v,
-        ranks,
-        jnp.asarray(tokens if length is None else length, jnp.int32),
-        rotary_dim=cos.shape[-1] if rotary_dim is None else rotary_dim,
-        layout=layout,
-    )
+        if rank == 0:
+            u = v = ranks = None
+    return _Chunk(rot, free, cos, sin, u, v, ranks, jnp.asarray(tokens if length is None else length, jnp.int32))
+
+
+def _check_cache(cache_rot: jax.Array, cache_free: jax.Array, place: Any, chunk: _Chunk, multiple: int) -> None:
+    layers, tokens = chunk.rot.shape[:2]
+    paged = jnp.ndim(place) == 1
+    names, dims = ("[L, P, page, F]", 4) if paged else ("[L, S, F]", 3)
+    for name, cache, rows in (("cache_rot", cache_rot, chunk.rot), ("cache_free", cache_free, chunk.free)):
+        if cache.ndim != dims or cache.shape[0] != layers or cache.shape[-1] != rows.shape[-1]:
+            raise ValueError(
+                f"{name} must be {names} with L = {layers} and F = {rows.shape[-1]}, place having {jnp.ndim(place)} "
+                f"dimensions; got {cache.shape}"
+            )
+    if cache_rot.shape[:-1] != cache_free.shape[:-1]:
+        raise ValueError(f"the caches must differ in F alone; got {cache_rot.shape} and {cache_free.shape}")
+    if paged:
+        page = cache_rot.shape[2]
+        if tokens % page or jnp.shape(place) != (tokens // page,):
+            raise ValueError(
+                f"the chunk's {tokens} tokens must fill whole pages of {page}, named by a table i32[T / page]; "
+                f"got a table of {jnp.shape(place)}; pad the chunk"
+            )
+    elif not isinstance(place, Tracer) and jnp.ndim(place) == 0:
+        known = not isinstance(chunk.length, Tracer)
+        slots, end = cache_rot.shape[1], int(place) + (int(chunk.length) if known else 0)
+        if int(place) % multiple or int(place) < 0 or end > slots:
+            raise ValueError(
+                f"the chunk must start at a multiple of {multiple} and end within the cache's {slots} slots; got "
+                f"slot {int(place)} and length {int(chunk.length) if known else 'traced'}"
+            )

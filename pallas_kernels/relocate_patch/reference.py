@@ -1,11 +1,18 @@
 """The jnp reference of relocate_patch, and its ``"xla"`` backend."""
 
-from typing import Literal
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 PairLayout = Literal["half", "interleaved"]
+BLOCK = 512
+"""Lanes of the permutation by which a TPU swaps partners."""
+PART = 2**23
+"""Bytes of keys in f32 that a TPU works on at a time, of which it keeps a few copies in VMEM."""
+MAX_PARTS = 65
 PAIR_LAYOUTS: tuple[PairLayout, ...] = ("half", "interleaved")
 
 
@@ -48,6 +55,18 @@ def relocate_patch_reference(
     layout: PairLayout,
 ) -> tuple[jax.Array, jax.Array]:
     """See `pallas_kernels.relocate_patch`; every argument is already checked."""
+    rotation = {"rotary_dim": rotary_dim, "layout": layout}
+    return jax.lax.platform_dependent(
+        (rot, free, cos, sin, u, v, ranks, length),
+        cpu=partial(by_part, parts=1, rotate=partial(rotate_flat, **rotation)),
+        tpu=partial(by_part, parts=_parts(*rot.shape[1:]), rotate=partial(rotate_by_product, **rotation)),
+        default=partial(at_once, **rotation),
+    )
+
+
+def at_once(arguments: tuple, *, rotary_dim: int, layout: PairLayout) -> tuple[jax.Array, jax.Array]:
+    """The definition, all layers together."""
+    rot, free, cos, sin, u, v, ranks, length = arguments
     new_rot, new_free = rot.astype(jnp.float32), free.astype(jnp.float32)
     if u is not None and v is not None and ranks is not None:
         delta = low_rank(u, v, ranks)
@@ -56,3 +75,144 @@ def relocate_patch_reference(
     new_rot = rotate_flat(new_rot, cos, sin, rotary_dim=rotary_dim, layout=layout)
     valid = (jnp.arange(rot.shape[1]) < length)[None, :, None]
     return jnp.where(valid, new_rot, 0.0).astype(rot.dtype), jnp.where(valid, new_free, 0.0).astype(free.dtype)
+
+
+def by_part(arguments: tuple, *, parts: int, rotate: Callable[..., jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """The same in ``parts`` for each layer, whose f32 patch stays in a CPU's cache or a TPU's VMEM."""
+    rot, free, *_ = arguments
+    new = jax.lax.map(partial(_part, arguments, parts, rotate), jnp.arange(rot.shape[0] * parts))
+    return new[0].reshape(rot.shape), new[1].reshape(free.shape)
+
+
+def _part(
+    arguments: tuple, parts: int, rotate: Callable[..., jax.Array], index: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Part ``index``, counted over all layers: [1, T / parts, F]."""
+    rot, free, cos, sin, u, v, ranks, length = arguments
+    rows, width = rot.shape[1] // parts, rot.shape[2]
+    layer, start = index // parts, index % parts * rows
+
+    def here(array: jax.Array, *lead: Any) -> jax.Array:
+        return jax.lax.dynamic_slice(array, (*lead, start, 0), (1,) * len(lead) + (rows, array.shape[-1]))
+
+    new_rot, new_free = (here(x, layer).astype(jnp.float32) for x in (rot, free))
+    if u is not None and v is not None and ranks is not None:
+        left = jax.lax.dynamic_slice(u, (layer, 0, start), (1, u.shape[1], rows))
+        right, rank = (jax.lax.dynamic_slice_in_dim(x, layer, 1) for x in (v, ranks))
+        # Two products, each fused with its sum; a slice of one product would be written first.
+        new_rot = new_rot + low_rank(left, right[..., :width], rank)
+        new_free = new_free + low_rank(left, right[..., width:], rank)
+    new_rot = rotate(new_rot, here(cos), here(sin))
+    valid = (start + jnp.arange(rows) < length)[None, :, None]
+    return jnp.where(valid, new_rot, 0.0).astype(rot.dtype), jnp.where(valid, new_free, 0.0).astype(free.dtype)
+
+
+def _parts(tokens: int, width: int) -> int:
+    """The fewest parts of a layer that a TPU can keep; all of it where none of the counts divides the tokens."""
+    return next((n for n in range(1, MAX_PARTS) if tokens % n == 0 and 4 * tokens // n * width <= PART), 1)
+
+
+def rotate_by_product(
+    x: jax.Array, cos: jax.Array, sin: jax.Array, *, rotary_dim: int, layout: PairLayout
+) -> jax.Array:
+    """`rotate_flat` for a TPU, where a swap of lanes in memory costs several passes over it.
+
+    The partners come from a product with a permutation, block-diagonal over the heads, which XLA fuses with the rest
+    (exact at the highest precision).
+    """
+    width, head_dim = x.shape[-1], cos.shape[-1]
+    heads = width // head_dim
+    together = next(n for n in range(min(heads, max(1, BLOCK // head_dim)), 0, -1) if heads % n == 0)
+    lanes = together * head_dim
+    permutation = partner(jnp.eye(lanes, dtype=jnp.float32).reshape(lanes, together, head_dim), rotary_dim, layout)
+    permutation = permutation.reshape(lanes, lanes)
+    cos, sin = (jnp.tile(table, (1, together))[None] for table in (cos, sin))
+    blocks = jnp.split(x, width // lanes, axis=-1)
+    partners = [jnp.einsum("ltf,fg->ltg", block, permutation, precision="highest") for block in blocks]
+    return jnp.concatenate([a * cos + b * sin for a, b in zip(blocks, partners, strict=True)], axis=-1)
+
+
+def relocate_patch_into_reference(
+    cache_rot: jax.Array,
+    cache_free: jax.Array,
+    place: jax.Array,
+    rot: jax.Array,
+    free: jax.Array,
+    cos: jax.Array,
+    sin: jax.Array,
+    u: jax.Array | None,
+    v: jax.Array | None,
+    ranks: jax.Array | None,
+    length: jax.Array,
+    *,
+    rotary_dim: int,
+    layout: PairLayout,
+) -> tuple[jax.Array, jax.Array]:
+    """See `pallas_kernels.relocate_patch_into`; every argument is already checked."""
+    arguments, rotation = (rot, free, cos, sin, u, v, ranks, length), {"rotary_dim": rotary_dim, "layout": layout}
+    return jax.lax.platform_dependent(
+        (cache_rot, cache_free, place, arguments),
+        cpu=partial(into_by_part, parts=1, rotate=partial(rotate_flat, **rotation)),
+        tpu=partial(into_by_part, parts=_into_parts(rot, place), rotate=partial(rotate_by_product, **rotation)),
+        default=partial(into_at_once, **rotation),
+    )
+
+
+def into_at_once(arguments: tuple, *, rotary_dim: int, layout: PairLayout) -> tuple[jax.Array, jax.Array]:
+    """All rows, and then their place."""
+    *caches, place, chunk = arguments
+    rows = at_once(chunk, rotary_dim=rotary_dim, layout=layout)
+    new_rot, new_free = (put(cache, 0, place, new, chunk[-1]) for cache, new in zip(caches, rows, strict=True))
+    return new_rot, new_free
+
+
+def into_by_part(arguments: tuple, *, parts: int, rotate: Callable[..., jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Part by part, so that nothing of the chunk's size stands beside the cache."""
+    *caches, place, chunk = arguments
+    layers, tokens = chunk[0].shape[:2]
+    rows = tokens // parts
+
+    def write(index: jax.Array, caches: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        start = index % parts * rows
+        count = jnp.clip(chunk[-1] - start, 0, rows)
+        there = place + start if place.ndim == 0 else place  # pages are not cut
+        new_rot, new_free = (
+            put(cache, index // parts, there, new, count)
+            for cache, new in zip(caches, _part(chunk, parts, rotate, index), strict=True)
+        )
+        return new_rot, new_free
+
+    return jax.lax.fori_loop(0, layers * parts, write, tuple(caches))
+
+
+def _into_parts(rot: jax.Array, place: jax.Array) -> int:
+    return _parts(*rot.shape[1:]) if place.ndim == 0 else 1
+
+
+def put(cache: jax.Array, layer: Any, place: jax.Array, rows: jax.Array, length: jax.Array) -> jax.Array:
+    """The cache with the first ``length`` of rows [n, T, F] in the n layers from ``layer`` on."""
+    return (into_slot if place.ndim == 0 else into_pages)(cache, layer, place, rows.astype(cache.dtype), length)
+
+
+def into_slot(cache: jax.Array, layer: Any, slot: jax.Array, rows: jax.Array, length: jax.Array) -> jax.Array:
+    """A cache [L, S, F], written from ``slot`` on; the padding need not fit."""
+    slots, tokens = cache.shape[1], min(rows.shape[1], cache.shape[1])
+    # A slice that would reach past the end starts earlier instead, and the rows move right by as much.
+    start = jnp.minimum(slot, slots - tokens)
+    shift = slot - start
+    row = jnp.arange(tokens)
+    rows = jnp.roll(jax.lax.slice_in_dim(rows, 0, tokens, axis=1), shift, axis=1)
+    before = jax.lax.dynamic_slice(cache, (layer, start, 0), rows.shape)
+    written = ((row >= shift) & (row < shift + length))[None, :, None]
+    return jax.lax.dynamic_update_slice(cache, jnp.where(written, rows, before), (layer, start, 0))
+
+
+def into_pages(cache: jax.Array, layer: Any, table: jax.Array, rows: jax.Array, length: jax.Array) -> jax.Array:
+    """A cache [L, P, page, F], written to the pages of the table."""
+    layers, pages, page, width = cache.shape
+    token = jnp.arange(rows.shape[1])
+    # Past the end of the cache, where nothing is written.
+    place = jnp.where(token < length, table[token // page] * page + token % page, pages * page)
+    flat = cache.reshape(layers, pages * page, width)
+    there = (layer + jnp.arange(rows.shape[0]))[:, None], place[None, :]
+    return flat.at[there].set(rows, mode="drop").reshape(cache.shape)

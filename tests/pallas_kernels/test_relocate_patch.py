@@ -1,4 +1,6 @@
-"""relocate_patch's reference against float64 numpy, and how the door to it refuses."""
+"""relocate_patch's reference against float64 numpy, and how the doors to it refuse."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,122 +11,157 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kamera_jax import rope
-from kamera_jax.rope import RopeSpec
-from pallas_kernels import relocate_patch
-from tests import oracles
+from pallas_kernels import dispatch, relocate_patch, relocate_patch_into
+from pallas_kernels.relocate_patch import reference
+from tests.pallas_kernels.calls import Call, caches, close, placed, poisoned, spec
 
 L, T, M = 3, 16, 4
 
-
-def spec(head_dim=16, rotary_dim=None, **fields):
-    return RopeSpec(tuple(rope.inverse_frequencies(rotary_dim or head_dim, 1e4).tolist()), head_dim, **fields)
-
-
-# name: RoPE, heads, free width
 CASES = {
-    "gqa": (spec(), 2, 32),
-    "gqa-interleaved-pairs": (spec(layout="interleaved"), 2, 32),
-    "partial": (spec(16, 8), 2, 32),
-    "partial-interleaved-pairs": (spec(16, 8, layout="interleaved"), 2, 24),
-    "mrope": (spec(sections=(2, 3, 3)), 2, 32),
-    "yarn": (spec(scale=1.3), 2, 32),
-    "mla": (spec(64, layout="interleaved"), 1, 512),
+    "gqa": Call(spec(), 2, 32),
+    "gqa-interleaved-pairs": Call(spec(layout="interleaved"), 2, 32),
+    "partial": Call(spec(16, 8), 2, 32),
+    "partial-interleaved-pairs": Call(spec(16, 8, layout="interleaved"), 2, 24),
+    "mrope": Call(spec(sections=(2, 3, 3)), 2, 32),
+    "yarn": Call(spec(scale=1.3), 2, 32),
+    "mla": Call(spec(64, layout="interleaved"), 1, 512),
 }
 every_case = pytest.mark.parametrize("name", CASES)
-jitted = jax.jit(relocate_patch, static_argnames=("rotary_dim", "layout", "implementation"))
+OPTIONS = ("rotary_dim", "layout", "implementation")
+jitted = jax.jit(relocate_patch, static_argnames=OPTIONS)
+jitted_into = jax.jit(relocate_patch_into, static_argnames=OPTIONS)
 
 
-def arrays(name, dtype=jnp.float32, seed=0):
-    case, heads, width = CASES[name]
-    rng = np.random.default_rng(seed)
-
-    def normal(*shape):
-        return jnp.asarray(rng.standard_normal(shape), dtype)
-
-    kv = {"rot": normal(L, T, heads * case.head_dim), "free": normal(L, T, width)}
-    factors = {"u": normal(L, M, T), "v": normal(L, M, heads * case.head_dim + width)}
-    # Small angles: what f32 loses in an angle is not what is tested here.
-    positions = jnp.asarray(rng.integers(0, 8, (case.axes, T)) / 4, jnp.float32)
-    return kv, factors, positions
+def typed(name, dtype):
+    call = CASES[name]
+    return Call(call.rope, call.heads, call.free, L, T, M, dtype)
 
 
-def relocated(name, kv, positions, *factors, relocate=jitted, **options):
-    case = CASES[name][0]
-    cos, sin = rope.tables(case, positions)
-    return relocate(
-        kv["rot"], kv["free"], cos, sin, *factors, rotary_dim=case.rotary_dim, layout=case.layout, **options
-    )
-
-
-def close(given, expected, dtype):
-    """Relative error 2e-5 per layer in f32; in narrower dtypes one rounding, each value within one ulp."""
-    for array, wanted in zip(given, expected, strict=True):
-        assert array.dtype == dtype and array.shape == wanted.shape
-        if dtype == jnp.float32:
-            assert oracles.relative(array, wanted).max() <= 2e-5
-        else:
-            rounded = wanted.astype(dtype).astype(np.float64)
-            ulp = float(jnp.finfo(dtype).eps) * 2.0 ** np.floor(np.log2(np.maximum(np.abs(rounded), 1e-30)))
-            assert (np.abs(np.asarray(array, np.float64) - rounded) <= ulp).all()
+def relocated(call, drawn, length, relocate=jitted, **options):
+    *operands, length = call.operands(drawn, length)
+    return relocate(*operands, length=length, **call.options, **options)
 
 
 @every_case
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("patched", [True, False])
 def test_equals_float64(name, dtype, patched):
-    kv, factors, positions = arrays(name, dtype)
-    factors = tuple(factors.values()) if patched else ()
-    given = relocated(name, kv, positions, *factors, length=jnp.int32(11))
-    close(given, oracles.relocate(CASES[name][0], kv["rot"], kv["free"], positions, 11, *factors), dtype)
+    call = typed(name, dtype)
+    drawn = call.draw()
+    drawn = drawn if patched else (*drawn[:3], None, None, None)
+    close(relocated(call, drawn, 11), call.expected(drawn, 11), dtype)
 
 
-@given(
-    length=st.integers(0, T),
-    ranks=st.lists(st.integers(0, M), min_size=L, max_size=L),
-    seed=st.integers(0, 99),
-)
+def forms(call, parts):
+    """What each platform runs without a kernel: the pass, and the pass into a cache."""
+    at_once = (partial(reference.at_once, **call.options), partial(reference.into_at_once, **call.options))
+    if parts is None:
+        return at_once
+    rotate = reference.rotate_flat if parts == 1 else reference.rotate_by_product
+    options = {"parts": parts, "rotate": partial(rotate, **call.options)}
+    return partial(reference.by_part, **options), partial(reference.into_by_part, **options)
+
+
+@every_case
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("parts", [None, 1, 4], ids=["gpu", "cpu", "tpu"])
+def test_as_every_platform_computes_it(name, dtype, parts, monkeypatch):
+    monkeypatch.setattr(reference, "BLOCK", 16)  # more heads than one permutation takes
+    call = typed(name, dtype)
+    relocate, into = forms(call, parts)
+    for drawn in (call.draw(), (*call.draw()[:3], None, None, None)):
+        expected, operands = call.expected(drawn, 11), call.operands(poisoned(drawn, 11), 11)
+        close(jax.jit(relocate)(operands), expected, dtype)
+        for slot in (16, 24):  # from 24 on the padding does not fit
+            cached = caches(call, 36)
+            placed(call, cached, slot, jax.jit(into)((*cached, jnp.int32(slot), operands)), expected, 11)
+
+
+@given(length=st.integers(0, T), ranks=st.lists(st.integers(0, M), min_size=L, max_size=L), seed=st.integers(0, 99))
 @settings(max_examples=20)
 def test_nothing_past_length_or_rank_is_read(length, ranks, seed):
-    kv, factors, positions = arrays("mrope", seed=seed)
-    clean = oracles.relocate(CASES["mrope"][0], kv["rot"], kv["free"], positions, length, *factors.values(), ranks)
-    padding, unused = np.arange(T) >= length, np.arange(M)[None, :] >= np.array(ranks)[:, None]
-    kv = {name: jnp.where(padding[None, :, None], jnp.nan, rows) for name, rows in kv.items()}
-    u = jnp.where(unused[..., None] | padding[None, None, :], jnp.nan, factors["u"])
-    v = jnp.where(unused[..., None], jnp.inf, factors["v"])
-    positions = jnp.where(padding[None, :], jnp.nan, positions)
-    given = relocated("mrope", kv, positions, u, v, jnp.array(ranks, jnp.int32), length=jnp.int32(length))
-    close(given, clean, jnp.float32)
+    call = CASES["mrope"]
+    drawn = (*call.draw(seed)[:-1], jnp.array(ranks, jnp.int32))
+    given = relocated(call, poisoned(drawn, length), length)
+    close(given, call.expected(drawn, length), jnp.float32)
     assert all((np.asarray(array)[:, length:] == 0).all() for array in given)
 
 
 def test_all_rows_all_ranks_and_all_dims_by_default():
-    kv, factors, positions = arrays("gqa")
-    cos, sin = rope.tables(CASES["gqa"][0], positions)
-    given = relocate_patch(kv["rot"], kv["free"], cos, sin, factors["u"], factors["v"])
-    explicit = relocated("gqa", kv, positions, *factors.values(), jnp.full(L, M, jnp.int32), length=T)
-    assert all(np.allclose(a, b, rtol=0, atol=1e-5) for a, b in zip(given, explicit, strict=True))
-    named = relocate_patch(kv["rot"], kv["free"], cos, sin, factors["u"], factors["v"], implementation="xla")
+    call = CASES["gqa"]
+    drawn = (*call.draw()[:-1], jnp.full(L, M, jnp.int32))
+    operands = call.operands(drawn, T)[:6]
+    given = relocate_patch(*operands)
+    assert all(np.allclose(a, b, rtol=0, atol=1e-5) for a, b in zip(given, relocated(call, drawn, T), strict=True))
+    named = relocate_patch(*operands, implementation="xla")
     assert all((a == b).all() for a, b in zip(given, named, strict=True))
 
 
 def test_vmap():
-    rows = [arrays("mrope", seed=seed) for seed in (0, 1)]
-    kv, factors, positions = jax.tree.map(lambda *arrays: jnp.stack(arrays), *rows)
+    call = CASES["mrope"]
     ranks, lengths = jnp.array([[4, 2, 0], [1, 1, 4]]), jnp.array([16, 5])
+    rows = [(*call.draw(seed)[:-1], ranks[seed]) for seed in (0, 1)]
+    batched = jax.jit(jax.vmap(lambda drawn, length: relocated(call, drawn, length, relocate_patch)))(
+        jax.tree.map(lambda *arrays: jnp.stack(arrays), *rows), lengths
+    )
+    for i, drawn in enumerate(rows):
+        close([array[i] for array in batched], call.expected(drawn, int(lengths[i])), jnp.float32)
 
-    def one(kv, factors, positions, ranks, length):
-        return relocated("mrope", kv, positions, *factors.values(), ranks, length=length, relocate=relocate_patch)
 
-    batched = jax.jit(jax.vmap(one))(kv, factors, positions, ranks, lengths)
-    for i, (kv, factors, positions) in enumerate(rows):
-        single = relocated("mrope", kv, positions, *factors.values(), ranks[i], length=lengths[i])
-        assert all(np.allclose(a[i], b, rtol=0, atol=1e-5) for a, b in zip(batched, single, strict=True))
+@given(
+    dtype=st.sampled_from((jnp.float32, jnp.bfloat16)),
+    slot=st.integers(0, 2),
+    length=st.integers(0, T),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=20)
+def test_into_a_slot_writes_its_rows_and_no_others(dtype, slot, length, seed):
+    call, slots = typed("mrope", dtype), 40  # in the last slot the padding does not fit
+    length = min(length, slots - 16 * slot)
+    drawn, cached = call.draw(seed), caches(call, slots, seed=seed)
+    operands = call.operands(poisoned(drawn, length), length)
+    given = jitted_into(*cached, jnp.int32(16 * slot), *operands[:-1], length=operands[-1], **call.options)
+    placed(call, cached, 16 * slot, given, call.expected(drawn, length), length)
+
+
+def test_into_any_slot_without_a_kernel():
+    call = CASES["gqa"]
+    drawn, cached = call.draw(), caches(call, 36)
+    given = relocate_patch_into(
+        *cached, 7, *call.operands(drawn, 9)[:-1], length=9, implementation="xla", **call.options
+    )
+    placed(call, cached, 7, given, call.expected(drawn, 9), 9)
+    with pytest.raises(ValueError, match="start at a multiple of 16 .* got slot 7"):
+        relocate_patch_into(*cached, 7, *call.operands(drawn, 9)[:-1], length=9, **call.options)
+
+
+def test_into_a_cache_shorter_than_the_bucket():
+    call = CASES["mla"]
+    drawn, cached = call.draw(), caches(call, 12)
+    given = relocate_patch_into(*cached, 0, *call.operands(drawn, 9)[:-1], length=9, **call.options)
+    placed(call, cached, 0, given, call.expected(drawn, 9), 9)
+
+
+@given(table=st.permutations(range(6)), length=st.integers(0, T), seed=st.integers(0, 99))
+@settings(max_examples=20)
+def test_into_pages_writes_its_rows_and_no_others(table, length, seed):
+    call, table = CASES["gqa"], table[:4]
+    drawn, cached = call.draw(seed), caches(call, 24, 4, seed)
+    operands = call.operands(poisoned(drawn, length), length)
+    given = jitted_into(*cached, jnp.array(table, jnp.int32), *operands[:-1], length=operands[-1], **call.options)
+    placed(call, cached, table, given, call.expected(drawn, length), length)
 
 
 def wrong(**changes):
-    kv, factors, positions = arrays("gqa")
-    cos, sin = rope.tables(CASES["gqa"][0], positions)
-    return {**kv, "cos": cos, "sin": sin, **factors, **changes}
+    call = CASES["gqa"]
+    rot, free, positions, u, v, _ = call.draw()
+    cos, sin = rope.tables(call.rope, positions)
+    return {"rot": rot, "free": free, "cos": cos, "sin": sin, "u": u, "v": v, **changes}
+
+
+def wrong_into(**changes):
+    cache_rot, cache_free = caches(CASES["gqa"], 64)
+    return wrong(**{"cache_rot": cache_rot, "cache_free": cache_free, "place": 0, **changes})
 
 
 @pytest.mark.parametrize(
@@ -143,13 +180,59 @@ def wrong(**changes):
         ({"v": jnp.zeros((L, M + 1, 64))}, "patch factors must be"),
         ({"v": jnp.zeros((L, M, 63))}, "patch factors must be"),
         ({"ranks": jnp.zeros(L + 1, jnp.int32)}, "ranks must be"),
-        ({"implementation": "pallas_tpu"}, "no 'pallas_tpu' backend.*'xla'"),
-        ({"implementation": "mosaic_gpu"}, "no 'mosaic_gpu' backend.*'xla'"),
+        ({"implementation": "pallas_tpu"}, "cannot use 'pallas_tpu': it runs on a tpu, and .* is a cpu; use None"),
+        ({"implementation": "mosaic_gpu"}, "'mosaic_gpu'"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         relocate_patch(**wrong(**changes))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"cache_rot": jnp.zeros((L, 64, 31))}, r"cache_rot must be \[L, S, F\] with L = 3 and F = 32"),
+        ({"cache_free": jnp.zeros((L + 1, 64, 32))}, "cache_free must be"),
+        ({"cache_free": jnp.zeros((L, 48, 32))}, "must differ in F alone"),
+        ({"place": 8}, "multiple of 16.*slot 8 and length 16"),
+        ({"place": 64}, "within the cache's 64 slots; got slot 64"),
+        ({"place": -16}, "got slot -16"),
+        ({"place": jnp.zeros(2, jnp.int32)}, r"cache_rot must be \[L, P, page, F\]"),
+        (
+            {
+                "cache_rot": jnp.zeros((L, 8, 8, 32)),
+                "cache_free": jnp.zeros((L, 8, 8, 32)),
+                "place": jnp.zeros(3, jnp.int32),
+            },
+            "16 tokens must fill whole pages of 8.*pad",
+        ),
+        ({"rot": jnp.zeros((L, T, 24))}, "D dividing 24"),
+        ({"implementation": "pallas_tpu"}, "relocate_patch_into cannot use 'pallas_tpu'"),
+    ],
+)
+def test_what_does_not_fit_the_cache_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        relocate_patch_into(**wrong_into(**changes))
+
+
+def test_a_backend_is_chosen_by_platform_and_call(monkeypatch):
+    serves, refuses = {"pallas_tpu": None, "xla": None}, {"pallas_tpu": "it needs more", "xla": None}
+    assert dispatch.choose("op", None, serves) == "xla"
+    monkeypatch.setattr(dispatch, "platform", lambda: "tpu")
+    assert dispatch.choose("op", None, serves) == dispatch.choose("op", "pallas_tpu", serves) == "pallas_tpu"
+    assert dispatch.choose("op", None, refuses) == "xla"
+    with pytest.raises(ValueError, match="op cannot use 'pallas_tpu': it needs more; use None"):
+        dispatch.choose("op", "pallas_tpu", refuses)
+    with pytest.raises(ValueError, match="op has no 'mosaic_gpu' backend.*pallas_tpu"):
+        dispatch.choose("op", "mosaic_gpu", serves)
+    monkeypatch.setattr(dispatch, "platform", lambda: "gpu")
+    monkeypatch.setattr(jax, "__version_info__", (0, 10, 9))
+    assert dispatch.choose("op", None, {"mosaic_gpu": None, "xla": None}) == "xla"
+    with pytest.raises(ValueError, match="needs jax 0.11 or newer"):
+        dispatch.choose("op", "mosaic_gpu", {"mosaic_gpu": None, "xla": None})
+    monkeypatch.setattr(jax, "__version_info__", (0, 11, 0))
+    assert dispatch.choose("op", None, {"mosaic_gpu": None, "xla": None}) == "mosaic_gpu"
 
 
 @pytest.mark.parametrize("changes", [{"implementation": "cuda"}, {"layout": "spiral"}])

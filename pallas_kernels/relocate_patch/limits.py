@@ -1,0 +1,44 @@
+"""What each kernel serves, known without importing it."""
+
+import jax
+
+HEAD_DIMS = (64, 80, 96, 128, 256)
+DTYPES = ("bfloat16", "float32")
+LANES = 128
+ROWS = 16
+"""Tokens of the smallest copy where features are minor; slots are multiples of it. Where tokens are, it is LANES."""
+MAX_PAGE = 1024
+
+
+def transposed(width: int) -> bool:
+    """Whether XLA for TPU lays [..., T, width] out with tokens minor, so that a kernel reads [..., width, T] for free.
+
+    A width that is no multiple of 128 lanes would be padded to one; token-major blocks would cost two transposes.
+    """
+    return width % LANES != 0
+
+
+def tpu_refusal(
+    rot: jax.Array, free: jax.Array, cos: jax.Array, factors: tuple[jax.Array | None, ...] = ()
+) -> str | None:
+    """Why ``"pallas_tpu"`` cannot serve these arrays, or None."""
+    if cos.shape[-1] not in HEAD_DIMS:
+        return f"it needs a head dim D in {HEAD_DIMS}, not {cos.shape[-1]}"
+    if wrong := {str(x.dtype) for x in (rot, free, *factors) if x is not None} - set(DTYPES):
+        return f"it needs arrays in {' or '.join(DTYPES)}, not {', '.join(sorted(wrong))}"
+    return None
+
+
+def tpu_cache_refusal(cache_rot: jax.Array, cache_free: jax.Array, *, paged: bool) -> str | None:
+    """Why ``"pallas_tpu"`` cannot write to these caches, or None."""
+    for name, cache in (("cache_rot", cache_rot), ("cache_free", cache_free)):
+        slots, narrow = cache.shape[2 if paged else 1], transposed(cache.shape[-1])
+        granule = LANES if narrow else ROWS
+        why = f" because the {cache.shape[-1]} features of {name} are no multiple of {LANES}" if narrow else ""
+        if str(cache.dtype) not in DTYPES:
+            return f"it needs caches in {' or '.join(DTYPES)}, not {cache.dtype}"
+        if paged and (slots % granule or slots > MAX_PAGE or slots & (slots - 1)):
+            return f"it needs pages of a power of two of tokens from {granule} to {MAX_PAGE}{why}, not {slots}"
+        if slots % granule:
+            return f"it needs a multiple of {granule} slots{why}, not {slots}"
+    return None

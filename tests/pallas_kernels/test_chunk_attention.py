@@ -1,0 +1,209 @@
+"""chunk_attention's reference against float64 numpy, against the materialised window, and how its door refuses."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kamera_jax import rope
+from pallas_kernels import chunk_attention, merge_states, relocate_patch
+from pallas_kernels.chunk_attention.reference import chunk_attention_reference
+from tests import oracles
+from tests.pallas_kernels.chunk_attention_cases import CASES, Case, arrays, cases, check, layered, poisoned, run
+
+reference = jax.jit(chunk_attention_reference, static_argnames=("heads", "scale", "rope_scale", "layout"))
+
+
+def attend(case, call, **options):
+    return chunk_attention(**call, **case.options, **options)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_equals_float64(name, dtype):
+    case = replace(CASES[name], dtype=dtype)
+    call = arrays(case)
+    check(case, call, run(reference, case, poisoned(case, call)))
+
+
+@given(case=cases(), seed=st.integers(0, 99))
+@settings(max_examples=15)
+def test_equals_float64_of_any_shape(case, seed):
+    call = arrays(case, seed)
+    check(case, call, run(reference, case, poisoned(case, call)))
+
+
+@pytest.mark.parametrize("name", ["gqa", "gqa, interleaved pairs", "m-rope, yarn", "mla"])
+def test_merged_buckets_equal_attention_over_the_materialised_window(name):
+    """relocate_patch writes what chunk_attention attends to; another bucket and an empty part join by merging."""
+    case, parts, keys, values = CASES[name], [], [], []
+    q = arrays(case)["q"]
+    for seed, lengths, tokens in ((0, case.lengths, case.tokens), (1, (16, 3), 16), (2, (0,), 64)):
+        other = replace(case, lengths=lengths, tokens=tokens)
+        call = arrays(other, seed) | {"q": q}
+        parts.append(jax.jit(partial(attend, other))(call))
+        for c, length in enumerate(lengths):
+            cos, sin = rope.tables(case.spec, call["positions"][c] + call["bases"][c])
+            patch = (call[name][c][None] for name in ("u", "v"))
+            rot, free = relocate_patch(
+                *(call[name][c][None] for name in ("rot", "free")),
+                cos,
+                sin,
+                *patch,
+                call["ranks"][c][None],
+                length=length,
+                rotary_dim=case.spec.rotary_dim,
+                layout=case.layout,
+            )
+            keys.append(np.concatenate([free, rot], -1)[0, :length] if case.latent else rot[0, :length])
+            values.append(free[0, :length])
+    out, lse = merge_states(*zip(*parts, strict=True))
+    keys, values = (np.concatenate(x).astype(np.float64) for x in (keys, values))
+    keys, values = (x.reshape(len(x), case.groups, -1).repeat(case.per_group, 1) for x in (keys, values))
+    scores = case.scale * np.einsum("qnd,snd->qns", np.asarray(q, np.float64), keys)
+    weights = np.exp(scores)
+    assert (
+        oracles.relative(out, np.einsum("qns,snd->qnd", weights / weights.sum(-1, keepdims=True), values)).max() <= 2e-5
+    )
+    assert np.allclose(lse, np.log(weights.sum(-1)), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["gqa, one query", "mla", "no patch"])
+def test_one_layer_of_many(name):
+    """With ``layer``, arrays lead with layers and one of them is read."""
+    case = CASES[name]
+    call = arrays(case)
+    many = layered(case, call) | {"layer": jnp.int32(1)}
+    del many["first"]
+    for field in ("rot", "free", "u", "v"):
+        if field in many:
+            many[field] = many[field].reshape(3, -1, *many[field].shape[1:])
+    if "ranks" in call:
+        many["ranks"] = jnp.stack([jnp.zeros_like(call["ranks"]), call["ranks"], jnp.zeros_like(call["ranks"])])
+    for found, wanted in zip(attend(case, many), attend(case, call), strict=True):
+        assert np.allclose(found, wanted, rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match=r"rot \[L, C, T, Fr\]"):
+        attend(case, call | {"layer": 1})
+    with pytest.raises(ValueError, match=r"rot \[C, T, Fr\]"):
+        attend(case, {name: array for name, array in many.items() if name != "layer"})
+
+
+def test_no_temporary_holds_all_chunks():
+    case = Case(queries=1, tokens=128, lengths=(128,) * 24, groups=2, head_dim=64, value_dim=64)
+    call = arrays(case)
+    compiled = jax.jit(partial(attend, case)).lower(call).compile()
+    analysis = compiled.memory_analysis()
+    assert analysis is not None
+    # Of one chunk: keys and values in f32, and then some; of all of them there are 24.
+    assert analysis.temp_size_in_bytes < (call["rot"].nbytes + call["free"].nbytes) / 4
+
+
+def test_moving_a_chunk_changes_bases_alone():
+    case = CASES["m-rope, yarn"]
+    call = arrays(case)
+    moved = call | {"positions": call["positions"] + 2.5, "bases": call["bases"] - 2.5}
+    for a, b in zip(attend(case, call), attend(case, moved), strict=True):
+        assert np.allclose(a, b, rtol=0, atol=1e-6)
+
+
+def test_default_ranks_and_scale_of_rope():
+    case = CASES["gqa"]
+    call = arrays(case)
+    explicit = attend(case, call)
+    implied = chunk_attention(**{k: v for k, v in call.items() if k != "ranks"}, scale=case.scale)
+    named = attend(case, call, implementation="xla")
+    for a, b, c in zip(explicit, implied, named, strict=True):
+        assert (a == b).all() and (a == c).all()
+
+
+def test_vmap():
+    case = CASES["m-rope, yarn"]
+    rows = [arrays(case, seed) | {"lengths": jnp.array(lengths)} for seed, lengths in ((0, [3, 0, 32]), (1, [0, 0, 5]))]
+    batched = jax.jit(jax.vmap(partial(attend, case)))(jax.tree.map(lambda *x: jnp.stack(x), *rows))
+    for i, row in enumerate(rows):
+        for a, b in zip(batched, attend(case, row), strict=True):
+            assert np.allclose(a[i], b, rtol=0, atol=1e-5)
+
+
+def test_gradients_are_finite():
+    case = CASES["empty first, between and last"]
+    call = poisoned(case, arrays(case))
+
+    def loss(q):
+        out, lse = attend(case, call | {"q": q})
+        return out.sum() + lse.sum()
+
+    assert np.isfinite(jax.grad(loss)(call["q"])).all()
+
+
+def test_shard_map():
+    """Over heads, and over chunks, merged across devices: here one, which types the program as many would."""
+    case = CASES["no patch"]
+    call = arrays(case)
+    mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    over = jax.sharding.PartitionSpec
+    specs = {name: over() for name in call} | {
+        "q": over(None, "x"),
+        "rot": over(None, None, "x"),
+        "free": over(None, None, "x"),
+    }
+    sharded = jax.shard_map(partial(attend, case), mesh=mesh, in_specs=(specs,), out_specs=over(None, "x"))
+    chunks = {name: over() if name in ("q", "inv_freq") else over("x") for name in call}
+
+    def part(call):
+        return tuple(x[None] for x in attend(case, call))
+
+    parts = jax.shard_map(part, mesh=mesh, in_specs=(chunks,), out_specs=over("x"))
+    for results in (jax.jit(sharded)(call), merge_states(*jax.jit(parts)(call))):
+        check(case, call, results)
+
+
+def wrong(**changes):
+    return arrays(CASES["gqa"]) | changes
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"q": jnp.zeros((3, 4))}, r"expected q \[Tq, N, D\]"),
+        ({"free": jnp.zeros((3, 31, 32))}, r"expected q \[Tq, N, D\]"),
+        ({"rot": jnp.zeros((0, 32, 32)), "free": jnp.zeros((0, 32, 32))}, "at least one chunk"),
+        ({"q": jnp.zeros((3, 4, 16), jnp.bfloat16)}, "cast the queries"),
+        ({"rot": jnp.zeros((3, 32, 32), jnp.float16)}, "all be bfloat16 or all float32"),
+        ({"q": jnp.zeros((3, 4, 12))}, "queries of width 12 fit neither"),
+        ({"q": jnp.zeros((3, 3, 16))}, "G dividing 3"),
+        ({"inv_freq": jnp.zeros((1, 9))}, "0 < R <= 16"),
+        ({"inv_freq": jnp.zeros((2, 8))}, r"expected positions \[3, A, 32\]"),
+        ({"inv_freq": jnp.zeros(8)}, r"inv_freq \[A, R/2\]"),
+        ({"positions": jnp.zeros((3, 1, 31))}, r"expected positions \[3, A, 32\]"),
+        ({"lengths": jnp.zeros(2, jnp.int32)}, r"lengths and bases must be \[3\]"),
+        ({"bases": jnp.zeros((3, 1))}, r"lengths and bases must be \[3\]"),
+        ({"u": None}, "both factors u and v; got v"),
+        ({"v": None}, "both factors u and v; got u"),
+        ({"u": None, "v": None}, "both factors u and v; got ranks"),
+        ({"u": jnp.zeros((3, 4, 31))}, "patch factors must be"),
+        ({"v": jnp.zeros((3, 5, 64))}, "patch factors must be"),
+        ({"u": jnp.zeros((3, 0, 32)), "v": jnp.zeros((3, 0, 64))}, "m at least 1"),
+        ({"u": jnp.zeros((3, 4, 32), jnp.bfloat16)}, "u and v must both be"),
+        ({"ranks": jnp.zeros(4, jnp.int32)}, r"ranks must be \[3\]"),
+        ({"implementation": "pallas_tpu"}, "cannot use 'pallas_tpu': it runs on a tpu"),
+        ({"implementation": "mosaic_gpu"}, "has no 'mosaic_gpu' backend"),
+    ],
+)
+def test_what_does_not_fit_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        attend(CASES["gqa"], wrong(**changes))
+
+
+@pytest.mark.parametrize("changes", [{"implementation": "cuda"}, {"layout": "spiral"}])
+def test_unknown_names_are_refused(changes, monkeypatch):
+    # As in production, where no annotation is checked.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match="unknown (implementation 'cuda'|layout 'spiral')"):
+        chunk_attention(**wrong(), **{"scale": 0.3} | changes)
