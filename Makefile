@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test newest parity soak lint types contract results parity-results bench-kernels train-tiny clean
+.PHONY: help demo test newest parity soak lint types contract results parity-results bench-kernels bench-window guard train-tiny clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -51,6 +51,17 @@ parity-results: $(VENV)/installed-parity ## measure the ports against the torch 
 
 bench-kernels: $(VENV)/installed-test ## measure the kernels anew, as far as this machine can
 	$(BIN)/python -m benchmarks.kernels $(ARGS)
+
+bench-window: $(VENV)/installed ## measure what a window's operations keep anew
+	$(BIN)/python -m benchmarks.window $(ARGS)
+
+guard: $(VENV)/installed ## calibrate the guard of stored patches and measure it anew
+	mkdir -p docs/results docs/figures
+	for attention in $(ATTENTIONS); do \
+	    $(BIN)/python -m benchmarks.guard measure --attention $$attention --json docs/results/guard-$$attention.json \
+	        --calibration models/checkpoints/kamera-tiny-$$attention/calibration.json || exit 1; \
+	done
+	$(BIN)/python -m benchmarks.guard draw $(ATTENTIONS:%=docs/results/guard-%.json) --plot docs/figures/guard.png
 
 train-tiny: $(VENV)/installed ## train an embedded model from scratch: ARGS="--attention mla"
 	$(BIN)/python -m eval.tiny.train $(ARGS)

@@ -81,9 +81,15 @@ class BatchRunner:
     The layout is that of `kamera_jax.Window`: preamble, then chunks at aligned slots.
     """
 
-    def __init__(self, vlm: Backbone) -> None:
-        """Compile nothing yet; shapes come with the first call."""
+    def __init__(self, vlm: Backbone, *, capacity: int = 0) -> None:
+        """Compile nothing yet; shapes come with the first call.
+
+        Args:
+            vlm: the model.
+            capacity: slots of every window, at least; windows of one capacity share what is compiled.
+        """
         self.vlm = vlm
+        self._capacity = capacity
         self._preamble = preamble_chunk(vlm)
 
     def reuse(self, chunks: Sequence[Stack], factors: Sequence[Factors | None]) -> Windows:
@@ -128,7 +134,9 @@ class BatchRunner:
             slots.append(slot)
             bases.append(position)
             slot, position = slot + aligned(chunk.length), position + chunk.advance
-        state = write(spec.empty_state(slot), 0, head.kv, None, head.positions, head.length, spec.rope)
+        state = write(
+            spec.empty_state(max(slot, self._capacity)), 0, head.kv, None, head.positions, head.length, spec.rope
+        )
         return (
             jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), state),
             tuple(slots),

@@ -1,5 +1,8 @@
 """What is measured: accuracy, KL of the answer, and the share of the KL that a method closes."""
 
+import math
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,3 +23,38 @@ def eta(reference: Float[Array, "*B V"], method: Float[Array, "*B V"], baseline:
 def accuracy(logits: Float[Array, "*B V"], answers: np.ndarray) -> float:
     """Share of first answer tokens that are right."""
     return float(np.mean(np.asarray(logits.argmax(-1)) == answers))
+
+
+def clopper_pearson(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The exact two-sided confidence interval of a share (Clopper and Pearson, 1934).
+
+    Raises:
+        ValueError: no trials, or more successes than trials.
+    """
+    if not 0 <= successes <= trials or not trials:
+        raise ValueError(
+            f"a share needs at least one trial and no more successes than trials; got {successes}/{trials}"
+        )
+    tail = (1 - confidence) / 2
+    low = 0.0 if successes == 0 else 1 - _bisect(lambda p: binomial_tail(trials - successes, trials, p) - tail)
+    high = 1.0 if successes == trials else _bisect(lambda p: binomial_tail(successes, trials, p) - tail)
+    return low, high
+
+
+def _bisect(falling: Callable[[float], float]) -> float:
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if falling(middle) > 0 else (low, middle)
+    return middle
+
+
+def binomial_tail(successes: int, trials: int, probability: float) -> float:
+    """P(X ≤ successes) of a binomial variable, summed in logarithms."""
+    log_p, log_q = math.log(probability), math.log1p(-probability)
+    terms = [
+        math.lgamma(trials + 1) - math.lgamma(k + 1) - math.lgamma(trials - k + 1) + k * log_p + (trials - k) * log_q
+        for k in range(successes + 1)
+    ]
+    highest = max(terms)
+    return math.exp(highest) * math.fsum(math.exp(term - highest) for term in terms)

@@ -3,12 +3,18 @@
 Every operation is a function of immutable values. Letters in shapes are those of docs/design.md.
 """
 
-from kamera_jax import patch, rope
+from kamera_jax import patch, planning, rope
 from kamera_jax.answer import Generation, generate, query
+from kamera_jax.calibration import Calibration, calibrate
 from kamera_jax.chunk import Chunk, Entry, Match, Patch
 from kamera_jax.encode import encode, form_patch, prefill
-from kamera_jax.kv import KV, ChunkPool, Factors, KVSpec, Segment, WindowState
+from kamera_jax.fidelity import Fidelity, verify
+from kamera_jax.kv import KV, ChunkPool, Factors, KVSpec, Segment, Sketch, SketchSpec, WindowState
+from kamera_jax.lineage import Staleness, staleness
+from kamera_jax.policy import ReusePolicy, Verdict, append_checked
 from kamera_jax.rope import RopeSpec
+from kamera_jax.session import Session
+from kamera_jax.stats import SessionStats
 from kamera_jax.window import Window, append, recall, reorder, slide
 from kamera_jax.window import replace_entry as replace
 
@@ -16,23 +22,35 @@ __version__ = "0.1.0"
 
 __all__ = [
     "KV",
+    "Calibration",
     "Chunk",
     "ChunkPool",
     "Entry",
     "Factors",
+    "Fidelity",
     "Generation",
     "KVSpec",
     "Match",
     "Patch",
+    "ReusePolicy",
     "RopeSpec",
     "Segment",
+    "Session",
+    "SessionStats",
+    "Sketch",
+    "SketchSpec",
+    "Staleness",
+    "Verdict",
     "Window",
     "WindowState",
     "append",
+    "append_checked",
+    "calibrate",
     "encode",
     "form_patch",
     "generate",
     "patch",
+    "planning",
     "prefill",
     "query",
     "recall",
@@ -40,4 +58,6 @@ __all__ = [
     "replace",
     "rope",
     "slide",
+    "staleness",
+    "verify",
 ]

@@ -1,7 +1,7 @@
 """Asking a window: next-token logits of a question, and generation."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from kamera_jax.backbone import Backbone, Output
-from kamera_jax.chunk import Chunk, Entry, chunk_key
+from kamera_jax.chunk import Chunk, chunk_key
 from kamera_jax.forward import run
 from kamera_jax.kv import KV, ChunkPool, Segment, WindowState, bucket
 from kamera_jax.reuse import write
@@ -27,7 +27,7 @@ def query(vlm: Backbone, window: Window, text: str) -> Float[Array, " V"]:
         ModelMismatchError: the window belongs to another model.
         ValueError: the question is empty.
     """
-    tail = _tail(vlm, window, text)
+    tail = question_tail(vlm, window, text)
     output = run(vlm.params, tail, window.state, tail.length[None] - 1, forward=vlm.forward)
     assert output.logits is not None
     return output.logits[0]
@@ -41,7 +41,7 @@ class Generation:
         text: what was generated, without the end-of-turn token.
         tokens: its token ids.
         ttft_s: seconds to the first token (the first call of a shape compiles).
-        window: the window with the turn, question and answer, kept as a chunk.
+        window: the window with the turn, question and answer, kept as a chunk, closed for another to follow.
     """
 
     text: str
@@ -60,6 +60,7 @@ def generate(
     key: jax.Array | None = None,
     stop: tuple[str, ...] = (),
     stream: Stream | None = None,
+    keep: bool = True,
 ) -> Generation:
     """Answer a question.
 
@@ -72,11 +73,13 @@ def generate(
         key: randomness; needed when the temperature is above 0.
         stop: texts that end the answer; they are cut off.
         stream: called with each new piece of text.
+        keep: whether the turn, closed as the chat template closes it, becomes a chunk at the window's end; else
+            ``.window`` is the window as it was.
 
     Raises:
         ValueError: a negative temperature, one without a key, no tokens asked for, or an empty question.
         ModelMismatchError: the window belongs to another model.
-        WindowFullError: question and answer do not fit the window.
+        WindowFullError: question, answer and what closes the turn do not fit the window.
     """
     if temperature < 0 or max_new_tokens < 1:
         raise ValueError(f"temperature must be ≥ 0 and max_new_tokens ≥ 1; got {temperature} and {max_new_tokens}")
@@ -84,38 +87,37 @@ def generate(
         raise ValueError(
             "sampling needs randomness: pass key=jax.random.key(seed), or temperature=0 for the greedy answer"
         )
-    tail = _tail(vlm, window, text)
+    tail, closing = question_tail(vlm, window, text), _closing(vlm) if keep else ()
     question = int(tail.length)
-    check_room(window, question + max_new_tokens)
+    most = turn_slots(vlm, tail, max_new_tokens, keep)
+    check_room(window, most)
     started, first = time.perf_counter(), 0.0
-    state, start = turn_state(window, question + max_new_tokens)  # the loop donates it; the caller's window stays
-    room = vlm.spec.empty_state(bucket(question + max_new_tokens))
+    state, start = turn_state(window, most)  # the loop donates it; the caller's window stays
+    last_piece = bucket(len(closing) + 1)  # of one length, whether or not the answer's last token is to be run with it
+    room = vlm.spec.empty_state(bucket(most) + last_piece)
     last = np.asarray(tail.positions)[:, question - 1 : question]
-    key = jax.random.key(0) if key is None else key
+    step = partial(
+        _step,
+        vlm.params,
+        pools=window.state.pools,
+        start=start,
+        temperature=jnp.float32(temperature),
+        key=jax.random.key(0) if key is None else key,
+        forward=vlm.forward,
+        rope=vlm.spec.rope,
+    )
     segment, turn, done, tokens, whole, said = tail, KV(room.rot, room.free), 0, [], "", ""
     while True:
-        token, state, turn = _step(
-            vlm.params,
-            segment,
-            state,
-            turn,
-            window.state.pools,
-            start,
-            done,
-            jnp.float32(temperature),
-            key,
-            forward=vlm.forward,
-            rope=vlm.spec.rope,
-        )
+        token, state, turn = step(segment, state, turn, done)
         done += int(segment.length)
         token = int(token)
         first = first or time.perf_counter() - started
-        finished = token in vlm.eos
+        finished, stopped = token in vlm.eos, False
         if not finished:
             tokens.append(token)
             whole = vlm.decode(tokens)
             ends = [whole.index(mark) for mark in stop if mark in whole]
-            finished, whole = bool(ends), whole[: min(ends, default=len(whole))]
+            finished, stopped, whole = bool(ends), bool(ends), whole[: min(ends, default=len(whole))]
         finished = finished or len(tokens) == max_new_tokens
         settled = whole if finished else whole[: _settled(whole, stop)]
         if stream is not None and len(settled) > len(said):
@@ -123,15 +125,34 @@ def generate(
         said = settled
         if finished:
             break
-        position = jnp.asarray(last + np.float32(len(tokens)))
-        segment = Segment({"tokens": jnp.array([token], jnp.int32)}, position, jnp.int32(1), 1.0)
-    kept = _turn(vlm, window, tail, turn, tokens, done)
-    if window.mode == "in_place":
-        after = append(window, kept)
-    else:  # the loop has written it
-        entry = Entry(kept, None, window.next_position, window.next_slot)
-        after = replace(window, state=state, entries=(*window.entries, entry))
-    return Generation(whole, tuple(tokens), first, after)
+        segment = _piece([token], last + np.float32(len(tokens)), 1)
+    if not keep:
+        return Generation(whole, tuple(tokens), first, window)
+    answer = _saying(vlm, tokens, whole) if stopped else tokens
+    ran = min(done - question, len(answer))
+    rest = [*answer[ran:], *closing]
+    if rest:
+        positions = last + np.arange(ran + 1, ran + 1 + last_piece, dtype=np.float32)
+        _, state, turn = step(_piece(rest, positions, last_piece), state, turn, question + ran)
+    del state  # the turn is written as any chunk is, so that a window is what its entries say, to the bit
+    kept = _turn(vlm, window, tail, turn, [*answer, *closing])
+    return Generation(whole, tuple(tokens), first, append(window, kept))
+
+
+def _closing(vlm: Backbone) -> tuple[int, ...]:
+    return tuple(getattr(vlm, "closing", ()))
+
+
+def _piece(tokens: Sequence[int], positions: np.ndarray, padded: int) -> Segment:
+    """Tokens that follow others, at absolute positions f32[A, padded]."""
+    ids = np.zeros(padded, np.int32)
+    ids[: len(tokens)] = tokens
+    return Segment({"tokens": jnp.asarray(ids)}, jnp.asarray(positions), jnp.int32(len(tokens)), float(len(tokens)))
+
+
+def _saying(vlm: Backbone, tokens: list[int], text: str) -> list[int]:
+    """The fewest tokens that say a text they begin with: what a stop text took is no part of a kept turn."""
+    return next(tokens[:n] for n in range(len(tokens) + 1) if vlm.decode(tokens[:n]).startswith(text))
 
 
 def _settled(text: str, stop: tuple[str, ...]) -> int:
@@ -144,9 +165,22 @@ def _settled(text: str, stop: tuple[str, ...]) -> int:
     return min(whole, len(text) - max(begun, default=0))
 
 
-def _tail(vlm: Backbone, window: Window, text: str) -> Segment:
+def turn_slots(vlm: Backbone, tail: Segment, max_new_tokens: int, keep: bool) -> int:
+    """Slots that `generate` needs free."""
+    return int(tail.length) + max_new_tokens + (len(_closing(vlm)) if keep else 0)
+
+
+def question_tail(vlm: Backbone, window: Window, text: str) -> Segment:
+    """The question as it is asked of a window, at its absolute positions.
+
+    Raises:
+        ModelMismatchError: the window belongs to another model.
+        ValueError: the question is empty.
+    """
     check_model(vlm, window)
-    return vlm.tail(text).at(window.next_position)
+    follows = bool(window.entries) and window.entries[-1].chunk.turn
+    ask = getattr(vlm, "follow_up", vlm.tail) if follows else vlm.tail
+    return ask(text).at(window.next_position)
 
 
 @partial(jax.jit, static_argnames=("forward", "rope"), donate_argnames=("state", "turn"))
@@ -155,19 +189,21 @@ def _step(
     segment: Segment,
     state: WindowState,
     turn: KV,
+    done: jax.Array | int,
+    *,
     pools: tuple[ChunkPool, ...],
     start: jax.Array | int,
-    done: jax.Array | int,
     temperature: jax.Array,
     key: jax.Array,
-    *,
     forward: Callable[..., Output],
     rope: RopeSpec,
 ) -> tuple[jax.Array, WindowState, KV]:
     """Run a segment, choose the token after it, and keep the segment's KV: in the state, and un-rotated in the turn.
 
-    ``done`` tokens of the turn, which has its place at slot ``start``, went before.
+    ``done`` tokens of the turn, which has its place at slot ``start``, went before; what a stop text took back of those
+    that were run after them is forgotten.
     """
+    state = replace(state, valid=state.valid & (jnp.arange(state.valid.shape[0]) < start + done))
     output = forward(params, segment, replace(state, pools=pools), logits_at=segment.length[None] - 1)
     assert output.logits is not None
     logits = output.logits[0]
@@ -180,26 +216,33 @@ def _step(
     return token, state, turn
 
 
-def _turn(vlm: Backbone, window: Window, tail: Segment, kv: KV, tokens: list[int], length: int) -> Chunk:
-    """Question and answer as a chunk conditioned on the window.
-
-    The last token was chosen but never run, so it is not in it.
-    """
-    question, padded = int(tail.length), bucket(length)
-    answer = np.arange(1, padded - question + 1, dtype=np.float32)
+def _turn(vlm: Backbone, window: Window, tail: Segment, kv: KV, said: Sequence[int]) -> Chunk:
+    """The question and what was said after it as a chunk conditioned on the window."""
+    question = int(tail.length)
+    length = question + len(said)
+    padded = bucket(length)
+    after = np.arange(1, padded - question + 1, dtype=np.float32)
     positions, ids = np.asarray(tail.positions), np.zeros(padded, np.int32)
-    positions = np.concatenate([positions[:, :question], positions[:, question - 1 : question] + answer], axis=1)
-    ids[:length] = [*np.asarray(tail.inputs["tokens"])[:question], *tokens[: length - question]]
+    positions = np.concatenate([positions[:, :question], positions[:, question - 1 : question] + after], axis=1)
+    ids[:length] = [*np.asarray(tail.inputs["tokens"])[:question], *said]
     content = chunk_key(str(ids[:length].tolist()), vlm.spec, None)
     preamble = window.preamble.chunk.key
     return Chunk(
-        kv=jax.tree.map(lambda rows: rows[:, :padded], kv),
+        kv=_cut(kv, length, padded=padded),
         positions=jnp.asarray(positions - positions[:, :1]),
         length=length,
-        advance=float(tail.advance + length - question),
+        advance=float(tail.advance + len(said)),
         key=chunk_key(content, vlm.spec, preamble, window.keys),
         model=vlm.spec.fingerprint,
         preamble=preamble,
         antecedents=window.keys,
         inputs={"tokens": jnp.asarray(ids)},
+        turn=True,
     )
+
+
+@partial(jax.jit, static_argnames="padded")
+def _cut(kv: KV, length: jax.Array | int, *, padded: int) -> KV:
+    """The first rows, zero past ``length``."""
+    valid = (jnp.arange(padded) < length)[None, :, None]
+    return jax.tree.map(lambda rows: jnp.where(valid, rows[:, :padded], jnp.zeros((), rows.dtype)), kv)

@@ -20,7 +20,10 @@ class Output:
         logits: f32[n, V] at the n requested tokens, or None.
         kv: un-rotated KV of the segment; padded rows are zero.
         aux: collected extras by name; ``attention_mass`` f32[L, S + T]: the share of attention each slot, then each
-            token of the segment, received, averaged over the segment's valid queries and heads.
+            token of the segment, received, averaged over the segment's valid queries and heads; ``queries`` f32[L, T,
+            N, D], un-rotated and times the scale of the scores, and with them ``attended`` [L, T, N, Dv], what
+            attention gave them before the output projection (MLA: both in the absorbed form, [L, T, N, R + Dr] and
+            [L, T, N, R]).
     """
 
     logits: Float[Array, "n V"] | None
@@ -34,6 +37,10 @@ class Backbone(Protocol):
 
     One whose forward also reads ``state.pools`` (see `kamera_jax.reuse.attend_in_place`) says so with an attribute
     ``attends_in_place = True``, and is then offered windows of ``mode="in_place"``.
+
+    One with a chat template may say what stands between turns. ``closing``, token ids, are those after an answer up to
+    the next question (end of turn, user header): they are run when a turn is kept; none by default. ``follow_up(text)``
+    is the `tail` of a question right after them, for tokenizers to which that makes a difference; `tail` by default.
     """
 
     spec: KVSpec
@@ -81,3 +88,13 @@ class Backbone(Protocol):
             collect: names of extra outputs.
         """
         ...
+
+
+def forward_flops(vlm: Backbone, tokens: int, slots: int) -> float:
+    """FLOPs of a forward of ``tokens`` tokens that see ``slots`` more.
+
+    A backbone may say it, ``flops(tokens, slots)``; else two for each parameter and token.
+    """
+    if (flops := getattr(vlm, "flops", None)) is not None:
+        return float(flops(tokens, slots))
+    return 2.0 * tokens * sum(leaf.size for leaf in jax.tree.leaves(vlm.params))

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from kamera_jax import patch as patches
 from kamera_jax.errors import MissingInputsError
-from kamera_jax.kv import KV, Factors, KVSpec, Segment
+from kamera_jax.kv import KV, Factors, KVSpec, Segment, Sketch
 
 SCHEMA = 1
 
@@ -37,6 +37,7 @@ class Chunk:
         preamble: key of the preamble it was encoded after, None for none.
         antecedents: keys of the chunks it was conditioned on; empty for a canonical chunk.
         inputs: what the model read (token ids, media features), None once dropped.
+        turn: whether this is a question with its answer, kept by `generate`.
     """
 
     kv: KV
@@ -48,6 +49,7 @@ class Chunk:
     preamble: str | None
     antecedents: tuple[str, ...] = ()
     inputs: dict[str, Any] | None = None
+    turn: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -109,6 +111,7 @@ class Patch:
             while it was formed.
         residual: f32[L]: share of the squared change that the rank left out.
         length: valid tokens.
+        sketch: how its tokens attended while it was formed, for `kamera_jax.staleness`; None if it was not asked for.
     """
 
     factors: Factors
@@ -118,11 +121,12 @@ class Patch:
     mass: Float[Array, "L S"]
     residual: Float[Array, " L"]
     length: int
+    sketch: Sketch | None = None
 
     @property
     def nbytes(self) -> int:
-        """Bytes as stored: components in use, valid tokens."""
-        return patches.nbytes(self.factors, self.length)
+        """Bytes as stored: components in use, valid tokens, and the sketch."""
+        return patches.nbytes(self.factors, self.length) + (0 if self.sketch is None else self.sketch.nbytes)
 
     def match(self, context: tuple[str, ...]) -> Match:
         """How ``context`` (keys of the chunks before this one, in order) compares with the antecedents."""

@@ -13,7 +13,8 @@ from kamera_jax.backbone import Backbone, Output
 from kamera_jax.chunk import Chunk, Patch
 from kamera_jax.errors import ModelMismatchError
 from kamera_jax.forward import chunk_of, preamble_chunk, run
-from kamera_jax.kv import Segment, bucket
+from kamera_jax.kv import Segment, Sketch, SketchSpec, bucket
+from kamera_jax.lineage import take_jit
 from kamera_jax.window import Window, aligned, append, check_chunk, check_model, materialised
 
 ROOM = 256
@@ -35,13 +36,17 @@ def encode(vlm: Backbone, item: Any, *, preamble: Literal["pinned"] | None = "pi
     segment = vlm.prepare(item)
     if preamble is None:
         return chunk_of(vlm, segment, run(vlm.params, segment, None, forward=vlm.forward), None)
-    chunk, _ = _conditioned(vlm, Window.empty(vlm, aligned(preamble_chunk(vlm).length)), segment)
+    return encode_segment(vlm, segment)
+
+
+def encode_segment(vlm: Backbone, segment: Segment) -> Chunk:
+    """Canonical KV of a prepared item, run after the preamble alone."""
+    chunk, _ = run_chunk(vlm, Window.empty(vlm, aligned(preamble_chunk(vlm).length)), segment)
     return chunk
 
 
-def _conditioned(
-    vlm: Backbone, window: Window, segment: Segment, collect: tuple[str, ...] = ()
-) -> tuple[Chunk, Output]:
+def run_chunk(vlm: Backbone, window: Window, segment: Segment, collect: tuple[str, ...] = ()) -> tuple[Chunk, Output]:
+    """A chunk with the KV that one forward on the window as it stands gives it, and all that forward returned."""
     output = run(vlm.params, segment.at(window.next_position), window.state, forward=vlm.forward, collect=collect)
     return chunk_of(vlm, segment, output, window.preamble.chunk.key, window.keys), output
 
@@ -72,7 +77,7 @@ def prefill(vlm: Backbone, items: Sequence[Any], *, capacity: int | None = None)
         capacity = _slots(vlm, [int(segment.length) for segment in segments], ROOM)
     window = Window.empty(vlm, capacity)
     for segment in segments:
-        chunk, _ = _conditioned(vlm, window, segment)
+        chunk, _ = run_chunk(vlm, window, segment)
         window = append(window, chunk, donate=bool(window.entries))
     return window
 
@@ -86,6 +91,7 @@ def form_patch(
     rank: int | None = None,
     energy: float | None = None,
     max_bytes: int | None = None,
+    sketch: SketchSpec | None = None,
 ) -> Patch:
     """What ``chunk`` absorbs from the chunks before it, as a low-rank patch.
 
@@ -98,10 +104,11 @@ def form_patch(
         rank: components per layer (32 unless another choice is given).
         energy: instead, the share of every layer's squared change to keep; ranks differ per layer.
         max_bytes: instead, the largest rank that fits.
+        sketch: which attention to keep a sketch of, for `kamera_jax.staleness`; its bytes come on top.
 
     Raises:
-        ValueError: not exactly one of antecedents and context, more than one of rank, energy and max_bytes, or a chunk
-            that is not canonical.
+        ValueError: not exactly one of antecedents and context, more than one of rank, energy and max_bytes, a chunk
+            that is not canonical, or a sketch of a layer that there is not.
         ModelMismatchError, PreambleMismatchError: the chunk, an antecedent or the context comes from elsewhere.
         MissingInputsError: the chunk, or an antecedent, lost its inputs.
     """
@@ -123,7 +130,8 @@ def form_patch(
     window = _prefilled(vlm, antecedents) if context is None else context
     check_chunk(window, chunk)
     window = materialised(window)  # what each chunk received cannot be told apart in place
-    conditioned, output = _conditioned(vlm, window, segment, ("attention_mass",))
+    collect = ("attention_mass",) if sketch is None else ("attention_mass", "queries")
+    conditioned, output = run_chunk(vlm, window, segment, collect)
     if energy is not None:
         factors = patches.fit_energy(conditioned.kv, chunk.kv, chunk.length, energy)
     elif max_bytes is not None:
@@ -146,12 +154,17 @@ def form_patch(
         mass=_mass_per_chunk(window, output.aux["attention_mass"]),
         residual=_residual(conditioned.kv, chunk.kv, factors, chunk.length),
         length=chunk.length,
+        sketch=None if sketch is None else _sketch(output, chunk.length, sketch),
     )
 
 
 _fit = partial(jax.jit, static_argnames="rank")(patches.fit)
 _limit = jax.jit(patches.limit)
 _residual = jax.jit(patches.residual)
+
+
+def _sketch(output: Output, length: int, spec: SketchSpec) -> Sketch:
+    return take_jit(output.aux["queries"], output.aux["attended"], length, spec=spec)
 
 
 def _original_keys(window: Window, antecedents: Sequence[Chunk] | None) -> tuple[str, ...]:

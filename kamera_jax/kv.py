@@ -46,6 +46,52 @@ class Factors:
     ranks: Int[Array, " L"]
 
 
+@dataclass(frozen=True)
+class SketchSpec:
+    """Which attention a `Sketch` keeps.
+
+    Attributes:
+        layers: of the model, from 0: where a chunk's tokens bind to what other chunks say, and where that shows.
+        weights: how much a change counts in each of them; 1 by default.
+        tokens: how many tokens of the chunk, in each layer its own.
+    """
+
+    layers: tuple[int, ...]
+    weights: tuple[float, ...] = ()
+    tokens: int = 24
+
+    def __post_init__(self) -> None:
+        if not self.weights:
+            object.__setattr__(self, "weights", (1.0,) * len(self.layers))
+        if not self.layers or min(self.layers) < 0 or self.tokens < 1:
+            raise ValueError(f"a sketch needs layers from 0 and at least one token; got {self.layers}, {self.tokens}")
+        if len(self.weights) != len(self.layers) or min(self.weights) <= 0:
+            raise ValueError(f"every layer of a sketch needs a weight above 0; got {self.weights} for {self.layers}")
+
+
+@no_type_check
+@flax.struct.dataclass
+class Sketch:
+    """How a few tokens of a chunk attended, in some layers, while its patch was formed.
+
+    Attributes:
+        queries: un-rotated, times the scale of the scores [l, K, N, D] (MLA: absorbed, [l, K, N, R + Dr]).
+        outputs: what attention gave each of them [l, K, N, Dv] (MLA: of the latents, [l, K, N, R]).
+        tokens: which tokens of the chunk they are, i32[l, K].
+        spec: what was asked for; not traced.
+    """
+
+    queries: Float[Array, "l K N D"]
+    outputs: Float[Array, "l K N Dv"]
+    tokens: Int[Array, "l K"]
+    spec: SketchSpec = flax.struct.field(pytree_node=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes as stored."""
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in (self.queries, self.outputs, self.tokens))
+
+
 @no_type_check
 @flax.struct.dataclass
 class ChunkPool:

@@ -1,6 +1,6 @@
 """Windows: ordered chunks behind a pinned preamble. Every operation returns a new window; none runs the model."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -143,16 +143,25 @@ def check_chunk(window: Window, chunk: Chunk) -> None:
         )
 
 
-def _check(window: Window, chunk: Chunk, patch: Patch | None) -> None:
-    check_chunk(window, chunk)
-    if patch is not None and patch.model != chunk.model:
+def check_pair(chunk: Chunk, patch: Patch) -> None:
+    """Raise unless the patch is the chunk's."""
+    if patch.model != chunk.model:
         raise ModelMismatchError(
             f"the patch was formed by model {patch.model[:12]}, the chunk by {chunk.model[:12]}; form it anew"
         )
-    if patch is not None and patch.chunk != chunk.key:
+    if patch.chunk != chunk.key:
         raise PatchMismatchError(
             f"the patch belongs to chunk {patch.chunk[:12]}, not to {chunk.key[:12]}; form one for this chunk"
         )
+
+
+def check_place(window: Window, at: int | None) -> int:
+    """The place ``at`` stands for, None for the window's end; raise ValueError if there is none."""
+    if at is None:
+        return len(window.entries)
+    if not 0 <= at <= len(window.entries):
+        raise ValueError(f"at must be in 0..{len(window.entries)}; got {at}")
+    return at
 
 
 def append(window: Window, chunk: Chunk, patch: Patch | None = None, *, donate: bool = False) -> Window:
@@ -179,7 +188,9 @@ def append(window: Window, chunk: Chunk, patch: Patch | None = None, *, donate: 
 
 def _with_entry(window: Window, chunk: Chunk, patch: Patch | None) -> Window:
     """The window with its next entry, checked, whose KV is still to be put there."""
-    _check(window, chunk, patch)
+    check_chunk(window, chunk)
+    if patch is not None:
+        check_pair(chunk, patch)
     check_room(window, chunk.length)
     entry = Entry(chunk, patch, window.next_position, window.next_slot)
     return replace(window, entries=(*window.entries, entry))
@@ -208,6 +219,11 @@ def _rebuild(window: Window, items: Iterable[tuple[Chunk, Patch | None]], keep: 
     if not donate:  # nothing was written: a caller who donates the result must not lose the window it came from
         fresh = replace(fresh, state=jax.tree.map(jnp.copy, fresh.state))
     return fresh
+
+
+def head(window: Window, count: int) -> Window:
+    """The first ``count`` entries alone."""
+    return _rebuild(window, [], count)
 
 
 def materialised(window: Window) -> Window:
@@ -255,7 +271,22 @@ def slide(window: Window, drop: int = 1) -> Window:
     """
     if not 0 <= drop <= len(window.entries):
         raise ValueError(f"cannot drop {drop} of {len(window.entries)} chunks")
-    return window if drop == 0 else _rebuild(window, _pairs(window.entries[drop:]))
+    return without(window, range(drop))
+
+
+def without(window: Window, places: Collection[int]) -> Window:
+    """The window without the entries at ``places``; the others keep their patches, and close the gaps.
+
+    Raises:
+        ValueError: there is no such entry.
+    """
+    if unknown := [place for place in places if not 0 <= place < len(window.entries)]:
+        raise ValueError(f"the window has entries 0..{len(window.entries) - 1}; got {unknown}")
+    if not places:
+        return window
+    keep = min(places)
+    rest = [entry for place, entry in enumerate(window.entries) if place > keep and place not in places]
+    return _rebuild(window, _pairs(rest), keep)
 
 
 def recall(window: Window, chunk: Chunk, patch: Patch | None, at: int | None = None) -> Window:
@@ -264,10 +295,9 @@ def recall(window: Window, chunk: Chunk, patch: Patch | None, at: int | None = N
     Raises:
         ValueError: ``at`` is no place in the window; else as `append`.
     """
-    if at is None:
+    at = check_place(window, at)
+    if at == len(window.entries):
         return append(window, chunk, patch)
-    if not 0 <= at <= len(window.entries):
-        raise ValueError(f"at must be in 0..{len(window.entries)}; got {at}")
     return _rebuild(window, [(chunk, patch), *_pairs(window.entries[at:])], at)
 
 

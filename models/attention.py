@@ -93,6 +93,11 @@ class GroupedQuery:
         return self.head_dim**-0.5
 
     @property
+    def score_width(self) -> int:
+        """Products for each pair of query and key, over all heads: of the score and of the weighted sum."""
+        return 2 * self.heads * self.head_dim
+
+    @property
     def kv_widths(self) -> tuple[int, int, int]:
         """Fr, Ff, and the heads that Fr splits into: keys rotate, values do not."""
         return self.kv_heads * self.head_dim, self.kv_heads * self.head_dim, self.kv_heads
@@ -115,6 +120,8 @@ class GroupedQuery:
         past: KV | None,
         attend: Attend,
         index: jax.Array | None = None,
+        *,
+        absorb: bool | None = None,
     ) -> tuple[Float[Array, "T E"], KV, Any]:
         """Attend from T tokens (HF ``Qwen2Attention``, ``LlamaAttention``).
 
@@ -125,6 +132,7 @@ class GroupedQuery:
             past: rotated keys and values of the S tokens before [S, ·], or None.
             attend: see `Attend`.
             index: of the layer, for an ``attend`` that also reads chunks in pools; else None.
+            absorb: as of `Latent`; there is nothing to absorb here.
 
         Returns:
             What is added to the residual stream, the un-rotated KV [T, ·], and what ``attend`` collected.
@@ -168,6 +176,11 @@ class Latent:
     def scale(self) -> float:
         """Factor on the scores."""
         return (self.nope_dim + self.rope_dim) ** -0.5 * self.score_factor
+
+    @property
+    def score_width(self) -> int:
+        """Products for each pair of query and key, over all heads, latents expanded: as prefill attends."""
+        return self.heads * (self.nope_dim + self.rope_dim + self.value_dim)
 
     @property
     def kv_widths(self) -> tuple[int, int, int]:

@@ -1,13 +1,14 @@
 """A checkpoint's tokenizer and chat template, split where chunks go: preamble, chunks, tail."""
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from models.fields import read_json
 
-_MARK = "kamera-chunks-go-here"
+_MARK, _ANSWER, _NEXT = "kamera-chunks-go-here", "kamera-answer-goes-here", "kamera-question-goes-here"
 
 
 class ChatTemplateError(ValueError):
@@ -19,6 +20,8 @@ class ChatTemplate:
 
     Attributes:
         preamble: token ids before the first chunk: system text and user header.
+        closing: token ids after an answer: end of turn and the next user header, but for a space at its end, which
+            tokenizers join to the word that follows. Empty where the template writes no conversations.
         eos: token ids that end an answer.
     """
 
@@ -44,10 +47,23 @@ class ChatTemplate:
         # A tokenizer that opens every text with a token (BOS) does so unless the template has; as HF's processors.
         opened = bool(tokenizer.bos_token) and before.startswith(tokenizer.bos_token)
         self.preamble = tokenizer.encode(before, add_special_tokens=not opened)
+        between = self._between_turns(messages)
+        self._header = between.rstrip(" ")
+        self._space = between[len(self._header) :]
+        self.closing = tuple(self._following(_ANSWER, self._header))
         messages[-1]["content"].insert(0, {"type": "image"})
         whole = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         parts = whole.removeprefix(before).split(_MARK)
         self._image = parts[0] if whole.startswith(before) and parts[1:] == [self._after] else ""
+
+    def _between_turns(self, messages: list[dict[str, Any]]) -> str:
+        """What the template writes from an answer's end to the next question; nothing if it does not write both."""
+        roles = (("assistant", _ANSWER), ("user", _NEXT))
+        turns = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in roles]
+        whole = self._tokenizer.apply_chat_template([*messages, *turns], tokenize=False, add_generation_prompt=True)
+        if re.findall("|".join((_MARK, _ANSWER, _NEXT)), whole) != [_MARK, _ANSWER, _NEXT]:
+            return ""
+        return whole.split(_ANSWER)[1].split(_NEXT)[0]
 
     @classmethod
     def load(cls, folder: Path, *, system: str | None = None) -> "ChatTemplate":
@@ -67,8 +83,12 @@ class ChatTemplate:
 
         Where it follows an image: Llama's tokenizer, among others, sets a space before what begins a text.
         """
-        before, whole = self._ids(self._image), self._ids(self._image + text)
-        return whole[len(before) :] if whole[: len(before)] == before else self._ids(text)
+        return self._following(self._image, text)
+
+    def _following(self, before: str, text: str) -> list[int]:
+        """Token ids of text where it follows other text, as far as the tokens of that stay as they are."""
+        first, whole = self._ids(before), self._ids(before + text)
+        return whole[len(first) :] if whole[: len(first)] == first else self._ids(text)
 
     def _ids(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False)
@@ -76,6 +96,12 @@ class ChatTemplate:
     def tail(self, question: str) -> list[int]:
         """Token ids of the question and the assistant header."""
         return self.encode(question + self._after)
+
+    def follow_up(self, question: str) -> list[int]:
+        """As `tail`, for a question right after `closing`."""
+        if not self._header:
+            return self.tail(question)
+        return self._following(self._header, self._space + question + self._after)
 
     def image(self, count: int, placeholder: int) -> tuple[list[int], int]:
         """Token ids of an image as the template writes it, and where its own tokens start.

@@ -1,5 +1,6 @@
 """The text decoder of every port: embeddings, pre-norm layers of attention and SwiGLU or experts, tied or own head."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from kamera_jax.rope import RopeSpec
 from models.attention import Attend, GroupedQuery, Latent
 from models.layers import dense, rms_norm, rotation, swiglu
 from models.moe import Experts, Routing, mixture
-from models.params import ParamInfo, Params, linear, stacked
+from models.params import ParamInfo, Params, is_info, linear, stacked
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ def decoder(
     past: KV | None = None,
     pooled: bool = False,
     observe: Callable[[jax.Array], Any] = lambda x: None,
+    absorb: bool | None = None,
 ) -> Decoded:
     """Run the decoder over T tokens; only ``attend`` knows who sees whom.
 
@@ -117,6 +119,7 @@ def decoder(
         past: rotated KV of the S tokens before [L, S, ·].
         pooled: whether ``attend`` also reads chunks that lie in pools; it is then given the layer's index.
         observe: called with the residual stream [T, E] after every layer.
+        absorb: whether an MLA attends in the latent space; see `models.attention.Latent`.
     """
     rotated = rotation(config.rope, positions)
 
@@ -124,7 +127,8 @@ def decoder(
         weights, index = scanned
         before = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), past)
         h = rms_norm(x, weights["attn_norm"], config.rms_norm_eps)
-        out, kv, collected = config.attention(weights["attn"], h, rotated, before, attend, index if pooled else None)
+        here = index if pooled else None
+        out, kv, collected = config.attention(weights["attn"], h, rotated, before, attend, here, absorb=absorb)
         x = x + out
         h = rms_norm(x, weights["mlp_norm"], config.rms_norm_eps)
         if "router" in weights["mlp"]:
@@ -153,3 +157,19 @@ def logits(params: Params, hidden: Float[Array, "n E"]) -> Float[Array, "n V"]:
     if "head" in params:
         return dense(params["head"], hidden).astype(jnp.float32)
     return (hidden @ params["embed"]["w"].T).astype(jnp.float32)
+
+
+def flops(config: DecoderConfig, tokens: int, slots: int) -> float:
+    """FLOPs of T tokens that see S more: products with parameters, scores and weighted sums; no head."""
+    attended = 2.0 * tokens * (slots + tokens) * config.attention.score_width
+    total = config.num_hidden_layers * attended
+    for name in config.stacks:
+        declared = text_declaration(config)[name]
+        used = {"attn": declared["attn"], **declared["mlp"]}
+        sizes: dict[str, float] = {
+            part: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(used[part], is_leaf=is_info)) for part in used
+        }
+        if config.experts is not None and "experts" in sizes:
+            sizes["experts"] *= config.experts.per_token / config.experts.count
+        total += 2.0 * tokens * sum(sizes.values())
+    return total

@@ -12,9 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from kamera_jax import rope
 from kamera_jax.backbone import Output
+from kamera_jax.calibration import Calibration
 from kamera_jax.kv import KV, KVSpec, Segment, WindowState, bucket
 from kamera_jax.reuse import attend_in_place
+from kamera_jax.rope import RopeSpec
 from models import decoder
 from models.architecture import Architecture, Config
 from models.attention import grouped_attention
@@ -25,7 +28,9 @@ from models.media import open_item, to_rgb
 from models.params import Params
 from models.weights import load_params, revision
 
-COLLECTS = ("attention_mass", "experts", "router_margin")
+COLLECTS = ("attention_mass", "queries", "experts", "router_margin")
+CALIBRATION = "calibration.json"
+"""Beside the weights: a `kamera_jax.Calibration`."""
 
 
 class VisionLanguageModel:
@@ -38,8 +43,11 @@ class VisionLanguageModel:
         params: its parameters.
         fingerprint: config, preprocessing and weights revision.
         preamble: system text and user header.
+        closing: tokens after an answer, up to the next question.
         eos: tokens that end an answer.
         forward: see `kamera_jax.backbone.Backbone.forward`.
+        calibration: for `kamera_jax.ReusePolicy`: what `CALIBRATION` beside the weights holds, if it was measured with
+            these weights in this dtype; else None.
     """
 
     attends_in_place = True
@@ -52,6 +60,7 @@ class VisionLanguageModel:
         chat: ChatTemplate,
         images: Any,
         fingerprint: str,
+        calibration: Calibration | None = None,
     ) -> None:
         """Put together what `load` reads; ``params`` is a tree as declared by the architecture."""
         text = config.text
@@ -60,6 +69,7 @@ class VisionLanguageModel:
         self.config = config
         self.params = params
         self.fingerprint = fingerprint
+        self.calibration = calibration
         self.spec = KVSpec(
             layers=text.num_hidden_layers,
             rot_dim=rot_dim,
@@ -71,7 +81,7 @@ class VisionLanguageModel:
         )
         self.forward = _forward_of(text)
         self._chat, self._images = chat, images
-        self.eos = chat.eos
+        self.eos, self.closing = chat.eos, chat.closing
         self.preamble = self._text_segment(chat.preamble, f"preamble:{list(chat.preamble)}")
 
     @classmethod
@@ -100,7 +110,7 @@ class VisionLanguageModel:
         fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         chat = ChatTemplate.load(folder, system=system)
         images = architecture.images.ImageConfig.from_hf(preprocessing, config.vision.patch_size)
-        return cls(architecture, config, params, chat, images, fingerprint)
+        return cls(architecture, config, params, chat, images, fingerprint, _calibration(folder, fingerprint))
 
     def prepare(self, item: Any) -> Segment:
         """A chunk's tokens: str is text, Path a file, PIL image or uint8[H, W, 3] an image.
@@ -122,9 +132,24 @@ class VisionLanguageModel:
         Raises:
             ValueError: the question is empty.
         """
+        return self._question(text, self._chat.tail)
+
+    def follow_up(self, text: str) -> Segment:
+        """As `tail`, for a question right after a turn.
+
+        Raises:
+            ValueError: the question is empty.
+        """
+        return self._question(text, self._chat.follow_up)
+
+    def _question(self, text: str, ids: Callable[[str], Sequence[int]]) -> Segment:
         if not text.strip():
             raise ValueError("the question is empty")
-        return self._text_segment(self._chat.tail(text), f"tail:{text}")
+        return self._text_segment(ids(text), f"tail:{text}")
+
+    def flops(self, tokens: int, slots: int) -> float:
+        """FLOPs of a forward of ``tokens`` tokens that see ``slots`` more, without the head."""
+        return decoder.flops(self.config.text, tokens, slots)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of token ids."""
@@ -180,6 +205,13 @@ def _preprocessing(folder: Path) -> dict[str, Any]:
     return read_json(folder / "preprocessor_config.json")
 
 
+def _calibration(folder: Path, fingerprint: str) -> Calibration | None:
+    if not (folder / CALIBRATION).exists():
+        return None
+    calibration = Calibration.from_json((folder / CALIBRATION).read_text(encoding="utf-8"))
+    return calibration if calibration.model == fingerprint else None
+
+
 def _counting(axes: int, count: int) -> np.ndarray:
     """Positions of consecutive tokens f32[A, count], the same on every axis."""
     return np.tile(np.arange(count, dtype=np.float32), (axes, 1))
@@ -219,15 +251,16 @@ def forward(
 ) -> Output:
     """`kamera_jax.backbone.Backbone.forward` of every port.
 
-    Collects ``attention_mass``, and of layers with experts ``experts`` i32[layers, T, k] (-1 in padding) and
-    ``router_margin`` f32[layers, T] (infinite in padding; see `models.moe.Routing`).
+    Collects ``attention_mass``, ``queries`` (of an MLA absorbed, which is then how it attends), and of layers with
+    experts ``experts`` i32[layers, T, k] (-1 in padding) and ``router_margin`` f32[layers, T] (infinite in padding; see
+    `models.moe.Routing`).
 
     Raises:
         ValueError: ``collect`` names something else, or experts of a model that has none, or attention_mass where
             chunks lie in pools.
     """
-    if unknown := set(collect) - set(COLLECTS if config.experts else COLLECTS[:1]):
-        raise ValueError(f"this model collects {COLLECTS if config.experts else COLLECTS[:1]}; got {sorted(unknown)}")
+    if unknown := set(collect) - set(COLLECTS if config.experts else COLLECTS[:2]):
+        raise ValueError(f"this model collects {COLLECTS if config.experts else COLLECTS[:2]}; got {sorted(unknown)}")
     pools = () if state is None else state.pools
     if pools and "attention_mass" in collect:
         raise ValueError(
@@ -246,21 +279,34 @@ def forward(
 
     def attend(
         q: jax.Array, k: jax.Array, v: jax.Array, layer: jax.Array | None = None
-    ) -> tuple[jax.Array, jax.Array | None]:
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         out, probabilities, lse = grouped_attention(q, k, v, mask, config.attention.scale)
         if layer is not None:
             here = out.reshape(*q.shape[:2], -1)
             joined = attend_in_place(q, here, lse, pools, layer, config.attention.scale, config.rope)
             out = joined.reshape(out.shape)
-        if "attention_mass" not in collect:
-            return out, None
-        per_query = probabilities.mean(axis=(0, 1))
-        return out, jnp.where(valid[:, None], per_query, 0.0).sum(0) / segment.length.astype(jnp.float32)
+        collected = {}
+        if "attention_mass" in collect:
+            per_query = jnp.where(valid[:, None], probabilities.mean(axis=(0, 1)), 0.0)
+            collected["attention_mass"] = per_query.sum(0) / segment.length.astype(jnp.float32)
+        if "queries" in collect:
+            collected["queries"] = config.attention.scale * _unrotated(q, segment.positions, config.rope)
+            collected["attended"] = out.reshape(*q.shape[:2], -1)
+        return out, collected
 
-    decoded = decoder.decoder(params["text"], config, embeds, segment.positions, attend, past, bool(pools))
+    decoded = decoder.decoder(
+        params["text"],
+        config,
+        embeds,
+        segment.positions,
+        attend,
+        past,
+        bool(pools),
+        absorb=True if "queries" in collect else None,
+    )
     logits = None if logits_at is None else decoder.logits(params["text"], decoded.hidden[logits_at])
     kv = jax.tree.map(lambda rows: jnp.where(valid[None, :, None], rows, jnp.zeros((), rows.dtype)), decoded.kv)
-    aux = {} if decoded.collected is None else {"attention_mass": decoded.collected}
+    aux = dict(decoded.collected)
     if decoded.routing is not None:
         routing = {
             "experts": jnp.where(valid[None, :, None], decoded.routing.experts, -1),
@@ -268,6 +314,12 @@ def forward(
         }
         aux |= {name: value for name, value in routing.items() if name in collect}
     return Output(logits, kv, aux)
+
+
+def _unrotated(q: jax.Array, positions: jax.Array, spec: RopeSpec) -> jax.Array:
+    """Queries [T, N, ·] as before their last ``head_dim`` dims were rotated, f32."""
+    free, rotated = jnp.split(q.astype(jnp.float32), [q.shape[-1] - spec.head_dim], axis=-1)
+    return jnp.concatenate([free, rope.rotate(rotated, -positions, spec) / spec.scale**2], axis=-1)
 
 
 def _digest(text: str, payload: bytes = b"") -> str:

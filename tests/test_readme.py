@@ -6,13 +6,25 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_ten_lines_work(capsys, monkeypatch):
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    monkeypatch.chdir(ROOT)
-    exec(compile(example, "README.md", "exec"), {})
-    asked = re.search(r"generate\(vlm, window, \"(.*?)\"\)", example).group(1)
+def examples():
+    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def test_the_ten_lines_and_the_session_work(capsys, monkeypatch, tmp_path):
+    lines, session = examples()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    names = {}
+    for example in (lines, session):
+        exec(compile(example, "README.md", "exec"), names)
+    asked = re.findall(r"\"(what .*?)\"", lines + session)
     questions = (ROOT / "examples/pages/questions.md").read_text()
-    assert f"- {asked} {capsys.readouterr().out.strip()}\n" in questions
+    answers = capsys.readouterr().out.splitlines()
+    assert len(asked) == 2
+    for question, answer in zip(asked, answers, strict=True):
+        assert f"- {question} {answer}\n" in questions
+    restored = names["kj"].Session.restore(names["vlm"], "session/")
+    assert restored.keys == names["session"].keys
 
 
 def test_links_and_pictures_exist():

@@ -70,16 +70,17 @@ def test_the_turn_is_kept_as_a_chunk(random_vlm, patched, greedy, before, whole)
     assert tuple(old) == patched.entries and turn.patch is None
     assert (turn.slot, turn.base) == (patched.next_slot, patched.next_position)
     assert turn.chunk.antecedents == patched.keys
-    assert turn.chunk.length == turn.chunk.advance == int(tail.length) + N - 1
-    # A follow-up sees the whole conversation, but for the last token, which was chosen and never run.
-    _, wanted = whole(random_vlm, *before, tail, text(greedy.tokens[:-1]), random_vlm.tail(FOLLOW_UP))
+    said = [*greedy.tokens, *random_vlm.closing]
+    assert turn.chunk.length == turn.chunk.advance == int(tail.length) + len(said) and turn.chunk.turn
+    # A follow-up sees the whole conversation.
+    _, wanted = whole(random_vlm, *before, tail, text(said), random_vlm.follow_up(FOLLOW_UP))
     assert relative(kj.query(random_vlm, greedy.window, FOLLOW_UP), wanted) <= 1e-5
-    # Written again from the chunk, the window is the one that the decode loop left.
+    # Written again from the chunk, the window is the same to the bit.
     again = kj.append(patched, turn.chunk)
     assert (again.state.valid == greedy.window.state.valid).all()
     for name in ("rot", "free", "positions"):
         given, wanted = (getattr(window.state, name)[:, again.state.valid] for window in (again, greedy.window))
-        assert relative(given, np.asarray(wanted)) <= 1e-6
+        assert (given == wanted).all()
     assert kj.generate(random_vlm, greedy.window, FOLLOW_UP, max_new_tokens=1).window.tokens > greedy.window.tokens
 
 
@@ -89,13 +90,15 @@ def test_an_answer_that_ends_itself_is_kept_whole(random_vlm, patched, greedy, b
     ending.eos = (greedy.tokens[n],)
     answer = kj.generate(ending, patched, QUESTION, max_new_tokens=N)
     assert answer.tokens == greedy.tokens[:n] and answer.text == random_vlm.decode(answer.tokens)
-    tail = random_vlm.tail(QUESTION)
-    assert answer.window.entries[-1].chunk.length == int(tail.length) + n
-    _, wanted = whole(random_vlm, *before, tail, text(answer.tokens), random_vlm.tail(FOLLOW_UP))
+    tail, closing = random_vlm.tail(QUESTION), random_vlm.closing
+    assert answer.window.entries[-1].chunk.length == int(tail.length) + n + len(closing)
+    said = [*answer.tokens, *closing]
+    _, wanted = whole(random_vlm, *before, tail, text(said), random_vlm.follow_up(FOLLOW_UP))
     assert relative(kj.query(ending, answer.window, FOLLOW_UP), wanted) <= 1e-5
     ending.eos = greedy.tokens[:1]
     silent = kj.generate(ending, patched, QUESTION, max_new_tokens=N)
-    assert (silent.text, silent.tokens, silent.window.entries[-1].chunk.length) == ("", (), int(tail.length))
+    length = silent.window.entries[-1].chunk.length
+    assert (silent.text, silent.tokens, length) == ("", (), int(tail.length) + len(closing))
 
 
 def streamed(vlm, window, **options):

@@ -9,16 +9,28 @@ import pytest
 
 import kamera_jax as kj
 from kamera_jax.errors import (
+    ChunkNotHeldError,
     MissingInputsError,
     ModelMismatchError,
     PatchMismatchError,
     PreambleMismatchError,
+    SnapshotCorruptError,
+    SnapshotNotFoundError,
     WindowFullError,
 )
 from models import load
 
 QUESTION = "what colour is the cell ?"
-ERRORS = (MissingInputsError, ModelMismatchError, PatchMismatchError, PreambleMismatchError, WindowFullError)
+ERRORS = (
+    ChunkNotHeldError,
+    MissingInputsError,
+    ModelMismatchError,
+    PatchMismatchError,
+    PreambleMismatchError,
+    SnapshotCorruptError,
+    SnapshotNotFoundError,
+    WindowFullError,
+)
 
 
 @pytest.fixture
@@ -125,12 +137,17 @@ def test_a_window_too_small_for_the_chunk(random_vlm, chunks, items, build):
 
 def test_a_window_too_small_for_question_and_answer(random_vlm, chunks, build):
     question = int(random_vlm.tail(QUESTION).length)
-    window = build((chunks[0], None), capacity=32 + question + 2)
+    closed = question + len(random_vlm.closing)
+    window = build((chunks[0], None), capacity=32 + closed + 2)
     before = jax.tree.map(np.array, window.state)
-    with pytest.raises(WindowFullError, match=f"{question + 3} tokens do not fit"):
+    with pytest.raises(WindowFullError, match=f"{closed + 3} tokens do not fit"):
         kj.generate(random_vlm, window, QUESTION, max_new_tokens=3)
     assert jax.tree.all(jax.tree.map(lambda old, new: bool((old == np.asarray(new)).all()), before, window.state))
     assert kj.generate(random_vlm, window, QUESTION, max_new_tokens=2).window.entries[-1].slot == 32
+    # One that is not kept need not be closed.
+    with pytest.raises(WindowFullError, match=f"{question + 9} tokens do not fit"):
+        kj.generate(random_vlm, window, QUESTION, max_new_tokens=9, keep=False)
+    assert kj.generate(random_vlm, window, QUESTION, max_new_tokens=3, keep=False).window is window
 
 
 @pytest.mark.parametrize("question", ["", "  \n"])

@@ -96,6 +96,44 @@ CASES = {
 }
 
 
+DEEPSEEK = """
+{%- if messages[0]['role'] != 'system' %}
+    {{- 'you read pages\n\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {{- (message['role'].capitalize() + ': ') if message['role'] != 'system' else '' }}
+    {%- for item in message['content'] %}
+        {{- '<image_placeholder>' if item['type'] == 'image' else item['text'] }}
+    {%- endfor %}
+    {{- '<|end|>' if message['role'] == 'assistant' else '\n\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- 'Assistant:' }}
+{%- endif %}
+"""
+
+
+def bytes_tokenizer(special, template):
+    """As GPT-2's and DeepSeek's: a word has its space before it, and nothing is set before what begins a text."""
+    pieces = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    words = [f"{space}{word}" for word in [*WORDS, "User", "Assistant"] for space in ("Ġ", "") if len(word) > 1]
+    merges = []
+    for word in words:
+        for cut in range(1, len(word)):
+            if (word[:cut], word[cut]) not in merges:
+                merges.append((word[:cut], word[cut]))
+            pieces.append(word[: cut + 1])
+    model = models.BPE({piece: i for i, piece in enumerate(dict.fromkeys(pieces))}, merges)
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(special)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=special[0], chat_template=template)
+
+
+CASES["DeepSeek"] = (bytes_tokenizer(["<|end|>", "<image_placeholder>"], DEEPSEEK), "<image_placeholder>")
+
+
 def in_full(tokenizer, messages):
     """What transformers' processors make of messages; they open a text once."""
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -120,6 +158,34 @@ def test_preamble_images_and_tail_are_the_template_s_tokens(chat, images):
     image, first = split.image(1, placeholder)
     assert image[first] == placeholder
     assert [*split.preamble, *image * images, *split.tail(QUESTION)] == expected
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_a_conversation_is_the_template_s_tokens(chat, turns):
+    """Preamble, image, tail, answer and closing, follow-up: the answer as the tokens that a model would have chosen."""
+    split, tokenizer, placeholder = chat
+    answer = "the first page"
+    content = [{"type": "image"}, {"type": "text", "text": QUESTION}]
+    messages = [{"role": "user", "content": content}]
+    given = [*split.preamble, *split.image(1, placeholder)[0], *split.tail(QUESTION)]
+    for turn in range(turns):
+        follow_up = ("and the last ?", "which colour ?", "is it user ?")[turn]
+        messages += [
+            {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+            {"role": "user", "content": [{"type": "text", "text": follow_up}]},
+        ]
+        said = tokenizer.tokenize(f"page {answer}")[-3:]  # as words stand after others
+        given += [*tokenizer.convert_tokens_to_ids(said), *split.closing, *split.follow_up(follow_up)]
+    expected = in_full(tokenizer, messages)
+    assert tokenizer.decode(given) == tokenizer.decode(expected)
+    assert given == expected
+
+
+def test_a_template_of_one_turn_has_nothing_between_turns():
+    template = LLAVA.replace("{{- item['text'] + ' ' }}", "{{- item['text'] + ' ' if message['role'] == 'user' }}")
+    assert template != LLAVA
+    split = ChatTemplate(words_tokenizer(LLAMA, template), [0])
+    assert split.closing == () and split.follow_up(QUESTION) == split.tail(QUESTION)
 
 
 def test_an_image_has_as_many_tokens_as_it_is_given(chat):

@@ -1,0 +1,1 @@
+"""What the operator keeps on disk; no other part of it touches a file."""

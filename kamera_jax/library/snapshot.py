@@ -1,0 +1,125 @@
+"""A description and named arrays in a folder: all of it, or what was there before.
+
+The arrays lie in a folder of their own, named in the description, which is written beside its place and renamed into it
+once they are complete. Whatever a killed process leaves is no part of the snapshot, and the next one sweeps it away.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kamera_jax.errors import SnapshotCorruptError, SnapshotNotFoundError
+
+SCHEMA = 1
+_DESCRIPTION, _ARRAYS = "description.json", "arrays-"
+
+
+def write(folder: Path, description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """Put a snapshot into a folder, in place of the one that is there.
+
+    Args:
+        folder: is made; one that holds something else is refused.
+        description: what JSON can hold.
+        arrays: by name; bf16 and f32 come back to the bit.
+
+    Raises:
+        ValueError: the folder holds something else.
+    """
+    folder = folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    foreign = [path.name for path in folder.iterdir() if not path.name.startswith((_DESCRIPTION, _ARRAYS))]
+    if foreign:
+        raise ValueError(
+            f"{folder} holds {', '.join(sorted(foreign)[:3])}; give a folder that is empty or a snapshot's"
+        )
+    name = f"{_ARRAYS}{uuid.uuid4().hex}"
+    if stored := {key: array for key, array in arrays.items() if array.size}:
+        import orbax.checkpoint as ocp  # seconds to import
+
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(folder / name, stored)
+    whole = {
+        "schema": SCHEMA,
+        "description": description,
+        "folder": name,
+        "arrays": {key: _about(array) for key, array in arrays.items()},
+    }
+    beside = folder / f"{_DESCRIPTION}.{uuid.uuid4().hex}"
+    with beside.open("w", encoding="utf-8") as file:
+        json.dump(whole | {"sha256": _digest(whole)}, file, sort_keys=True, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(folder / _DESCRIPTION)
+    for path in folder.iterdir():  # of the snapshot before this one, and of those that never came to an end
+        if path.name.startswith(_ARRAYS) and path.name != name:
+            shutil.rmtree(path)
+        elif path.name.startswith(f"{_DESCRIPTION}."):
+            path.unlink()
+
+
+def read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The description and the arrays of a snapshot.
+
+    Raises:
+        SnapshotNotFoundError: there is none in the folder.
+        SnapshotCorruptError: it is not as it was written.
+    """
+    folder = folder.absolute()
+    try:
+        whole = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
+        intact = whole.pop("sha256") == _digest(whole)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise SnapshotNotFoundError(f"there is no snapshot in {folder}: it has no {_DESCRIPTION}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SnapshotCorruptError(f"{folder / _DESCRIPTION} is no description of a snapshot; use another") from error
+    if not intact:
+        raise SnapshotCorruptError(f"{folder / _DESCRIPTION} is not as it was written; use another snapshot")
+    if whole["schema"] != SCHEMA:
+        raise SnapshotCorruptError(
+            f"the snapshot in {folder} is of schema {whole['schema']}; this version reads schema {SCHEMA}"
+        )
+    stored: dict[str, np.ndarray] = {}
+    if any(np.prod(about["shape"]) for about in whole["arrays"].values()):
+        stored = _restored(folder / whole["folder"])
+    arrays = {}
+    for key, about in whole["arrays"].items():
+        array = stored.get(key, np.zeros(about["shape"], about["dtype"]))
+        if _about(array) != about:
+            raise SnapshotCorruptError(f"array {key!r} of the snapshot in {folder} is not as it was written")
+        arrays[key] = array
+    return whole["description"], arrays
+
+
+def _restored(folder: Path) -> dict[str, np.ndarray]:
+    import orbax.checkpoint as ocp
+
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.restore(folder)
+    except Exception as error:  # whatever the storage library makes of missing or broken files
+        raise SnapshotCorruptError(
+            f"the arrays of the snapshot in {folder} cannot be read ({type(error).__name__}); use another"
+        ) from error
+
+
+def _about(array: np.ndarray) -> dict[str, Any]:
+    return {
+        "shape": list(array.shape),
+        "dtype": array.dtype.name,
+        "sha256": _sha256(np.ascontiguousarray(array).tobytes()),
+    }
+
+
+def _digest(description: Mapping[str, Any]) -> str:
+    return _sha256(json.dumps(description, sort_keys=True).encode())
+
+
+def _sha256(payload: bytes) -> str:
+    return hashlib.sha256(payload).hexdigest()

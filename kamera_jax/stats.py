@@ -1,0 +1,28 @@
+"""What a session has done, in numbers."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class SessionStats:
+    """What a session has done so far.
+
+    Attributes:
+        seen: items added or put in place of others.
+        encoded: of these, those that were run through the model to get their canonical KV; the others were known.
+        patched: patches formed, a forward each.
+        turns: turns kept.
+        evicted: entries that left the window.
+        recalls: chunks brought back.
+        forgotten: evicted chunks dropped to stay within the memory.
+        held_bytes: host memory of those that are held, with their patches.
+    """
+
+    seen: int = 0
+    encoded: int = 0
+    patched: int = 0
+    turns: int = 0
+    evicted: int = 0
+    recalls: int = 0
+    forgotten: int = 0
+    held_bytes: int = 0
