@@ -235,7 +235,8 @@ finds what has gone stale by the guard below, with C (which refers to what B ref
 {guard}
 
 A drift is a change of what stands before a patched page: order, deletion, insertion, edit, distance, or two of them.
-It is harmful if reusing the stored patch costs more than {max_kl} nats, the mean over the page's multi-hop questions.
+It is harmful if reusing the stored patch, of at most {patch_share:.0%} of the page's bytes, costs more than {max_kl}
+nats, the mean over the page's multi-hop questions.
 The guard compares what a few of the page's tokens read in a layer or two, then and now; no forward is run.
 Calibrated on other seeds. Intervals are Clopper and Pearson's.{unsafe}
 
@@ -287,6 +288,7 @@ def page(results: Sequence[dict[str, Any]], guards: Sequence[dict[str, Any]]) ->
         chunks=results[0]["cascade"]["chunks_without_c"],
         guard=report.table(guards),
         max_kl=guards[0]["max_kl"],
+        patch_share=guards[0]["patch_share"],
         unsafe="".join(UNSAFE.format(model=guard["model"]) for guard in guards if guard["threshold"] < 0),
     )
 

@@ -3,16 +3,10 @@
 import math
 from collections.abc import Callable
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-
-def kl(reference: Float[Array, "*B V"], method: Float[Array, "*B V"]) -> Float[Array, "*B"]:
-    """KL(reference ‖ method) in nats between next-token distributions given as logits, f32, whole vocabulary."""
-    log_p, log_q = jax.nn.log_softmax(reference), jax.nn.log_softmax(method)
-    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+from kamera_jax.fidelity import kl
 
 
 def eta(reference: Float[Array, "*B V"], method: Float[Array, "*B V"], baseline: Float[Array, "*B V"]) -> float:

@@ -139,9 +139,9 @@ def _seen(full: Window, places: Sequence[int]) -> Window:
 
 @jax.jit
 def kl(reference: jax.Array, method: jax.Array) -> jax.Array:
-    """KL(reference ‖ method) in nats between next-token distributions given as logits [V]."""
+    """KL(reference ‖ method) in nats between next-token distributions given as logits [..., V], f32."""
     log_p, log_q = jax.nn.log_softmax(reference), jax.nn.log_softmax(method)
-    return jnp.sum(jnp.exp(log_p) * (log_p - log_q))
+    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
 
 def _kv_error(reference: Sequence[Entry], entries: Sequence[Entry]) -> np.ndarray:

@@ -15,7 +15,7 @@ from kamera_jax.chunk import Chunk, Patch
 from kamera_jax.encode import form_patch, run_chunk
 from kamera_jax.errors import StalePatchError
 from kamera_jax.policy import ReusePolicy, Verdict
-from kamera_jax.window import Window, append, check_model, head
+from kamera_jax.window import Window, append, check_model, without
 
 RANK = 32
 """Components of a fresh patch for a chunk that had none."""
@@ -176,12 +176,12 @@ def plan(
         Step(chunk, _held(chunk, patch, stored), patch, Action.KEEP, 0.0, "nothing before it changes")
         for chunk, patch in pairs[:kept]
     ]
-    ready = built = head(window, kept)
+    ready = built = without(window, range(kept, len(window.entries)))
     for chunk, patch in pairs[kept:]:
         step = _needed(vlm, built, chunk, _held(chunk, patch, stored), patch, policy)
-        first = built is ready and step.action in FORWARDS
-        # Every window but `ready`, from its first forward on, is this function's own; pools may be shared.
-        built = append(built, chunk, step.patch, donate=window.mode == "materialise" and not first)
+        # The caller has its window, and the plan has `ready` from its first forward on; pools may be shared.
+        lent = built is window or (built is ready and step.action in FORWARDS)
+        built = append(built, chunk, step.patch, donate=window.mode == "materialise" and not lent)
         steps.append(step)
         if not any(step.action in FORWARDS for step in steps):
             ready = built

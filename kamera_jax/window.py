@@ -221,11 +221,6 @@ def _rebuild(window: Window, items: Iterable[tuple[Chunk, Patch | None]], keep: 
     return fresh
 
 
-def head(window: Window, count: int) -> Window:
-    """The first ``count`` entries alone."""
-    return _rebuild(window, [], count)
-
-
 def materialised(window: Window) -> Window:
     """The same window with every chunk rotated, patched and written."""
     if window.mode == "materialise":

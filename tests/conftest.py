@@ -18,8 +18,9 @@ hypothesis.settings.load_profile("house")
 
 
 def pytest_ignore_collect(collection_path, config):
-    # Modules in tests/parity import torch at the top; `make test` must not need it, not even to deselect them.
-    if config.option.markexpr == "not parity" and collection_path == config.rootpath / "tests" / "parity":
+    # Modules in tests/parity import torch at the top; a run without them must not need it, not even to deselect them.
+    without = config.option.markexpr == "soak" or "not parity" in config.option.markexpr
+    if without and collection_path == config.rootpath / "tests" / "parity":
         return True
     return None
 

@@ -50,6 +50,7 @@ def write(folder: Path, description: Mapping[str, Any], arrays: Mapping[str, np.
         "description": description,
         "folder": name,
         "arrays": {key: _about(array) for key, array in arrays.items()},
+        "files": _files(folder / name),
     }
     beside = folder / f"{_DESCRIPTION}.{uuid.uuid4().hex}"
     with beside.open("w", encoding="utf-8") as file:
@@ -87,6 +88,11 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         )
     stored: dict[str, np.ndarray] = {}
     if any(np.prod(about["shape"]) for about in whole["arrays"].values()):
+        # Before the storage library sees them: of broken files it leaves reads behind.
+        if _files(folder / whole["folder"]) != whole["files"]:
+            raise SnapshotCorruptError(
+                f"the arrays of the snapshot in {folder} are not as they were written; use another"
+            )
         stored = _restored(folder / whole["folder"])
     arrays = {}
     for key, about in whole["arrays"].items():
@@ -110,11 +116,13 @@ def _restored(folder: Path) -> dict[str, np.ndarray]:
 
 
 def _about(array: np.ndarray) -> dict[str, Any]:
-    return {
-        "shape": list(array.shape),
-        "dtype": array.dtype.name,
-        "sha256": _sha256(np.ascontiguousarray(array).tobytes()),
-    }
+    return {"shape": list(array.shape), "dtype": array.dtype.name}
+
+
+def _files(folder: Path) -> dict[str, str]:
+    """sha256 of every file below a folder, by its path there."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): _sha256(path.read_bytes()) for path in found}
 
 
 def _digest(description: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.chunk_attention.shapes import Heads
-from pallas_kernels.relocate_patch.reference import PairLayout
+from pallas_kernels.relocate_patch.reference import PairLayout, low_rank
 
 UNSEEN = -1e30
 """Below every score; finite, so that the difference of two is no NaN."""
@@ -25,14 +25,6 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array, layout: PairLayout) -> 
     a, b, cos, sin = x[..., first], x[..., second], cos[:, None, :], sin[:, None, :]
     x = x.at[..., first].set(a * cos - b * sin)
     return x.at[..., second].set(b * cos + a * sin)
-
-
-def low_rank(u: jax.Array, v: jax.Array, rank: jax.Array) -> jax.Array:
-    """``uᵀ v`` in f32 over the first ``rank`` components: u [m, T], v [m, F] -> [T, F]."""
-    used = (jnp.arange(u.shape[0]) < rank)[:, None]
-    # Both sides: what lies past the rank is not read, and 0 * nan would be.
-    u, v = (jnp.where(used, factor.astype(jnp.float32), 0.0) for factor in (u, v))
-    return jnp.einsum("mt,mf->tf", u, v, precision="highest")
 
 
 def chunk_attention_reference(
@@ -78,7 +70,7 @@ def chunk_attention_reference(
         valid = jnp.arange(tokens) < chunk["length"]
         keys, values = chunk["rot"].astype(jnp.float32), chunk["free"].astype(jnp.float32)
         if "u" in chunk:
-            delta = low_rank(chunk["u"], chunk["v"], chunk["rank"])
+            delta = low_rank(*(chunk[name][None] for name in ("u", "v", "rank")))[0]
             keys, values = keys + delta[:, : keys.shape[1]], values + delta[:, keys.shape[1] :]
         keys = keys.reshape(tokens, heads.groups, -1)
         keys = rotate(keys, *tables(chunk["positions"] + chunk["base"], inv_freq, rope_scale), layout)

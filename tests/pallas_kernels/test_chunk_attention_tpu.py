@@ -218,15 +218,17 @@ def test_compiled_it_reads_the_chunks_once_and_writes_no_kv(name, target):
     assert compiled.kernels(program) == ["chunk_attention"]
     kv = 2 * shape.kv_values
     queries = 2 * shape.queries * shape.heads * shape.width
-    # Nothing of the size of keys is made but what the queries ask for, and positions are copied at most once.
+    # Nothing of the size of keys is made but what the queries ask for.
     positions, keys = call["positions"].size * 4, 2 * shape.chunks * shape.tokens * shape.rot
     lse = 512 * shape.queries * shape.heads
     assert compiled.largest_result(program) <= max(keys - 1, queries, lse)
-    assert compiled.temporaries(program) <= 0.01 * kv + 12 * queries + 2 * positions
-    # What is as large as the queries may be laid out anew: q and out twice each, read and written, and lse, on 128
-    # lanes of f32 twice as large, once. A chip with little VMEM (v5p) does all of it in HBM.
+    # What is as large as the queries may be laid out anew: q, out, and lse on 128 lanes of f32; where VMEM is small
+    # all of it in HBM (q and out twice each, read and written, and lse, twice as large, once), and positions too.
+    small = target == "v5p"
+    anew = (12 if small else 8) * queries
+    assert compiled.temporaries(program) <= 0.01 * kv + anew + (2 * positions if small else 0)
     ideal = sum(x.size * x.dtype.itemsize for x in call.values()) + 2 * queries
-    assert compiled.hbm_bytes(program) <= 1.05 * ideal + 12 * queries
+    assert compiled.hbm_bytes(program) <= 1.05 * ideal + anew
 
 
 def test_compiled_a_loop_over_layers_cuts_none_out():
