@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test newest parity soak lint types contract results parity-results bench-kernels bench-window guard train-tiny clean
+.PHONY: help demo test newest parity soak docs notebooks lint types contract results parity-results bench-kernels bench-window guard train-tiny clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -16,10 +16,17 @@ demo: $(VENV)/installed ## install and run the story on the embedded model
 	$(BIN)/kamera demo $(ARGS)
 
 test: $(VENV)/installed-test ## install what the tests need and run them; no torch
-	$(BIN)/python -m pytest -m "not parity and not soak" -n $(WORKERS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -m "not parity and not soak and not site" -n $(WORKERS) --dist loadfile $(ARGS)
 
 newest: ## the kernel tests that need a newer jax, under Python 3.12 where it is there
 	.ci/newest $(ARGS)
+
+docs: $(VENV)/installed-docs ## build the documentation and open it in a headless browser
+	mkdir -p .cache
+	.ci/docs $(ARGS)
+
+notebooks: $(VENV)/installed-notebooks ## run the notebooks
+	$(BIN)/python -m pytest -q --nbmake -n $(WORKERS) notebooks $(ARGS)
 
 soak: $(VENV)/installed-test ## what takes long and adds little to every run
 	$(BIN)/python -m pytest -m soak -n $(WORKERS) --dist worksteal $(ARGS)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import shtab
+
 EMBEDDED = "kamera-tiny-"
 ATTENTIONS = ("gqa", "mla", "mha")
 DEFAULT = EMBEDDED + ATTENTIONS[0]
@@ -20,6 +22,7 @@ def parser() -> argparse.ArgumentParser:
         "for what it would have absorbed from its neighbours.",
     )
     top.add_argument("--debug", action="store_true", help="show tracebacks")
+    shtab.add_argument_to(top, help="print a completion script: kamera --print-completion bash > FILE; source FILE")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     demo = commands.add_parser(
@@ -73,6 +76,22 @@ def parser() -> argparse.ArgumentParser:
     )
     ask.add_argument("--max-new-tokens", type=_positive, default=16, metavar="N", help="longest answer (default: 16)")
     _add_json(ask)
+
+    doctor = commands.add_parser(
+        "doctor",
+        help="what is installed, what it runs on, and which kernels will run",
+        description="Versions, devices, a check of the operator against float64, and for every operation which kernel "
+        "serves it here, on a TPU and on a Hopper GPU, and why not a faster one.",
+    )
+    doctor.add_argument(
+        "--model",
+        dest="models",
+        action="append",
+        default=[],
+        help="look at this model's calls; repeat it (default: well-known backbones, in bf16)",
+    )
+    doctor.add_argument("--slots", type=_positive, default=4096, help="of the window (default: 4096)")
+    _add_json(doctor)
     return top
 
 
@@ -98,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, 1 for an error in what was given, 130 after Ctrl-C."""
     options = parser().parse_args(arguments)
     try:
-        result = {"demo": _demo, "ask": _ask}[options.command](options)
+        result = {"demo": _demo, "ask": _ask, "doctor": _doctor}[options.command](options)
         if options.json:
             _write_json(options.json, result)
     except KeyboardInterrupt:
@@ -176,6 +195,14 @@ def _ask(options: argparse.Namespace) -> dict[str, Any]:
         "kv_bytes": sum(entry.chunk.nbytes for entry in window.entries),
         "patch_bytes": sum(entry.patch.nbytes for entry in window.entries if entry.patch is not None),
     }
+
+
+def _doctor(options: argparse.Namespace) -> dict[str, Any]:
+    from eval import doctor
+
+    result = doctor.examine(options.models, options.slots)
+    doctor.show(result)
+    return result
 
 
 if __name__ == "__main__":

@@ -141,7 +141,8 @@ def _seen(full: Window, places: Sequence[int]) -> Window:
 def kl(reference: jax.Array, method: jax.Array) -> jax.Array:
     """KL(reference ‖ method) in nats between next-token distributions given as logits [..., V], f32."""
     log_p, log_q = jax.nn.log_softmax(reference), jax.nn.log_softmax(method)
-    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+    # Never negative, which the rounding of its sum can be.
+    return jnp.maximum(jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1), 0.0)
 
 
 def _kv_error(reference: Sequence[Entry], entries: Sequence[Entry]) -> np.ndarray:

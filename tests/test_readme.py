@@ -1,4 +1,4 @@
-"""What the README shows is run."""
+"""What the README and the guide show is run."""
 
 import re
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def examples():
-    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def examples(page="README.md"):
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 
 
 def test_the_ten_lines_and_the_session_work(capsys, monkeypatch, tmp_path):
@@ -25,6 +25,22 @@ def test_the_ten_lines_and_the_session_work(capsys, monkeypatch, tmp_path):
         assert f"- {question} {answer}\n" in questions
     restored = names["kj"].Session.restore(names["vlm"], "session/")
     assert restored.keys == names["session"].keys
+
+
+def test_the_guide_runs_from_top_to_bottom(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    names = {}
+    for example in examples("docs/guide.md"):
+        exec(compile(example, "docs/guide.md", "exec"), names)
+    shown = capsys.readouterr().out.splitlines()
+    questions = (ROOT / "examples/pages/questions.md").read_text()
+    one_hop, two_hops = (
+        next(line.split("?")[1].split("|")[0].strip() for line in shown if line.startswith(names[name]))
+        for name in ("one_hop", "two_hops")
+    )
+    assert f"- {names['one_hop']} {one_hop}\n" in questions and f"- {names['two_hops']} {two_hops}\n" in questions
+    assert names["verdict"].reason in " ".join(shown)
 
 
 def test_links_and_pictures_exist():

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.chunk_attention.reference import chunk_attention_reference
-from pallas_kernels.chunk_attention.shapes import heads_of, tpu_refusal
+from pallas_kernels.chunk_attention.shapes import Heads, heads_of, tpu_refusal
 from pallas_kernels.dispatch import Implementation, choose
 from pallas_kernels.relocate_patch.reference import PAIR_LAYOUTS, PairLayout
 
@@ -112,8 +112,7 @@ def chunk_attention(
         ranks = None if ranks is None else ranks[layer]
         first = jnp.asarray(layer, jnp.int32) * chunks
     run = chunk_attention_reference
-    refusals: dict[Implementation, str | None] = {"xla": None, "pallas_tpu": tpu_refusal(heads, pairs)}
-    if choose("chunk_attention", implementation, refusals) == "pallas_tpu":
+    if choose("chunk_attention", implementation, refusals(heads, pairs)) == "pallas_tpu":
         from pallas_kernels.chunk_attention.tpu import chunk_attention_tpu as run
     return run(
         q,
@@ -132,3 +131,8 @@ def chunk_attention(
         rope_scale=rope_scale,
         layout=layout,
     )
+
+
+def refusals(heads: Heads, pairs: int) -> dict[Implementation, str | None]:
+    """Why each backend cannot serve heads of which so many pairs rotate; None where it can, on its own machine."""
+    return {"pallas_tpu": tpu_refusal(heads, pairs), "xla": None}

@@ -66,12 +66,8 @@ def relocate_patch(
     """
     chunk = _checked(rot, free, cos, sin, u, v, ranks, length, layout)
     rotary_dim = cos.shape[-1] if rotary_dim is None else rotary_dim
-    refusals: dict[Implementation, str | None] = {
-        "pallas_tpu": limits.tpu_refusal(rot, free, cos, (u, v)),
-        "mosaic_gpu": gpu.unsupported(rot, free, u, v, head_dim=cos.shape[-1], rotary_dim=rotary_dim, layout=layout),
-        "xla": None,
-    }
-    return _backend(choose("relocate_patch", implementation, refusals))(*chunk, rotary_dim=rotary_dim, layout=layout)
+    reasons = refusals(rot, free, cos, u, v, rotary_dim=rotary_dim, layout=layout)
+    return _backend(choose("relocate_patch", implementation, reasons))(*chunk, rotary_dim=rotary_dim, layout=layout)
 
 
 def relocate_patch_into(
@@ -113,16 +109,49 @@ def relocate_patch_into(
     _check_cache(cache_rot, cache_free, place, chunk, 1 if implementation == "xla" else limits.ROWS)
     rotary_dim = cos.shape[-1] if rotary_dim is None else rotary_dim
     place = jnp.asarray(place, jnp.int32)
-    refusals: dict[Implementation, str | None] = {
-        "pallas_tpu": limits.tpu_refusal(rot, free, cos, (u, v))
-        or limits.tpu_cache_refusal(cache_rot, cache_free, paged=place.ndim == 1),
+    reasons = refusals(
+        rot, free, cos, u, v, rotary_dim=rotary_dim, layout=layout, cache=(cache_rot, cache_free), paged=place.ndim == 1
+    )
+    backend = _backend(choose("relocate_patch_into", implementation, reasons), into=True)
+    return backend(cache_rot, cache_free, place, *chunk, rotary_dim=rotary_dim, layout=layout)
+
+
+def refusals(
+    rot: Any,
+    free: Any,
+    cos: Any,
+    u: Any = None,
+    v: Any = None,
+    *,
+    rotary_dim: int,
+    layout: PairLayout,
+    cache: tuple[Any, Any] | None = None,
+    paged: bool = False,
+) -> dict[Implementation, str | None]:
+    """Why each backend cannot serve these arrays, or their shapes and dtypes; None where it can, on its own machine.
+
+    Args:
+        rot, free, cos, u, v, rotary_dim, layout: of the call.
+        cache: (cache_rot, cache_free) of `relocate_patch_into`.
+        paged: whether the cache is.
+    """
+    tpu = limits.tpu_refusal(rot, free, cos, (u, v))
+    if cache is not None:
+        tpu = tpu or limits.tpu_cache_refusal(*cache, paged=paged)
+    return {
+        "pallas_tpu": tpu,
         "mosaic_gpu": gpu.unsupported(
-            rot, free, u, v, head_dim=cos.shape[-1], rotary_dim=rotary_dim, layout=layout, cache=cache_rot
+            rot,
+            free,
+            u,
+            v,
+            head_dim=cos.shape[-1],
+            rotary_dim=rotary_dim,
+            layout=layout,
+            cache=None if cache is None else cache[0],
         ),
         "xla": None,
     }
-    backend = _backend(choose("relocate_patch_into", implementation, refusals), into=True)
-    return backend(cache_rot, cache_free, place, *chunk, rotary_dim=rotary_dim, layout=layout)
 
 
 def _backend(name: Implementation, *, into: bool = False) -> Callable[..., tuple[jax.Array, jax.Array]]:

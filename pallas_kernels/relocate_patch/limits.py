@@ -1,6 +1,6 @@
 """What each kernel serves, known without importing it."""
 
-import jax
+from typing import Any
 
 HEAD_DIMS = (64, 80, 96, 128, 256)
 DTYPES = ("bfloat16", "float32")
@@ -18,10 +18,8 @@ def transposed(width: int) -> bool:
     return width % LANES != 0
 
 
-def tpu_refusal(
-    rot: jax.Array, free: jax.Array, cos: jax.Array, factors: tuple[jax.Array | None, ...] = ()
-) -> str | None:
-    """Why ``"pallas_tpu"`` cannot serve these arrays, or None."""
+def tpu_refusal(rot: Any, free: Any, cos: Any, factors: tuple[Any, ...] = ()) -> str | None:
+    """Why ``"pallas_tpu"`` cannot serve these arrays, or their shapes and dtypes; None where it can."""
     if cos.shape[-1] not in HEAD_DIMS:
         return f"it needs a head dim D in {HEAD_DIMS}, not {cos.shape[-1]}"
     if wrong := {str(x.dtype) for x in (rot, free, *factors) if x is not None} - set(DTYPES):
@@ -29,7 +27,7 @@ def tpu_refusal(
     return None
 
 
-def tpu_cache_refusal(cache_rot: jax.Array, cache_free: jax.Array, *, paged: bool) -> str | None:
+def tpu_cache_refusal(cache_rot: Any, cache_free: Any, *, paged: bool) -> str | None:
     """Why ``"pallas_tpu"`` cannot write to these caches, or None."""
     for name, cache in (("cache_rot", cache_rot), ("cache_free", cache_free)):
         slots, narrow = cache.shape[2 if paged else 1], transposed(cache.shape[-1])

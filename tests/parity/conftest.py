@@ -1,8 +1,3 @@
-import os
-
-# What is compared is the program; that LLVM compiles it in half the time and leaves it slower does not show in it.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
-
 import pytest
 
 from models import load
