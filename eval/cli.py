@@ -62,7 +62,10 @@ def parser() -> argparse.ArgumentParser:
         required=True,
         type=Path,
         metavar="PATH",
-        help="an image, .txt or .md file; repeat it",
+        help="an image, .txt, .md or .pdf file, or a folder of them; repeat it",
+    )
+    ask.add_argument(
+        "--dpi", type=_positive, default=144, help="at which pages of PDF files are rendered (default: 144)"
     )
     ask.add_argument(
         "--model", default=DEFAULT, help=f"embedded name, folder in hub format, or hub id (default: {DEFAULT})"
@@ -166,8 +169,10 @@ def _demo(options: argparse.Namespace) -> dict[str, Any]:
 
 def _ask(options: argparse.Namespace) -> dict[str, Any]:
     import kamera_jax as kj
+    from eval.items import sources
     from models import load
 
+    items = [item for source in sources(options.items, dpi=options.dpi) for _, item in source.items()]
     vlm = load(options.model)
     if options.model.startswith(EMBEDDED):
         print(
@@ -175,9 +180,9 @@ def _ask(options: argparse.Namespace) -> dict[str, Any]:
             file=sys.stderr,
         )
     if options.method == "full":
-        window = kj.prefill(vlm, options.items)
+        window = kj.prefill(vlm, items)
     else:
-        chunks = [kj.encode(vlm, item) for item in options.items]
+        chunks = [kj.encode(vlm, item) for item in items]
         slots = 16 * len(chunks) + sum(chunk.length for chunk in chunks) + vlm.preamble.positions.shape[-1]
         window = kj.Window.empty(vlm, capacity=slots + 256 + options.max_new_tokens)
         rank = int(options.method.partition(":")[2] or 0)

@@ -1,0 +1,36 @@
+"""The examples run as they stand, and answer what the pages say."""
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+ANSWERS = dict(re.findall(r"- (what .*\?) (\w+)", (ROOT / "examples/pages/questions.md").read_text()))
+
+
+def run(name, capsys, monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+    runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__")
+    return capsys.readouterr().out
+
+
+def test_questions_about_a_pdf(capsys, monkeypatch):
+    shown = run("pdf_questions", capsys, monkeypatch)
+    asked = dict(re.findall(r"^(what .*\?) (\w+)  \(", shown, re.MULTILINE))
+    assert len(asked) == 3 and asked.items() <= ANSWERS.items()
+    assert len(re.findall(r"^page \d: \d+ tokens", shown, re.MULTILINE)) == 3
+
+
+def test_methods_on_a_folder_of_images(capsys, monkeypatch, tmp_path):
+    for place, name in enumerate(("first", "second", "third")):
+        (tmp_path / f"{place}.png").write_bytes((ROOT / f"examples/pages/{name}.png").read_bytes())
+    questions = [question for question in ANSWERS if "flower" in question or "star" in question]
+    (tmp_path / "questions.txt").write_text("\n".join(questions))
+    arguments = (tmp_path, "--questions", tmp_path / "questions.txt", "--ranks", 12)
+    rows = [line.split() for line in run("compare_methods", capsys, monkeypatch, *arguments).splitlines()]
+    assert rows[0][:3] == ["full", "blind", "patch:12"]
+    for full, _, patched, *question in rows[1:3]:
+        assert full == patched == ANSWERS[" ".join(question)]
+    full, blind, patched = map(float, rows[3][:3])
+    assert full == 0 and patched < 0.05 < blind
