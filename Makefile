@@ -2,12 +2,13 @@ PYTHON ?= python3
 WORKERS ?= 2
 ARGS ?=
 ATTENTIONS := gqa mla mha
+EVAL_LIMIT ?= 27
 
 VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test newest parity soak docs notebooks lint types contract results parity-results bench-kernels bench-window guard train-tiny clean
+.PHONY: help demo test newest parity soak docs notebooks lint types contract results results-eval parity-results bench-kernels bench-patch bench-window bench-library library-soak guard train-tiny clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -18,7 +19,7 @@ demo: $(VENV)/installed ## install and run the story on the embedded model
 test: $(VENV)/installed-test ## install what the tests need and run them; no torch
 	$(BIN)/python -m pytest -m "not parity and not soak and not site" -n $(WORKERS) --dist loadfile $(ARGS)
 
-newest: ## the kernel tests that need a newer jax, under Python 3.12 where it is there
+newest: ## the tests that need a newer jax, under Python 3.12 where it is there
 	.ci/newest $(ARGS)
 
 docs: $(VENV)/installed-docs ## build the documentation and open it in a headless browser
@@ -53,14 +54,33 @@ results: $(VENV)/installed ## measure and draw the README's figures anew
 	    --page README.md --plot docs/figures/demo.png
 	$(BIN)/python -m eval.tiny.assess --json docs/results/embedded-models.json --page docs/embedded-models.md
 
+results-eval: $(VENV)/installed ## run every method on the embedded models anew, and write docs/results.md
+	mkdir -p docs/results docs/figures
+	for attention in $(ATTENTIONS); do \
+	    $(BIN)/kamera eval binding --model kamera-tiny-$$attention --limit $(EVAL_LIMIT) --batch 9 \
+	        --output out/eval-binding-$$attention || exit 1; \
+	done
+	$(BIN)/kamera eval report $(ATTENTIONS:%=out/eval-binding-%) --json docs/results/eval-binding.json \
+	    --figures docs/figures --page docs/results.md
+
 parity-results: $(VENV)/installed-parity ## measure the ports against the torch reference anew
 	$(BIN)/python -m tests.parity.measure docs/results/parity.json
 
 bench-kernels: $(VENV)/installed-test ## measure the kernels anew, as far as this machine can
 	$(BIN)/python -m benchmarks.kernels $(ARGS)
 
+bench-patch: $(VENV)/installed ## measure what patches cost, and where their bytes go, anew
+	mkdir -p docs/results docs/figures
+	$(BIN)/python -m benchmarks.patch $(ARGS)
+
 bench-window: $(VENV)/installed ## measure what a window's operations keep anew
 	$(BIN)/python -m benchmarks.window $(ARGS)
+
+bench-library: $(VENV)/installed ## measure the chunk library anew
+	$(BIN)/python -m benchmarks.library $(ARGS)
+
+library-soak: $(VENV)/installed-test ## kill, flip and crowd the chunk library anew: a quarter of an hour
+	$(BIN)/python -m tests.kamera_jax.library.soak docs/results/library-soak.json
 
 guard: $(VENV)/installed ## calibrate the guard of stored patches and measure it anew
 	mkdir -p docs/results docs/figures

@@ -6,7 +6,6 @@ keeps what was measured elsewhere.
 
 import argparse
 import json
-import statistics
 import time
 from collections.abc import Callable
 from functools import partial
@@ -18,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import compiled
+from eval.forming import side_by_side
 from kamera_jax import patch
 from kamera_jax.kv import Factors, KVSpec, Segment
 from kamera_jax.reuse import write
@@ -40,19 +40,6 @@ RELOCATED = ("qwen2.5-vl-7b", "qwen2.5-vl-7b long", "kimi-vl", "deepseek-v3")
 ATTENDED = ("qwen2.5-vl-7b decode", "qwen2.5-vl-7b prefill", "kimi-vl decode", "deepseek-v3 decode")
 CHUNK, RANK = 1024, 32
 """Tokens of the CPU's chunk, and components of its patch."""
-
-
-def side_by_side(calls: dict[str, Callable[[], Any]], runs: int) -> dict[str, float]:
-    """Median seconds of each call, taken in turns after one run that compiles."""
-    for call in calls.values():
-        jax.block_until_ready(call())
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(runs):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            jax.block_until_ready(call())
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times) for name, times in seconds.items()}
 
 
 def cpu(runs: int = 5) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from typing import Any
 
 import shtab
 
+from eval import evaluate
+
 EMBEDDED = "kamera-tiny-"
 ATTENTIONS = ("gqa", "mla", "mha")
 DEFAULT = EMBEDDED + ATTENTIONS[0]
@@ -60,13 +62,13 @@ def parser() -> argparse.ArgumentParser:
         dest="items",
         action="append",
         required=True,
-        type=Path,
-        metavar="PATH",
-        help="an image, .txt, .md or .pdf file, or a folder of them; repeat it",
+        metavar="PATH|KEY",
+        help="an image, .txt, .md or .pdf file, a folder of them, or the key of a chunk in the library; repeat it",
     )
     ask.add_argument(
         "--dpi", type=_positive, default=144, help="at which pages of PDF files are rendered (default: 144)"
     )
+    ask.add_argument("--library", type=Path, metavar="DIR", help="where chunks are found by key")
     ask.add_argument(
         "--model", default=DEFAULT, help=f"embedded name, folder in hub format, or hub id (default: {DEFAULT})"
     )
@@ -95,6 +97,64 @@ def parser() -> argparse.ArgumentParser:
     )
     doctor.add_argument("--slots", type=_positive, default=4096, help="of the window (default: 4096)")
     _add_json(doctor)
+
+    encode = commands.add_parser(
+        "encode",
+        help="encode files into a chunk library",
+        description="Encode each image, text and page once, alone, and keep it under a key that its content and the "
+        "model give it. What the library has is not encoded again, so a run that was stopped goes on where it was.",
+        epilog="example: kamera encode report.pdf screenshots/ --library library/",
+    )
+    encode.add_argument(
+        "paths", nargs="+", type=Path, metavar="PATH", help="an image, .txt, .md or .pdf file, or a folder of them"
+    )
+    encode.add_argument("--dpi", type=_positive, default=144, help="as of ask (default: 144)")
+    encode.add_argument("--library", type=Path, required=True, metavar="DIR", help="is made if it is not there")
+    encode.add_argument("--model", default=DEFAULT, help=f"as of ask (default: {DEFAULT})")
+    encode.add_argument(
+        "--storage",
+        choices=("exact", "int8"),
+        default="exact",
+        help="bit for bit, or in half the bytes of bf16 (default: exact)",
+    )
+    _add_json(encode)
+
+    library = commands.add_parser("library", help="list, show, verify or collect a chunk library")
+    actions = library.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for name, help_text in (
+        ("ls", "every chunk and patch"),
+        ("info", "one of them"),
+        ("verify", "read everything and hold it against its digests"),
+        ("gc", "free the room of what was deleted, and put small packs together"),
+    ):
+        action = actions.add_parser(name, help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
+        if name == "info":
+            action.add_argument("key", metavar="KEY", help="of a chunk or a patch, or how it begins")
+        action.add_argument("library", type=Path, metavar="DIR", help="the library's folder")
+        _add_json(action)
+
+    bench = commands.add_parser("bench", help="what an operation costs on this machine")
+    what = bench.add_subparsers(dest="what", required=True, metavar="WHAT")
+    form = what.add_parser(
+        "form",
+        help="forming a patch, and the reuses after which it has paid",
+        description="Encode, form, apply and re-prefill, taken in turns, on a decoder of random weights: 8 layers of "
+        "width 1024, f32. A patch has paid after form / (re-prefill - apply) reuses.",
+    )
+    form.add_argument(
+        "--tokens",
+        type=_positive,
+        nargs="+",
+        default=[256, 512, 1024],
+        metavar="N",
+        help="tokens of the chunks (default: 256 512 1024)",
+    )
+    form.add_argument("--rank", type=_positive, help="of the patch (default: 10 %% of the chunk's bytes)")
+    form.add_argument("--runs", type=_positive, default=5, help="runs, of which the median counts (default: 5)")
+    form.add_argument("--plot", type=Path, metavar="FILE.png", help="draw milliseconds against tokens")
+    _add_json(form)
+
+    _add_json(evaluate.add_parser(commands, DEFAULT))
     return top
 
 
@@ -119,10 +179,19 @@ def _method(text: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, 1 for an error in what was given, 130 after Ctrl-C."""
     options = parser().parse_args(arguments)
+    commands = {
+        "demo": _demo,
+        "ask": _ask,
+        "bench": _bench,
+        "doctor": _doctor,
+        "encode": _encode,
+        "eval": evaluate.run,
+        "library": _library,
+    }
     try:
-        result = {"demo": _demo, "ask": _ask, "doctor": _doctor}[options.command](options)
+        result = commands[options.command](options)
         if options.json:
-            _write_json(options.json, result)
+            _write_json(options.json, result, indent=None if options.command == "eval" else 2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -134,9 +203,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _write_json(path: Path, result: dict[str, Any]) -> None:
+def _write_json(path: Path, result: Any, indent: int | None) -> None:
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(result, indent=indent) + "\n", encoding="utf-8")
     partial.replace(path)
 
 
@@ -167,12 +236,33 @@ def _demo(options: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
+def _bench(options: argparse.Namespace) -> dict[str, Any]:
+    from rich.progress import Progress
+
+    from eval import forming, report
+
+    with Progress(transient=True) as bar:
+        task = bar.add_task("chunks", total=len(options.tokens))
+
+        def progress(name: str, done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total, description=name)
+
+        result = forming.measure(
+            forming.RandomDecoder(), lengths=options.tokens, rank=options.rank, runs=options.runs, progress=progress
+        )
+    report.print_form(result)
+    if options.plot:
+        report.plot_form(result, options.plot)
+    return result
+
+
 def _ask(options: argparse.Namespace) -> dict[str, Any]:
     import kamera_jax as kj
-    from eval.items import sources
+    from eval.library import named
     from models import load
 
-    items = [item for source in sources(options.items, dpi=options.dpi) for _, item in source.items()]
+    lib = None if options.library is None else kj.ChunkLibrary.open(options.library)
+    items = [item for text in options.items for item in named(text, lib, dpi=options.dpi)]
     vlm = load(options.model)
     if options.model.startswith(EMBEDDED):
         print(
@@ -182,7 +272,7 @@ def _ask(options: argparse.Namespace) -> dict[str, Any]:
     if options.method == "full":
         window = kj.prefill(vlm, items)
     else:
-        chunks = [kj.encode(vlm, item) for item in items]
+        chunks = [item if isinstance(item, kj.Chunk) else kj.encode(vlm, item) for item in items]
         slots = 16 * len(chunks) + sum(chunk.length for chunk in chunks) + vlm.preamble.positions.shape[-1]
         window = kj.Window.empty(vlm, capacity=slots + 256 + options.max_new_tokens)
         rank = int(options.method.partition(":")[2] or 0)
@@ -195,7 +285,7 @@ def _ask(options: argparse.Namespace) -> dict[str, Any]:
         "question": options.question,
         "answer": answer.text,
         "method": options.method,
-        "items": [str(item) for item in options.items],
+        "items": options.items,
         "ttft_s": answer.ttft_s,
         "kv_bytes": sum(entry.chunk.nbytes for entry in window.entries),
         "patch_bytes": sum(entry.patch.nbytes for entry in window.entries if entry.patch is not None),
@@ -208,6 +298,18 @@ def _doctor(options: argparse.Namespace) -> dict[str, Any]:
     result = doctor.examine(options.models, options.slots)
     doctor.show(result)
     return result
+
+
+def _encode(options: argparse.Namespace) -> dict[str, Any]:
+    from eval import encode
+
+    return encode.run(options)
+
+
+def _library(options: argparse.Namespace) -> dict[str, Any]:
+    from eval import library
+
+    return library.run(options)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What is measured: accuracy, KL of the answer, and the share of the KL that a method closes."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Array, Float
@@ -17,6 +17,28 @@ def eta(reference: Float[Array, "*B V"], method: Float[Array, "*B V"], baseline:
 def accuracy(logits: Float[Array, "*B V"], answers: np.ndarray) -> float:
     """Share of first answer tokens that are right."""
     return float(np.mean(np.asarray(logits.argmax(-1)) == answers))
+
+
+def mean_and_error(values: Sequence[float], clusters: Sequence[str]) -> tuple[float, float]:
+    """A mean and its standard error, values of one cluster being no independent ones (Liang and Zeger, 1986).
+
+    Args:
+        values: of the samples.
+        clusters: which samples share a context; one cluster alone has no error to tell, and gives NaN.
+
+    Raises:
+        ValueError: no values, or not one cluster for each.
+    """
+    if not len(values) or len(values) != len(clusters):
+        raise ValueError(f"a mean needs values, and a cluster for each; got {len(values)} and {len(clusters)}")
+    mean = float(np.mean(values))
+    sums: dict[str, float] = {}
+    for value, cluster in zip(values, clusters, strict=True):
+        sums[cluster] = sums.get(cluster, 0.0) + float(value) - mean
+    if len(sums) == 1:
+        return mean, math.nan
+    spread = math.fsum(each * each for each in sums.values()) * len(sums) / (len(sums) - 1)
+    return mean, math.sqrt(spread) / len(values)
 
 
 def clopper_pearson(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:

@@ -11,10 +11,19 @@ COLOURS = {"full": "#222222", "blind": "#d55e00", "patch": "#0072b2", "one_hop":
 """Okabe–Ito: told apart by colour-blind readers too."""
 
 
-def _show(console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], note: str = "") -> None:
+def show(
+    console: Console,
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    note: str = "",
+    *,
+    right: bool = True,
+) -> None:
+    """A table; all but the first column stand to the right, unless said."""
     table = Table(box=None, pad_edge=False)
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
+        table.add_column(column, justify="right" if right and i else "left", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     console.print(title, style="bold")
@@ -32,7 +41,7 @@ def kibibytes(count: int | float) -> str:
 def print_demo(result: dict[str, Any], console: Console | None = None) -> None:
     """The demo's tables, within 80 columns."""
     console = console or Console(emoji=False, highlight=False)
-    _show(
+    show(
         console,
         f"Three pages ({kibibytes(result['methods'][0]['kv_bytes'])} of KV), {result['episodes']} held-out episodes",
         ("method", "one hop", "two hops", "KL", "η", "patches", "of KV", "ms"),
@@ -53,7 +62,7 @@ def print_demo(result: dict[str, Any], console: Console | None = None) -> None:
         "patch:M: blind plus a rank-M patch, no forward. KL and η (against full, over\n"
         "blind): two-hop questions. of KV: of the two patched pages. ms: per window.",
     )
-    _show(
+    show(
         console,
         f"Reorder ({result['operation_episodes']} episodes): one orbit patch per page, used in every order",
         ("order", "two hops", "full prefill", "η"),
@@ -69,7 +78,7 @@ def print_demo(result: dict[str, Any], console: Console | None = None) -> None:
         "* references stand before what they refer to: full prefill cannot bind them",
     )
     slide, recall = result["slide"], result["recall"]
-    _show(
+    show(
         console,
         "Slide: the first page leaves; questions on what only it showed",
         ("survivors", "history reference", "present reference", "KL to history"),
@@ -83,12 +92,61 @@ def print_demo(result: dict[str, Any], console: Console | None = None) -> None:
         ],
         "history: full prefill, the page hidden from the question. present: prefill\nof what is left.",
     )
-    _show(
+    show(
         console,
         "Recall: the third page comes back behind a new one, with its old patch",
         ("blind", "patch", "full prefill"),
         [[f"{recall['blind']:.3f}", f"{recall['patch']:.3f}", f"{recall['full']:.3f}"]],
     )
+
+
+def print_form(result: dict[str, Any], console: Console | None = None) -> None:
+    """The table of `kamera bench form`, within 80 columns."""
+    console = console or Console(emoji=False, highlight=False)
+    size = f"rank {result['rank']}" if result["rank"] else "default size"
+    show(
+        console,
+        f"Forming a patch, {size}: {result['layers']} layers, {result['dtype']}, {result['device']}; milliseconds",
+        ("tokens", "encode", "form", "of forward", "apply", "re-prefill", "pays after", "of KV"),
+        [
+            [
+                str(row["tokens"]),
+                *(f"{row[name]:.1f}" for name in ("encode_ms", "form_ms")),
+                f"{row['form_of_forward']:.2f}",
+                *(f"{row[name]:.1f}" for name in ("apply_ms", "reprefill_ms")),
+                f"{row['break_even']:.2f}",
+                f"{row['patch_share']:.1%}",
+            ]
+            for row in result["rows"]
+        ],
+        "of forward: form against the forward it needs. pays after: reuses, form /\n"
+        "(re-prefill - apply); encode is paid once, patch or none.",
+    )
+
+
+def plot_form(result: dict[str, Any], path: Path) -> None:
+    """Milliseconds of every step against tokens; PNG or SVG by the ending."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    tokens = [row["tokens"] for row in result["rows"]]
+    for step, name, colour in (
+        ("reprefill", "re-prefill", COLOURS["full"]),
+        ("form", "form", COLOURS["blind"]),
+        ("encode", "encode", COLOURS["one_hop"]),
+        ("apply", "apply", COLOURS["patch"]),
+    ):
+        axes.plot(tokens, [row[f"{step}_ms"] for row in result["rows"]], "o-", color=colour, label=name)
+    axes.set(xscale="log", yscale="log", xlabel="tokens of the chunk", ylabel="ms")
+    axes.set_xticks(tokens, [str(count) for count in tokens])
+    axes.legend(frameon=False)
+    axes.set_title("Forming a patch costs one forward; applying it next to nothing", loc="left", fontsize=11)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
 
 
 def plot_demo(results: Sequence[dict[str, Any]], path: Path) -> None:

@@ -7,9 +7,10 @@ from kamera_jax import patch, planning, rope
 from kamera_jax.answer import Generation, generate, query
 from kamera_jax.calibration import Calibration, calibrate
 from kamera_jax.chunk import Chunk, Entry, Match, Patch
-from kamera_jax.encode import encode, form_patch, prefill
+from kamera_jax.encode import encode, form_patch, form_patches, prefill
 from kamera_jax.fidelity import Fidelity, verify
 from kamera_jax.kv import KV, ChunkPool, Factors, KVSpec, Segment, Sketch, SketchSpec, WindowState
+from kamera_jax.library.library import ChunkLibrary
 from kamera_jax.lineage import Staleness, staleness
 from kamera_jax.policy import ReusePolicy, Verdict, append_checked
 from kamera_jax.rope import RopeSpec
@@ -24,6 +25,7 @@ __all__ = [
     "KV",
     "Calibration",
     "Chunk",
+    "ChunkLibrary",
     "ChunkPool",
     "Entry",
     "Factors",
@@ -48,6 +50,7 @@ __all__ = [
     "calibrate",
     "encode",
     "form_patch",
+    "form_patches",
     "generate",
     "patch",
     "planning",

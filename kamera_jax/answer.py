@@ -238,6 +238,7 @@ def _turn(vlm: Backbone, window: Window, tail: Segment, kv: KV, said: Sequence[i
         antecedents=window.keys,
         inputs={"tokens": jnp.asarray(ids)},
         turn=True,
+        spec=vlm.spec,
     )
 
 

@@ -38,6 +38,9 @@ class Backbone(Protocol):
     One whose forward also reads ``state.pools`` (see `kamera_jax.reuse.attend_in_place`) says so with an attribute
     ``attends_in_place = True``, and is then offered windows of ``mode="in_place"``.
 
+    One whose forward reads ``inputs["slots"]``, i32[T], of a segment says ``fills_slots = True``: its tokens then stand
+    among what the state holds, in ascending slots, and each sees of the state only valid slots below its own.
+
     One with a chat template may say what stands between turns. ``closing``, token ids, are those after an answer up to
     the next question (end of turn, user header): they are run when a turn is kept; none by default. ``follow_up(text)``
     is the `tail` of a question right after them, for tokenizers to which that makes a difference; `tail` by default.

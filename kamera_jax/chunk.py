@@ -38,6 +38,7 @@ class Chunk:
         antecedents: keys of the chunks it was conditioned on; empty for a canonical chunk.
         inputs: what the model read (token ids, media features), None once dropped.
         turn: whether this is a question with its answer, kept by `generate`.
+        spec: what the KV means to the model that made it, None if it was not said.
     """
 
     kv: KV
@@ -50,6 +51,7 @@ class Chunk:
     antecedents: tuple[str, ...] = ()
     inputs: dict[str, Any] | None = None
     turn: bool = False
+    spec: KVSpec | None = None
 
     @property
     def nbytes(self) -> int:

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kamera_jax import patch as patches
 from kamera_jax.backbone import Backbone, Output
 from kamera_jax.chunk import Chunk, Patch
 from kamera_jax.errors import ModelMismatchError
 from kamera_jax.forward import chunk_of, preamble_chunk, run
 from kamera_jax.kv import Segment, Sketch, SketchSpec, bucket
 from kamera_jax.lineage import take_jit
+from kamera_jax.size import Size
 from kamera_jax.window import Window, aligned, append, check_chunk, check_model, materialised
 
 ROOM = 256
@@ -66,6 +66,15 @@ def prefill(vlm: Backbone, items: Sequence[Any], *, capacity: int | None = None)
         ValueError: an item cannot be read. WindowFullError: ``capacity`` is too small. MissingInputsError: a chunk
             lost its inputs.
     """
+    segments = _segments(vlm, items)
+    window = _room_for(vlm, segments, capacity)
+    for segment in segments:
+        chunk, _ = run_chunk(vlm, window, segment)
+        window = append(window, chunk, donate=bool(window.entries))
+    return window
+
+
+def _segments(vlm: Backbone, items: Sequence[Any]) -> list[Segment]:
     segments = []
     for item in items:
         if isinstance(item, Chunk):
@@ -73,13 +82,13 @@ def prefill(vlm: Backbone, items: Sequence[Any], *, capacity: int | None = None)
             segments.append(item.segment)
         else:
             segments.append(vlm.prepare(item))
+    return segments
+
+
+def _room_for(vlm: Backbone, segments: Sequence[Segment], capacity: int | None) -> Window:
     if capacity is None:
         capacity = _slots(vlm, [int(segment.length) for segment in segments], ROOM)
-    window = Window.empty(vlm, capacity)
-    for segment in segments:
-        chunk, _ = run_chunk(vlm, window, segment)
-        window = append(window, chunk, donate=bool(window.entries))
-    return window
+    return Window.empty(vlm, capacity)
 
 
 def form_patch(
@@ -91,9 +100,13 @@ def form_patch(
     rank: int | None = None,
     energy: float | None = None,
     max_bytes: int | None = None,
+    int8: bool | None = None,
     sketch: SketchSpec | None = None,
 ) -> Patch:
     """What ``chunk`` absorbs from the chunks before it, as a low-rank patch.
+
+    Without a choice of size it takes at most 10 % of the chunk's bytes, as with ``max_bytes``, and at most 32
+    components in any layer.
 
     Args:
         vlm: the model that encoded the chunk.
@@ -101,28 +114,23 @@ def form_patch(
         antecedents: exact form: prefill preamble, antecedents and chunk together, in this order.
         context: one forward of the chunk alone, on a window as it stands; one that keeps its chunks in place is
             materialised for it.
-        rank: components per layer (32 unless another choice is given).
+        rank: components in every layer.
         energy: instead, the share of every layer's squared change to keep; ranks differ per layer.
-        max_bytes: instead, the largest rank that fits.
+        max_bytes: instead, what the patch may take; the components of most energy, whatever their layer.
+        int8: store the factors as int8 with a scale for each component, or in the KV's dtype. By default where bytes
+            are what is asked for: with ``max_bytes``, and without a choice.
         sketch: which attention to keep a sketch of, for `kamera_jax.staleness`; its bytes come on top.
 
     Raises:
         ValueError: not exactly one of antecedents and context, more than one of rank, energy and max_bytes, a chunk
-            that is not canonical, or a sketch of a layer that there is not.
+            that is not canonical, a size that is none, or a sketch of a layer that there is not.
         ModelMismatchError, PreambleMismatchError: the chunk, an antecedent or the context comes from elsewhere.
         MissingInputsError: the chunk, or an antecedent, lost its inputs.
     """
     if (antecedents is None) == (context is None):
         raise ValueError("give either antecedents= (chunks to prefill before it) or context= (a window as it stands)")
-    if sum(choice is not None for choice in (rank, energy, max_bytes)) > 1:
-        raise ValueError(
-            f"give one of rank, energy and max_bytes; got rank={rank}, energy={energy}, max_bytes={max_bytes}"
-        )
-    if chunk.antecedents:
-        raise ValueError(
-            f"chunk {chunk.key[:12]} holds KV conditioned on {len(chunk.antecedents)} chunks; a patch is formed for "
-            "a canonical one"
-        )
+    size = Size(rank, energy, max_bytes, int8)
+    _check_canonical(chunk)
     _check_model(vlm, chunk)
     segment = chunk.segment
     if context is not None:
@@ -130,46 +138,100 @@ def form_patch(
     window = _prefilled(vlm, antecedents) if context is None else context
     check_chunk(window, chunk)
     window = materialised(window)  # what each chunk received cannot be told apart in place
-    collect = ("attention_mass",) if sketch is None else ("attention_mass", "queries")
-    conditioned, output = run_chunk(vlm, window, segment, collect)
-    if energy is not None:
-        factors = patches.fit_energy(conditioned.kv, chunk.kv, chunk.length, energy)
-    elif max_bytes is not None:
-        rank = patches.rank_for_bytes(
-            max_bytes,
-            layers=vlm.spec.layers,
-            length=chunk.length,
-            features=vlm.spec.rot_dim + vlm.spec.free_dim,
-            itemsize=chunk.kv.rot.dtype.itemsize,
+    conditioned, output = run_chunk(vlm, window, segment, _collected(sketch))
+    # Inside the forming window antecedents are conditioned and keyed as such; a patch names those its caller knows.
+    keys = window.keys if antecedents is None else tuple(each.key for each in antecedents)
+    return _patch(chunk, conditioned, output, window, keys, size, sketch)
+
+
+def form_patches(
+    vlm: Backbone,
+    items: Sequence[Any],
+    *,
+    capacity: int | None = None,
+    rank: int | None = None,
+    energy: float | None = None,
+    max_bytes: int | None = None,
+    int8: bool | None = None,
+    sketch: SketchSpec | None = None,
+) -> tuple[Window, tuple[Patch | None, ...]]:
+    """`prefill`, and with the same forwards the patches of all its chunks behind those before them.
+
+    What was never encoded alone is kept as it is: with its conditioned KV, as the window has it, and no patch.
+
+    Args:
+        vlm: the model.
+        items: canonical chunks with their inputs, and what `encode` takes.
+        capacity: as of `prefill`.
+        rank, energy, max_bytes, int8, sketch: of each patch, as of `form_patch`.
+
+    Returns:
+        The prefilled window, and for each item its patch, or None for what is no canonical chunk. A patch names the
+        chunks that were given, and the window's own where an item was no chunk.
+
+    Raises:
+        ValueError, PreambleMismatchError, MissingInputsError: as of `prefill` and `form_patch`. WindowFullError:
+            ``capacity`` is too small.
+    """
+    size = Size(rank, energy, max_bytes, int8)
+    segments = _segments(vlm, items)
+    window = _room_for(vlm, segments, capacity)
+    for item in items:
+        if isinstance(item, Chunk):
+            _check_canonical(item)
+            check_chunk(window, item)
+    keys: tuple[str, ...] = ()
+    patches: list[Patch | None] = []
+    for item, segment in zip(items, segments, strict=True):
+        canonical = item if isinstance(item, Chunk) else None
+        collect = () if canonical is None else _collected(sketch)
+        conditioned, output = run_chunk(vlm, window, segment, collect)
+        if canonical is None:
+            patches.append(None)
+        else:
+            patches.append(_patch(canonical, conditioned, output, window, keys, size, sketch))
+        keys += ((conditioned if canonical is None else canonical).key,)
+        window = append(window, conditioned, donate=bool(window.entries))
+    return window, tuple(patches)
+
+
+def _collected(sketch: SketchSpec | None) -> tuple[str, ...]:
+    return ("attention_mass",) if sketch is None else ("attention_mass", "queries")
+
+
+def _check_canonical(chunk: Chunk) -> None:
+    if chunk.antecedents:
+        raise ValueError(
+            f"chunk {chunk.key[:12]} holds KV conditioned on {len(chunk.antecedents)} chunks; a patch is formed for "
+            "a canonical one"
         )
-        # Every length has a rank of its own; few shapes, so that nothing recompiles.
-        factors = _limit(_fit(conditioned.kv, chunk.kv, chunk.length, bucket(rank)), rank)
-    else:
-        factors = _fit(conditioned.kv, chunk.kv, chunk.length, 32 if rank is None else rank)
+
+
+def _patch(
+    chunk: Chunk,
+    conditioned: Chunk,
+    output: Output,
+    window: Window,
+    antecedents: tuple[str, ...],
+    size: Size,
+    sketch: SketchSpec | None,
+) -> Patch:
+    """The patch of a chunk that a forward on ``window`` has conditioned; nothing here waits for the device."""
+    factors, residual = size.fit(conditioned.kv, chunk.kv, chunk.length)
     return Patch(
         factors=factors,
         chunk=chunk.key,
         model=chunk.model,
-        antecedents=_original_keys(window, antecedents),
-        mass=_mass_per_chunk(window, output.aux["attention_mass"]),
-        residual=_residual(conditioned.kv, chunk.kv, factors, chunk.length),
+        antecedents=antecedents,
+        mass=_shares(output.aux["attention_mass"], _owners(window, output), count=len(window.entries) + 2),
+        residual=residual,
         length=chunk.length,
         sketch=None if sketch is None else _sketch(output, chunk.length, sketch),
     )
 
 
-_fit = partial(jax.jit, static_argnames="rank")(patches.fit)
-_limit = jax.jit(patches.limit)
-_residual = jax.jit(patches.residual)
-
-
 def _sketch(output: Output, length: int, spec: SketchSpec) -> Sketch:
     return take_jit(output.aux["queries"], output.aux["attended"], length, spec=spec)
-
-
-def _original_keys(window: Window, antecedents: Sequence[Chunk] | None) -> tuple[str, ...]:
-    # Inside the forming window the antecedents are conditioned and keyed as such; a patch names those its caller knows.
-    return window.keys if antecedents is None else tuple(chunk.key for chunk in antecedents)
 
 
 def _prefilled(vlm: Backbone, antecedents: Sequence[Chunk] | None) -> Window:
@@ -180,14 +242,19 @@ def _slots(vlm: Backbone, lengths: Sequence[int], room: int) -> int:
     return bucket(aligned(preamble_chunk(vlm).length) + sum(map(aligned, lengths)) + room)
 
 
-def _mass_per_chunk(window: Window, mass: jax.Array) -> jax.Array:
-    """Sum f32[L, S + T] over the slots of each entry, of the preamble, and of the chunk itself: f32[L, n + 2]."""
-    slots = window.capacity
-    owner = np.full(mass.shape[1], len(window.entries) + 1)
-    owner[:slots] = len(window.entries)
+def _owners(window: Window, output: Output) -> np.ndarray:
+    """Whose each slot is that attention goes to: an entry's, the preamble's, or the forming chunk's own."""
+    owner = np.full(output.aux["attention_mass"].shape[1], len(window.entries) + 1)
+    owner[: window.capacity] = len(window.entries)
     for i, entry in enumerate(window.entries):
         owner[entry.slot : entry.slot + entry.chunk.length] = i
-    return mass @ jax.nn.one_hot(owner, len(window.entries) + 2, dtype=jnp.float32)
+    return owner
+
+
+@partial(jax.jit, static_argnames="count")
+def _shares(mass: jax.Array, owner: np.ndarray | jax.Array, *, count: int) -> jax.Array:
+    """Sum f32[L, S + T] over the slots of each of ``count`` owners."""
+    return mass @ jax.nn.one_hot(owner, count, dtype=jnp.float32)
 
 
 def _check_model(vlm: Backbone, chunk: Chunk) -> None:

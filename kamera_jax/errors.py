@@ -39,3 +39,27 @@ class SnapshotNotFoundError(ValueError):
 
 class SnapshotCorruptError(ValueError):
     """What was saved in a folder is not as it was written."""
+
+
+class LibraryNotFoundError(ValueError):
+    """A path that is no chunk library."""
+
+
+class LibraryVersionError(ValueError):
+    """A chunk library of a format that this version does not read."""
+
+
+class LibraryReadOnlyError(ValueError):
+    """A chunk library that cannot be written to: opened for reading, or in a folder that may not be changed."""
+
+
+class LibraryFullError(ValueError):
+    """The disk of a chunk library has no room for what is to be stored."""
+
+
+class LibraryCorruptError(ValueError):
+    """What a chunk library stored is not as it was written, or is gone."""
+
+
+class ChunkNotFoundError(ValueError):
+    """A key under which a chunk library holds nothing: it was never stored, or was deleted."""

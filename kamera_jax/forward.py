@@ -43,6 +43,7 @@ def chunk_of(
         preamble=preamble,
         antecedents=antecedents,
         inputs=segment.inputs,
+        spec=vlm.spec,
     )
 
 

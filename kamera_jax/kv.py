@@ -1,12 +1,12 @@
 """The array pytrees that cross ``jit``: KV, Factors, ChunkPool, WindowState, Segment."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self, no_type_check
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Int8
 
 from kamera_jax.rope import RopeSpec
 
@@ -39,11 +39,18 @@ class Factors:
         u: token factors, rank-major [L, m, T].
         v: feature factors [L, m, Fr + Ff].
         ranks: components in use per layer, i32[L].
+        scale: of each component, f32[L, m]; u and v are then int8. None: they are floating point, and there is none.
     """
 
-    u: Float[Array, "L m T"]
-    v: Float[Array, "L m F"]
+    u: Float[Array, "L m T"] | Int8[Array, "L m T"]
+    v: Float[Array, "L m F"] | Int8[Array, "L m F"]
     ranks: Int[Array, " L"]
+    scale: Float[Array, "L m"] | None = None
+
+    def floats(self, dtype: Any) -> tuple[Float[Array, "L m T"], Float[Array, "L m F"]]:
+        """``u`` and ``v`` in a floating-point dtype, the scale in ``v``: what kernels take."""
+        u, v = self.u.astype(dtype), self.v.astype(jnp.float32)
+        return u, (v if self.scale is None else v * self.scale[..., None]).astype(dtype)
 
 
 @dataclass(frozen=True)
@@ -196,6 +203,8 @@ class KVSpec:
         rope: how they are rotated.
         dtype: storage dtype name.
         fingerprint: config + weights revision of the model.
+        identity: what the fingerprint was made from, as pairs of a name and a digest (the configuration, the
+            preprocessing, the weights): for errors to name what differs; empty if the backbone does not say.
     """
 
     layers: int
@@ -205,11 +214,22 @@ class KVSpec:
     rope: RopeSpec
     dtype: str
     fingerprint: str
+    identity: tuple[tuple[str, str], ...] = ()
 
     @property
     def token_bytes(self) -> int:
         """Bytes of one token's KV over all layers."""
         return self.layers * (self.rot_dim + self.free_dim) * jnp.dtype(self.dtype).itemsize
+
+    def differences(self, other: "KVSpec") -> tuple[str, ...]:
+        """In what this model is not ``other``, for people; empty where neither says."""
+        shape = ("layers", "rot_dim", "free_dim", "heads", "dtype")
+        found = [f"{name} ({mine}, not {theirs})" for name, mine, theirs in _pairs(self, other, shape)]
+        turned = [name for name, _, _ in _pairs(self.rope, other.rope, tuple(field.name for field in fields(RopeSpec)))]
+        if turned:
+            found.append(f"RoPE ({', '.join(turned)})")
+        theirs = dict(other.identity)
+        return (*found, *(name for name, digest in self.identity if theirs.get(name, digest) != digest))
 
     def empty_state(self, slots: int) -> WindowState:
         """A window state of ``slots`` empty slots."""
@@ -219,6 +239,12 @@ class KVSpec:
             positions=jnp.zeros((self.rope.axes, slots), jnp.float32),
             valid=jnp.zeros((slots,), bool),
         )
+
+
+def _pairs(mine: Any, theirs: Any, names: tuple[str, ...]) -> list[tuple[str, Any, Any]]:
+    """Fields that differ, with both values."""
+    pairs = [(name, getattr(mine, name), getattr(theirs, name)) for name in names]
+    return [(name, a, b) for name, a, b in pairs if a != b]
 
 
 def bucket(tokens: int) -> int:

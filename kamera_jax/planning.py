@@ -15,6 +15,7 @@ from kamera_jax.chunk import Chunk, Patch
 from kamera_jax.encode import form_patch, run_chunk
 from kamera_jax.errors import StalePatchError
 from kamera_jax.policy import ReusePolicy, Verdict
+from kamera_jax.size import Size
 from kamera_jax.window import Window, append, check_model, without
 
 RANK = 32
@@ -278,9 +279,10 @@ def _unpatched(window: Window, chunk: Chunk) -> Verdict:
 
 
 def _fresh(vlm: Backbone, window: Window, step: Step, policy: ReusePolicy) -> Patch:
-    rank = max((patch.factors.u.shape[1] for patch in step.held), default=RANK)
+    largest = max(step.held, key=lambda patch: patch.nbytes, default=None)
+    size = Size(rank=RANK) if largest is None else Size.like(largest.factors, largest.length)
     sketch = None if policy.calibration is None else policy.calibration.sketch
-    return form_patch(vlm, step.chunk, context=window, rank=rank, sketch=sketch)
+    return form_patch(vlm, step.chunk, context=window, sketch=sketch, **size.asked)
 
 
 def _flops(vlm: Backbone, window: Window, place: int) -> float:

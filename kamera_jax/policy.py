@@ -10,6 +10,7 @@ from kamera_jax.encode import form_patch, run_chunk
 from kamera_jax.errors import ModelMismatchError, StalePatchError
 from kamera_jax.fidelity import MAX_KL
 from kamera_jax.lineage import staleness
+from kamera_jax.size import Size
 from kamera_jax.window import Window, append, check_chunk, check_model, check_pair, check_place, check_room
 
 Fallback = Literal["patch", "reprefill", "error"]
@@ -119,5 +120,6 @@ def append_checked(
     sketch = None if patch.sketch is None else patch.sketch.spec
     if policy.calibration is not None:
         sketch = policy.calibration.sketch
-    fresh = form_patch(vlm, chunk, context=window, rank=patch.factors.u.shape[1], sketch=sketch)
+    size = Size.like(patch.factors, patch.length)
+    fresh = form_patch(vlm, chunk, context=window, sketch=sketch, **size.asked)
     return append(window, chunk, fresh), verdict

@@ -140,11 +140,12 @@ def _with_room(
     places = len(arrays["positions"]) if arrays else FIRST_PLACES
     while places < len(entries):
         places *= 2
-    factors = [entry.patch.factors.u for entry in entries if entry.patch is not None]
-    rank = max((bucket(u.shape[1]) for u in factors), default=0)
+    factors = [entry.patch.factors for entry in entries if entry.patch is not None]
+    rank = max((bucket(each.u.shape[1]) for each in factors), default=0)
+    dtypes = [jnp.dtype(spec.dtype) if each.scale is not None else each.u.dtype for each in factors]
     if "u" in arrays:
         rank = max(rank, arrays["u"].shape[2])
-        factors.append(arrays["u"])
+        dtypes.append(arrays["u"].dtype)
     lead = (spec.layers, places)
     shapes = {
         "rot": ((*lead, tokens, spec.rot_dim), spec.dtype),
@@ -152,7 +153,7 @@ def _with_room(
         "positions": ((places, spec.rope.axes, tokens), "float32"),
     }
     if rank:
-        dtype = max((u.dtype for u in factors), key=lambda dtype: dtype.itemsize).name
+        dtype = max(dtypes, key=lambda dtype: dtype.itemsize).name
         shapes["u"] = ((*lead, rank, tokens), dtype)
         shapes["v"] = ((*lead, rank, spec.rot_dim + spec.free_dim), dtype)
         shapes["ranks"] = (lead, "int32")
@@ -182,8 +183,9 @@ def _write(
     }
     if factors is not None:
         rank, dtype = factors.u.shape[1], arrays["u"].dtype
-        written["u"] = arrays["u"].at[:, place, :rank].set(factors.u.astype(dtype))
-        written["v"] = arrays["v"].at[:, place, :rank].set(factors.v.astype(dtype))
+        u, v = factors.floats(dtype)
+        written["u"] = arrays["u"].at[:, place, :rank].set(u)
+        written["v"] = arrays["v"].at[:, place, :rank].set(v)
         written["ranks"] = arrays["ranks"].at[:, place].set(factors.ranks)
     elif "ranks" in arrays:
         written["ranks"] = arrays["ranks"].at[:, place].set(0)

@@ -1,13 +1,21 @@
-"""Chunks with their patches off the device: plain fields, and numpy arrays by name."""
+"""Chunks and patches off the device: plain fields, and numpy arrays by name."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from kamera_jax.chunk import Chunk, Patch
-from kamera_jax.kv import KV, Factors, Sketch, SketchSpec
+from kamera_jax.kv import KV, Factors, KVSpec, Sketch, SketchSpec
+from kamera_jax.rope import RopeSpec
+
+Plain = dict[str, Any]
+"""Fields as JSON has them."""
+
+Arrays = dict[str, np.ndarray]
+"""Arrays by dotted name."""
 
 
 @dataclass(frozen=True)
@@ -20,9 +28,9 @@ class Record:
         arrays: of both, by dotted name.
     """
 
-    chunk: dict[str, Any]
-    patch: dict[str, Any] | None
-    arrays: dict[str, np.ndarray]
+    chunk: Plain
+    patch: Plain | None
+    arrays: Arrays
 
     @property
     def nbytes(self) -> int:
@@ -32,37 +40,81 @@ class Record:
     @staticmethod
     def of(chunk: Chunk, patch: Patch | None) -> "Record":
         """A copy that shares nothing with the device."""
-        named: dict[str, Any] = {"kv.rot": chunk.kv.rot, "kv.free": chunk.kv.free, "positions": chunk.positions}
-        if chunk.inputs is not None:
-            named |= {f"inputs.{name}": array for name, array in chunk.inputs.items()}
-        if patch is not None:
-            named |= {f"patch.{field.name}": getattr(patch.factors, field.name) for field in fields(Factors)}
-            named |= {"patch.mass": patch.mass, "patch.residual": patch.residual}
-            if patch.sketch is not None:
-                named |= {f"sketch.{name}": getattr(patch.sketch, name) for name in _SKETCH}
-        plain = {name: getattr(chunk, name) for name in _CHUNK} | {"inputs": chunk.inputs is not None}
-        about = None if patch is None else {name: getattr(patch, name) for name in _PATCH} | _about(patch.sketch)
-        return Record(plain, about, {name: np.array(array) for name, array in named.items()})
+        about, arrays = split_chunk(chunk)
+        if patch is None:
+            return Record(about, None, arrays)
+        about_patch, more = split_patch(patch)
+        return Record(about, about_patch, arrays | more)
 
     def unpacked(self) -> tuple[Chunk, Patch | None]:
         """The chunk and its patch, on the device."""
-        arrays = {name: jnp.asarray(array) for name, array in self.arrays.items()}
-        about = {**self.chunk, "antecedents": tuple(self.chunk["antecedents"])}
-        inputs = {name.removeprefix("inputs."): array for name, array in arrays.items() if name.startswith("inputs.")}
-        about["inputs"] = inputs if about["inputs"] else None
-        chunk = Chunk(kv=KV(arrays["kv.rot"], arrays["kv.free"]), positions=arrays["positions"], **about)
-        if self.patch is None:
-            return chunk, None
-        factors = Factors(**{field.name: arrays[f"patch.{field.name}"] for field in fields(Factors)})
-        about = {**self.patch, "antecedents": tuple(self.patch["antecedents"])}
-        if (kept := about.pop("sketch")) is not None:
-            spec = SketchSpec(tuple(kept["layers"]), tuple(kept["weights"]), kept["tokens"])
-            about["sketch"] = Sketch(**{name: arrays[f"sketch.{name}"] for name in _SKETCH}, spec=spec)
-        return chunk, Patch(factors=factors, mass=arrays["patch.mass"], residual=arrays["patch.residual"], **about)
+        chunk = join_chunk(self.chunk, self.arrays)
+        return chunk, None if self.patch is None else join_patch(self.patch, self.arrays)
 
 
-def _about(sketch: Sketch | None) -> dict[str, Any]:
-    return {"sketch": None if sketch is None else asdict(sketch.spec)}
+def split_chunk(chunk: Chunk) -> tuple[Plain, Arrays]:
+    """A copy that shares nothing with the device."""
+    named: dict[str, Any] = {"kv.rot": chunk.kv.rot, "kv.free": chunk.kv.free, "positions": chunk.positions}
+    if chunk.inputs is not None:
+        named |= {f"inputs.{name}": array for name, array in chunk.inputs.items()}
+    about = {name: getattr(chunk, name) for name in _CHUNK} | {"inputs": chunk.inputs is not None}
+    about["spec"] = None if chunk.spec is None else asdict(chunk.spec)
+    return about, _copied(named)
+
+
+def join_chunk(about: Mapping[str, Any], arrays: Mapping[str, Any]) -> Chunk:
+    """What `split_chunk` took apart, on the device; arrays that are not a chunk's are left alone."""
+    found = {name: jax.device_put(array) for name, array in arrays.items() if name.startswith(("kv.", "inputs."))}
+    inputs = {name.removeprefix("inputs."): array for name, array in found.items() if name.startswith("inputs.")}
+    plain: Plain = {name: about[name] for name in _CHUNK} | {"antecedents": tuple(about["antecedents"])}
+    return Chunk(
+        kv=KV(found["kv.rot"], found["kv.free"]),
+        positions=jax.device_put(arrays["positions"]),
+        inputs=inputs if about["inputs"] else None,
+        spec=None if about["spec"] is None else spec_of(about["spec"]),
+        **plain,
+    )
+
+
+def split_patch(patch: Patch) -> tuple[Plain, Arrays]:
+    """A copy that shares nothing with the device."""
+    leaves = {field.name: getattr(patch.factors, field.name) for field in fields(Factors)}
+    named = {f"patch.{name}": leaf for name, leaf in leaves.items() if leaf is not None}
+    named |= {"patch.mass": patch.mass, "patch.residual": patch.residual}
+    if patch.sketch is not None:
+        named |= {f"sketch.{name}": getattr(patch.sketch, name) for name in _SKETCH}
+    about = {name: getattr(patch, name) for name in _PATCH}
+    about["sketch"] = None if patch.sketch is None else asdict(patch.sketch.spec)
+    return about, _copied(named)
+
+
+def join_patch(about: Mapping[str, Any], arrays: Mapping[str, Any]) -> Patch:
+    """What `split_patch` took apart, on the device; arrays that are not a patch's are left alone."""
+    found = {name: jax.device_put(array) for name, array in arrays.items() if name.startswith(("patch.", "sketch."))}
+    leaves = {field.name: f"patch.{field.name}" for field in fields(Factors)}
+    plain: Plain = {name: about[name] for name in _PATCH} | {"antecedents": tuple(about["antecedents"])}
+    sketch = None
+    if (kept := about["sketch"]) is not None:
+        spec = SketchSpec(tuple(kept["layers"]), tuple(kept["weights"]), kept["tokens"])
+        sketch = Sketch(**{name: found[f"sketch.{name}"] for name in _SKETCH}, spec=spec)
+    return Patch(
+        factors=Factors(**{name: found[leaf] for name, leaf in leaves.items() if leaf in found}),
+        mass=found["patch.mass"],
+        residual=found["patch.residual"],
+        sketch=sketch,
+        **plain,
+    )
+
+
+def spec_of(plain: Mapping[str, Any]) -> KVSpec:
+    """A KVSpec of its fields as JSON has them."""
+    turned: Plain = {name: tuple(value) if isinstance(value, list) else value for name, value in plain["rope"].items()}
+    identity = tuple((name, digest) for name, digest in plain["identity"])
+    return KVSpec(**{**plain, "rope": RopeSpec(**turned), "identity": identity})
+
+
+def _copied(named: Mapping[str, Any]) -> Arrays:
+    return {name: np.array(array) for name, array in named.items()}
 
 
 _CHUNK = ("length", "advance", "key", "model", "preamble", "antecedents", "turn")

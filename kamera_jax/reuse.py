@@ -35,9 +35,14 @@ def relocate(
 
 def _call(kv: KV, factors: Factors | None, positions: jax.Array, spec: RopeSpec) -> dict[str, Any]:
     cos, sin = rope.tables(spec, positions)
-    patch = {} if factors is None else {"u": factors.u, "v": factors.v, "ranks": factors.ranks}
+    patch = {} if factors is None else _floats(factors, kv.rot.dtype)
     rotation = {"cos": cos, "sin": sin, "rotary_dim": spec.rotary_dim, "layout": spec.layout}
     return {"rot": kv.rot, "free": kv.free, **rotation, **patch}
+
+
+def _floats(factors: Factors, dtype: Any) -> dict[str, jax.Array]:
+    u, v = (factors.u, factors.v) if factors.scale is None else factors.floats(dtype)
+    return {"u": u, "v": v, "ranks": factors.ranks}
 
 
 def write(

@@ -132,9 +132,12 @@ def check_model(vlm: Backbone, window: Window) -> None:
 def check_chunk(window: Window, chunk: Chunk) -> None:
     """Raise unless the chunk's model and preamble are the window's."""
     if chunk.model != window.spec.fingerprint:
+        differ = () if chunk.spec is None else chunk.spec.differences(window.spec)
         raise ModelMismatchError(
             f"chunk {chunk.key[:12]} was encoded by model {chunk.model[:12]}, the window belongs to "
-            f"{window.spec.fingerprint[:12]}; encode it with this window's model"
+            f"{window.spec.fingerprint[:12]}"
+            + (f", which differ in {', '.join(differ)}" if differ else "")
+            + "; encode it with this window's model"
         )
     if chunk.preamble is not None and chunk.preamble != window.preamble.chunk.key:
         raise PreambleMismatchError(

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
@@ -51,6 +52,25 @@ class DecoderConfig:
         dense_layers = self.num_hidden_layers if self.experts is None else self.dense_layers
         stacks = {"layers": range(dense_layers), "moe_layers": range(dense_layers, self.num_hidden_layers)}
         return {name: layers for name, layers in stacks.items() if layers}
+
+    def leading(self, layers: int) -> "DecoderConfig":
+        """The configuration of the first ``layers`` layers alone.
+
+        Raises:
+            ValueError: there are fewer, or none are asked for.
+        """
+        if not 1 <= layers <= self.num_hidden_layers:
+            raise ValueError(f"the model has {self.num_hidden_layers} layers; got the first {layers}")
+        dense_only = layers <= self.dense_layers
+        return replace(self, num_hidden_layers=layers, experts=None if dense_only else self.experts)
+
+
+def leading_params(params: Params, config: DecoderConfig) -> Params:
+    """The parameters that a configuration cut by `DecoderConfig.leading` declares: layers past its last left out."""
+    kept = {name: params[name] for name in params if name not in ("layers", "moe_layers")}
+    for name, layers in config.stacks.items():
+        kept[name] = jax.tree.map(itemgetter(slice(len(layers))), params[name])
+    return kept
 
 
 def text_declaration(config: DecoderConfig) -> Params:

@@ -3,6 +3,8 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from copy import copy
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from PIL import Image
 from kamera_jax import rope
 from kamera_jax.backbone import Output
 from kamera_jax.calibration import Calibration
+from kamera_jax.chunk import content_key
 from kamera_jax.kv import KV, KVSpec, Segment, WindowState, bucket
 from kamera_jax.reuse import attend_in_place
 from kamera_jax.rope import RopeSpec
@@ -51,6 +54,7 @@ class VisionLanguageModel:
     """
 
     attends_in_place = True
+    fills_slots = True
 
     def __init__(
         self,
@@ -61,6 +65,7 @@ class VisionLanguageModel:
         images: Any,
         fingerprint: str,
         calibration: Calibration | None = None,
+        identity: tuple[tuple[str, str], ...] = (),
     ) -> None:
         """Put together what `load` reads; ``params`` is a tree as declared by the architecture."""
         text = config.text
@@ -78,6 +83,7 @@ class VisionLanguageModel:
             rope=text.rope,
             dtype=str(params["text"]["embed"]["w"].dtype),
             fingerprint=fingerprint,
+            identity=identity,
         )
         self.forward = _forward_of(text)
         self._chat, self._images = chat, images
@@ -110,7 +116,17 @@ class VisionLanguageModel:
         fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         chat = ChatTemplate.load(folder, system=system)
         images = architecture.images.ImageConfig.from_hf(preprocessing, config.vision.patch_size)
-        return cls(architecture, config, params, chat, images, fingerprint, _calibration(folder, fingerprint))
+        told = {"configuration": mapping, "preprocessing": preprocessing, "weights": identity["weights"]}
+        return cls(
+            architecture,
+            config,
+            params,
+            chat,
+            images,
+            fingerprint,
+            _calibration(folder, fingerprint),
+            tuple((name, content_key({name: said})) for name, said in told.items()),
+        )
 
     def prepare(self, item: Any) -> Segment:
         """A chunk's tokens: str is text, Path a file, PIL image or uint8[H, W, 3] an image.
@@ -150,6 +166,21 @@ class VisionLanguageModel:
     def flops(self, tokens: int, slots: int) -> float:
         """FLOPs of a forward of ``tokens`` tokens that see ``slots`` more, without the head."""
         return decoder.flops(self.config.text, tokens, slots)
+
+    def leading(self, layers: int) -> "VisionLanguageModel":
+        """The model cut off after its first ``layers`` layers, which share their parameters with it.
+
+        Raises:
+            ValueError: it has fewer layers, or none are asked for.
+        """
+        text = self.config.text.leading(layers)
+        cut = copy(self)
+        cut.config = replace(self.config, text=text)
+        cut.params = {**self.params, "text": decoder.leading_params(self.params["text"], text)}
+        cut.fingerprint = _digest(f"{self.fingerprint}: first {layers} layers")
+        cut.spec = replace(self.spec, layers=layers, fingerprint=cut.fingerprint)
+        cut.forward, cut.calibration = _forward_of(text), None
+        return cut
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of token ids."""
@@ -257,7 +288,7 @@ def forward(
 
     Raises:
         ValueError: ``collect`` names something else, or experts of a model that has none, or attention_mass where
-            chunks lie in pools.
+            chunks lie in pools, or tokens come with slots there.
     """
     if unknown := set(collect) - set(COLLECTS if config.experts else COLLECTS[:2]):
         raise ValueError(f"this model collects {COLLECTS if config.experts else COLLECTS[:2]}; got {sorted(unknown)}")
@@ -267,6 +298,11 @@ def forward(
             "attention_mass is not collected from chunks that are attended to in place; run on a window of "
             'mode="materialise"'
         )
+    if pools and "slots" in segment.inputs:
+        raise ValueError(
+            "tokens that come with slots stand among what is written, and this window keeps its chunks in place; run "
+            'them on a window of mode="materialise"'
+        )
     tokens, valid = segment.positions.shape[-1], segment.valid
     embeds = decoder.embed(params["text"], segment.inputs["tokens"])
     if "media" in segment.inputs:
@@ -274,7 +310,10 @@ def forward(
     mask = jnp.tril(jnp.ones((tokens, tokens), bool)) & valid[None, :]
     past = None
     if state is not None:
-        mask = jnp.concatenate([jnp.broadcast_to(state.valid[None, :], (tokens, state.valid.shape[0])), mask], axis=1)
+        before = jnp.broadcast_to(state.valid[None, :], (tokens, state.valid.shape[0]))
+        if "slots" in segment.inputs:
+            before &= jnp.arange(before.shape[1])[None, :] < segment.inputs["slots"][:, None]
+        mask = jnp.concatenate([before, mask], axis=1)
         past = KV(state.rot, state.free)
 
     def attend(
@@ -287,8 +326,11 @@ def forward(
             out = joined.reshape(out.shape)
         collected = {}
         if "attention_mass" in collect:
-            per_query = jnp.where(valid[:, None], probabilities.mean(axis=(0, 1)), 0.0)
-            collected["attention_mass"] = per_query.sum(0) / segment.length.astype(jnp.float32)
+            # One product over heads and queries: sums over several axes of something so large are slow.
+            rows = probabilities.reshape(-1, *probabilities.shape[-2:])
+            each = jnp.broadcast_to(valid.astype(jnp.float32) / len(rows), rows.shape[:2])
+            mass = jnp.einsum("nt,nts->s", each, rows, precision="highest")
+            collected["attention_mass"] = mass / segment.length.astype(jnp.float32)
         if "queries" in collect:
             collected["queries"] = config.attention.scale * _unrotated(q, segment.positions, config.rope)
             collected["attended"] = out.reshape(*q.shape[:2], -1)

@@ -10,12 +10,12 @@ def examples(page="README.md"):
     return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 
 
-def test_the_ten_lines_and_the_session_work(capsys, monkeypatch, tmp_path):
-    lines, session = examples()
+def test_the_ten_lines_the_session_and_the_library_work(capsys, monkeypatch, tmp_path):
+    lines, session, library = examples()
     monkeypatch.chdir(tmp_path)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     names = {}
-    for example in (lines, session):
+    for example in (lines, session, library):
         exec(compile(example, "README.md", "exec"), names)
     asked = re.findall(r"\"(what .*?)\"", lines + session)
     questions = (ROOT / "examples/pages/questions.md").read_text()
@@ -25,6 +25,7 @@ def test_the_ten_lines_and_the_session_work(capsys, monkeypatch, tmp_path):
         assert f"- {question} {answer}\n" in questions
     restored = names["kj"].Session.restore(names["vlm"], "session/")
     assert restored.keys == names["session"].keys
+    assert names["library"].stats().chunks == 3 and names["window"].entries[-1].patch is not None
 
 
 def test_the_guide_runs_from_top_to_bottom(capsys, monkeypatch, tmp_path):

@@ -4,9 +4,6 @@ The arrays lie in a folder of their own, named in the description, which is writ
 once they are complete. Whatever a killed process leaves is no part of the snapshot, and the next one sweeps it away.
 """
 
-import hashlib
-import json
-import os
 import shutil
 import uuid
 from collections.abc import Mapping
@@ -16,8 +13,10 @@ from typing import Any
 import numpy as np
 
 from kamera_jax.errors import SnapshotCorruptError, SnapshotNotFoundError
+from kamera_jax.library import arrays as storage
+from kamera_jax.library.files import digests, read_sealed, sync_tree, write_sealed
 
-SCHEMA = 1
+SCHEMA = 2
 _DESCRIPTION, _ARRAYS = "description.json", "arrays-"
 
 
@@ -27,7 +26,7 @@ def write(folder: Path, description: Mapping[str, Any], arrays: Mapping[str, np.
     Args:
         folder: is made; one that holds something else is refused.
         description: what JSON can hold.
-        arrays: by name; bf16 and f32 come back to the bit.
+        arrays: by name; they come back to the bit.
 
     Raises:
         ValueError: the folder holds something else.
@@ -41,23 +40,16 @@ def write(folder: Path, description: Mapping[str, Any], arrays: Mapping[str, np.
         )
     name = f"{_ARRAYS}{uuid.uuid4().hex}"
     if stored := {key: array for key, array in arrays.items() if array.size}:
-        import orbax.checkpoint as ocp  # seconds to import
-
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(folder / name, stored)
+        storage.writer().submit(storage.save, folder / name, stored).result()
+        sync_tree(folder / name)
     whole = {
         "schema": SCHEMA,
         "description": description,
         "folder": name,
         "arrays": {key: _about(array) for key, array in arrays.items()},
-        "files": _files(folder / name),
+        "files": digests(folder / name),
     }
-    beside = folder / f"{_DESCRIPTION}.{uuid.uuid4().hex}"
-    with beside.open("w", encoding="utf-8") as file:
-        json.dump(whole | {"sha256": _digest(whole)}, file, sort_keys=True, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(folder / _DESCRIPTION)
+    write_sealed(folder / _DESCRIPTION, whole)
     for path in folder.iterdir():  # of the snapshot before this one, and of those that never came to an end
         if path.name.startswith(_ARRAYS) and path.name != name:
             shutil.rmtree(path)
@@ -74,22 +66,19 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """
     folder = folder.absolute()
     try:
-        whole = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
-        intact = whole.pop("sha256") == _digest(whole)
+        whole = read_sealed(folder / _DESCRIPTION)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise SnapshotNotFoundError(f"there is no snapshot in {folder}: it has no {_DESCRIPTION}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SnapshotCorruptError(f"{folder / _DESCRIPTION} is no description of a snapshot; use another") from error
-    if not intact:
-        raise SnapshotCorruptError(f"{folder / _DESCRIPTION} is not as it was written; use another snapshot")
-    if whole["schema"] != SCHEMA:
+    except ValueError as error:
+        raise SnapshotCorruptError(f"{folder / _DESCRIPTION} is not as it was written; use another snapshot") from error
+    if whole.get("schema") != SCHEMA:
         raise SnapshotCorruptError(
-            f"the snapshot in {folder} is of schema {whole['schema']}; this version reads schema {SCHEMA}"
+            f"the snapshot in {folder} is of schema {whole.get('schema')}; this version reads schema {SCHEMA}"
         )
     stored: dict[str, np.ndarray] = {}
     if any(np.prod(about["shape"]) for about in whole["arrays"].values()):
         # Before the storage library sees them: of broken files it leaves reads behind.
-        if _files(folder / whole["folder"]) != whole["files"]:
+        if digests(folder / whole["folder"]) != whole["files"]:
             raise SnapshotCorruptError(
                 f"the arrays of the snapshot in {folder} are not as they were written; use another"
             )
@@ -104,11 +93,8 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 
 def _restored(folder: Path) -> dict[str, np.ndarray]:
-    import orbax.checkpoint as ocp
-
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore(folder)
+        return storage.load(folder)
     except Exception as error:  # whatever the storage library makes of missing or broken files
         raise SnapshotCorruptError(
             f"the arrays of the snapshot in {folder} cannot be read ({type(error).__name__}); use another"
@@ -117,17 +103,3 @@ def _restored(folder: Path) -> dict[str, np.ndarray]:
 
 def _about(array: np.ndarray) -> dict[str, Any]:
     return {"shape": list(array.shape), "dtype": array.dtype.name}
-
-
-def _files(folder: Path) -> dict[str, str]:
-    """sha256 of every file below a folder, by its path there."""
-    found = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): _sha256(path.read_bytes()) for path in found}
-
-
-def _digest(description: Mapping[str, Any]) -> str:
-    return _sha256(json.dumps(description, sort_keys=True).encode())
-
-
-def _sha256(payload: bytes) -> str:
-    return hashlib.sha256(payload).hexdigest()

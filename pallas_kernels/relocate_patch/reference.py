@@ -13,6 +13,8 @@ BLOCK = 512
 PART = 2**23
 """Bytes of keys in f32 that a TPU works on at a time, of which it keeps a few copies in VMEM."""
 MAX_PARTS = 65
+WIDTH = 32
+"""Components by which a CPU's products with the factors grow, so that a layer costs what its own rank does."""
 PAIR_LAYOUTS: tuple[PairLayout, ...] = ("half", "interleaved")
 
 
@@ -41,6 +43,22 @@ def low_rank(u: jax.Array, v: jax.Array, ranks: jax.Array) -> jax.Array:
     return jnp.einsum("lmt,lmf->ltf", u, v, precision="highest")
 
 
+def low_rank_by_width(u: jax.Array, v: jax.Array, ranks: jax.Array) -> jax.Array:
+    """`low_rank` of one layer [1, m, ·] that multiplies no further than its rank, in steps of `WIDTH` components."""
+    widths = range(WIDTH, u.shape[1] + WIDTH, WIDTH)
+    if len(widths) == 1:
+        return low_rank(u, v, ranks)
+
+    def nothing(u: jax.Array, v: jax.Array, ranks: jax.Array) -> jax.Array:
+        return jnp.zeros((1, u.shape[2], v.shape[2]), jnp.float32)
+
+    def leading(width: int, u: jax.Array, v: jax.Array, ranks: jax.Array) -> jax.Array:
+        return low_rank(u[:, :width], v[:, :width], ranks)
+
+    products = [nothing, *(partial(leading, width) for width in widths)]
+    return jax.lax.switch(-(-jnp.clip(ranks[0], 0, u.shape[1]) // WIDTH), products, u, v, ranks)
+
+
 def relocate_patch_reference(
     rot: jax.Array,
     free: jax.Array,
@@ -58,7 +76,7 @@ def relocate_patch_reference(
     rotation = {"rotary_dim": rotary_dim, "layout": layout}
     return jax.lax.platform_dependent(
         (rot, free, cos, sin, u, v, ranks, length),
-        cpu=partial(by_part, parts=1, rotate=partial(rotate_flat, **rotation)),
+        cpu=partial(by_part, parts=1, rotate=partial(rotate_flat, **rotation), product=low_rank_by_width),
         tpu=partial(by_part, parts=_parts(*rot.shape[1:]), rotate=partial(rotate_by_product, **rotation)),
         default=partial(at_once, **rotation),
     )
@@ -77,15 +95,21 @@ def at_once(arguments: tuple, *, rotary_dim: int, layout: PairLayout) -> tuple[j
     return jnp.where(valid, new_rot, 0.0).astype(rot.dtype), jnp.where(valid, new_free, 0.0).astype(free.dtype)
 
 
-def by_part(arguments: tuple, *, parts: int, rotate: Callable[..., jax.Array]) -> tuple[jax.Array, jax.Array]:
+def by_part(
+    arguments: tuple, *, parts: int, rotate: Callable[..., jax.Array], product: Callable[..., jax.Array] = low_rank
+) -> tuple[jax.Array, jax.Array]:
     """The same in ``parts`` for each layer, whose f32 patch stays in a CPU's cache or a TPU's VMEM."""
     rot, free, *_ = arguments
-    new = jax.lax.map(partial(_part, arguments, parts, rotate), jnp.arange(rot.shape[0] * parts))
+    new = jax.lax.map(partial(_part, arguments, parts, rotate, product), jnp.arange(rot.shape[0] * parts))
     return new[0].reshape(rot.shape), new[1].reshape(free.shape)
 
 
 def _part(
-    arguments: tuple, parts: int, rotate: Callable[..., jax.Array], index: jax.Array
+    arguments: tuple,
+    parts: int,
+    rotate: Callable[..., jax.Array],
+    product: Callable[..., jax.Array],
+    index: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Part ``index``, counted over all layers: [1, T / parts, F]."""
     rot, free, cos, sin, u, v, ranks, length = arguments
@@ -100,8 +124,8 @@ def _part(
         left = jax.lax.dynamic_slice(u, (layer, 0, start), (1, u.shape[1], rows))
         right, rank = (jax.lax.dynamic_slice_in_dim(x, layer, 1) for x in (v, ranks))
         # Two products, each fused with its sum; a slice of one product would be written first.
-        new_rot = new_rot + low_rank(left, right[..., :width], rank)
-        new_free = new_free + low_rank(left, right[..., width:], rank)
+        new_rot = new_rot + product(left, right[..., :width], rank)
+        new_free = new_free + product(left, right[..., width:], rank)
     new_rot = rotate(new_rot, here(cos), here(sin))
     valid = (start + jnp.arange(rows) < length)[None, :, None]
     return jnp.where(valid, new_rot, 0.0).astype(rot.dtype), jnp.where(valid, new_free, 0.0).astype(free.dtype)
@@ -152,7 +176,7 @@ def relocate_patch_into_reference(
     arguments, rotation = (rot, free, cos, sin, u, v, ranks, length), {"rotary_dim": rotary_dim, "layout": layout}
     return jax.lax.platform_dependent(
         (cache_rot, cache_free, place, arguments),
-        cpu=partial(into_by_part, parts=1, rotate=partial(rotate_flat, **rotation)),
+        cpu=partial(into_by_part, parts=1, rotate=partial(rotate_flat, **rotation), product=low_rank_by_width),
         tpu=partial(into_by_part, parts=_into_parts(rot, place), rotate=partial(rotate_by_product, **rotation)),
         default=partial(into_at_once, **rotation),
     )
@@ -166,7 +190,9 @@ def into_at_once(arguments: tuple, *, rotary_dim: int, layout: PairLayout) -> tu
     return new_rot, new_free
 
 
-def into_by_part(arguments: tuple, *, parts: int, rotate: Callable[..., jax.Array]) -> tuple[jax.Array, jax.Array]:
+def into_by_part(
+    arguments: tuple, *, parts: int, rotate: Callable[..., jax.Array], product: Callable[..., jax.Array] = low_rank
+) -> tuple[jax.Array, jax.Array]:
     """Part by part, so that nothing of the chunk's size stands beside the cache."""
     *caches, place, chunk = arguments
     layers, tokens = chunk[0].shape[:2]
@@ -178,7 +204,7 @@ def into_by_part(arguments: tuple, *, parts: int, rotate: Callable[..., jax.Arra
         there = place + start if place.ndim == 0 else place  # pages are not cut
         new_rot, new_free = (
             put(cache, index // parts, there, new, count)
-            for cache, new in zip(caches, _part(chunk, parts, rotate, index), strict=True)
+            for cache, new in zip(caches, _part(chunk, parts, rotate, product, index), strict=True)
         )
         return new_rot, new_free
 

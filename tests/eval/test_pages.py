@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from benchmarks import kernels, window
+from eval import claims, evaluation_figures, evaluation_report
 from models import load
 
 ROOT = Path(__file__).parents[2]
@@ -22,6 +23,23 @@ def test_windows_are_what_was_measured():
     results, guards = read("window"), [read(f"guard-{name}") for name in window.ATTENTIONS]
     written = window.page([results[name] for name in window.ATTENTIONS if name in results], guards)
     assert (ROOT / "docs/window.md").read_text(encoding="utf-8") == written
+
+
+def test_methods_are_what_was_measured():
+    runs = evaluation_report.load(RESULTS / "eval-binding.json")
+    figures = evaluation_figures.files(runs, ROOT / "docs/figures")
+    assert (ROOT / "docs/results.md").read_text(encoding="utf-8") == evaluation_report.page(
+        runs, figures, ROOT / "docs"
+    )
+    assert all(path.is_file() for path in figures.values())
+    assert [run["config"]["model"] for run in runs] == [f"kamera-tiny-{name}" for name in window.ATTENTIONS]
+    assert all(len(run["config"]["seeds"]) == 3 for run in runs)
+
+
+def test_what_the_method_promises_holds_on_every_embedded_model():
+    """Blind reuse keeps one hop and loses two; a patch of a quarter of the bytes gives them back."""
+    for run in evaluation_report.load(RESULTS / "eval-binding.json"):
+        assert [finding.holds for finding in claims.findings(run["scores"])[:3]] == [True] * 3, run["config"]["model"]
 
 
 def test_a_cascade_is_mended_at_a_quarter_of_the_flops():

@@ -2,13 +2,16 @@
 
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import kamera_jax as kj
 from kamera_jax import reuse, rope
+from kamera_jax.errors import ModelMismatchError
 from kamera_jax.forward import run
+from kamera_jax.record import Record
 from tests import oracles
 
 QUESTION = "what colour is the cell ?"
@@ -158,12 +161,72 @@ def test_energy_and_bytes_choose_the_rank(random_vlm, chunks):
         patch = kj.form_patch(random_vlm, chunks[1], energy=energy, **form)
         fewer = kj.patch.truncate(patch.factors, int(patch.factors.ranks.max()) - 1)
         assert (patch.residual <= 1 - energy + 1e-5).all() and kj.patch.nbytes(fewer, patch.length) < patch.nbytes
-    most = chunks[1].nbytes // 4
-    patch = kj.form_patch(random_vlm, chunks[1], max_bytes=most, **form)
-    assert 0 < patch.nbytes <= most
-    assert patch.nbytes == int(patch.factors.ranks.sum()) * (chunks[1].length + patch.factors.v.shape[-1]) * 4
-    default = kj.form_patch(random_vlm, chunks[1], **form)
-    assert default.factors.ranks.max() == min(32, chunks[1].length)
+    most, features = chunks[1].nbytes // 8, random_vlm.spec.rot_dim + random_vlm.spec.free_dim
+    for int8, one in ((None, chunks[1].length + features + 4), (False, 4 * (chunks[1].length + features))):
+        patch = kj.form_patch(random_vlm, chunks[1], max_bytes=most, int8=int8, **form)
+        assert (patch.factors.scale is None) == (int8 is False)
+        assert patch.nbytes == int(patch.factors.ranks.sum()) * one and most - one < patch.nbytes <= most
+    with pytest.raises(ValueError, match=f"max_bytes={one - 1} is below one component of this chunk, {one} bytes"):
+        kj.form_patch(random_vlm, chunks[1], max_bytes=one - 1, int8=False, **form)
+
+
+def test_a_patch_takes_a_tenth_of_its_chunk_by_default(random_vlm, chunks):
+    default = kj.form_patch(random_vlm, chunks[1], antecedents=chunks[:1])
+    same = kj.form_patch(random_vlm, chunks[1], antecedents=chunks[:1], max_bytes=chunks[1].nbytes // 10)
+    assert 0.08 * chunks[1].nbytes < default.nbytes <= 0.1 * chunks[1].nbytes
+    assert default.factors.u.dtype == jnp.int8 and (default.factors.ranks == same.factors.ranks).all()
+    assert default.factors.ranks[0] == 0 and (np.asarray(default.residual)[1:] > 0).all()
+
+
+def test_one_prefill_forms_the_patches_of_its_chunks(random_vlm, items, chunks):
+    given = [chunks[0], items[1], chunks[2]]
+    window, patches = kj.form_patches(random_vlm, given, capacity=128, rank=1000)
+    full = kj.prefill(random_vlm, items, capacity=128)
+    assert len(window.entries) == 3 and (states(window) == states(full)).all()
+    # The first changes nothing, the second was never encoded alone, and the third stands behind what the window has.
+    assert patches[1] is None and (patches[0].factors.ranks == 0).all() and patches[0].antecedents == ()
+    assert patches[2].antecedents == (chunks[0].key, window.keys[1])
+    alone = kj.form_patch(random_vlm, chunks[2], context=kj.prefill(random_vlm, items[:2], capacity=128), rank=1000)
+    n = chunks[2].length
+    given, wanted = (rows(kj.patch.apply(chunks[2].kv, patch.factors), 0, n) for patch in (patches[2], alone))
+    assert oracles.relative(given, wanted).max() <= 1e-5
+    np.testing.assert_allclose(patches[2].mass, alone.mass, rtol=0, atol=1e-5)
+    # Kept as it is, and with the patch: full prefill again.
+    again = kj.append(kj.Window.empty(random_vlm, 128), chunks[0], patches[0])
+    again = kj.append(kj.append(again, window.entries[1].chunk), chunks[2], patches[2])
+    assert patches[2].match(again.keys[:2]) is kj.Match.EXACT
+    assert oracles.relative(states(again), states(full)).max() <= 1e-5
+
+
+def test_a_window_of_patches_refuses_what_a_patch_would(random_vlm, random_vlm_bf16, chunks, items):
+    conditioned = kj.prefill(random_vlm, items[:2]).entries[1].chunk
+    with pytest.raises(ValueError, match="conditioned on 1 chunks"):
+        kj.form_patches(random_vlm, [chunks[0], conditioned])
+    with pytest.raises(ValueError, match="one of rank, energy and max_bytes"):
+        kj.form_patches(random_vlm, chunks, rank=2, energy=0.5)
+    with pytest.raises(ModelMismatchError):
+        kj.form_patches(random_vlm_bf16, chunks)
+    window, patches = kj.form_patches(random_vlm, [])
+    assert window.keys == () and patches == ()
+
+
+@pytest.mark.parametrize("mode", ["materialise", "in_place"])
+def test_int8_patches_stand_in_windows_as_the_floats_they_mean(random_vlm, chunks, mode):
+    patch = kj.form_patch(random_vlm, chunks[1], antecedents=chunks[:1], rank=6, int8=True)
+    u, v = patch.factors.floats(jnp.float32)
+    same = replace(patch, factors=kj.Factors(u, v, patch.factors.ranks))
+    logits = []
+    for each in (patch, same):
+        window = kj.append(kj.Window.empty(random_vlm, 128, mode=mode), chunks[0])
+        logits.append(kj.query(random_vlm, kj.append(window, chunks[1], each), QUESTION))
+    np.testing.assert_allclose(*logits, rtol=0, atol=1e-6)
+    # And as one that was packed and unpacked.
+    chunk, unpacked = Record.of(chunks[1], patch).unpacked()
+    assert chunk.key == chunks[1].key and unpacked.nbytes == patch.nbytes
+    leaves = [jax.tree.leaves(each.factors) for each in (patch, unpacked)]
+    assert len(leaves[0]) == 4 and all((a == b).all() and a.dtype == b.dtype for a, b in zip(*leaves, strict=True))
+    bare = Record.of(chunks[1], same).unpacked()[1]
+    assert bare.factors.scale is None and (bare.factors.u == u).all()
 
 
 def test_match(patches):

@@ -70,6 +70,8 @@ def test_a_chunk_of_another_model(random_vlm, random_vlm_bf16, chunks, window, w
     for put in ways:
         with pytest.raises(ModelMismatchError, match=f"{foreign.model[:12]}.*{random_vlm.fingerprint[:12]}"):
             put(foreign)
+    with pytest.raises(ModelMismatchError, match=r"differ in dtype \(bfloat16, not float32\)"):
+        kj.append(window, foreign)
     with pytest.raises(ModelMismatchError, match="encode it with this model"):
         kj.form_patch(random_vlm, foreign, antecedents=[])
     with pytest.raises(ModelMismatchError, match="encode it with this model"):

@@ -125,8 +125,8 @@ def test_padding_does_not_matter(shape, junk):
     same = fit(*dirty, rank=8)
     assert all((a == b).all() for a, b in zip(jax.tree.leaves(factors), jax.tree.leaves(same), strict=True))
     assert (factors.u[..., length:] == 0).all()
-    energy = patch.fit_energy(*dirty, energy=0.9)
-    assert (energy.ranks == patch.fit_energy(*clean, energy=0.9).ranks).all()
+    energy = patch.fit_energy(*dirty, energy=0.9).factors
+    assert (energy.ranks == patch.fit_energy(*clean, energy=0.9).factors.ranks).all()
     residual = patch.residual(*dirty[:2], same, length)
     np.testing.assert_allclose(residual, patch.residual(*clean[:2], factors, length), rtol=1e-5)
 
@@ -144,12 +144,15 @@ def test_a_change_of_low_rank_takes_no_more(shape, dtype):
 def test_a_layer_without_change_has_rank_zero():
     conditioned, canonical, length = pair("padded")
     conditioned = jax.tree.map(lambda new, old: new.at[0].set(old[0]), conditioned, canonical)
-    for factors in (fit(conditioned, canonical, length, rank=4), patch.fit_energy(conditioned, canonical, length, 0.9)):
+    for factors in (
+        fit(conditioned, canonical, length, rank=4),
+        patch.fit_energy(conditioned, canonical, length, 0.9).factors,
+    ):
         assert factors.ranks[0] == 0 and factors.ranks[1] > 0
         assert patch.residual(conditioned, canonical, factors, length)[0] == 0
         restored = patch.apply(canonical, factors)
         assert (restored.rot[0] == canonical.rot[0]).all() and (restored.free[0] == canonical.free[0]).all()
-    nothing = patch.fit_energy(canonical, canonical, length, 1.0)
+    nothing = patch.fit_energy(canonical, canonical, length, 1.0).factors
     assert (nothing.ranks == 0).all() and patch.nbytes(nothing, length) == 0
 
 
@@ -174,7 +177,7 @@ def test_energy_is_kept_with_the_fewest_components(shape, energy):
     # Layers of unlike spectra, so that their ranks differ.
     low, _, _ = pair(shape, rank=2)
     conditioned = jax.tree.map(lambda rows, flat: rows.at[1].set(flat[1]), conditioned, low)
-    factors = patch.fit_energy(conditioned, canonical, length, energy)
+    factors = patch.fit_energy(conditioned, canonical, length, energy).factors
     squares = spectrum(conditioned, canonical, length)
     kept = np.cumsum(squares, -1) / squares.sum(-1, keepdims=True)
     assert factors.ranks.tolist() == (1 + (kept < energy).sum(-1)).tolist()
@@ -229,3 +232,73 @@ def test_errors():
         patch.fit(conditioned, other, length, 1)
     with pytest.raises(ValueError, match="must agree"):
         patch.fit_energy(conditioned, other, length, 0.5)
+
+
+def within(conditioned, canonical, length, count, widest=1000, **options):
+    return jax.jit(partial(patch.fit_bytes, widest=widest, **options))(conditioned, canonical, length, count)
+
+
+@pytest.mark.parametrize("shape", ["padded", "tall"])
+@pytest.mark.parametrize("count", [1, 5, 12])
+def test_a_budget_goes_to_the_components_of_most_energy(shape, count):
+    conditioned, canonical, length = pair(shape)
+    # The second layer changes less and in fewer directions.
+    weak = pair(shape, rank=4, change=0.1, seed=0)[0]
+    conditioned = jax.tree.map(lambda rows, low: rows.at[1].set(low[1]), conditioned, weak)
+    squares = spectrum(conditioned, canonical, length)
+    fitted = within(conditioned, canonical, length, count, int8=False)
+    threshold = np.sort(squares.ravel())[::-1][count - 1]
+    assert fitted.factors.ranks.tolist() == (squares >= threshold * 0.999).sum(-1).tolist()
+    ranks = np.asarray(fitted.factors.ranks)
+    least = np.array([squares[i, rank:].sum() for i, rank in enumerate(ranks)])
+    assert (left_over(conditioned, canonical, fitted.factors, length) <= 1.01 * least + 1e-6 * squares.sum(-1)).all()
+    np.testing.assert_allclose(fitted.residual, least / squares.sum(-1), rtol=0.01, atol=1e-6)
+
+
+def test_a_budget_pays_for_no_rounding_and_no_layer_above_the_widest():
+    conditioned, canonical, length = pair("padded", rank=3)
+    conditioned = jax.tree.map(lambda new, old: new.at[0].set(old[0]), conditioned, canonical)
+    assert within(conditioned, canonical, length, 20).factors.ranks.tolist() == [0, 3]
+    narrow = within(conditioned, canonical, length, 20, widest=2).factors
+    assert narrow.ranks.tolist() == [0, 2] and narrow.u.shape[1] == 2
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=["f32", "bf16"])
+@pytest.mark.parametrize("shape", ["padded", "tall"])
+def test_int8_loses_a_rounding_of_each_component(shape, dtype):
+    conditioned, canonical, length = pair(shape, dtype)
+    exact = patch.fit_rank(conditioned, canonical, length, 6, int8=False).factors
+    small = patch.fit_rank(conditioned, canonical, length, 6, int8=True).factors
+    assert small.u.dtype == small.v.dtype == jnp.int8 and small.scale.dtype == jnp.float32
+    assert (small.u[..., length:] == 0).all()
+    # Each value within half a step, a 127th of the component's largest; so u v within the two half steps together.
+    u, v = (np.asarray(x, np.float64) for x in exact.floats(jnp.float32))
+    near = np.asarray(small.u, np.float64)[..., :, None] * np.asarray(small.v, np.float64)[..., None, :]
+    near *= np.asarray(small.scale, np.float64)[..., None, None]
+    most = [np.abs(x).max(-1)[..., None, None] for x in (u, v)]
+    # bf16 rounds the exact ones once more, by 2^-9 each.
+    step = 0.5 / 127 + (0 if dtype == jnp.float32 else 2.0**-8)
+    bound = step * (most[0] * np.abs(v)[:, :, None, :] + most[1] * np.abs(u)[..., None]) + step**2 * most[0] * most[1]
+    assert (np.abs(near - u[..., None] * v[:, :, None, :]) <= 1.01 * bound + 1e-7).all()
+    given, wanted = (wide(patch.apply(canonical, factors), length) for factors in (small, exact))
+    assert oracles.relative(given, wanted).max() < (0.01 if dtype == jnp.float32 else 0.015)
+
+
+def test_int8_factors_are_cut_and_counted_as_others_are():
+    conditioned, canonical, length = pair("padded")
+    factors = patch.fit_rank(conditioned, canonical, length, 6, int8=True).factors
+    assert patch.nbytes(factors, length) == L * 6 * (length + 48 + 4)
+    cut, limited = patch.truncate(factors, 2), patch.limit(factors, 2)
+    assert cut.scale.shape == (L, 2) and (limited.scale[:, :2] == cut.scale).all() and (limited.scale[:, 2:] == 0).all()
+    for name in ("u", "v"):
+        whole, part = getattr(limited, name), getattr(cut, name)
+        assert (whole[:, :2] == part).all() and (whole[:, 2:] == 0).all()
+    one, other = (patch.apply(canonical, each) for each in (cut, limited))
+    # Products of two widths round apart in their last bit.
+    np.testing.assert_allclose(one.features, other.features, rtol=1e-6, atol=1e-6)
+    u, v = (np.asarray(x, np.float64) for x in (cut.u, cut.v))
+    expected = np.einsum("lm,lmt,lmf->ltf", np.asarray(cut.scale, np.float64), u, v)
+    expected += np.asarray(canonical.features, np.float64)
+    np.testing.assert_allclose(one.features, expected, rtol=0, atol=1e-5)
+    nothing = patch.fit_rank(canonical, canonical, length, 3, int8=True).factors
+    assert (nothing.ranks == 0).all() and np.isfinite(np.asarray(nothing.scale)).all()

@@ -1,6 +1,5 @@
 """The session: what it adds to a window, and that everything it gives is what the operations give."""
 
-import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -15,7 +14,7 @@ from kamera_jax.errors import (
     SnapshotNotFoundError,
     WindowFullError,
 )
-from kamera_jax.library import snapshot
+from kamera_jax.library import files, snapshot
 from tests.kamera_jax.test_window_machine import assert_state
 from tests.kamera_jax.toy import Toy, forwards
 
@@ -316,10 +315,14 @@ def test_a_save_that_dies_leaves_what_was_there(toy, tmp_path, monkeypatch, poin
         raise Killed
 
     def dying_save(session):
-        modules = {"arrays": ("json", "dump"), "description": ("os", "fsync"), "sweep": ("shutil", "rmtree")}
-        module, name = modules[point]
         with monkeypatch.context() as patch, pytest.raises(Killed):
-            patch.setattr(snapshot, module, SimpleNamespace(**{name: die, "dumps": json.dumps}))
+            if point == "arrays":
+                patch.setattr(snapshot, "write_sealed", die)
+            elif point == "description":
+                patch.setattr(snapshot, "sync_tree", lambda folder: None)
+                patch.setattr(files, "os", SimpleNamespace(fsync=die))
+            else:
+                patch.setattr(snapshot, "shutil", SimpleNamespace(rmtree=die))
             session.save(tmp_path / "s")
 
     session = kj.Session(toy, CAPACITY)
@@ -359,7 +362,7 @@ def test_what_cannot_be_restored_is_named(toy, tmp_path):
             kj.Session.restore(toy, folder)
     description.write_text(text)
     kj.Session.restore(toy, folder)
-    for path in sorted((folder).glob("arrays-*/d/*")):
+    for path in sorted((folder).glob("arrays-*/state/*/0*")):
         payload = bytearray(path.read_bytes())
         for i in range(0, len(payload), 97):
             payload[i] ^= 1

@@ -71,6 +71,54 @@ def test_a_forward_refuses_to_collect_what_it_cannot(vlm):
         run(vlm.params, vlm.prepare("a red star."), None, forward=vlm.forward, collect=unknown)
 
 
+def test_the_leading_layers_compute_what_the_whole_model_does_there(vlm):
+    segment = vlm.prepare("a red star. a blue moon.")
+    whole = run(vlm.params, segment, None, forward=vlm.forward).kv
+    for layers in (1, 3, 4, vlm.spec.layers):
+        cut = vlm.leading(layers)
+        kv = run(cut.params, segment, None, forward=cut.forward).kv
+        assert cut.spec.layers == layers == kv.rot.shape[0]
+        np.testing.assert_allclose(kv.rot, whole.rot[:layers], atol=2e-5)
+        np.testing.assert_allclose(kv.free, whole.free[:layers], atol=2e-5)
+        assert cut.fingerprint != vlm.fingerprint
+    assert vlm.leading(2).flops(7, 9) == pytest.approx(vlm.leading(1).flops(7, 9) * 2)
+    for layers in (0, vlm.spec.layers + 1):
+        with pytest.raises(ValueError, match=f"has 5 layers; got the first {layers}"):
+            vlm.leading(layers)
+
+
+def test_tokens_with_slots_see_only_what_stands_below_them(vlm):
+    """Every other token of a text, on a window that holds the rest, is what one forward of the whole text gives it."""
+    segment = vlm.prepare("a red star. a blue moon.")
+    length, spec = int(segment.length), vlm.spec
+    whole = run(vlm.params, segment, None, jnp.arange(length), forward=vlm.forward)
+    state = kj.reuse.write(spec.empty_state(16), 0, whole.kv, None, segment.positions, length, spec.rope)
+    slots = jnp.arange(1, length, 2)
+    some = kj.Segment(
+        {"tokens": segment.inputs["tokens"][slots], "slots": slots}, segment.positions[:, slots], jnp.int32(len(slots))
+    )
+    hidden = state.replace(valid=state.valid.at[slots].set(False))
+    ours = run(vlm.params, some, hidden, jnp.arange(len(slots)), forward=vlm.forward)
+    np.testing.assert_allclose(ours.logits, whole.logits[slots], atol=2e-4)
+    np.testing.assert_allclose(ours.kv.free, whole.kv.free[:, slots], atol=2e-5)
+    blind = run(
+        vlm.params,
+        kj.Segment(some.inputs | {"slots": slots + 16}, some.positions, some.length),
+        hidden,
+        jnp.arange(len(slots)),
+        forward=vlm.forward,
+    )
+    assert not np.allclose(blind.logits[0], whole.logits[1], atol=1e-2)
+
+
+def test_tokens_with_slots_are_refused_in_place(vlm):
+    segment = vlm.prepare("a red star.")
+    window = kj.append(kj.Window.empty(vlm, 64, mode="in_place"), kj.encode(vlm, "a blue moon."))
+    inputs = segment.inputs | {"slots": jnp.arange(len(segment.valid))}
+    with pytest.raises(ValueError, match="keeps its chunks in place"):
+        vlm.forward(vlm.params, kj.Segment(inputs, segment.positions, segment.length), window.state)
+
+
 def test_padding_does_not_show(vlm):
     """The same tokens in a larger bucket, with noise in the padding."""
     segment = vlm.prepare("a red star. a blue moon.")

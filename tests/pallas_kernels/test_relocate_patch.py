@@ -58,7 +58,8 @@ def forms(call, parts):
     if parts is None:
         return at_once
     rotate = reference.rotate_flat if parts == 1 else reference.rotate_by_product
-    options = {"parts": parts, "rotate": partial(rotate, **call.options)}
+    product = reference.low_rank_by_width if parts == 1 else reference.low_rank
+    options = {"parts": parts, "rotate": partial(rotate, **call.options), "product": product}
     return partial(reference.by_part, **options), partial(reference.into_by_part, **options)
 
 
@@ -85,6 +86,32 @@ def test_nothing_past_length_or_rank_is_read(length, ranks, seed):
     given = relocated(call, poisoned(drawn, length), length)
     close(given, call.expected(drawn, length), jnp.float32)
     assert all((np.asarray(array)[:, length:] == 0).all() for array in given)
+
+
+@pytest.mark.parametrize("ranks", [(0, 1, 4), (3, 4, 2), (0, 0, 0), (4, 4, 4)])
+def test_on_a_cpu_a_layer_is_multiplied_no_further_than_its_rank(ranks, monkeypatch):
+    multiplied, product = [], reference.low_rank
+
+    def counted(u, v, ranks):
+        jax.debug.callback(lambda: multiplied.append((u.shape[1], v.shape[2])))
+        return product(u, v, ranks)
+
+    monkeypatch.setattr(reference, "low_rank", counted)
+    monkeypatch.setattr(reference, "WIDTH", 2)
+    call = CASES["gqa"]
+    drawn = (*call.draw()[:-1], jnp.array(ranks, jnp.int32))
+    operands = call.operands(poisoned(drawn, 11), 11)
+    relocate, into = forms(call, 1)
+    close(jax.jit(relocate)(operands), call.expected(drawn, 11), jnp.float32)
+    jax.effects_barrier()
+    # In steps of two components, for the rotated features and the others.
+    steps = sorted(-(-rank // 2) * 2 for rank in ranks if rank)
+    assert sorted(multiplied) == sorted((width, features) for width in steps for features in (32, 32))
+    multiplied.clear()
+    cached = caches(call, 36)
+    placed(call, cached, 16, jax.jit(into)((*cached, jnp.int32(16), operands)), call.expected(drawn, 11), 11)
+    jax.effects_barrier()
+    assert sum(width for width, _ in multiplied) == 2 * sum(steps)
 
 
 def test_all_rows_all_ranks_and_all_dims_by_default():

@@ -1,0 +1,411 @@
+"""What the chunk library costs: putting, getting and restoring, beside what Orbax and the disk do alone.
+
+python -m benchmarks.library --json docs/results/library.json --page docs/library.md
+"""
+
+import argparse
+import itertools
+import json
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import kamera_jax as kj
+from benchmarks.stored import fidelity
+from eval.cli import ATTENTIONS, EMBEDDED
+from kamera_jax.chunk import content_key
+from kamera_jax.library.arrays import data_file
+from kamera_jax.library.files import sha256
+
+LAYERS, TOKENS, FEATURES, WIDTH = 28, 64, 256, 2048
+"""Of a chunk: a page of 64 tokens for a model of 28 layers with two KV heads of 128, and its media features."""
+
+BASES = 16
+"""Chunks of different bytes; the others hold theirs under keys of their own."""
+
+ROUNDING = 1e-6
+"""Nats that the rounding of f32 logits alone amounts to."""
+
+GETS, REPEATS = 200, 3
+RESTORES = {
+    "never": '`verify="never"`',
+    "always": '`verify="always"`',
+    "orbax": 'through Orbax with a sharding, `verify="never"`',
+}
+WANTED = {"put_ms": 6.0, "warm_verified_get_ms": 3.0, "restore_share_of_raw": 0.8, "times_one_checkpoint_each": 5.0}
+
+
+def chunks(count: int) -> Iterator[kj.Chunk]:
+    rng = np.random.default_rng(0)
+
+    def array(*shape: int) -> jax.Array:
+        return jnp.asarray(rng.standard_normal(shape, np.float32), jnp.bfloat16)
+
+    bases = [
+        kj.Chunk(
+            kv=kj.KV(array(LAYERS, TOKENS, FEATURES), array(LAYERS, TOKENS, FEATURES)),
+            positions=jnp.zeros((3, TOKENS), jnp.float32),
+            length=TOKENS,
+            advance=float(TOKENS),
+            key="",
+            model=content_key({"model": "benchmark"}),
+            preamble=None,
+            inputs={"tokens": jnp.arange(TOKENS, dtype=jnp.int32), "media": array(TOKENS, WIDTH)},
+        )
+        for _ in range(BASES)
+    ]
+    jax.block_until_ready([base.kv for base in bases])
+    for number, base in zip(range(count), itertools.cycle(bases), strict=False):
+        yield replace(base, key=content_key({"benchmark": number}))
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    begun = time.perf_counter()
+    done = work()
+    return time.perf_counter() - begun, done
+
+
+def arrays_of(chunk: kj.Chunk) -> dict[str, jax.Array]:
+    assert chunk.inputs is not None
+    return {"rot": chunk.kv.rot, "free": chunk.kv.free, "positions": chunk.positions, **chunk.inputs}
+
+
+def forget(folder: Path) -> None:
+    """Have the system's cache let go of what it holds of the files."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def read_raw(folder: Path) -> int:
+    """Read every byte of the data once, in pieces of 4 MiB into the same memory."""
+    held, total = memoryview(bytearray(2**22)), 0
+    for path in sorted(folder.rglob("0.0*")):
+        with path.open("rb", buffering=0) as file:
+            while read := file.readinto(held):
+                total += read
+    return total
+
+
+def ms(seconds: list[float]) -> dict[str, float]:
+    return {"least": 1e3 * min(seconds), "median": 1e3 * statistics.median(seconds)}
+
+
+def gets(root: Path, keys: list[str], cold: bool, **options: Any) -> dict[str, float]:
+    """Milliseconds of a `get`, the chunk ready on the device."""
+    lib = kj.ChunkLibrary.open(root, **options)
+    chosen = np.random.default_rng(1).choice(len(keys), min(GETS, len(keys)), replace=False)
+    lib.get(keys[0])
+    if cold:
+        forget(root)
+    else:
+        for i in chosen:
+            lib.get(keys[i])
+    return ms([timed(lambda i=i: jax.block_until_ready(lib.get(keys[i]).kv))[0] for i in chosen])
+
+
+def restores(root: Path, cold: bool) -> dict[str, Any]:
+    """Every pack restored, and every byte of it read, in turns; MB/s, and the shares of the raw read."""
+    rates: dict[str, list[float]] = {"raw": [], "never": [], "always": [], "orbax": []}
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+    def restored(how: str) -> int:
+        lib = kj.ChunkLibrary.open(root, verify="always" if how == "always" else "never")
+        size = 0
+        for name in lib.packs():
+            stacked = lib.restore(name, sharding=here if how == "orbax" else None)
+            jax.block_until_ready([each.arrays for each in stacked])
+            size += sum(array.nbytes for each in stacked for array in each.arrays.values())
+        return size
+
+    for _ in range(REPEATS):
+        for name in rates:
+            if cold:
+                forget(root)
+            seconds, size = timed(lambda name=name: read_raw(root / "packs") if name == "raw" else restored(name))
+            rates[name].append(size / seconds / 1e6)
+    middle = {name: statistics.median(found) for name, found in rates.items()}
+    shares = {name: middle[name] / middle["raw"] for name in rates if name != "raw"}
+    return {"mb_per_s": middle, "share_of_raw": shares, "runs": rates}
+
+
+def one_checkpoint_each(folder: Path, some: list[kj.Chunk]) -> dict[str, Any]:
+    """What a user has without the library: a checkpoint per chunk, with Orbax's own settings."""
+    from orbax.checkpoint import v1 as ocp
+
+    def save(number: int, chunk: kj.Chunk) -> None:
+        ocp.save(folder / f"{number}", arrays_of(chunk))
+
+    def load(number: int) -> Any:
+        return jax.block_until_ready(ocp.load(folder / f"{number}"))
+
+    save(len(some), some[0])
+    puts = [timed(lambda n=n, c=c: save(n, c))[0] for n, c in enumerate(some)]
+    loads = [timed(lambda n=n: load(n))[0] for n in range(len(some))]
+    return {"chunks": len(some), "put_ms": ms(puts), "get_ms": ms(loads)}
+
+
+def rows_by_tensorstore(root: Path, keys: list[str]) -> dict[str, float]:
+    """The other way to read a row without its pack: through the library that Orbax writes with."""
+    import tensorstore as ts
+
+    lib = kj.ChunkLibrary.open(root)
+    found = {key: lib._found(key, "chunks", wanted=lambda name: False)[0] for key in keys}
+
+    def read(key: str) -> list[Any]:
+        pack = found[key]
+        reads = []
+        for leaf in pack.manifest.leaves(key).values():
+            shape = pack.manifest.arrays[leaf.array][1]
+            folder = data_file(pack.folder, leaf.array, len(shape)).parent
+            store = ts.open({"driver": "zarr", "kvstore": {"driver": "file", "path": str(folder)}}).result()
+            reads.append(store[leaf.start // leaf.nbytes].read())
+        return [each.result() for each in reads]
+
+    read(keys[0])
+    return ms([timed(lambda key=key: read(key))[0] for key in keys])
+
+
+def measure(folder: Path, count: int, subset: int) -> dict[str, Any]:
+    sample = next(chunks(1))
+    size = sum(array.nbytes for array in arrays_of(sample).values())
+    rounds: list[float] = []
+    made = list(chunks(count))
+    with kj.ChunkLibrary.open(folder / "warm", mode="a") as lib:
+        lib.put(sample)
+    beside = one_checkpoint_each(folder / "each", made[:subset])
+    shutil.rmtree(folder / "each")
+    payload = np.asarray(sample.kv.rot).tobytes() + np.asarray(sample.kv.free).tobytes()
+    for turn in range(2):
+        lib = kj.ChunkLibrary.open(folder / f"lib{turn}", mode="a")
+        rounds.append(timed(lambda lib=lib: lib.put_many(made))[0])
+        lib.close()
+        if not turn:
+            shutil.rmtree(lib.root)
+    root, keys = folder / "lib1", [chunk.key for chunk in made]
+    with kj.ChunkLibrary.open(folder / "single", mode="a") as single:
+        singles = [timed(lambda chunk=chunk: single.put(chunk))[0] for chunk in made[:subset]]
+    shutil.rmtree(folder / "single")
+
+    def write_raw() -> None:
+        with (folder / "raw").open("wb", buffering=0) as file:
+            for _ in range(64):
+                file.write(payload)
+            os.fsync(file.fileno())
+
+    written = timed(write_raw)[0]
+    (folder / "raw").unlink()
+    result = {
+        "chunks": count,
+        "chunk_bytes": size,
+        "put_ms": ms([each / count for each in rounds]),
+        "put_alone_ms": ms(singles),
+        "raw_write_ms_per_chunk": 1e3 * written / 64 * size / len(payload),
+        "get_ms": {
+            "warm_always": gets(root, keys, False),
+            "warm_never": gets(root, keys, False, verify="never"),
+            "cold_always": gets(root, keys, True),
+        },
+        "get_by_tensorstore_ms": rows_by_tensorstore(root, keys[:GETS]),
+        "sha256_ms": 1e3 * min(timed(lambda: sha256(payload))[0] for _ in range(20)) * size / len(payload),
+        "restore": {"warm": restores(root, False), "cold": restores(root, True)},
+        "one_checkpoint_each": beside,
+        "disk_bytes": kj.ChunkLibrary.open(root).stats().bytes,
+    }
+    return result | {"asked": _asked(result)}
+
+
+def _asked(result: dict[str, Any]) -> dict[str, dict[str, float]]:
+    each = result["one_checkpoint_each"]
+    get, restore = result["get_ms"]["warm_always"], result["restore"]["warm"]
+
+    def best(how: str) -> float:
+        return max(restore["runs"][how])
+
+    found = {
+        "put_ms": result["put_ms"],
+        "warm_verified_get_ms": get,
+        "restore_share_of_raw": {
+            "median": restore["share_of_raw"]["never"],
+            "least": best("never") / best("raw"),
+        },
+        "times_one_checkpoint_each": {
+            kind: each["put_ms"][kind] / result["put_ms"][kind] for kind in ("median", "least")
+        },
+    }
+    return {name: {"wanted": wanted, **found[name]} for name, wanted in WANTED.items()}
+
+
+PAGE = """# The chunk library
+
+`make bench-library` measures this anew: {chunks} chunks of {megabytes:.2f} MB (bf16 KV of {layers} layers and {tokens}
+tokens, and the inputs), {cpus} CPU cores that are shared with other work (load average {load:.1f}), jax
+{jax}, orbax-checkpoint {orbax}. The least of all times comes closest to what it takes where nothing else runs.
+
+| a chunk | ms, median | least |
+|---|---|---|
+| `put_many` of all, fsynced and hashed (two rounds) | {put:.2f} | {put_least:.2f} |
+| `put` alone, fsynced and hashed | {alone:.1f} | {alone_least:.1f} |
+| the same bytes written to one file and fsynced | {raw:.2f} | |
+| `get`, verified, in the system's cache | {get:.2f} | {get_least:.2f} |
+| `get`, `verify="never"`, in the system's cache | {never:.2f} | {never_least:.2f} |
+| `get`, verified, from the disk | {cold:.2f} | {cold_least:.2f} |
+| of a verified `get`, sha256 | | {sha:.2f} |
+| its row through tensorstore, not verified | {tensorstore:.2f} | {tensorstore_least:.2f} |
+| one Orbax checkpoint per chunk ({subset} of them): save | {each_put:.1f} | {each_put_least:.1f} |
+| and load | {each_get:.1f} | {each_get_least:.1f} |
+
+| whole packs | MB/s | of a raw read |
+|---|---|---|
+{restores}
+
+{repeats} runs of each in turn, the median. From the disk: the system's
+cache is told to let go of the files before each run.
+
+| asked | wanted | median | of the least times |
+|---|---|---|---|
+{asked}
+
+## Safety
+
+`make library-soak`: writers killed at random moments of put, delete and collect ({kills} kills: {during}), after
+each of which every committed chunk and patch was read back and compared to the bit; {flips} single flipped bits over
+data, Orbax's metadata, manifests, the index and `LIBRARY.json`, read back by every way; and {processes} processes of
+{threads} threads on the same and on different keys for {seconds:.0f} s ({operations} operations). No wrong byte, no
+lost chunk, no error, no hang.
+
+| a flipped bit in | detected | harmless |
+|---|---|---|
+{flipped}
+
+What is in the index is in the manifests too: a broken one is made anew.
+
+## Eight bits
+
+`storage="int8"` keeps a scale for every channel of the keys and for every token of the values. Beside exact
+storage, on {episodes} held-out episodes of three pages (KL to the same window with exact KV, in nats):
+
+| model | bytes, of f32 | KL: one hop | two hops | blind, one hop: int8 (exact) | patch:12, two hops |
+|---|---|---|---|---|---|
+{stored}
+
+The patches were fitted to exact KV, and are stored as they are. The embedded models' KV is f32; of bf16, eight bits
+take a little more than half.
+"""
+
+
+def page(result: dict[str, Any], soak: dict[str, Any]) -> str:
+    each, get = result["one_checkpoint_each"], result["get_ms"]
+    lines = []
+    for heat, found in result["restore"].items():
+        where = {"warm": "in the system's cache", "cold": "from the disk"}[heat]
+        lines.append(f"| raw read, {where} | {found['mb_per_s']['raw']:.0f} | |")
+        for how, words in RESTORES.items():
+            rate, share = found["mb_per_s"][how], found["share_of_raw"][how]
+            lines.append(f"| `restore`, {words}, {where} | {rate:.0f} | {share:.0%} |")
+    names = {
+        "put_ms": "`put_many`, ms a chunk, at most",
+        "warm_verified_get_ms": "verified `get`, warm, ms, at most",
+        "restore_share_of_raw": '`restore` of a raw read, warm, `verify="never"`, at least',
+        "times_one_checkpoint_each": "times as fast as a checkpoint per chunk, at least",
+    }
+    stored = [
+        f"| `{row['model']}` | {row['bytes_share']:.0%} | {_nats(row['one_hop_kl'])} | {_nats(row['two_hop_kl'])} | "
+        + " | ".join(f"{row[f'{kind}_int8']:.3f} ({row[f'{kind}_exact']:.3f})" for kind in ("one_hop", "two_hop"))
+        + " |"
+        for row in result["int8"]
+    ]
+    flips = {name: found for name, found in soak["flips"].items() if name != "flips"}
+    return PAGE.format(
+        chunks=result["chunks"],
+        megabytes=result["chunk_bytes"] / 1e6,
+        layers=LAYERS,
+        tokens=TOKENS,
+        cpus=result["cpus"],
+        jax=result["versions"]["jax"],
+        orbax=result["versions"]["orbax-checkpoint"],
+        load=result["load"],
+        put=result["put_ms"]["median"],
+        put_least=result["put_ms"]["least"],
+        alone=result["put_alone_ms"]["median"],
+        alone_least=result["put_alone_ms"]["least"],
+        raw=result["raw_write_ms_per_chunk"],
+        get=get["warm_always"]["median"],
+        get_least=get["warm_always"]["least"],
+        never=get["warm_never"]["median"],
+        never_least=get["warm_never"]["least"],
+        cold=get["cold_always"]["median"],
+        cold_least=get["cold_always"]["least"],
+        sha=result["sha256_ms"],
+        tensorstore=result["get_by_tensorstore_ms"]["median"],
+        tensorstore_least=result["get_by_tensorstore_ms"]["least"],
+        subset=each["chunks"],
+        each_put=each["put_ms"]["median"],
+        each_put_least=each["put_ms"]["least"],
+        each_get=each["get_ms"]["median"],
+        each_get_least=each["get_ms"]["least"],
+        restores="\n".join(lines),
+        repeats=REPEATS,
+        asked="\n".join(
+            f"| {names[name]} | {row['wanted']:g} | {row['median']:.2f} | {row['least']:.2f} |"
+            for name, row in result["asked"].items()
+        ),
+        kills=soak["kills"]["kills"],
+        during=", ".join(f"{count} {what}" for what, count in soak["kills"]["during"].items()),
+        flips=soak["flips"]["flips"],
+        flipped="\n".join(
+            f"| {name} | {found.get('detected', 0)} | {found.get('harmless', 0)} |" for name, found in flips.items()
+        ),
+        processes=soak["crowd"]["processes"],
+        threads=soak["crowd"]["threads"],
+        seconds=soak["crowd"]["seconds"],
+        operations=soak["crowd"]["operations"],
+        episodes=result["int8"][0]["episodes"],
+        stored="\n".join(stored),
+    )
+
+
+def _nats(mean: float) -> str:
+    return f"{mean:.1e}" if mean >= ROUNDING else f"< {ROUNDING:.0e}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--chunks", type=int, default=1000)
+    parser.add_argument("--subset", type=int, default=50, help="chunks that get a checkpoint, or a put, of their own")
+    parser.add_argument("--episodes", type=int, default=40, help="of the fidelity of eight bits")
+    parser.add_argument("--part", choices=("speed", "int8", "page"), nargs="+", default=["speed", "int8", "page"])
+    parser.add_argument("--folder", type=Path, help="a disk to measure on; the system's temporary one by default")
+    parser.add_argument("--json", type=Path, default=Path("docs/results/library.json"))
+    parser.add_argument("--soak", type=Path, default=Path("docs/results/library-soak.json"))
+    parser.add_argument("--page", type=Path, default=Path("docs/library.md"))
+    arguments = parser.parse_args()
+    result = json.loads(arguments.json.read_text(encoding="utf-8")) if arguments.json.exists() else {}
+    if "speed" in arguments.part:
+        with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+            result |= measure(Path(folder), arguments.chunks, arguments.subset)
+        result |= {"cpus": os.cpu_count(), "load": os.getloadavg()[2]}
+        result["versions"] = {name: version(name) for name in ("jax", "orbax-checkpoint", "tensorstore", "numpy")}
+    if "int8" in arguments.part:
+        result["int8"] = [fidelity(EMBEDDED + attention, arguments.episodes) for attention in ATTENTIONS]
+    arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if "page" in arguments.part:
+        soak = json.loads(arguments.soak.read_text(encoding="utf-8"))
+        arguments.page.write_text(page(result, soak), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""What a method is: parts in a row, each of which makes a window or changes the one before it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eval.batched import BatchRunner, Stack, Windows, fit
+from kamera_jax.backbone import forward_flops
+from kamera_jax.kv import Factors
+
+
+@dataclass(frozen=True)
+class Batch:
+    """E contexts of one layout, with what every method is held against.
+
+    The first chunk stands where it was encoded, right behind the preamble, so it is exact as it is: every method but
+    full prefill keeps it. What is measured is the chunks behind it.
+
+    Attributes:
+        runner: builds and asks windows of the model.
+        shallow: the same for the model's first two layers.
+        chunks: canonical, in window order.
+        full: the reference, by full prefill.
+        blind: the baseline, relocated and no more.
+    """
+
+    runner: BatchRunner
+    shallow: BatchRunner
+    chunks: tuple[Stack, ...]
+    full: Windows
+    blind: Windows
+
+    @staticmethod
+    def of(runner: BatchRunner, shallow: BatchRunner, chunks: Sequence[Stack]) -> "Batch":
+        """Fill the windows of reference and baseline."""
+        full, blind = runner.prefill(chunks), runner.reuse(chunks, [None] * len(chunks))
+        return Batch(runner, shallow, tuple(chunks), full, blind)
+
+    @property
+    def count(self) -> int:
+        """E."""
+        return self.full.state.valid.shape[0]
+
+    @property
+    def reused(self) -> range:
+        """Places of the chunks behind the first."""
+        return range(1, len(self.chunks))
+
+    @property
+    def reused_tokens(self) -> int:
+        """Tokens of one context's chunks behind the first."""
+        return sum(self.chunks[place].length for place in self.reused)
+
+    @property
+    def is_media(self) -> tuple[bool, ...]:
+        """Of each chunk, whether it is an image, not text."""
+        return tuple("media" in chunk.segment.inputs for chunk in self.chunks)
+
+    def slots(self, place: int, count: int | None = None) -> np.ndarray:
+        """Slots of a chunk's first ``count`` tokens, all by default."""
+        start, length = self.full.slots[place], self.chunks[place].length
+        return np.arange(start, start + (length if count is None else min(count, length)))
+
+    @cached_property
+    def reused_slots(self) -> np.ndarray:
+        """Slots of all tokens behind the first chunk."""
+        return np.concatenate([np.zeros(0, int), *(self.slots(place) for place in self.reused)])
+
+    def factors(self, place: int) -> Factors:
+        """The patch of a chunk with every component, exact where it was formed: behind the chunks before it."""
+        if place not in self._factors:
+            conditioned, chunk = self.full.conditioned[place], self.chunks[place]
+            rank = min(conditioned.rot.shape[2], conditioned.features.shape[-1])
+            self._factors[place] = fit(conditioned, chunk.kv, chunk.length, rank=rank)
+        return self._factors[place]
+
+    @cached_property
+    def _factors(self) -> dict[int, Factors]:
+        return {}
+
+    @cached_property
+    def inputs(self) -> dict[str, jax.Array]:
+        """What the model reads at every slot [E, S, ...], zero where nothing stands."""
+        laid: dict[str, jax.Array] = {}
+        shape = (self.count, self.full.state.valid.shape[1])
+        for place, chunk in enumerate(self.chunks):
+            slots = self.slots(place)
+            for name, rows in chunk.segment.inputs.items():
+                here = laid.get(name)
+                here = jnp.zeros((*shape, *rows.shape[2:]), rows.dtype) if here is None else here
+                laid[name] = here.at[:, slots].set(rows[:, : len(slots)])
+        return laid
+
+    def tokens_flops(self, counts: Sequence[float | int]) -> float:
+        """FLOPs of running so many of each chunk's tokens, which see all up to that chunk's end."""
+        total, before = 0.0, self.runner.preamble_length
+        for chunk, count in zip(self.chunks, counts, strict=True):
+            before += chunk.length
+            total += count * forward_flops(self.runner.vlm, 1, before - 1)
+        return total
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a method takes, of each of E contexts or of one of them all.
+
+    Attributes:
+        stored_bytes: beside the canonical KV.
+        computed_tokens: context tokens that are run when the window is filled.
+        flops: of filling the window.
+    """
+
+    stored_bytes: np.ndarray | float = 0.0
+    computed_tokens: float = 0.0
+    flops: np.ndarray | float = 0.0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(
+            self.stored_bytes + other.stored_bytes,
+            self.computed_tokens + other.computed_tokens,
+            self.flops + other.flops,
+        )
+
+
+@runtime_checkable
+class Part(Protocol):
+    """One step of a method."""
+
+    def prepare(self, batch: Batch) -> Any:
+        """What is made once, beforehand, and stored."""
+        ...
+
+    def apply(self, batch: Batch, windows: Windows | None, prepared: Any) -> Windows:
+        """The windows after this step, given those before it; None is before the first."""
+        ...
+
+    def cost(self, batch: Batch, prepared: Any) -> Cost:
+        """What it takes."""
+        ...
+
+
+@dataclass(frozen=True)
+class Method:
+    """A named row of parts.
+
+    Attributes:
+        name: as it was asked for.
+        parts: in order.
+    """
+
+    name: str
+    parts: tuple[Part, ...]
+
+    def prepare(self, batch: Batch) -> tuple[Any, ...]:
+        """What each part makes once, beforehand, and stores: patches, for instance."""
+        return tuple(part.prepare(batch) for part in self.parts)
+
+    def fill(self, batch: Batch, prepared: Sequence[Any]) -> Windows:
+        """The windows; all that happens when a context is asked for."""
+        windows = None
+        for part, own in zip(self.parts, prepared, strict=True):
+            windows = part.apply(batch, windows, own)
+        assert windows is not None
+        return windows
+
+    def cost(self, batch: Batch, prepared: Sequence[Any]) -> Cost:
+        """What all parts take together."""
+        return sum((part.cost(batch, own) for part, own in zip(self.parts, prepared, strict=True)), Cost())

@@ -1,0 +1,130 @@
+"""Recompute some tokens of windows that are filled, and keep what is written for the others.
+
+The tokens that are run again stand at their own slots, hidden there, and see what is written below them and each
+other: one forward, whose KV takes the place of theirs. Every method that recomputes tokens is this, and a choice.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Int
+
+from eval.batched import AT_ONCE, Windows
+from eval.devices import spread
+from eval.methods.base import Batch
+from kamera_jax.backbone import Output
+from kamera_jax.kv import Segment, WindowState, bucket
+from kamera_jax.reuse import relocate
+from kamera_jax.rope import RopeSpec
+from kamera_jax.types import Params
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Tokens to run again.
+
+    Attributes:
+        slots: of each context, ascending, i32[E, K]; K may differ from batch to batch, not within.
+        layers: at which of them the fresh KV is kept, bool[L, K]; all by default. What drops out of a layer is still
+            seen there, fresh, by tokens above it that are run.
+    """
+
+    slots: Int[Array, "E K"]
+    layers: Bool[np.ndarray, "L K"] | None = None
+
+
+def recompute(batch: Batch, windows: Windows, selection: Selection) -> Windows:
+    """The windows with those tokens' KV as one forward of them on the windows gives it.
+
+    Raises:
+        ValueError: the model cannot run tokens that stand among a window's slots.
+    """
+    vlm, count = batch.runner.vlm, selection.slots.shape[1]
+    if not getattr(vlm, "fills_slots", False):
+        raise ValueError(
+            f"{type(vlm).__name__} does not say fills_slots = True, so its forward may not read a segment's slots, as "
+            "recomputing single tokens takes; see kamera_jax.backbone.Backbone"
+        )
+    if not count:
+        return windows
+    capacity, padding = windows.state.valid.shape[1], bucket(count) - count
+    slots = jnp.pad(selection.slots.astype(jnp.int32), ((0, 0), (0, padding)), constant_values=capacity)
+    layers = np.ones((vlm.spec.layers, count), bool) if selection.layers is None else selection.layers
+    state = _recompute(
+        batch.runner.params,
+        batch.inputs,
+        windows.state,
+        slots,
+        jnp.asarray(np.pad(layers, ((0, 0), (0, padding)))),
+        jnp.int32(count),
+        forward=vlm.forward,
+        rope=vlm.spec.rope,
+        mesh=batch.runner.mesh,
+    )
+    return replace(windows, state=state)
+
+
+@partial(jax.jit, static_argnames=("forward", "rope", "mesh"))
+def _recompute(
+    params: Params,
+    inputs: dict[str, jax.Array],
+    state: WindowState,
+    slots: jax.Array,
+    layers: jax.Array,
+    count: jax.Array,
+    *,
+    forward: Callable[..., Output],
+    rope: RopeSpec,
+    mesh: Mesh | None,
+) -> WindowState:
+    def run(params: Params, inputs: Any, state: Any, slots: Any, layers: Any, count: Any) -> WindowState:
+        def one(each: tuple[dict[str, jax.Array], WindowState, jax.Array]) -> WindowState:
+            inputs, state, slots = each
+            rows = jax.tree.map(lambda leaf: jnp.take(leaf, slots, axis=0, mode="fill", fill_value=0), inputs)
+            positions = jnp.take(state.positions, slots, axis=1, mode="fill", fill_value=0.0)
+            at = jnp.arange(state.valid.shape[0])[:, None] == slots[None, :]  # gathers are fast where scatters are not
+            hidden = replace(state, valid=state.valid & ~at.any(-1))
+            kv = forward(params, Segment({**rows, "slots": slots}, positions, count), hidden).kv
+            rot, free = relocate(kv, None, positions, count, rope)
+            return replace(state, rot=_put(state.rot, rot, at, layers), free=_put(state.free, free, at, layers))
+
+        return jax.lax.map(one, (inputs, state, slots), batch_size=AT_ONCE)
+
+    return spread(run, mesh, (False, True, True, True, False, False))(params, inputs, state, slots, layers, count)
+
+
+def _put(rows: jax.Array, fresh: jax.Array, at: jax.Array, layers: jax.Array) -> jax.Array:
+    """Rows [L, S, F] with fresh ones [L, K, F] where ``at`` [S, K] says, in the layers that keep them [L, K]."""
+    source, hit = at.argmax(-1), at.any(-1)
+    kept = hit[None, :] & layers[:, source]
+    return jnp.where(kept[..., None], fresh[:, source], rows)
+
+
+@jax.jit
+def deviation(state: WindowState, other: WindowState) -> jax.Array:
+    """Squared difference of what two windows hold, by context, layer and slot, f32[E, L, S]."""
+    total = jnp.float32(0.0)
+    for ours, theirs in ((state.rot, other.rot), (state.free, other.free)):
+        total += jnp.square(ours.astype(jnp.float32) - theirs.astype(jnp.float32)).sum(-1)
+    return total
+
+
+@partial(jax.jit, static_argnames=("layers", "count"))
+def most_deviating(
+    state: WindowState, other: WindowState, slots: Int[Array, " n"], *, layers: tuple[int, int], count: int
+) -> Int[Array, "E K"]:
+    """Of each context, the ``count`` of these slots where two windows differ most in some layers; ascending."""
+    first, end = layers
+
+    def cut(state: WindowState) -> WindowState:
+        return replace(state, rot=state.rot[:, first:end], free=state.free[:, first:end])
+
+    scores = deviation(cut(state), cut(other)).sum(1)
+    _, best = jax.lax.top_k(scores[:, slots], count)
+    return jnp.sort(slots[best], axis=-1)

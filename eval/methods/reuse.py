@@ -1,0 +1,148 @@
+"""Methods that make a window: full prefill, blind reuse, and reuse with patches."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eval.batched import Stack, Windows
+from eval.methods.base import Batch, Cost
+from kamera_jax import patch
+from kamera_jax.kv import KV, Factors, KVSpec
+
+
+@dataclass(frozen=True)
+class Full:
+    """Every chunk is run again behind those before it: the reference."""
+
+    def prepare(self, batch: Batch) -> None:
+        """Nothing."""
+
+    def apply(self, batch: Batch, windows: Windows | None, prepared: None) -> Windows:
+        """Prefill."""
+        return batch.runner.prefill(batch.chunks)
+
+    def cost(self, batch: Batch, prepared: None) -> Cost:
+        """Every token."""
+        lengths = [chunk.length for chunk in batch.chunks]
+        return Cost(computed_tokens=float(sum(lengths)), flops=batch.tokens_flops(lengths))
+
+
+@dataclass(frozen=True)
+class Blind:
+    """Chunks as encoded alone.
+
+    Attributes:
+        relocated: whether keys are rotated to where they stand; if not, all chunks claim the place behind the preamble.
+    """
+
+    relocated: bool = True
+
+    def prepare(self, batch: Batch) -> None:
+        """Nothing."""
+
+    def apply(self, batch: Batch, windows: Windows | None, prepared: None) -> Windows:
+        """Write them."""
+        return batch.runner.reuse(batch.chunks, [None] * len(batch.chunks), relocated=self.relocated)
+
+    def cost(self, batch: Batch, prepared: None) -> Cost:
+        """Nothing is run."""
+        return Cost()
+
+
+Budget = Callable[[Batch, int], Factors]
+"""The patches of one place, for every context: within some budget."""
+
+
+@dataclass(frozen=True)
+class Patched:
+    """Reuse with a patch for every chunk behind the first, formed behind the chunks before it.
+
+    Attributes:
+        budget: which patches.
+    """
+
+    budget: Budget
+
+    def prepare(self, batch: Batch) -> list[Factors | None]:
+        """The patches: formed once, stored beside the chunks."""
+        return [None, *(self.budget(batch, place) for place in batch.reused)]
+
+    def apply(self, batch: Batch, windows: Windows | None, prepared: list[Factors | None]) -> Windows:
+        """Rotate, patch, write."""
+        return batch.runner.reuse(batch.chunks, prepared)
+
+    def cost(self, batch: Batch, prepared: list[Factors | None]) -> Cost:
+        """The patches' bytes, and the low-rank products."""
+        stored = np.zeros(batch.count)
+        products = np.zeros(batch.count)
+        for factors, chunk in zip(prepared, batch.chunks, strict=True):
+            if factors is None:
+                continue
+            host = jax.tree.map(np.asarray, factors)
+            for each in range(batch.count):
+                own = jax.tree.map(lambda leaf, each=each: leaf[each], host)
+                stored[each] += patch.nbytes(own, chunk.length)
+                products[each] += 2.0 * float(own.ranks.sum()) * chunk.length * own.v.shape[-1]
+        return Cost(stored_bytes=stored, flops=products)
+
+
+def rank_budget(rank: int) -> Budget:
+    """``rank`` components a layer."""
+    return lambda batch, place: patch.truncate(batch.factors(place), rank)
+
+
+def bytes_budget(share: float) -> Budget:
+    """As many components a layer as take at most this share of the chunk's KV bytes."""
+
+    def budget(batch: Batch, place: int) -> Factors:
+        spec, chunk = batch.runner.vlm.spec, batch.chunks[place]
+        most = int(share * chunk.length * spec.token_bytes)
+        return patch.truncate(batch.factors(place), _rank(spec, chunk, most))
+
+    return budget
+
+
+def _rank(spec: KVSpec, chunk: Stack, most: int) -> int:
+    features, itemsize = spec.rot_dim + spec.free_dim, jnp.dtype(spec.dtype).itemsize
+    return patch.rank_for_bytes(most, layers=spec.layers, length=chunk.length, features=features, itemsize=itemsize)
+
+
+def energy_budget(share: float) -> Budget:
+    """As few components as keep this share of every layer's squared change; ranks differ by layer and context."""
+
+    def budget(batch: Batch, place: int) -> Factors:
+        conditioned, chunk = batch.full.conditioned[place], batch.chunks[place]
+
+        def own(kv: KV, each: int) -> KV:
+            return jax.tree.map(lambda leaf: leaf[each], kv)
+
+        fitted = [
+            patch.fit_energy(own(conditioned, each), own(chunk.kv, each), chunk.length, share).factors
+            for each in range(batch.count)
+        ]
+        widest = max(factors.u.shape[1] for factors in fitted)
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(_widened(each, widest) for each in fitted))
+
+    return budget
+
+
+def _widened(factors: Factors, rank: int) -> Factors:
+    more = ((0, 0), (0, rank - factors.u.shape[1]), (0, 0))
+    return Factors(jnp.pad(factors.u, more), jnp.pad(factors.v, more), factors.ranks)
+
+
+def half_budget(rank: int | None, *, deep: bool) -> Budget:
+    """``rank`` components, or all, in one half of the layers; the one in the middle counts as deep."""
+
+    def budget(batch: Batch, place: int) -> Factors:
+        factors = batch.factors(place)
+        layers = batch.runner.vlm.spec.layers
+        kept = (np.arange(layers) >= layers // 2) == deep
+        most: Any = jnp.asarray(np.where(kept, factors.u.shape[2] if rank is None else rank, 0), jnp.int32)
+        return jax.vmap(patch.limit, in_axes=(0, None))(factors, most)
+
+    return budget

@@ -1,0 +1,77 @@
+"""Named arrays as an Orbax checkpoint whose files hold their bytes and nothing else; written by one thread.
+
+Orbax loses or hangs some saves when several threads of a process save at once, so all of them go through `writer`.
+"""
+
+import logging
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+STATE = "state"
+"""Folder of the arrays in a checkpoint, which is Orbax's to name."""
+
+DTYPES = {
+    np.dtype(each).name: np.dtype(each)
+    for each in (
+        *(np.bool_, np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64),
+        *(np.float16, np.float32, np.float64, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2),
+    )
+}
+"""What can be stored, by name; anything else a file asks for is refused."""
+
+# Orbax looks for what this layout has not, and warns of it at every save.
+logging.getLogger("absl").addFilter(lambda record: "Skipping merge of OCDBT" not in str(record.msg))
+
+_writers: dict[int, ThreadPoolExecutor] = {}
+
+
+def writer() -> ThreadPoolExecutor:
+    """The one thread of this process that saves; a forked process gets its own."""
+    if os.getpid() not in _writers:
+        _writers.clear()
+        _writers[os.getpid()] = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kamera-library")
+    return _writers[os.getpid()]
+
+
+def save(place: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write a checkpoint of arrays that are not empty; on the `writer` alone. Not brought to the disk yet.
+
+    Raises:
+        OSError, ValueError: as Orbax has them; nothing is to be made of what lies there then.
+    """
+    import jax
+    from orbax.checkpoint import v1 as ocp  # seconds to import
+
+    if jax.process_count() > 1:
+        raise ValueError("Orbax saves with all processes of a jax.distributed job at once; write from a job of one")
+    context = ocp.Context()
+    context.array.saving.use_ocdbt = False
+    context.array.saving.use_zarr3 = False
+    context.array.saving.use_compression = False
+    with context:
+        ocp.save(str(place), dict(arrays))
+    for name, array in arrays.items():
+        if data_file(place, name, array.ndim).stat().st_size != array.nbytes:
+            raise OSError(f"Orbax wrote array {name!r} otherwise than one uncompressed file; use orbax-checkpoint 0.12")
+
+
+def load(place: Path, targets: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The arrays of a checkpoint: numpy's, or as a `jax.ShapeDtypeStruct` with a sharding says for each.
+
+    Raises:
+        Exception: whatever Orbax makes of missing or broken files.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    return ocp.load(str(place), targets)
+
+
+def data_file(place: Path, name: str, axes: int) -> Path:
+    """Where the bytes of an array lie, in C order."""
+    return place / STATE / name / ".".join("0" * axes)

@@ -1,0 +1,87 @@
+"""Whole packs at once: onto the devices of a mesh through Orbax, onto one by reading the files."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kamera_jax.chunk import Chunk
+from kamera_jax.errors import LibraryCorruptError
+from kamera_jax.library.packs import Pack
+from kamera_jax.library.rows import chunk_of
+from kamera_jax.record import Plain
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """N chunks of equal shapes.
+
+    Attributes:
+        keys: of the rows, in order; None for one that was deleted.
+        arrays: ``kv.rot`` and ``kv.free`` [N, L, T, ·], ``positions`` [N, A, T], and ``inputs.*``.
+        about: plain fields of every row.
+        specs: of the models, by fingerprint.
+    """
+
+    keys: tuple[str | None, ...]
+    arrays: dict[str, jax.Array]
+    about: tuple[Plain, ...]
+    specs: dict[str, Plain]
+
+    def chunk(self, row: int) -> Chunk:
+        """One of them."""
+        about = {**self.about[row], "storage": "exact"}
+        return chunk_of(about, self.specs.get(about["model"]), {name: a[row] for name, a in self.arrays.items()})
+
+
+def restore(
+    pack: Pack, live: Sequence[str], sharding: jax.sharding.Sharding | None, *, verified: bool
+) -> tuple[Stacked, ...]:
+    """See `ChunkLibrary.restore`; what is read is checked meanwhile."""
+    manifest = pack.manifest
+    if sharding is None:
+        loaded = {name: jax.device_put(array, may_alias=True) for name, array in pack.whole(verified=verified).items()}
+    else:
+        targets = {name: _target(name, *at, sharding) for name, at in manifest.arrays.items()}
+        with ThreadPoolExecutor(1) as pool:
+            checking = pool.submit(pack.check) if verified else None
+            loaded = pack.restored(targets)
+            for message in {} if checking is None else checking.result().values():
+                raise LibraryCorruptError(message)
+    groups: dict[str, list[str]] = {}
+    with pack.believed():
+        rots = {key: manifest.leaves(key)["kv.rot"] for key in manifest.entries}
+        for key in sorted(rots, key=lambda key: rots[key].start):
+            groups.setdefault(rots[key].array.partition(".")[0], []).append(key)
+        return tuple(_stacked(pack, group, keys, loaded, frozenset(live)) for group, keys in groups.items())
+
+
+def _target(name: str, dtype: Any, shape: tuple[int, ...], sharding: jax.sharding.Sharding) -> Any:
+    if name.partition(".")[2] not in ("kv.rot", "kv.free") and isinstance(sharding, jax.sharding.NamedSharding):
+        sharding = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+
+def _stacked(
+    pack: Pack, group: str, keys: Sequence[str], loaded: dict[str, jax.Array], live: frozenset[str]
+) -> Stacked:
+    manifest = pack.manifest
+    leaves = {name.partition(".")[2]: array for name, array in loaded.items() if name.partition(".")[0] == group}
+    about = tuple(dict(manifest.entries[key]["about"]) for key in keys)
+    for name in ("kv.rot", "kv.free"):
+        if (scale := leaves.pop(f"{name}_scale", None)) is not None:
+            there = jax.jit(_restored, static_argnames="dtype", out_shardings=leaves[name].sharding)
+            leaves[name] = there(leaves[name], scale, dtype=about[0]["dtype"])
+    for name, leaf in manifest.leaves(keys[0]).items():
+        if not leaf.array:
+            leaves[name] = jnp.zeros((len(keys), *leaf.shape), leaf.dtype)
+        elif leaf.dtype == bool:
+            leaves[name] = leaves[name].astype(bool)
+    return Stacked(tuple(key if key in live else None for key in keys), leaves, about, manifest.specs)
+
+
+def _restored(values: jax.Array, scale: jax.Array, dtype: str) -> jax.Array:
+    return (values.astype(jnp.float32) * scale).astype(dtype)

@@ -1,0 +1,91 @@
+"""What a library says of itself."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from kamera_jax.library.rows import Kind
+
+
+@dataclass(frozen=True)
+class LibraryStats:
+    """What a library holds.
+
+    Attributes:
+        chunks, patches: how many can be read.
+        packs: folders they lie in.
+        bytes: of all files.
+        deleted: rows whose room is not free yet.
+        damaged: packs whose manifest cannot be read.
+        lost: keys whose pack is gone.
+    """
+
+    chunks: int
+    patches: int
+    packs: int
+    bytes: int
+    deleted: int
+    damaged: int
+    lost: int
+
+
+@dataclass(frozen=True)
+class Item:
+    """What is stored under a key, but for the arrays.
+
+    Attributes:
+        key: of a chunk or a patch.
+        kind: which of them.
+        fields: those of the chunk or patch that are no arrays, and how it is stored.
+        spec: the model's, None if it was not said; of a chunk.
+        bytes: of the arrays, as stored.
+        pack: where they lie.
+        patches: keys of the patches of a chunk.
+    """
+
+    key: str
+    kind: Kind
+    fields: dict[str, Any]
+    spec: dict[str, Any] | None
+    bytes: int
+    pack: str
+    patches: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LibraryReport:
+    """What `ChunkLibrary.verify` found.
+
+    Attributes:
+        packs, rows: how many were read.
+        damaged: what is not as it was written, by key, pack or file.
+        lost: keys whose pack is gone, and the pack.
+    """
+
+    packs: int
+    rows: int
+    damaged: dict[str, str]
+    lost: dict[str, str]
+
+    @property
+    def ok(self) -> bool:
+        """Whether all is there as it was written."""
+        return not self.damaged and not self.lost
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What `ChunkLibrary.gc` did.
+
+    Attributes:
+        dropped: packs that are gone.
+        moved: rows that were copied out of them.
+        freed: bytes, less those of the copies.
+        swept: unfinished writes of processes that died.
+        kept: packs left as they are, because what is alive in them is not as it was written.
+    """
+
+    dropped: int
+    moved: int
+    freed: int
+    swept: int
+    kept: tuple[str, ...]

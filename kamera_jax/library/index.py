@@ -1,0 +1,246 @@
+"""Which pack holds which key. The packs are the truth: this is what was seen of them, seen again when they change.
+
+A tombstone, an empty file, names a row that was deleted, ``<pack>.<key>``, or a pack that a collection dropped.
+"""
+
+import os
+import re
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from kamera_jax.errors import LibraryCorruptError
+from kamera_jax.library.files import read_sealed, sync, write_sealed
+from kamera_jax.library.manifest import KEY, Manifest
+from kamera_jax.library.packs import Pack
+from kamera_jax.library.rows import Kind
+
+FOLDERS: dict[Kind, str] = {"chunks": "packs", "patches": "patches"}
+"""Of the packs of each kind."""
+
+TOMBSTONES, INDEX = "tombstones", "index.json"
+
+PACK = re.compile(r"[0-9a-f]{32}")
+OPEN_PACKS = 64
+"""Manifests kept in memory, of the packs last read."""
+
+_SETTLED_NS = 100_000_000
+"""Two changes of a folder within a tick of the file system's clock look like one: believe no younger time."""
+
+
+@dataclass(frozen=True)
+class PackKeys:
+    """The keys of a pack's rows, and for each the chunk it is of: itself, or the patch's."""
+
+    kind: Kind
+    keys: tuple[str, ...]
+    chunks: tuple[str, ...]
+
+
+class Index:
+    """What is alive in a library, as last seen. Any thread may ask; one process may hold several.
+
+    Attributes:
+        damaged: packs whose manifest cannot be read, and why.
+    """
+
+    def __init__(self, root: Path) -> None:
+        """See nothing yet."""
+        self.root = root
+        self.damaged: dict[str, str] = {}
+        self._packs: dict[str, PackKeys] = {}
+        self._gone: dict[str, PackKeys] = {}
+        self._rows: dict[str, dict[str, None]] = {}  # the packs of a key, the first seen first
+        self._patches: dict[str, dict[str, None]] = {}  # the patches of a chunk
+        self._dead: set[str] = set()
+        self._open: OrderedDict[str, Pack] = OrderedDict()
+        self._told: dict[str, PackKeys] = _told(root)
+        self._seen: tuple[tuple[int, ...], int] = ((), 0)
+        self._watched = [str(root / name) for name in (*FOLDERS.values(), TOMBSTONES)]
+        self._lock = threading.RLock()
+
+    def refresh(self, *, force: bool = False) -> None:
+        """See what has changed since, if anything has."""
+        with self._lock:
+            now = time.time_ns()
+            stamps = tuple(os.stat(folder).st_mtime_ns for folder in self._watched)
+            before, at = self._seen
+            if not force and stamps == before and at - max(stamps) > _SETTLED_NS:
+                return
+            self._scan()
+            self._seen = (stamps, now)
+
+    def _scan(self) -> None:
+        # Tombstones first: of what is collected meanwhile the copy is seen, or the old pack, yet without a grave.
+        dead = set(os.listdir(self.root / TOMBSTONES))
+        there: dict[str, Kind] = {}
+        for kind in FOLDERS:
+            there |= {name: kind for name in os.listdir(self.folder(kind)) if PACK.fullmatch(name)}
+        for name, kind in there.items():
+            if name not in self._packs and name not in self.damaged and name not in dead:
+                self._see(name, kind)
+        for name in [name for name in self._packs if name not in there or name in dead]:
+            keys = self._packs.pop(name)
+            self._open.pop(name, None)
+            self._forget(name, keys)
+            if name not in dead:
+                self._gone[name] = keys
+        for name in [name for name in self.damaged if name not in there]:
+            del self.damaged[name]
+        for name, keys in self._told.items():  # told of by a file, and perhaps never seen
+            if name not in there and name not in dead:
+                self._gone.setdefault(name, keys)
+        for grave in dead - self._dead:
+            pack, _, key = grave.partition(".")
+            if key and pack in self._packs:
+                self._bury(pack, key)
+            if not key:
+                self._gone.pop(pack, None)
+        self._dead = dead
+
+    def _see(self, name: str, kind: Kind) -> None:
+        keys = self._told.get(name)
+        if keys is None or keys.kind != kind:
+            try:
+                keys = _keys(self._opened(name, kind).manifest)
+            except FileNotFoundError:  # collected meanwhile
+                return
+            except (LibraryCorruptError, ValueError, KeyError, TypeError) as error:
+                self.damaged[name] = str(error)
+                return
+        self._packs[name] = keys
+        self._gone.pop(name, None)
+        for key, chunk in zip(keys.keys, keys.chunks, strict=True):
+            if f"{name}.{key}" not in self._dead:
+                self._rows.setdefault(key, {})[name] = None
+                if kind == "patches":
+                    self._patches.setdefault(chunk, {})[key] = None
+
+    def _forget(self, name: str, keys: PackKeys) -> None:
+        for key in keys.keys:
+            self._bury(name, key)
+
+    def _bury(self, name: str, key: str) -> None:
+        packs = self._rows.get(key, {})
+        packs.pop(name, None)
+        if not packs:
+            self._rows.pop(key, None)
+
+    def folder(self, kind: Kind) -> Path:
+        """Of the packs of a kind."""
+        return self.root / FOLDERS[kind]
+
+    def find(self, key: str, kind: Kind) -> Pack | None:
+        """A pack in which the key is alive, or None.
+
+        Raises:
+            LibraryCorruptError: its manifest is not as it was written.
+            FileNotFoundError: it is gone since it was seen.
+        """
+        with self._lock:
+            for name in self._rows.get(key, {}):
+                if self._packs[name].kind == kind:
+                    return self._opened(name, kind)
+            return None
+
+    def _opened(self, name: str, kind: Kind) -> Pack:
+        if name not in self._open:
+            self._open[name] = Pack(self.folder(kind) / name)
+            while len(self._open) > OPEN_PACKS:
+                self._open.popitem(last=False)
+        self._open.move_to_end(name)
+        return self._open[name]
+
+    def pack(self, name: str) -> Pack:
+        """A pack by its name.
+
+        Raises:
+            KeyError: there is none.
+            LibraryCorruptError, FileNotFoundError: as of `find`.
+        """
+        with self._lock:
+            return self._opened(name, self._packs[name].kind)
+
+    def packs(self) -> dict[str, PackKeys]:
+        """Every pack that can be read, by name."""
+        with self._lock:
+            return dict(self._packs)
+
+    def holders(self, key: str) -> tuple[str, ...]:
+        """Packs in which the key is alive."""
+        with self._lock:
+            return tuple(self._rows.get(key, ()))
+
+    def keys(self, kind: Kind) -> tuple[str, ...]:
+        """Everything of a kind that is alive."""
+        with self._lock:
+            return tuple(
+                key for key, packs in self._rows.items() if any(self._packs[name].kind == kind for name in packs)
+            )
+
+    def patches(self, chunk: str) -> tuple[str, ...]:
+        """Keys of the patches of a chunk that are alive."""
+        with self._lock:
+            return tuple(sorted(key for key in self._patches.get(chunk, ()) if key in self._rows))
+
+    def live(self, name: str) -> tuple[str, ...]:
+        """Keys whose first living row is in the pack."""
+        with self._lock:
+            keys = self._packs[name].keys if name in self._packs else ()
+            return tuple(key for key in keys if next(iter(self._rows.get(key, ())), None) == name)
+
+    def lost(self) -> dict[str, str]:
+        """Keys that are alive in no pack because theirs is gone, and the pack."""
+        with self._lock:
+            return {
+                key: name
+                for name, keys in self._gone.items()
+                for key in keys.keys
+                if key not in self._rows and f"{name}.{key}" not in self._dead
+            }
+
+    def bury(self, graves: Iterable[str]) -> None:
+        """Write tombstones and bring them to the disk; the caller is the one writer."""
+        folder = self.root / TOMBSTONES
+        for grave in graves:
+            os.close(os.open(folder / grave, os.O_WRONLY | os.O_CREAT, 0o666))
+        sync(folder)
+        self.refresh(force=True)
+
+    def forget_gone(self) -> None:
+        """Give up what is lost."""
+        self.bury(self._gone)
+
+    def save(self) -> None:
+        """Write down which keys are where, so that the next to open need not read every manifest."""
+        with self._lock:
+            known = self._packs | self._gone
+            if known.keys() != self._told.keys():
+                packs = {name: {"kind": at.kind, "keys": at.keys, "chunks": at.chunks} for name, at in known.items()}
+                write_sealed(self.root / INDEX, {"packs": packs})
+                self._told = known
+
+
+def _keys(manifest: Manifest) -> PackKeys:
+    return PackKeys(manifest.kind, manifest.keys, manifest.chunks)
+
+
+def _told(root: Path) -> dict[str, PackKeys]:
+    """What the index file says; nothing if it is not there or not as it was written."""
+    try:
+        packs: dict[str, Any] = read_sealed(root / INDEX)["packs"]
+        told = {name: PackKeys(at["kind"], tuple(at["keys"]), tuple(at["chunks"])) for name, at in packs.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+    right = all(
+        PACK.fullmatch(name)
+        and each.kind in get_args(Kind)
+        and len(each.keys) == len(each.chunks)
+        and all(isinstance(key, str) and KEY.fullmatch(key) for key in (*each.keys, *each.chunks))
+        for name, each in told.items()
+    )
+    return told if right else {}

@@ -1,0 +1,37 @@
+"""Canonical KV in eight bits: keys with a scale for every channel, values with a scale for every token.
+
+Un-rotated keys have channels that are large in every token, and values have tokens that are (KIVI, arXiv 2402.02750);
+a scale along the other axis would spend the eight bits on them.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from kamera_jax.record import Arrays
+
+LARGEST = 127
+
+
+def quantised(rot: np.ndarray, free: np.ndarray, length: int) -> Arrays:
+    """KV [L, T, ·] as leaves of a row: int8, and f32 scales [L, 1, Fr] of ``rot`` and [L, T, 1] of ``free``.
+
+    Raises:
+        ValueError: a value is not finite.
+    """
+    leaves: Arrays = {}
+    for name, kv, axis in (("kv.rot", rot, 1), ("kv.free", free, 2)):
+        values = kv.astype(np.float32)
+        values[:, length:] = 0
+        scale = np.abs(values).max(axis=axis, keepdims=True) / np.float32(LARGEST)
+        if not np.isfinite(scale).all():
+            raise ValueError(f"{name} holds values that are not finite; they have no eight bits")
+        rounded = np.rint(np.divide(values, scale, out=np.zeros_like(values), where=scale > 0))
+        leaves[name] = np.clip(rounded, -LARGEST, LARGEST).astype(np.int8)
+        leaves[f"{name}_scale"] = scale
+    return leaves
+
+
+def restored(leaves: Mapping[str, np.ndarray], dtype: np.dtype) -> Arrays:
+    """``kv.rot`` and ``kv.free`` as they were, to within half a step of their scale."""
+    return {name: (leaves[name] * leaves[f"{name}_scale"]).astype(dtype) for name in ("kv.rot", "kv.free")}

@@ -1,0 +1,324 @@
+"""The chunk library: what was encoded once, found by its content, in every process that opens the folder."""
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+
+from kamera_jax.chunk import Chunk, Patch
+from kamera_jax.errors import (
+    ChunkNotFoundError,
+    LibraryCorruptError,
+    LibraryReadOnlyError,
+)
+from kamera_jax.kv import KV
+from kamera_jax.library import bulk, collection
+from kamera_jax.library.arrays import writer
+from kamera_jax.library.bulk import Stacked
+from kamera_jax.library.commit import LOCK, PACK_BYTES, Committer, named_errors
+from kamera_jax.library.facts import Collected, Item, LibraryReport, LibraryStats
+from kamera_jax.library.files import locked
+from kamera_jax.library.index import Index
+from kamera_jax.library.layout import check_format, make
+from kamera_jax.library.manifest import KEY
+from kamera_jax.library.packs import THREADS, Pack
+from kamera_jax.library.rows import Kind, Storage, chunk_of, kv_leaves, patch_of, row_of
+from kamera_jax.record import Arrays, Plain
+
+Mode = Literal["r", "a"]
+Verify = Literal["always", "first", "never"]
+
+_ATTEMPTS = 5
+
+
+class ChunkLibrary:
+    """Chunks and patches in a folder, safe against crashes and against what a disk does to bytes.
+
+    Several processes, and several threads of each, may put, get, delete and collect at once. What `put` has returned
+    for is there for good; a process that dies leaves nothing half-written that could be seen.
+    """
+
+    def __init__(self, root: Path, mode: Mode, verify: Verify) -> None:
+        """Use `open`."""
+        self.root, self.mode = root, mode
+        self._verify = verify
+        self._index = Index(root)
+        self._committer = Committer(root, self._index)
+        self._checked: set[str] = set()
+        self._index.refresh(force=True)
+
+    @classmethod
+    def open(cls, path: str | Path, mode: Mode = "r", *, verify: Verify = "always") -> "ChunkLibrary":
+        """Open a library.
+
+        Args:
+            path: its folder.
+            mode: ``"r"`` reads; ``"a"`` writes too, and makes the library if the folder is empty or not there.
+            verify: hold what is read against its sha256 ``"always"``, the ``"first"`` time this object reads it, or
+                ``"never"``.
+
+        Raises:
+            LibraryNotFoundError: the path is no library.
+            LibraryVersionError: it has a format that this version does not read.
+            LibraryCorruptError: its first file is not as it was written.
+            LibraryReadOnlyError: ``mode="a"``, and it may not be written to.
+            ValueError: an unknown mode or verify.
+        """
+        if mode not in get_args(Mode) or verify not in get_args(Verify):
+            raise ValueError(
+                f"mode is one of {get_args(Mode)}, verify one of {get_args(Verify)}; got {mode!r}, {verify!r}"
+            )
+        root = Path(path).absolute()
+        if mode == "a":
+            make(root)
+        check_format(root)
+        library = cls(root, mode, verify)
+        if mode == "a":
+            with named_errors(root), locked(root / LOCK):
+                library._committer.sweep()
+        return library
+
+    def put(self, item: Chunk | Patch, *, storage: Storage = "exact") -> str:
+        """Store a chunk or a patch; nothing is written if its key is there already.
+
+        Args:
+            item: of any model. A patch can be stored without its chunk.
+            storage: of a chunk's KV: ``"exact"``, or ``"int8"`` at about half the bytes of bf16; docs/library.md has
+                what that costs. Patches are stored as they are.
+
+        Returns:
+            Its key: for `get`, or for `get_patch`.
+
+        Raises:
+            LibraryReadOnlyError: the library was opened for reading, or may not be written to.
+            LibraryFullError: the disk has no room; nothing was stored.
+            ValueError: it is no chunk and no patch, or a kept turn.
+        """
+        return self.put_async(item, storage=storage).result()
+
+    def put_async(self, item: Chunk | Patch, *, storage: Storage = "exact") -> "Future[str]":
+        """As `put`, which it is done with when the key comes; the item is copied before this returns.
+
+        What is put while the writer is busy is written together. Waits when too much is waiting.
+        """
+        self._check_writable()
+        future = self._committer.add(row_of(item, storage))
+        self._committer.flush()
+        return future
+
+    def put_many(self, items: Iterable[Chunk | Patch], *, storage: Storage = "exact") -> list[str]:
+        """As `put` of each, in packs of 256 MiB: the way to store many."""
+        self._check_writable()
+        futures, size = [], 0
+        try:
+            for item in items:
+                row = row_of(item, storage)
+                futures.append(self._committer.add(row))
+                size += row.nbytes
+                if size >= PACK_BYTES:
+                    self._committer.flush()
+                    size = 0
+        finally:
+            self._committer.flush()
+        return [future.result() for future in futures]
+
+    def get(self, key: str) -> Chunk:
+        """A chunk.
+
+        Raises:
+            ChunkNotFoundError: there is none of this key.
+            LibraryCorruptError: it is not as it was written, or its pack is gone.
+        """
+        return chunk_of(*self._row(key, "chunks"))
+
+    def get_many(self, keys: Iterable[str]) -> list[Chunk]:
+        """As `get` of each, several at once."""
+        with ThreadPoolExecutor(THREADS) as pool:
+            return [chunk_of(*row) for row in pool.map(lambda key: self._row(key, "chunks"), keys)]
+
+    def get_patch(self, key: str) -> Patch:
+        """A patch by the key that `put` gave for it; raises as `get`."""
+        about, _, leaves = self._row(key, "patches")
+        return patch_of(about, leaves)
+
+    def get_kv(self, key: str, layers: slice = slice(None)) -> KV:
+        """KV of some layers of a chunk, of which alone the bytes are read; raises as `get`.
+
+        Args:
+            key: of the chunk.
+            layers: consecutive.
+
+        Returns:
+            KV [l, T, ·].
+        """
+        if layers.step not in (None, 1):
+            raise ValueError(f"layers must be consecutive; got {layers}")
+        _, (about, _, leaves) = self._found(key, "chunks", wanted=lambda name: name.startswith("kv."), layers=layers)
+        kv = kv_leaves(about, leaves)
+        return KV(jnp.asarray(kv["kv.rot"]), jnp.asarray(kv["kv.free"]))
+
+    def patches(self, key: str, antecedents: Sequence[str] | None = None) -> tuple[Patch, ...]:
+        """The patches of a chunk, in the order of their keys; the chunk is not read, and need not be there.
+
+        Args:
+            key: of the chunk.
+            antecedents: only those formed after these chunks, in this order.
+        """
+        self._index.refresh()
+        found = (self.get_patch(patch) for patch in self._index.patches(key))
+        return tuple(patch for patch in found if antecedents is None or patch.antecedents == tuple(antecedents))
+
+    def has(self, key: str) -> bool:
+        """Whether a chunk or patch of this key can be read."""
+        self._index.refresh()
+        return bool(self._index.holders(key))
+
+    def keys(self, kind: Kind = "chunks") -> tuple[str, ...]:
+        """Of every chunk, or of every patch."""
+        self._index.refresh()
+        return self._index.keys(kind)
+
+    def info(self, key: str) -> Item:
+        """What is stored under a key, of a chunk or of a patch; no array is read. Raises as `get`."""
+        kind: Kind = "patches" if key in self.keys("patches") else "chunks"
+        pack, (about, spec, _) = self._found(key, kind, wanted=lambda name: False)
+        size = sum(leaf.nbytes for leaf in pack.manifest.leaves(key).values())
+        patches = self._index.patches(key) if kind == "chunks" else ()
+        return Item(key, kind, about, spec, size, pack.folder.name, patches)
+
+    def delete(self, key: str) -> bool:
+        """Remove a chunk with its patches, or a patch; whether there was something to remove.
+
+        Its room comes free with `gc`.
+
+        Raises:
+            LibraryReadOnlyError: as of `put`.
+        """
+        self._check_writable()
+        with self._committer.writing():
+            graves = [
+                f"{pack}.{each}" for each in (*self._index.patches(key), key) for pack in self._index.holders(each)
+            ]
+            if (lost := self._index.lost().get(key)) is not None:
+                graves.append(f"{lost}.{key}")
+            if graves:
+                self._index.bury(graves)
+        return bool(graves)
+
+    def verify(self) -> LibraryReport:
+        """Read everything and hold it against its digests. Raises nothing: the report says what is wrong."""
+        return collection.checked(self._index)
+
+    def gc(self) -> Collected:
+        """Free the room of what was deleted: packs of which less than half is alive, and small ones, are put together.
+
+        Others may go on reading and putting. What is lost is given up.
+
+        Raises:
+            LibraryReadOnlyError, LibraryFullError: as of `put`.
+        """
+        self._check_writable()
+        return writer().submit(collection.collect, self._committer).result()
+
+    def stats(self) -> LibraryStats:
+        """What the library holds."""
+        self._index.refresh()
+        packs = self._index.packs()
+        return LibraryStats(
+            chunks=len(self._index.keys("chunks")),
+            patches=len(self._index.keys("patches")),
+            packs=len(packs),
+            bytes=collection.size(self.root),
+            deleted=sum(len(keys.keys) - len(self._index.live(name)) for name, keys in packs.items()),
+            damaged=len(self._index.damaged),
+            lost=len(self._index.lost()),
+        )
+
+    def packs(self, kind: Kind = "chunks") -> tuple[str, ...]:
+        """Names of the packs, for `restore`."""
+        self._index.refresh()
+        return tuple(name for name, keys in self._index.packs().items() if keys.kind == kind)
+
+    def restore(self, pack: str, *, sharding: jax.sharding.Sharding | None = None) -> tuple[Stacked, ...]:
+        """All chunks of a pack at once, straight to where they are wanted.
+
+        Args:
+            pack: of `packs`.
+            sharding: of ``kv.rot`` and ``kv.free`` [N, L, T, F]; everything else lies on all of its devices. Orbax
+                reads what each device needs. None for the default device, at the speed of the disk.
+
+        Returns:
+            Chunks of equal shapes, stacked.
+
+        Raises:
+            ChunkNotFoundError: there is no such pack.
+            LibraryCorruptError: it is not as it was written.
+        """
+        self._index.refresh()
+        check = self._verify == "always" or (self._verify == "first" and pack not in self._checked)
+        try:
+            found, live = self._index.pack(pack), self._index.live(pack)
+            stacked = bulk.restore(found, live, sharding, verified=check)
+        except (KeyError, FileNotFoundError) as error:
+            raise ChunkNotFoundError(f"{self.root} has no pack {pack!r} of chunks; packs() names them") from error
+        if check:
+            self._checked.add(pack)
+        return stacked
+
+    def close(self) -> None:
+        """Wait for what was put, and write down what is where, so that the next to open need not look."""
+        if self.mode == "a":
+            writer().submit(lambda: None).result()
+            with self._committer.writing():
+                self._index.save()
+
+    def __enter__(self) -> "ChunkLibrary":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check_writable(self) -> None:
+        if self.mode == "r":
+            raise LibraryReadOnlyError(f"{self.root} was opened for reading; open it with mode='a'")
+
+    def _row(self, key: str, kind: Kind) -> tuple[Plain, Plain | None, Arrays]:
+        """See `Pack.row`."""
+        return self._found(key, kind)[1]
+
+    def _found(
+        self, key: str, kind: Kind, *, wanted: Callable[[str], bool] | None = None, layers: slice = slice(None)
+    ) -> tuple[Pack, tuple[Plain, Plain | None, Arrays]]:
+        """The pack that holds a key, and its row; another pack's where one is collected meanwhile."""
+        for attempt in range(_ATTEMPTS):
+            self._index.refresh(force=attempt > 0)
+            try:
+                if (pack := self._index.find(key, kind)) is None:
+                    break
+                place = f"{pack.folder.name}.{key}"
+                known = place in self._checked or pack.folder.name in self._checked
+                check = self._verify == "always" or (self._verify == "first" and not known)
+                row = pack.row(key, wanted=wanted, layers=layers, verified=check)
+            except FileNotFoundError:
+                continue
+            if check and wanted is None:
+                self._checked.add(place)
+            return pack, row
+        raise self._missing(key, kind)
+
+    def _missing(self, key: str, kind: Kind) -> ValueError:
+        if (pack := self._index.lost().get(key)) is not None:
+            return LibraryCorruptError(f"the pack {pack} of {key[:12]} in {self.root} is gone; put it anew")
+        if self._index.holders(key):
+            other = {"chunks": "a patch: use get_patch", "patches": "a chunk: use get"}[kind]
+            return ChunkNotFoundError(f"{key[:12]} in {self.root} is the key of {other}")
+        damaged = len(self._index.damaged)
+        why = f"; {damaged} of its packs cannot be read, see verify()" if damaged else ""
+        what = key[:12] if KEY.fullmatch(key) else repr(key)
+        return ChunkNotFoundError(f"{self.root} holds nothing under {what}{why}: it was never stored, or was deleted")

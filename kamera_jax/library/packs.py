@@ -1,0 +1,196 @@
+"""Immutable packs: an Orbax checkpoint with its manifest, whose rows are read without the rest."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kamera_jax.errors import LibraryCorruptError
+from kamera_jax.library import arrays
+from kamera_jax.library.files import MALFORMED, digests, read_sealed, sha256, sync_tree, write_sealed
+from kamera_jax.library.manifest import Leaf, Manifest, arranged
+from kamera_jax.library.rows import REMEDY, Kind, Row, blocks
+from kamera_jax.record import Arrays, Plain
+
+MANIFEST = "manifest.json"
+THREADS = 4
+"""Rows that are checked at once; hashing leaves the interpreter alone."""
+
+
+def write_pack(place: Path, kind: Kind, rows: Iterable[Row]) -> Manifest:
+    """Write a pack to a folder that is not there yet, and bring it to the disk; on the writer alone."""
+    stacked, manifest = arranged(kind, rows)
+    arrays.save(place, stacked)
+    data = {arrays.data_file(place, name, array.ndim) for name, array in stacked.items()}
+    manifest = replace(manifest, files=_others(place, data))
+    write_sealed(place / MANIFEST, manifest.body, durable=False)
+    sync_tree(place)
+    return manifest
+
+
+def _others(place: Path, data: Iterable[Path]) -> dict[str, str]:
+    """Digests of a pack's files but for the data, and the manifest that holds them."""
+    known = {path.relative_to(place).as_posix() for path in data} | {MANIFEST}
+    return digests(place, but=known)
+
+
+class Pack:
+    """A pack to be read."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read its manifest.
+
+        Raises:
+            FileNotFoundError: there is no such pack.
+            LibraryCorruptError: its manifest is not as it was written.
+        """
+        self.folder = folder
+        try:
+            self.manifest = Manifest.parsed(read_sealed(folder / MANIFEST))
+        except FileNotFoundError:
+            if folder.exists():
+                raise LibraryCorruptError(f"pack {folder} has lost its manifest; {REMEDY}") from None
+            raise
+        except MALFORMED as error:
+            raise LibraryCorruptError(f"the manifest of pack {folder} is not as it was written; {REMEDY}") from error
+
+        self._data = {
+            name: str(arrays.data_file(folder, name, len(shape))) for name, (_, shape) in self.manifest.arrays.items()
+        }
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays."""
+        return sum(map(self.manifest.nbytes, self.manifest.arrays))
+
+    def row(
+        self,
+        key: str,
+        *,
+        wanted: Callable[[str], bool] | None = None,
+        layers: slice = slice(None),
+        verified: bool = True,
+    ) -> tuple[Plain, Plain | None, Arrays]:
+        """A row's plain fields, its model's spec, and its arrays as stored.
+
+        Args:
+            key: of the row.
+            wanted: which arrays to read, by name; all by default.
+            layers: of ``kv.*``; step 1.
+            verified: hold what is read against its digests.
+
+        Raises:
+            FileNotFoundError: the pack is gone.
+            LibraryCorruptError: it is not as it was written.
+        """
+        with self.believed():
+            about = dict(self.manifest.entries[key]["about"])
+            leaves = {name: leaf for name, leaf in self.manifest.leaves(key).items() if wanted is None or wanted(name)}
+            read = {name: self._read(name, leaf, layers, verified) for name, leaf in leaves.items()}
+            return about, self.manifest.specs.get(str(about.get("model"))), read
+
+    @contextmanager
+    def believed(self) -> Iterator[None]:
+        """Where the manifest is taken at its word: a LibraryCorruptError if it says what cannot be."""
+        try:
+            yield
+        except LibraryCorruptError:
+            raise
+        except FileNotFoundError as error:
+            if (self.folder / MANIFEST).exists():
+                raise LibraryCorruptError(f"pack {self.folder} has lost data: {error}; {REMEDY}") from error
+            raise
+        except MALFORMED as error:
+            raise LibraryCorruptError(f"the manifest of pack {self.folder} says what cannot be; {REMEDY}") from error
+
+    def _read(self, name: str, leaf: Leaf, layers: slice, verified: bool, into: np.ndarray | None = None) -> np.ndarray:
+        if not leaf.array:
+            return np.zeros(leaf.shape, leaf.dtype)
+        shape, start, parts = leaf.shape, leaf.start, blocks(name, leaf.shape)
+        first, count = 0, parts
+        if name.startswith("kv."):
+            first, stop, _ = layers.indices(leaf.shape[0])
+            count = max(stop - first, 0)
+            shape, start = (count, *shape[1:]), start + first * (leaf.nbytes // parts)
+        if into is None:
+            into = _aligned(self._size(leaf.array, leaf.nbytes // parts * count))
+        descriptor = os.open(path := self._data[leaf.array], os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if os.preadv(descriptor, [into.data], start) != into.size:
+                raise LibraryCorruptError(f"{path} is not as long as it was written; {REMEDY}")
+        finally:
+            os.close(descriptor)
+        if verified and count:
+            wanted = leaf.sha256[64 * first : 64 * (first + count)]
+            if "".join(sha256(part) for part in into.reshape(count, -1)) != wanted:
+                raise LibraryCorruptError(f"array {name!r} in {path} is not as it was written; {REMEDY}")
+        return into.view(leaf.dtype).reshape(shape)
+
+    def _size(self, array: str, size: int) -> int:
+        """The size, once it is known to be no more than there is."""
+        if os.stat(path := self._data[array]).st_size != self.manifest.nbytes(array):
+            raise LibraryCorruptError(f"{path} is not as long as it was written; {REMEDY}")
+        return size
+
+    def whole(self, *, verified: bool) -> Arrays:
+        """Its arrays, read row by row, several at once; raises as `row`."""
+        manifest = self.manifest
+        with self.believed():
+            held = {name: _aligned(self._size(name, manifest.nbytes(name))) for name in manifest.arrays}
+
+            def fill(key: str) -> None:
+                for name, leaf in manifest.leaves(key).items():
+                    if leaf.array:
+                        place = held[leaf.array][leaf.start : leaf.start + leaf.nbytes]
+                        self._read(name, leaf, slice(None), verified, place)
+
+            with ThreadPoolExecutor(THREADS) as pool:
+                list(pool.map(fill, manifest.keys))
+            return {name: held[name].view(dtype).reshape(shape) for name, (dtype, shape) in manifest.arrays.items()}
+
+    def check(self) -> dict[str, str]:
+        """What is wrong, by the key of each row that is not as it was written, and by file; empty if nothing is."""
+        wrong: dict[str, str] = {}
+
+        def read(key: str) -> None:
+            try:
+                self.row(key)
+            except LibraryCorruptError as error:
+                wrong[key] = str(error)
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(read, self.manifest.keys))
+        return wrong | self.check_files()
+
+    def check_files(self) -> dict[str, str]:
+        """What is wrong with what Orbax wrote beside the data, by file; empty if nothing is."""
+        found = _others(self.folder, map(Path, self._data.values()))
+        names = sorted(name for name in found | self.manifest.files if found.get(name) != self.manifest.files.get(name))
+        return {name: f"{self.folder / name} is not as it was written; {REMEDY}" for name in names}
+
+    def restored(self, targets: dict[str, Any] | None) -> dict[str, Any]:
+        """Its arrays through Orbax; see `kamera_jax.library.arrays.load`.
+
+        Raises:
+            LibraryCorruptError: what Orbax wrote beside the data is not as it was, or it cannot read the data.
+        """
+        for message in self.check_files().values():
+            raise LibraryCorruptError(message)
+        try:
+            return arrays.load(self.folder, targets)
+        except Exception as error:  # whatever the storage library makes of missing or broken files
+            raise LibraryCorruptError(
+                f"pack {self.folder} cannot be read ({type(error).__name__}: {error}); {REMEDY}"
+            ) from error
+
+
+def _aligned(size: int) -> np.ndarray:
+    """Uninitialised bytes that a CPU backend takes as they are: it copies what does not start at a multiple of 64."""
+    room = np.empty(size + 64, np.uint8)
+    begin = -room.ctypes.data % 64
+    return room[begin : begin + size]
