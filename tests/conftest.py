@@ -1,6 +1,7 @@
 """Strict JAX for every test, and the torch oracle only where it is asked for."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # What is tested is the program: that LLVM compiles it in two thirds of the time and leaves it slower does not show.
@@ -17,6 +18,17 @@ jax.config.update("jax_default_matmul_precision", "highest")
 # The first example compiles, so a deadline says nothing; the same examples every time, so a failure is the change's.
 hypothesis.settings.register_profile("house", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("house")
+
+
+MAPPED = 25_000
+"""Memory maps of a process, well below the 65,530 that Linux allows: LLVM aborts where there are no more."""
+
+
+def pytest_runtest_teardown(item, nextitem):
+    # Every compiled program takes a few, and a worker compiles thousands; one that is asked for again is made again.
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MAPPED:
+        jax.clear_caches()
 
 
 def pytest_ignore_collect(collection_path, config):
