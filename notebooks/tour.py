@@ -97,11 +97,10 @@ for question in one_hop + two_hops:
 # the others a few directions hold nearly all of it.
 
 # %%
-from kamera_jax.patch import decompose
+from kamera_jax.subspace import all_components
 
-conditioned = full.entries[2].chunk.kv
-_, _, spectrum = decompose(conditioned, third.kv, third.length)
-spectrum = np.asarray(spectrum)
+change = full.entries[2].chunk.kv.features - third.kv.features
+spectrum = np.asarray(all_components(change).energy)
 size = np.square(np.asarray(third.kv.features, np.float32)).sum((1, 2))
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.4))
 left.bar(range(len(size)), np.sqrt(spectrum.sum(1) / size), color="#0072b2")
