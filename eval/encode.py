@@ -144,10 +144,10 @@ def run(options: Namespace) -> dict[str, Any]:
         came = {bucket(each.tokens): each.key for each in done if each.status == "encoded" and each.key is not None}
         paid = [lifetime(vlm, chunk, chunk, None, RUNS) for chunk in map(library.get, came.values())]
     for row in paid:
-        told = f"has paid after {row['break_even']:.1f} looks" if row["break_even"] > 0 else "does not pay here"
+        told = f"pays after {row['break_even']:.1f} looks" if row["break_even"] > 0 else "does not pay"
         print(
-            f"{row['tokens']:5} tokens: a look takes {row['apply_ms']:.1f} ms, to prefill again "
-            f"{row['reprefill_ms']:.1f}; a patch {told}"
+            f"{row['tokens']:5} tokens: a look {row['apply_ms']:.1f} ms, a prefill {row['reprefill_ms']:.1f} ms; "
+            f"a patch {told}"
         )
     counts = {status: sum(each.status == status for each in done) for status in ("encoded", "known", "failed")}
     size = sum(each.nbytes for each in done if each.status == "encoded")
