@@ -4,6 +4,7 @@ python -m benchmarks.library --json docs/results/library.json --page docs/librar
 """
 
 import argparse
+import dataclasses
 import itertools
 import json
 import os
@@ -12,7 +13,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ import numpy as np
 import kamera_jax as kj
 from benchmarks.stored import fidelity
 from eval.cli import ATTENTIONS, EMBEDDED
-from kamera_jax.chunk import content_key
+from kamera_jax.identity import content_key
 from kamera_jax.library.arrays import data_file
 from kamera_jax.library.files import sha256
 
@@ -58,16 +58,15 @@ def chunks(count: int) -> Iterator[kj.Chunk]:
             positions=jnp.zeros((3, TOKENS), jnp.float32),
             length=TOKENS,
             advance=float(TOKENS),
-            key="",
             model=content_key({"model": "benchmark"}),
-            preamble=None,
             inputs={"tokens": jnp.arange(TOKENS, dtype=jnp.int32), "media": array(TOKENS, WIDTH)},
         )
         for _ in range(BASES)
     ]
     jax.block_until_ready([base.kv for base in bases])
     for number, base in zip(range(count), itertools.cycle(bases), strict=False):
-        yield replace(base, key=content_key({"benchmark": number}))
+        fields = {field.name: getattr(base, field.name) for field in dataclasses.fields(base)}
+        yield kj.Chunk(**fields | {"key": content_key({"benchmark": number})})
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:

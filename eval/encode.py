@@ -14,9 +14,9 @@ from eval.forming import lifetime
 from eval.items import Source, sources
 from eval.library import KEY
 from eval.report import kibibytes
-from kamera_jax.chunk import chunk_key
 from kamera_jax.encode import encode_segment
 from kamera_jax.forward import preamble_chunk
+from kamera_jax.identity import canonical_key
 from kamera_jax.kv import Segment, bucket
 from kamera_jax.library.rows import Storage
 from models import load
@@ -108,7 +108,7 @@ def _segments(vlm: VisionLanguageModel, source: Source) -> Iterator[tuple[str, S
 def _encoded(
     vlm: VisionLanguageModel, library: kj.ChunkLibrary, name: str, segment: Segment, waiting: set[str]
 ) -> tuple[Encoded, kj.Chunk | None]:
-    key = chunk_key(segment.content, vlm.spec, preamble_chunk(vlm).key)
+    key = canonical_key(segment, vlm.spec, preamble_chunk(vlm).key)
     tokens = int(segment.length)
     if key in waiting or library.has(key):
         return Encoded(name, "known", key, tokens, tokens * vlm.spec.token_bytes), None

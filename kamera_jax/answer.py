@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from kamera_jax.backbone import Backbone, Output
-from kamera_jax.chunk import Chunk, chunk_key
+from kamera_jax.chunk import Chunk
 from kamera_jax.forward import run
+from kamera_jax.identity import chunk_key, content_key
 from kamera_jax.kv import KV, ChunkPool, Segment, WindowState, bucket
 from kamera_jax.reuse import write
 from kamera_jax.rope import RopeSpec
@@ -225,20 +226,22 @@ def _turn(vlm: Backbone, window: Window, tail: Segment, kv: KV, said: Sequence[i
     positions, ids = np.asarray(tail.positions), np.zeros(padded, np.int32)
     positions = np.concatenate([positions[:, :question], positions[:, question - 1 : question] + after], axis=1)
     ids[:length] = [*np.asarray(tail.inputs["tokens"])[:question], *said]
-    content = chunk_key(str(ids[:length].tolist()), vlm.spec, None)
-    preamble = window.preamble.chunk.key
+    content, context = content_key({"turn": ids[:length].tolist()}), window.lineage
+    key = chunk_key(content, vlm.spec, context)
     return Chunk(
         kv=_cut(kv, length, padded=padded),
         positions=jnp.asarray(positions - positions[:, :1]),
         length=length,
-        advance=float(tail.advance + len(said)),
-        key=chunk_key(content, vlm.spec, preamble, window.keys),
+        advance=float((tail.advance or 0.0) + len(said)),
         model=vlm.spec.fingerprint,
-        preamble=preamble,
+        preamble=window.preamble.chunk.key or None,
         antecedents=window.keys,
         inputs={"tokens": jnp.asarray(ids)},
         turn=True,
         spec=vlm.spec,
+        key=key,
+        content=content if key else "",
+        lineage=context if key else "",
     )
 
 

@@ -1,11 +1,8 @@
 """Chunks and patches: arrays with the names, keys and lengths that travel with them on the host."""
 
-import hashlib
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Any
+from typing import Any, ClassVar, no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -13,45 +10,82 @@ from jaxtyping import Array, Float
 
 from kamera_jax import patch as patches
 from kamera_jax.errors import MissingInputsError
+from kamera_jax.handle import Handle, host_scalar
+from kamera_jax.identity import EXACT, UNNAMED, Identity
 from kamera_jax.kv import KV, Factors, KVSpec, Segment, Sketch
 
-SCHEMA = 1
 
-
-def content_key(fields: Mapping[str, Any]) -> str:
-    """sha256 of canonical JSON."""
-    return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class Chunk:
+@no_type_check  # a pytree is rebuilt with whatever a transformation puts in its leaves
+@dataclass(frozen=True, eq=False, init=False)
+class Chunk(Handle):
     """A media item or text passage with its KV in the position-free frame.
 
+    A pytree of ``kv``, ``positions``, ``length``, ``advance`` and ``inputs``. ``key``, ``content`` and ``lineage`` say
+    how the KV was computed, so that `dataclasses.replace` and every JAX transformation drop them, and with them
+    ``preamble`` and ``antecedents``; `to` keeps them.
+
     Attributes:
-        kv: un-rotated KV [L, T, ·]; canonical unless ``antecedents`` says what it was conditioned on.
+        kv: un-rotated KV [L, T, ·]; canonical, or conditioned on what it was run behind.
         positions: local positions f32[A, T], from 0.
         length: valid tokens, at most T.
         advance: how far the next chunk starts after this one's start, in positions (not the token count under M-RoPE).
-        key: sha256 that identifies content, model, preamble and antecedents.
         model: fingerprint of the model that encoded it.
-        preamble: key of the preamble it was encoded after, None for none.
+        preamble: key of the preamble it was encoded after, None for none or if that is not known.
         antecedents: keys of the chunks it was conditioned on; empty for a canonical chunk.
         inputs: what the model read (token ids, media features), None once dropped.
         turn: whether this is a question with its answer, kept by `generate`.
         spec: what the KV means to the model that made it, None if it was not said.
+        codec: what the KV went through since: ``"exact"`` is nothing, ``"int8"`` a library's storage.
+        conditioned: whether its KV depends on other chunks; it then is not canonical.
+        key: names content, model and lineage; empty for a chunk whose KV may be anything. With the codec it names the
+            bits, up to the rounding of the device that made them.
+        content: digest of what the chunk was made from; empty where ``key`` is.
+        lineage: digest of what it was run behind; see `kamera_jax.identity.lineage`. Empty where ``key`` is.
     """
 
     kv: KV
     positions: Float[Array, "A T"]
-    length: int
-    advance: float
-    key: str
+    length: int = host_scalar(int)
+    advance: float = host_scalar(float)
     model: str
     preamble: str | None
-    antecedents: tuple[str, ...] = ()
-    inputs: dict[str, Any] | None = None
-    turn: bool = False
-    spec: KVSpec | None = None
+    antecedents: tuple[str, ...]
+    inputs: dict[str, Any] | None
+    turn: bool
+    spec: KVSpec | None
+    codec: str
+    conditioned: bool
+    key: str = field(init=False)
+    content: str = field(init=False)
+    lineage: str = field(init=False)
+
+    DATA: ClassVar = ("kv", "positions", "length", "advance", "inputs")
+    STATIC: ClassVar = ("model", "turn", "spec", "codec", "conditioned")
+    NAMES: ClassVar = {"preamble": None, "antecedents": (), "key": "", "content": "", "lineage": ""}
+
+    def __init__(
+        self,
+        kv: KV,
+        positions: Float[Array, "A T"],
+        length: int | jax.Array,
+        advance: float | jax.Array,
+        model: str,
+        preamble: str | None = None,
+        antecedents: tuple[str, ...] = (),
+        inputs: dict[str, Any] | None = None,
+        turn: bool = False,
+        spec: KVSpec | None = None,
+        codec: str = EXACT,
+        conditioned: bool = False,
+        *,
+        key: str = "",
+        content: str = "",
+        lineage: str = "",
+    ) -> None:
+        """See the class. Whoever gives a key vouches for the bits."""
+        self._set(kv=kv, positions=positions, length=length, advance=advance, model=model, preamble=preamble)
+        self._set(antecedents=antecedents, inputs=inputs, turn=turn, spec=spec, codec=codec)
+        self._set(conditioned=conditioned or bool(antecedents), key=key, content=content, lineage=lineage)
 
     @property
     def nbytes(self) -> int:
@@ -67,28 +101,18 @@ class Chunk:
         """
         if self.inputs is None:
             raise MissingInputsError(
-                f"chunk {self.key[:12]} was kept without its inputs, so it cannot be run again; encode it anew"
+                f"{describe(self)} was kept without its inputs, so it cannot be run again; encode it anew"
             )
-        return Segment(self.inputs, self.positions, jnp.int32(self.length), self.advance, self.key)
+        return Segment(self.inputs, self.positions, jnp.asarray(self.length, jnp.int32), self.advance, self.content)
 
     def without_inputs(self) -> "Chunk":
-        """The same chunk without what only re-running it needs."""
-        return replace(self, inputs=None)
+        """The same chunk, with its key, without what only re-running it needs."""
+        return replace(self, inputs=None)._named_like(self)
 
 
-def chunk_key(content: str, spec: KVSpec, preamble: str | None, antecedents: tuple[str, ...] = ()) -> str:
-    """The key of a chunk; it addresses inputs, not bytes."""
-    return content_key(
-        {
-            "content": content,
-            "model": spec.fingerprint,
-            "dtype": spec.dtype,
-            "rope": asdict(spec.rope),
-            "preamble": preamble,
-            "antecedents": antecedents,
-            "schema": SCHEMA,
-        }
-    )
+def describe(chunk: Chunk) -> str:
+    """A chunk in an error message."""
+    return f"chunk {chunk.key[:12]}" if chunk.key else "a chunk without a key"
 
 
 class Match(Enum):
@@ -100,13 +124,16 @@ class Match(Enum):
     MISS = "miss"
 
 
-@dataclass(frozen=True)
-class Patch:
+@no_type_check
+@dataclass(frozen=True, eq=False, init=False)
+class Patch(Handle):
     """What a chunk absorbs from its antecedents, low-rank.
+
+    A pytree of ``factors``, ``mass``, ``residual``, ``length`` and ``sketch``; names are dropped as those of a `Chunk`.
 
     Attributes:
         factors: the change of its KV.
-        chunk: key of the chunk it belongs to.
+        chunk: key of the chunk it belongs to; empty if that is not known.
         model: fingerprint of the model that formed it.
         antecedents: keys of the chunks it was formed after, in order.
         mass: f32[L, n + 2]: attention the chunk's tokens gave to each antecedent, to the preamble and to themselves,
@@ -114,6 +141,9 @@ class Patch:
         residual: f32[L]: share of the squared change that the rank left out.
         length: valid tokens.
         sketch: how its tokens attended while it was formed, for `kamera_jax.staleness`; None if it was not asked for.
+        codec: of the KV that it was fitted to.
+        key: names chunk, codec, lineage, size and dtype; empty for a patch whose factors may be anything.
+        lineage: digest of what it was formed on, the patches there included; empty if that is not known.
     """
 
     factors: Factors
@@ -122,8 +152,34 @@ class Patch:
     antecedents: tuple[str, ...]
     mass: Float[Array, "L S"]
     residual: Float[Array, " L"]
-    length: int
-    sketch: Sketch | None = None
+    length: int = host_scalar(int)
+    sketch: Sketch | None
+    codec: str
+    key: str = field(init=False)
+    lineage: str = field(init=False)
+
+    DATA: ClassVar = ("factors", "mass", "residual", "length", "sketch")
+    STATIC: ClassVar = ("model", "codec")
+    NAMES: ClassVar = {"chunk": "", "antecedents": (), "key": "", "lineage": ""}
+
+    def __init__(
+        self,
+        factors: Factors,
+        chunk: str,
+        model: str,
+        antecedents: tuple[str, ...],
+        mass: Float[Array, "L S"],
+        residual: Float[Array, " L"],
+        length: int | jax.Array,
+        sketch: Sketch | None = None,
+        codec: str = EXACT,
+        *,
+        key: str = "",
+        lineage: str = "",
+    ) -> None:
+        """See the class. Whoever gives a key vouches for the bits."""
+        self._set(factors=factors, chunk=chunk, model=model, antecedents=antecedents, mass=mass, residual=residual)
+        self._set(length=length, sketch=sketch, codec=codec, key=key, lineage=lineage)
 
     @property
     def nbytes(self) -> int:
@@ -131,7 +187,12 @@ class Patch:
         return patches.nbytes(self.factors, self.length) + (0 if self.sketch is None else self.sketch.nbytes)
 
     def match(self, context: tuple[str, ...]) -> Match:
-        """How ``context`` (keys of the chunks before this one, in order) compares with the antecedents."""
+        """How ``context`` (keys of the chunks before this one, in order) compares with the antecedents.
+
+        ``EXACT`` is of chunks, not of bits: that they have the patches which they had is for ``lineage`` to say.
+        """
+        if "" in context or "" in self.antecedents:  # a chunk without a key may be any
+            return Match.PARTIAL if set(context) & set(self.antecedents) - {""} else Match.MISS
         if context == self.antecedents:
             return Match.EXACT
         if sorted(context) == sorted(self.antecedents):
@@ -139,18 +200,33 @@ class Patch:
         return Match.PARTIAL if set(context) & set(self.antecedents) else Match.MISS
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A chunk in a window.
+@no_type_check
+@dataclass(frozen=True, init=False)
+class Entry(Handle):
+    """A chunk in a window; a pytree of all of it. Equal to one with the same chunk and patch, put there likewise.
 
     Attributes:
         chunk: what stands there.
         patch: what was added to it, or None.
         base: the absolute position it starts at.
         slot: the first slot it occupies; in a window that keeps its chunks in place, would occupy.
+        place: in such a window, where it lies in the pool of its bucket; None elsewhere.
     """
 
     chunk: Chunk
     patch: Patch | None
-    base: float
-    slot: int
+    base: float = host_scalar(float)
+    slot: int = host_scalar(int)
+    place: int | None = field(default=host_scalar(int), compare=False)
+
+    DATA: ClassVar = ("chunk", "patch", "base", "slot", "place")
+
+    def __init__(self, chunk: Chunk, patch: Patch | None, base: float, slot: int, place: int | None = None) -> None:
+        """See the class."""
+        self._set(chunk=chunk, patch=patch, base=base, slot=slot, place=place)
+
+    @property
+    def identity(self) -> Identity:
+        """What stands there, to the bit."""
+        patch = "" if self.patch is None else self.patch.key or UNNAMED
+        return self.chunk.key, self.chunk.codec, patch

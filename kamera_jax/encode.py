@@ -1,17 +1,21 @@
 """Running the model: encode a chunk alone, prefill chunks together, form a patch."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Int
 
 from kamera_jax.backbone import Backbone, Output
-from kamera_jax.chunk import Chunk, Patch
+from kamera_jax.chunk import Chunk, Patch, describe
 from kamera_jax.errors import ModelMismatchError
 from kamera_jax.forward import chunk_of, preamble_chunk, run
+from kamera_jax.handle import traced
+from kamera_jax.identity import patch_key
 from kamera_jax.kv import Segment, Sketch, SketchSpec, bucket
 from kamera_jax.lineage import take_jit
 from kamera_jax.size import Size
@@ -45,10 +49,20 @@ def encode_segment(vlm: Backbone, segment: Segment) -> Chunk:
     return chunk
 
 
-def run_chunk(vlm: Backbone, window: Window, segment: Segment, collect: tuple[str, ...] = ()) -> tuple[Chunk, Output]:
-    """A chunk with the KV that one forward on the window as it stands gives it, and all that forward returned."""
+def run_chunk(
+    vlm: Backbone, window: Window, source: Segment | Chunk, collect: tuple[str, ...] = ()
+) -> tuple[Chunk, Output]:
+    """A chunk with the KV that one forward on the window as it stands gives it, and all that forward returned.
+
+    Args:
+        vlm: the model.
+        window: what it sees.
+        source: what is run; a turn that is run again stays one.
+        collect: see `Backbone.forward`.
+    """
+    segment, turn = (source.segment, source.turn) if isinstance(source, Chunk) else (source, False)
     output = run(vlm.params, segment.at(window.next_position), window.state, forward=vlm.forward, collect=collect)
-    return chunk_of(vlm, segment, output, window.preamble.chunk.key, window.keys), output
+    return chunk_of(vlm, segment, output, window.preamble.chunk.key, window.entries, turn=turn), output
 
 
 def prefill(vlm: Backbone, items: Sequence[Any], *, capacity: int | None = None) -> Window:
@@ -66,28 +80,25 @@ def prefill(vlm: Backbone, items: Sequence[Any], *, capacity: int | None = None)
         ValueError: an item cannot be read. WindowFullError: ``capacity`` is too small. MissingInputsError: a chunk
             lost its inputs.
     """
-    segments = _segments(vlm, items)
-    window = _room_for(vlm, segments, capacity)
-    for segment in segments:
-        chunk, _ = run_chunk(vlm, window, segment)
+    sources = _sources(vlm, items)
+    window = _room_for(vlm, sources, capacity)
+    for source in sources:
+        chunk, _ = run_chunk(vlm, window, source)
         window = append(window, chunk, donate=bool(window.entries))
     return window
 
 
-def _segments(vlm: Backbone, items: Sequence[Any]) -> list[Segment]:
-    segments = []
+def _sources(vlm: Backbone, items: Sequence[Any]) -> list[Segment | Chunk]:
     for item in items:
         if isinstance(item, Chunk):
             _check_model(vlm, item)
-            segments.append(item.segment)
-        else:
-            segments.append(vlm.prepare(item))
-    return segments
+            _ = item.segment  # raises before anything is run
+    return [item if isinstance(item, Chunk) else vlm.prepare(item) for item in items]
 
 
-def _room_for(vlm: Backbone, segments: Sequence[Segment], capacity: int | None) -> Window:
+def _room_for(vlm: Backbone, sources: Sequence[Segment | Chunk], capacity: int | None) -> Window:
     if capacity is None:
-        capacity = _slots(vlm, [int(segment.length) for segment in segments], ROOM)
+        capacity = _slots(vlm, [int(source.length) for source in sources], ROOM)
     return Window.empty(vlm, capacity)
 
 
@@ -132,13 +143,13 @@ def form_patch(
     size = Size(rank, energy, max_bytes, int8)
     _check_canonical(chunk)
     _check_model(vlm, chunk)
-    segment = chunk.segment
+    _ = chunk.segment  # raises before anything is run
     if context is not None:
         check_model(vlm, context)
     window = _prefilled(vlm, antecedents) if context is None else context
     check_chunk(window, chunk)
     window = materialised(window)  # what each chunk received cannot be told apart in place
-    conditioned, output = run_chunk(vlm, window, segment, _collected(sketch))
+    conditioned, output = run_chunk(vlm, window, chunk, _collected(sketch))
     # Inside the forming window antecedents are conditioned and keyed as such; a patch names those its caller knows.
     keys = window.keys if antecedents is None else tuple(each.key for each in antecedents)
     return _patch(chunk, conditioned, output, window, keys, size, sketch)
@@ -174,18 +185,18 @@ def form_patches(
             ``capacity`` is too small.
     """
     size = Size(rank, energy, max_bytes, int8)
-    segments = _segments(vlm, items)
-    window = _room_for(vlm, segments, capacity)
+    sources = _sources(vlm, items)
+    window = _room_for(vlm, sources, capacity)
     for item in items:
         if isinstance(item, Chunk):
             _check_canonical(item)
             check_chunk(window, item)
     keys: tuple[str, ...] = ()
     patches: list[Patch | None] = []
-    for item, segment in zip(items, segments, strict=True):
+    for item, source in zip(items, sources, strict=True):
         canonical = item if isinstance(item, Chunk) else None
         collect = () if canonical is None else _collected(sketch)
-        conditioned, output = run_chunk(vlm, window, segment, collect)
+        conditioned, output = run_chunk(vlm, window, source, collect)
         if canonical is None:
             patches.append(None)
         else:
@@ -200,10 +211,10 @@ def _collected(sketch: SketchSpec | None) -> tuple[str, ...]:
 
 
 def _check_canonical(chunk: Chunk) -> None:
-    if chunk.antecedents:
+    if chunk.conditioned:
         raise ValueError(
-            f"chunk {chunk.key[:12]} holds KV conditioned on {len(chunk.antecedents)} chunks; a patch is formed for "
-            "a canonical one"
+            f"{describe(chunk)} holds KV conditioned on {len(chunk.antecedents) or 'other'} chunks; a patch is formed "
+            "for a canonical one"
         )
 
 
@@ -218,6 +229,8 @@ def _patch(
 ) -> Patch:
     """The patch of a chunk that a forward on ``window`` has conditioned; nothing here waits for the device."""
     factors, residual = size.fit(conditioned.kv, chunk.kv, chunk.length)
+    context = window.lineage
+    key = patch_key(chunk.key, chunk.codec, context, asdict(size), factors.u.dtype.name, sketch)
     return Patch(
         factors=factors,
         chunk=chunk.key,
@@ -227,6 +240,9 @@ def _patch(
         residual=residual,
         length=chunk.length,
         sketch=None if sketch is None else _sketch(output, chunk.length, sketch),
+        codec=chunk.codec,
+        key=key,
+        lineage=context if key else "",
     )
 
 
@@ -242,12 +258,13 @@ def _slots(vlm: Backbone, lengths: Sequence[int], room: int) -> int:
     return bucket(aligned(preamble_chunk(vlm).length) + sum(map(aligned, lengths)) + room)
 
 
-def _owners(window: Window, output: Output) -> np.ndarray:
+def _owners(window: Window, output: Output) -> Int[np.ndarray | Array, " S"]:
     """Whose each slot is that attention goes to: an entry's, the preamble's, or the forming chunk's own."""
-    owner = np.full(output.aux["attention_mass"].shape[1], len(window.entries) + 1)
-    owner[: window.capacity] = len(window.entries)
+    slots = np.arange(output.aux["attention_mass"].shape[1])
+    owner = np.where(slots < window.capacity, len(window.entries), len(window.entries) + 1).astype(np.int32)
     for i, entry in enumerate(window.entries):
-        owner[entry.slot : entry.slot + entry.chunk.length] = i
+        own = (slots >= entry.slot) & (slots < entry.slot + entry.chunk.length)
+        owner = jnp.where(own, i, owner) if traced(own) else np.where(own, np.int32(i), owner)
     return owner
 
 
@@ -260,6 +277,6 @@ def _shares(mass: jax.Array, owner: np.ndarray | jax.Array, *, count: int) -> ja
 def _check_model(vlm: Backbone, chunk: Chunk) -> None:
     if chunk.model != vlm.spec.fingerprint:
         raise ModelMismatchError(
-            f"chunk {chunk.key[:12]} was encoded by model {chunk.model[:12]}, this is {vlm.spec.fingerprint[:12]}; "
+            f"{describe(chunk)} was encoded by model {chunk.model[:12]}, this is {vlm.spec.fingerprint[:12]}; "
             "encode it with this model"
         )

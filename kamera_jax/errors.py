@@ -21,6 +21,10 @@ class MissingInputsError(ValueError):
     """A chunk whose inputs were dropped cannot be run through the model again."""
 
 
+class MissingKeyError(ValueError):
+    """A chunk or patch without a key: nothing says how what it holds was computed, so it cannot be stored or found."""
+
+
 class MissingSketchError(ValueError):
     """A patch keeps no sketch of how its chunk attended, so its staleness cannot be told."""
 
@@ -39,6 +43,10 @@ class SnapshotNotFoundError(ValueError):
 
 class SnapshotCorruptError(ValueError):
     """What was saved in a folder is not as it was written."""
+
+
+class SnapshotVersionError(ValueError):
+    """A snapshot of a schema that this version does not read."""
 
 
 class LibraryNotFoundError(ValueError):

@@ -1,6 +1,6 @@
 """Running a backbone: one compiled forward for every use, and the preamble's KV, computed once per model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from weakref import WeakKeyDictionary
 
@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from kamera_jax.backbone import Backbone, Output
-from kamera_jax.chunk import Chunk, chunk_key
+from kamera_jax.chunk import Chunk, Entry
+from kamera_jax.handle import traced
+from kamera_jax.identity import chunk_key, content_of, lineage
 from kamera_jax.kv import Segment, WindowState
 from kamera_jax.types import Params
 
@@ -30,20 +32,48 @@ def run(
 
 
 def chunk_of(
-    vlm: Backbone, segment: Segment, output: Output, preamble: str | None, antecedents: tuple[str, ...] = ()
+    vlm: Backbone,
+    segment: Segment,
+    output: Output,
+    preamble: str | None,
+    before: Sequence[Entry] = (),
+    *,
+    turn: bool = False,
 ) -> Chunk:
-    """What a forward of ``segment`` gives, as a chunk."""
+    """What a forward of ``segment`` gives, as a chunk.
+
+    Args:
+        vlm: the model.
+        segment: what was run.
+        output: what that gave.
+        preamble: key of the preamble it was run behind, None for none.
+        before: the entries between the two.
+        turn: whether it is a question with its answer.
+
+    Raises:
+        ValueError: the segment does not say how far it advances.
+    """
+    if segment.advance is None:
+        raise ValueError(
+            "a segment that went through a JAX transformation does not say how far it advances, so it makes no chunk; "
+            "pass replace(segment, advance=...)"
+        )
+    content, context = content_of(segment), lineage(preamble, (entry.identity for entry in before))
+    key = chunk_key(content, vlm.spec, context)
     return Chunk(
         kv=output.kv,
         positions=jnp.asarray(segment.positions),
-        length=int(segment.length),
-        advance=float(segment.advance),
-        key=chunk_key(segment.content, vlm.spec, preamble, antecedents),
+        length=segment.length if traced(segment.length) else int(segment.length),
+        advance=segment.advance if traced(segment.advance) else float(segment.advance),
         model=vlm.spec.fingerprint,
-        preamble=preamble,
-        antecedents=antecedents,
+        preamble=preamble or None,
+        antecedents=tuple(entry.chunk.key for entry in before),
         inputs=segment.inputs,
+        turn=turn,
         spec=vlm.spec,
+        key=key,
+        content=content if key else "",
+        lineage=context if key else "",
     )
 
 

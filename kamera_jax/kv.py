@@ -158,7 +158,8 @@ class WindowState:
 class Segment:
     """Tokens ready for a backbone's forward.
 
-    A pytree of its arrays; ``advance`` and ``content`` stay on the host and do not cross ``jit``.
+    A pytree of its arrays; ``advance`` and ``content`` stay on the host and do not cross ``jit``: they are then None
+    and empty.
 
     Attributes:
         inputs: what the backbone reads, each with T leading, at least ``tokens`` i32[T]; media features stand beside
@@ -173,7 +174,7 @@ class Segment:
     inputs: dict[str, Any]
     positions: Float[Array, "A T"]
     length: Int[Array, ""]
-    advance: float = 0.0
+    advance: float | None = 0.0
     content: str = ""
 
     def at(self, base: jax.Array | float) -> Self:
@@ -186,9 +187,19 @@ class Segment:
         return jnp.arange(self.positions.shape[-1]) < self.length
 
 
-jax.tree_util.register_dataclass(
-    Segment, data_fields=["inputs", "positions", "length"], meta_fields=[], drop_fields=["advance", "content"]
-)
+def _flatten_segment(segment: Segment) -> tuple[tuple[Any, ...], None]:
+    return (segment.inputs, segment.positions, segment.length), None
+
+
+def _unflatten_segment(_: None, data: tuple[Any, ...]) -> Segment:
+    segment = object.__new__(Segment)
+    for name, value in zip(_SEGMENT, (*data, None, ""), strict=True):
+        object.__setattr__(segment, name, value)
+    return segment
+
+
+_SEGMENT = tuple(field.name for field in fields(Segment))
+jax.tree_util.register_pytree_node(Segment, _flatten_segment, _unflatten_segment)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from kamera_jax import patch as patches
 from kamera_jax import rope
-from kamera_jax.chunk import Chunk, Match, Patch
+from kamera_jax.chunk import Chunk, Match, Patch, describe
 from kamera_jax.errors import MissingSketchError
 from kamera_jax.kv import KV, Factors, KVSpec, Sketch, SketchSpec
 from kamera_jax.reuse import write_jit
@@ -76,7 +76,7 @@ def staleness(window: Window, chunk: Chunk, patch: Patch, at: int | None = None)
     at = check_place(window, at)
     if patch.sketch is None:
         raise MissingSketchError(
-            f"the patch of chunk {chunk.key[:12]} keeps no sketch, so what it would read now cannot be compared; form "
+            f"the patch of {describe(chunk)} keeps no sketch, so what it would read now cannot be compared; form "
             "it with form_patch(…, sketch=…), as the model's calibration has it"
         )
     before = window.entries[:at]

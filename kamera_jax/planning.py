@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from kamera_jax.backbone import Backbone, forward_flops
-from kamera_jax.chunk import Chunk, Patch
+from kamera_jax.chunk import Chunk, Patch, describe
 from kamera_jax.encode import form_patch, run_chunk
 from kamera_jax.errors import StalePatchError
 from kamera_jax.policy import ReusePolicy, Verdict
@@ -179,7 +179,8 @@ def plan(
     ]
     ready = built = without(window, range(kept, len(window.entries)))
     for chunk, patch in pairs[kept:]:
-        step = _needed(vlm, built, chunk, _held(chunk, patch, stored), patch, policy)
+        fresh = [place for place, step in enumerate(steps) if step.action in FORWARDS]
+        step = _needed(vlm, built, chunk, _held(chunk, patch, stored), patch, policy, fresh)
         # The caller has its window, and the plan has `ready` from its first forward on; pools may be shared.
         lent = built is window or (built is ready and step.action in FORWARDS)
         built = append(built, chunk, step.patch, donate=window.mode == "materialise" and not lent)
@@ -208,7 +209,7 @@ def execute(vlm: Backbone, plan: Plan) -> Plan:
         present = step.held[0] if step.held else None
         step = _needed(vlm, window, step.chunk, step.held, present, plan.policy)
         if step.action is Action.PREFILL:
-            chunk, _ = run_chunk(vlm, window, step.chunk.segment)
+            chunk, _ = run_chunk(vlm, window, step.chunk)
             step = replace(step, chunk=chunk, patch=None)
         elif step.action is Action.FORM:
             step = replace(step, patch=_fresh(vlm, window, step, plan.policy))
@@ -246,16 +247,22 @@ def _changed(pairs: list[Pair], change: Change) -> list[Pair]:
 
 
 def _held(chunk: Chunk, patch: Patch | None, stored: Sequence[Patch]) -> tuple[Patch, ...]:
-    more = [other for other in stored if other.chunk == chunk.key and other is not patch]
+    more = [other for other in stored if chunk.key and other.chunk == chunk.key and other is not patch]
     return (*(() if patch is None else (patch,)), *more)
 
 
 def _needed(
-    vlm: Backbone, window: Window, chunk: Chunk, held: tuple[Patch, ...], present: Patch | None, policy: ReusePolicy
+    vlm: Backbone,
+    window: Window,
+    chunk: Chunk,
+    held: tuple[Patch, ...],
+    present: Patch | None,
+    policy: ReusePolicy,
+    fresh: Sequence[int] = (),
 ) -> Step:
-    """What a chunk needs at a window's end."""
+    """What a chunk needs at a window's end, where the entries ``fresh`` are still to be made right."""
     moved = 2 * chunk.length * window.spec.token_bytes if window.mode == "materialise" else 0
-    verdicts = [policy.judge(window, chunk, patch) for patch in held] or [_unpatched(window, chunk)]
+    verdicts = [policy.judge(window, chunk, patch, fresh=fresh) for patch in held] or [_unpatched(window, chunk)]
     best = min(range(len(verdicts)), key=lambda i: (not verdicts[i].accept, verdicts[i].estimate_kl))
     verdict, patch = verdicts[best], held[best] if held else None
     nbytes = moved + (0 if patch is None else patch.nbytes)
@@ -264,17 +271,21 @@ def _needed(
         return Step(chunk, held, patch, action, verdict.estimate_kl, verdict.reason, bytes=nbytes)
     if policy.fallback == "error":
         raise StalePatchError(
-            f'chunk {chunk.key[:12]} needs a forward here: {verdict.reason}; choose fallback="patch" or "reprefill"'
+            f'{describe(chunk)} needs a forward here: {verdict.reason}; choose fallback="patch" or "reprefill"'
         )
-    action = Action.PREFILL if chunk.antecedents or policy.fallback == "reprefill" else Action.FORM
+    action = Action.PREFILL if chunk.conditioned or policy.fallback == "reprefill" else Action.FORM
     flops = forward_flops(vlm, chunk.length, window.tokens)
     return Step(chunk, held, patch, action, 0.0, verdict.reason, flops=flops, bytes=nbytes)
 
 
 def _unpatched(window: Window, chunk: Chunk) -> Verdict:
     """Of a chunk without a patch: canonical, or with the KV it was given by a forward."""
-    if chunk.antecedents == window.keys:
+    if chunk.lineage and chunk.lineage == window.lineage:
         return Verdict(True, 0.0, "it stands behind what it was run behind")
+    if not chunk.key or not window.lineage:
+        return Verdict(False, math.inf, "it has no patch, and without a key it is not known what it was run behind")
+    if chunk.antecedents == window.keys and chunk.preamble == window.preamble.chunk.key:
+        return Verdict(False, math.inf, "it has no patch, and the chunks before it have other patches than when it ran")
     return Verdict(False, math.inf, "it has no patch, and other chunks before it than it was run behind")
 
 

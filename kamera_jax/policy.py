@@ -1,11 +1,12 @@
 """The guard in serving: is a stored patch safe in the present context, decided without prefilling anything?"""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from kamera_jax.backbone import Backbone
 from kamera_jax.calibration import Calibration
-from kamera_jax.chunk import Chunk, Match, Patch
+from kamera_jax.chunk import Chunk, Match, Patch, describe
 from kamera_jax.encode import form_patch, run_chunk
 from kamera_jax.errors import ModelMismatchError, StalePatchError
 from kamera_jax.fidelity import MAX_KL
@@ -41,7 +42,7 @@ class ReusePolicy:
         fallback: ``"patch"`` forms a fresh patch on the window as it stands, ``"reprefill"`` keeps the chunk's KV as
             run there, ``"error"`` raises StalePatchError.
         calibration: of the model; without one, or where it finds no change safe, only a patch whose antecedents stand
-            before it as they were is reused.
+            before it as they were, with the patches they had, is reused; see `Window.is_as_formed`.
     """
 
     max_kl: float = MAX_KL
@@ -54,8 +55,17 @@ class ReusePolicy:
         if self.fallback not in get_args(Fallback):
             raise ValueError(f"fallback must be one of {get_args(Fallback)}; got {self.fallback!r}")
 
-    def judge(self, window: Window, chunk: Chunk, patch: Patch, at: int | None = None) -> Verdict:
-        """Whether ``patch`` is safe for ``chunk`` at place ``at`` (the end by default), without running the model.
+    def judge(
+        self, window: Window, chunk: Chunk, patch: Patch, at: int | None = None, *, fresh: Collection[int] = ()
+    ) -> Verdict:
+        """Whether ``patch`` is safe for ``chunk`` at a place, without running the model.
+
+        Args:
+            window: the context.
+            chunk: what is to stand there.
+            patch: of the chunk.
+            at: the place; the window's end by default.
+            fresh: entries before it that a forward is still to make right, and that count as right.
 
         Raises:
             ModelMismatchError, PreambleMismatchError, PatchMismatchError: they do not belong together, or the
@@ -80,9 +90,11 @@ class ReusePolicy:
             limit = calibration.threshold(self.max_kl)
             unknown = f"by the calibration no change is safe for {self.max_kl:g} nats"
         if calibration is None or limit < 0:
-            if patch.match(before) is Match.EXACT:
+            if window.is_as_formed(patch, at, fresh):
                 return Verdict(True, 0.0, "its antecedents are those it was formed on")
-            return Verdict(False, float("inf"), f"its antecedents have changed, and {unknown}")
+            same = patch.match(before) is Match.EXACT
+            changed = "its antecedents are the same but not their patches" if same else "its antecedents have changed"
+            return Verdict(False, float("inf"), f"{changed}, and {unknown}")
         found = staleness(window, chunk, patch, at)
         estimate, accept = calibration.estimate(found.change), found.change <= limit
         reason = (
@@ -112,11 +124,11 @@ def append_checked(
         return append(window, chunk, patch), verdict
     if policy.fallback == "error":
         raise StalePatchError(
-            f"the patch of chunk {chunk.key[:12]} is not safe here: {verdict.reason}; form it anew on this window, or "
+            f"the patch of {describe(chunk)} is not safe here: {verdict.reason}; form it anew on this window, or "
             'choose fallback="patch" or "reprefill"'
         )
     if policy.fallback == "reprefill":
-        return append(window, run_chunk(vlm, window, chunk.segment)[0]), verdict
+        return append(window, run_chunk(vlm, window, chunk)[0]), verdict
     sketch = None if patch.sketch is None else patch.sketch.spec
     if policy.calibration is not None:
         sketch = policy.calibration.sketch

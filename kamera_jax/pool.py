@@ -4,17 +4,18 @@ A pool grows when the window itself needs more places than it has. Until then wh
 the window no more, makes room; when it comes back it is written again.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
-from weakref import ref
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from kamera_jax.chunk import Entry
+from kamera_jax.handle import traced
+from kamera_jax.identity import UNNAMED, Identity
 from kamera_jax.kv import KV, ChunkPool, Factors, KVSpec, bucket
 
 FIRST_PLACES = 4
@@ -22,110 +23,117 @@ FIRST_PLACES = 4
 
 
 @dataclass(frozen=True)
-class Held:
-    """What a place holds, known by the very arrays that were written there.
-
-    A key would not do: a kept turn's does not say which patches its window had. The references are weak: the pool has
-    a copy of its own, and keeps no other alive.
-
-    Attributes:
-        kv: the chunk's.
-        positions: the chunk's.
-        factors: the patch's, or None.
-        place: index into the pool.
-    """
-
-    kv: ref
-    positions: ref
-    factors: ref | None
-    place: int
-
-    @staticmethod
-    def of(entry: Entry, place: int) -> "Held":
-        """The entry's chunk with its patch, at a place."""
-        factors = None if entry.patch is None else ref(entry.patch.factors)
-        return Held(ref(entry.chunk.kv), ref(entry.chunk.positions), factors, place)
-
-    def holds(self, entry: Entry) -> bool:
-        """Whether this is the entry's chunk with the entry's patch."""
-        chunk, patch = entry.chunk, entry.patch
-        if self.factors is None or patch is None:
-            same = self.factors is None and patch is None
-        else:
-            same = self.factors() is patch.factors
-        return same and self.kv() is chunk.kv and self.positions() is chunk.positions
-
-    @property
-    def lost(self) -> bool:
-        """Whether nobody can ask for it again."""
-        return any(each is not None and each() is None for each in (self.kv, self.positions, self.factors))
-
-
-@dataclass(frozen=True)
-class Shelf:
-    """The host's side of a `ChunkPool`.
+class PoolIndex:
+    """What is known to lie in a `ChunkPool`.
 
     Attributes:
         tokens: T, the bucket.
-        held: what its places hold, written longest ago first.
+        places: of each chunk with its patch that has keys, written longest ago first: what it is, and where it lies.
     """
 
     tokens: int
-    held: tuple[Held, ...] = ()
+    places: tuple[tuple[Identity, int], ...] = ()
 
 
-Stock = tuple[tuple[ChunkPool, ...], tuple[Shelf, ...]]
-"""Pools, and the shelf of each, by ascending bucket: the same buckets are one compiled program."""
+class Pools(NamedTuple):
+    """Pools, and the index of each, by ascending bucket: the same buckets are one compiled program.
+
+    Windows that come out of a transformation have no index; their entries know where they lie.
+    """
+
+    pools: tuple[ChunkPool, ...]
+    indices: tuple[PoolIndex, ...]
 
 
-def stock(old: Stock, entries: Sequence[Entry], spec: KVSpec, *, donate: bool = False) -> Stock:
+def allocate(
+    old: Pools, entries: Sequence[Entry], spec: KVSpec, *, donate: bool = False
+) -> tuple[Pools, tuple[Entry, ...]]:
     """Pools that hold a window's entries and are read at their lengths and bases; only what is new is written.
 
     Args:
         old: what to start from.
-        entries: of the window.
+        entries: of the window; those with a place lie there already.
         spec: what the KV means.
         donate: take the buffers of an old pool that is written to; what shares them must not be used again.
+
+    Returns:
+        The pools, and the entries with their places.
     """
-    known = {shelf.tokens: (pool, shelf) for pool, shelf in zip(*old, strict=True)}
-    by_bucket: dict[int, list[Entry]] = {tokens: [] for tokens in known}
-    for entry in entries:
-        by_bucket.setdefault(entry.chunk.kv.rot.shape[1], []).append(entry)
-    pairs = [_stocked(known.get(tokens), tokens, by_bucket[tokens], spec, donate) for tokens in sorted(by_bucket)]
-    return tuple(pool for pool, _ in pairs), tuple(shelf for _, shelf in pairs)
+    indices = {index.tokens: index for index in old.indices}
+    pools = {pool.rot.shape[2]: pool for pool in old.pools}
+    numbers: dict[int, list[int]] = {tokens: [] for tokens in pools}
+    for number, entry in enumerate(entries):
+        numbers.setdefault(entry.chunk.kv.rot.shape[1], []).append(number)
+    placed, grown = list(entries), Pools((), ())
+    for tokens in sorted(numbers):
+        index = indices.get(tokens, PoolIndex(tokens))
+        own = [entries[number] for number in numbers[tokens]]
+        pool, index, own = _allocated(pools.get(tokens), index, own, spec, donate)
+        grown = Pools((*grown.pools, pool), (*grown.indices, index))
+        for number, entry in zip(numbers[tokens], own, strict=True):
+            placed[number] = entry
+    return grown, tuple(placed)
 
 
-def _stocked(
-    known: tuple[ChunkPool, Shelf] | None, tokens: int, entries: Sequence[Entry], spec: KVSpec, donate: bool
-) -> tuple[ChunkPool, Shelf]:
-    arrays, held = (_arrays(known[0]), list(known[1].held)) if known else ({}, [])
-    places: list[int] = []
-    for entry in entries:  # a chunk may stand twice, and then lies twice
-        places.append(next((each.place for each in held if each.holds(entry) and each.place not in places), -1))
-    if -1 in places:
-        grown = _with_room(arrays, tokens, entries, spec)
-        donate, arrays = donate or grown is not arrays, grown
-        room = _room(len(arrays["positions"]), held, places)
-        for i, entry in enumerate(entries):
-            if places[i] < 0:
-                places[i] = next(room)
-                factors = None if entry.patch is None else entry.patch.factors
-                put = _put_donated if donate else _put
-                arrays, donate = put(arrays, places[i], entry.chunk.kv, entry.chunk.positions, factors), True
-                held = [*(each for each in held if each.place != places[i]), Held.of(entry, places[i])]
+def _allocated(
+    pool: ChunkPool | None, index: PoolIndex, entries: Sequence[Entry], spec: KVSpec, donate: bool
+) -> tuple[ChunkPool, PoolIndex, list[Entry]]:
+    """One pool, its index and its entries."""
+    arrays = {} if pool is None else _arrays(pool)
+    known = list(index.places)
+    places: list[Any] = [entry.place for entry in entries]
+    for i, entry in enumerate(entries):  # a chunk may stand twice, and then lies twice
+        if places[i] is None and _named(entry):
+            same = (place for identity, place in known if identity == entry.identity and place not in places)
+            places[i] = next(same, None)
+    if any(place is None for place in places):
+        grown = _with_room(arrays, index.tokens, entries, spec)
+        donate = donate or grown is not arrays
+        arrays = grown
+    for i, entry in enumerate(entries):
+        if places[i] is None:
+            places[i] = _free_place(len(arrays["positions"]), known, [place for place in places if place is not None])
+            factors = None if entry.patch is None else entry.patch.factors
+            put = _put_donated if donate else _put
+            arrays = put(arrays, places[i], entry.chunk.kv, entry.chunk.positions, factors)
+            donate = True
+            known = [each for each in known if not traced(places[i]) and each[1] != places[i]]
+            if _named(entry) and not traced(places[i]):
+                known.append((entry.identity, places[i]))
+    lengths, bases = [entry.chunk.length for entry in entries], [entry.base for entry in entries]
     count = len(arrays["positions"])
-    lengths, bases = np.zeros(count, np.int32), np.zeros(count, np.float32)
-    lengths[places] = [entry.chunk.length for entry in entries]
-    bases[places] = [entry.base for entry in entries]
-    pool = ChunkPool(**arrays, lengths=jnp.asarray(lengths), bases=jnp.asarray(bases))
-    return pool, Shelf(tokens, tuple(held))
+    pool = ChunkPool(
+        **arrays, lengths=_table(count, places, lengths, np.int32), bases=_table(count, places, bases, np.float32)
+    )
+    placed = [replace(entry, place=place) for entry, place in zip(entries, places, strict=True)]
+    return pool, replace(index, places=tuple(known)), placed
 
 
-def _room(places: int, held: Sequence[Held], taken: Sequence[int]) -> Iterator[int]:
-    """Places to write to that are not taken: never used, then lost, then written longest ago."""
-    used = {each.place for each in held}
-    old = sorted((each for each in held if each.place not in taken), key=lambda each: not each.lost)
-    return iter([*(place for place in range(places) if place not in used), *(each.place for each in old)])
+def _named(entry: Entry) -> bool:
+    """Whether its identity says which bits it has."""
+    chunk, _, patch = entry.identity
+    return bool(chunk) and patch != UNNAMED
+
+
+def _free_place(count: int, known: Sequence[tuple[Identity, int]], taken: Sequence[Any]) -> Any:
+    """A place that none of ``taken`` is: one that nothing is known of, else what was written longest ago."""
+    if traced(*taken):
+        used = jnp.zeros(count, bool).at[jnp.stack([jnp.asarray(place, jnp.int32) for place in taken])].set(True)
+        return jnp.argmin(used).astype(jnp.int32)
+    order = [*(set(range(count)) - {place for _, place in known}), *(place for _, place in known)]
+    return next(place for place in order if place not in taken)
+
+
+def _table(count: int, places: Sequence[Any], values: Sequence[Any], dtype: Any) -> jax.Array:
+    """Each value at its place, zero at the others."""
+    if not traced(*places, *values):
+        table = np.zeros(count, dtype)
+        table[np.asarray(places, int)] = values
+        return jnp.asarray(table)
+    table = jnp.zeros(count, dtype)
+    for place, value in zip(places, values, strict=True):
+        table = table.at[place].set(jnp.asarray(value, dtype))
+    return table
 
 
 def _arrays(pool: ChunkPool) -> dict[str, jax.Array]:

@@ -117,6 +117,9 @@ def _copied(named: Mapping[str, Any]) -> Arrays:
     return {name: np.array(array) for name, array in named.items()}
 
 
-_CHUNK = ("length", "advance", "key", "model", "preamble", "antecedents", "turn")
-_PATCH = ("chunk", "model", "antecedents", "length")
+_CHUNK = (
+    *("length", "advance", "model", "preamble", "antecedents", "turn", "codec", "conditioned"),
+    *("key", "content", "lineage"),
+)
+_PATCH = ("chunk", "model", "antecedents", "length", "codec", "key", "lineage")
 _SKETCH = ("queries", "outputs", "tokens")

@@ -7,10 +7,11 @@ from typing import Any
 
 from kamera_jax.answer import Generation, generate, question_tail, turn_slots
 from kamera_jax.backbone import Backbone
-from kamera_jax.chunk import Chunk, Match, Patch, chunk_key
+from kamera_jax.chunk import Chunk, Patch
 from kamera_jax.encode import encode_segment, form_patch
-from kamera_jax.errors import ChunkNotHeldError
+from kamera_jax.errors import ChunkNotHeldError, MissingKeyError
 from kamera_jax.eviction import in_the_way, layout_of
+from kamera_jax.identity import canonical_key
 from kamera_jax.library.sessions import SavedSession, load_session, save_session
 from kamera_jax.memory import ChunkMemory
 from kamera_jax.planning import FORWARDS, Change, Recall, Replace, execute, plan
@@ -87,8 +88,8 @@ class Session:
     def add(self, item: Any, key: str | None = None, *, patch: bool = True, pin: bool = False) -> str:
         """Put an item at the window's end.
 
-        What the session knows, in its window or in memory, is not encoded again; nor is a patch formed again after the
-        same chunks.
+        What the session knows, in its window or in memory, is not encoded again; nor is a patch formed again behind the
+        same chunks with the same patches.
 
         Args:
             item: what `encode` takes, or a chunk.
@@ -104,6 +105,7 @@ class Session:
             WindowFullError: it does not fit beside what is pinned.
             ValueError: the item cannot be read, or has another key.
             ModelMismatchError, PreambleMismatchError, MissingInputsError: as of `append` and `form_patch`.
+            MissingKeyError: a chunk without a key.
         """
         chunk, old, encoded = self._chunk(item, key)
         gone = in_the_way(self._window, self._pinned, [*layout_of(self._window), (None, chunk.length)])
@@ -267,7 +269,12 @@ class Session:
             return *known, 0
         item = item if isinstance(item, Chunk) else self._vlm.prepare(item)
         preamble = self._window.preamble.chunk.key
-        own = item.key if isinstance(item, Chunk) else chunk_key(item.content, self._vlm.spec, preamble)
+        own = item.key if isinstance(item, Chunk) else canonical_key(item, self._vlm.spec, preamble)
+        if not own:
+            raise MissingKeyError(
+                "the chunk has no key, so it could not be found again: it went through a JAX transformation; add the "
+                "one that went in, or move a chunk with its .to(...)"
+            )
         if key is not None and key != own:
             raise ValueError(f"the item has the key {own[:12]}, not {key[:12]}; give its own key, or none")
         known = self._find(own)
@@ -287,9 +294,9 @@ class Session:
 
     def _patch(self, chunk: Chunk, old: Patch | None, window: Window) -> tuple[Patch | None, int]:
         """The chunk's patch behind a window, and how often one had to be formed."""
-        if chunk.antecedents or not window.entries:
+        if chunk.conditioned or not window.entries:
             return None, 0
-        if old is not None and old.match(window.keys) is Match.EXACT:
+        if old is not None and old.codec == chunk.codec and window.is_as_formed(old):
             return old, 0
         calibration = None if self._policy is None else self._policy.calibration
         sketch = None if calibration is None else calibration.sketch

@@ -1,22 +1,27 @@
 """Windows: ordered chunks behind a pinned preamble. Every operation returns a new window; none runs the model."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, ClassVar, Literal, get_args, no_type_check
 
 import jax
 import jax.numpy as jnp
 
 from kamera_jax.backbone import Backbone
-from kamera_jax.chunk import Chunk, Entry, Patch
+from kamera_jax.chunk import Chunk, Entry, Patch, describe
 from kamera_jax.errors import ModelMismatchError, PatchMismatchError, PreambleMismatchError, WindowFullError
 from kamera_jax.forward import preamble_chunk
+from kamera_jax.handle import Handle, traced
+from kamera_jax.identity import EXACT, chunk_key, extended, lineage
 from kamera_jax.kv import KVSpec, WindowState, bucket
-from kamera_jax.pool import Shelf, stock
+from kamera_jax.pool import PoolIndex, Pools, allocate
 from kamera_jax.reuse import write_donated, write_jit
 
 Mode = Literal["materialise", "in_place"]
 """Write chunks rotated and patched, once for every place they come to, or read them where they lie."""
+
+Item = tuple[Chunk, Patch | None, Any]
+"""A chunk, its patch, and where both lie in their pool, None if that is to be found out."""
 
 SLOT_ALIGNMENT = 16
 """Chunks start at multiples of this many slots, so that kernels write whole tiles."""
@@ -27,9 +32,15 @@ def aligned(slots: int) -> int:
     return -(-slots // SLOT_ALIGNMENT) * SLOT_ALIGNMENT
 
 
-@dataclass(frozen=True)
-class Window:
+@no_type_check  # a pytree is rebuilt with whatever a transformation puts in its leaves
+@dataclass(frozen=True, eq=False)
+class Window(Handle):
     """The context a model attends to: preamble, then chunks.
+
+    A pytree of ``state``, ``entries`` and ``preamble``, for a caller's own ``jit``, ``vmap`` or ``shard_map``: the
+    operations of this module work inside, and a function is compiled once for the shapes of a window, whatever it
+    holds. Keys do not come out again; see `kamera_jax.handle`. What does not fit cannot be refused in a compiled
+    function: the window that comes out answers nothing but NaN, and every operation on the host refuses it.
 
     Attributes:
         state: rotated and patched KV; in place, of the preamble alone, beside pools of canonical chunks.
@@ -38,7 +49,7 @@ class Window:
         capacity: slots in all, the preamble's included.
         preamble: what is pinned at slot 0.
         mode: how its chunks are kept.
-        shelves: what lies in each of the state's pools.
+        indices: what is known to lie in each of the state's pools.
     """
 
     state: WindowState
@@ -47,7 +58,11 @@ class Window:
     capacity: int
     preamble: Entry
     mode: Mode = "materialise"
-    shelves: tuple[Shelf, ...] = ()
+    indices: tuple[PoolIndex, ...] = ()
+
+    DATA: ClassVar = ("state", "entries", "preamble")
+    STATIC: ClassVar = ("spec", "capacity", "mode")
+    NAMES: ClassVar = {"indices": ()}
 
     @staticmethod
     def empty(vlm: Backbone, capacity: int, *, mode: Mode = "materialise") -> "Window":
@@ -86,6 +101,35 @@ class Window:
         return tuple(entry.chunk.key for entry in self.entries)
 
     @property
+    def lineage(self) -> str:
+        """What a chunk that is run here depends on: see `kamera_jax.identity.lineage`. Empty if a key is missing."""
+        return lineage(self.preamble.chunk.key, (entry.identity for entry in self.entries))
+
+    def is_as_formed(self, patch: Patch, at: int | None = None, fresh: Collection[int] = ()) -> bool:
+        """Whether a patch was formed on what stands before a place: to the bit, or as far as the patches there say it.
+
+        A patch was formed behind certain bits. A chunk with a patch that was itself formed where it now stands is, up
+        to what the patch's size leaves out, the chunk as a prefill gives it there; so a patch that was formed on a
+        prefill of these chunks is as formed behind these chunks with such patches, and not behind blind ones.
+
+        Args:
+            patch: of the chunk that comes to the place.
+            at: the place; the window's end by default.
+            fresh: entries that are taken to be as a prefill gives them.
+        """
+        if not patch.lineage:
+            return False
+        bits = lineage(self.preamble.chunk.key)
+        prefilled = bits
+        for place, entry in enumerate(self.entries[:at]):
+            chunk, made = entry.chunk, entry.chunk.lineage if entry.patch is None else entry.patch.lineage
+            right = place in fresh or (made and made in (bits, prefilled))
+            bits = extended(bits, entry.identity)
+            again = (chunk_key(chunk.content, self.spec, prefilled), EXACT, "")
+            prefilled = extended(prefilled, again if right else entry.identity)
+        return patch.lineage in (bits, prefilled)
+
+    @property
     def next_slot(self) -> int:
         """Where the next chunk is written."""
         last = self.entries[-1] if self.entries else self.preamble
@@ -105,23 +149,49 @@ class Window:
 
 def _put(spec: KVSpec, state: WindowState, entry: Entry, *, donate: bool = False) -> WindowState:
     chunk, factors = entry.chunk, None if entry.patch is None else entry.patch.factors
-    positions = chunk.positions + jnp.float32(entry.base)
+    slot, length = entry.slot, chunk.length
+    if traced(slot, length):  # what does not fit must not be written elsewhere; see `_poisoned`
+        fits = slot + length <= state.valid.shape[0]
+        slot = jnp.where(fits, slot, 0)
+        length = jnp.where(fits, length, 0)
     put = write_donated if donate else write_jit
-    return put(state, entry.slot, chunk.kv, factors, positions, chunk.length, spec=spec.rope)
+    return put(state, slot, chunk.kv, factors, chunk.positions + _f32(entry.base), length, spec=spec.rope)
+
+
+def _f32(value: Any) -> jax.Array:
+    return jnp.asarray(value, jnp.float32)
 
 
 def check_room(window: Window, tokens: int) -> None:
-    """Raise WindowFullError unless ``tokens`` more fit."""
+    """Raise WindowFullError unless ``tokens`` more fit; where that is not known, see `_poisoned`."""
     free = window.capacity - window.next_slot
-    if tokens > free:
+    if not traced(tokens, free) and tokens > free:
         raise WindowFullError(
             f"{tokens} tokens do not fit: the window has {max(free, 0)} of {window.capacity} slots free; slide it, "
             "or make it larger"
         )
 
 
+def _poisoned(window: Window) -> Window:
+    """The window whose last entry was put there; one that does not fit, inside a transformation, makes it NaN.
+
+    What is always attended to, the first token, becomes NaN, and so does all that is read from the window.
+    """
+    end = window.entries[-1].slot + window.entries[-1].chunk.length
+    if not traced(end):
+        return window
+    first = window.state.free[:, :1]
+    first = jnp.where(end <= window.capacity, first, jnp.asarray(jnp.nan, first.dtype))
+    return replace(window, state=replace(window.state, free=window.state.free.at[:, :1].set(first)))
+
+
 def check_model(vlm: Backbone, window: Window) -> None:
-    """Raise ModelMismatchError unless the window is this model's."""
+    """Raise ModelMismatchError unless the window is this model's.
+
+    Raises:
+        WindowFullError: the window comes from a compiled function in which something did not fit.
+    """
+    check_room(window, 0)
     if vlm.spec.fingerprint != window.spec.fingerprint:
         raise ModelMismatchError(
             f"the window belongs to model {window.spec.fingerprint[:12]}, this is {vlm.spec.fingerprint[:12]}; build "
@@ -134,25 +204,26 @@ def check_chunk(window: Window, chunk: Chunk) -> None:
     if chunk.model != window.spec.fingerprint:
         differ = () if chunk.spec is None else chunk.spec.differences(window.spec)
         raise ModelMismatchError(
-            f"chunk {chunk.key[:12]} was encoded by model {chunk.model[:12]}, the window belongs to "
+            f"{describe(chunk)} was encoded by model {chunk.model[:12]}, the window belongs to "
             f"{window.spec.fingerprint[:12]}"
             + (f", which differ in {', '.join(differ)}" if differ else "")
             + "; encode it with this window's model"
         )
-    if chunk.preamble is not None and chunk.preamble != window.preamble.chunk.key:
+    pinned = window.preamble.chunk.key
+    if chunk.preamble is not None and pinned and chunk.preamble != pinned:
         raise PreambleMismatchError(
-            f"chunk {chunk.key[:12]} was encoded after preamble {chunk.preamble[:12]}, the window holds "
-            f"{window.preamble.chunk.key[:12]}; encode it with this window's preamble, or with preamble=None"
+            f"{describe(chunk)} was encoded after preamble {chunk.preamble[:12]}, the window holds "
+            f"{pinned[:12]}; encode it with this window's preamble, or with preamble=None"
         )
 
 
 def check_pair(chunk: Chunk, patch: Patch) -> None:
-    """Raise unless the patch is the chunk's."""
+    """Raise unless the patch is the chunk's; where a transformation dropped the one's or the other's key, it may be."""
     if patch.model != chunk.model:
         raise ModelMismatchError(
             f"the patch was formed by model {patch.model[:12]}, the chunk by {chunk.model[:12]}; form it anew"
         )
-    if patch.chunk != chunk.key:
+    if patch.chunk and chunk.key and patch.chunk != chunk.key:
         raise PatchMismatchError(
             f"the patch belongs to chunk {patch.chunk[:12]}, not to {chunk.key[:12]}; form one for this chunk"
         )
@@ -185,38 +256,42 @@ def append(window: Window, chunk: Chunk, patch: Patch | None = None, *, donate: 
     """
     longer = _with_entry(window, chunk, patch)
     if window.mode == "in_place":
-        return _stocked(longer, donate=donate)
-    return replace(longer, state=_put(window.spec, window.state, longer.entries[-1], donate=donate))
+        return _poisoned(_allocated(longer, donate=donate))
+    state = _put(window.spec, window.state, longer.entries[-1], donate=donate)
+    return _poisoned(replace(longer, state=state))
 
 
-def _with_entry(window: Window, chunk: Chunk, patch: Patch | None) -> Window:
-    """The window with its next entry, checked, whose KV is still to be put there."""
+def _with_entry(window: Window, chunk: Chunk, patch: Patch | None, place: int | None = None) -> Window:
+    """The window with its next entry, checked, whose KV is still to be put there, or lies at a place of its pool."""
     check_chunk(window, chunk)
     if patch is not None:
         check_pair(chunk, patch)
     check_room(window, chunk.length)
-    entry = Entry(chunk, patch, window.next_position, window.next_slot)
+    entry = Entry(chunk, patch, window.next_position, window.next_slot, place)
     return replace(window, entries=(*window.entries, entry))
 
 
-def _stocked(window: Window, *, donate: bool = False) -> Window:
+def _allocated(window: Window, *, donate: bool = False) -> Window:
     """An in-place window whose pools hold its entries."""
-    pools, shelves = stock((window.state.pools, window.shelves), window.entries, window.spec, donate=donate)
-    return replace(window, state=replace(window.state, pools=pools), shelves=shelves)
+    held = Pools(window.state.pools, window.indices)
+    held, entries = allocate(held, window.entries, window.spec, donate=donate)
+    return replace(window, state=replace(window.state, pools=held.pools), indices=held.indices, entries=entries)
 
 
-def _rebuild(window: Window, items: Iterable[tuple[Chunk, Patch | None]], keep: int = 0) -> Window:
+def _rebuild(window: Window, items: Sequence[Item], keep: int = 0) -> Window:
     """The first ``keep`` entries as they are, then ``items`` written again, each one hop from its un-rotated KV."""
+    check_room(window, 0)
     kept = window.entries[:keep]
     fresh = replace(window, entries=kept)
     if window.mode == "in_place":
-        for chunk, patch in items:
-            fresh = _with_entry(fresh, chunk, patch)
-        return _stocked(fresh)
+        for chunk, patch, place in items:
+            fresh = _with_entry(fresh, chunk, patch, place)
+        fresh = _allocated(fresh)
+        return _poisoned(fresh) if fresh.entries else fresh
     occupied = jnp.arange(window.capacity) < (fresh.next_slot if kept else window.preamble.chunk.length)
     fresh = replace(fresh, state=replace(window.state, valid=window.state.valid & occupied))
     donate = False
-    for chunk, patch in items:
+    for chunk, patch, _ in items:
         fresh = append(fresh, chunk, patch, donate=donate)
         donate = True
     if not donate:  # nothing was written: a caller who donates the result must not lose the window it came from
@@ -231,7 +306,8 @@ def materialised(window: Window) -> Window:
     state = _put(window.spec, window.spec.empty_state(window.capacity), window.preamble)
     for entry in window.entries:
         state = _put(window.spec, state, entry, donate=True)
-    return replace(window, state=state, mode="materialise", shelves=())
+    entries = tuple(replace(entry, place=None) for entry in window.entries)
+    return replace(window, state=state, entries=entries, mode="materialise", indices=())
 
 
 def turn_state(window: Window, tokens: int) -> tuple[WindowState, int]:
@@ -245,8 +321,8 @@ def turn_state(window: Window, tokens: int) -> tuple[WindowState, int]:
     return _put(window.spec, window.spec.empty_state(slots + bucket(tokens)), window.preamble), slots
 
 
-def _pairs(entries: Sequence[Entry]) -> list[tuple[Chunk, Patch | None]]:
-    return [(entry.chunk, entry.patch) for entry in entries]
+def _items(entries: Sequence[Entry]) -> list[Item]:
+    return [(entry.chunk, entry.patch, entry.place) for entry in entries]
 
 
 def reorder(window: Window, order: Sequence[int]) -> Window:
@@ -258,7 +334,7 @@ def reorder(window: Window, order: Sequence[int]) -> Window:
     if sorted(order) != list(range(len(window.entries))):
         raise ValueError(f"order must be a permutation of 0..{len(window.entries) - 1}; got {list(order)}")
     kept = next((i for i, j in enumerate(order) if i != j), len(order))
-    return _rebuild(window, _pairs([window.entries[i] for i in order[kept:]]), kept)
+    return _rebuild(window, _items([window.entries[i] for i in order[kept:]]), kept)
 
 
 def slide(window: Window, drop: int = 1) -> Window:
@@ -284,7 +360,7 @@ def without(window: Window, places: Collection[int]) -> Window:
         return window
     keep = min(places)
     rest = [entry for place, entry in enumerate(window.entries) if place > keep and place not in places]
-    return _rebuild(window, _pairs(rest), keep)
+    return _rebuild(window, _items(rest), keep)
 
 
 def recall(window: Window, chunk: Chunk, patch: Patch | None, at: int | None = None) -> Window:
@@ -296,7 +372,7 @@ def recall(window: Window, chunk: Chunk, patch: Patch | None, at: int | None = N
     at = check_place(window, at)
     if at == len(window.entries):
         return append(window, chunk, patch)
-    return _rebuild(window, [(chunk, patch), *_pairs(window.entries[at:])], at)
+    return _rebuild(window, [(chunk, patch, None), *_items(window.entries[at:])], at)
 
 
 def replace_entry(window: Window, index: int, chunk: Chunk, patch: Patch | None = None) -> Window:
@@ -307,4 +383,4 @@ def replace_entry(window: Window, index: int, chunk: Chunk, patch: Patch | None 
     """
     if not 0 <= index < len(window.entries):
         raise ValueError(f"the window has entries 0..{len(window.entries) - 1}; got {index}")
-    return _rebuild(window, [(chunk, patch), *_pairs(window.entries[index + 1 :])], index)
+    return _rebuild(window, [(chunk, patch, None), *_items(window.entries[index + 1 :])], index)

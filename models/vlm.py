@@ -17,7 +17,7 @@ from PIL import Image
 from kamera_jax import rope
 from kamera_jax.backbone import Output
 from kamera_jax.calibration import Calibration
-from kamera_jax.chunk import content_key
+from kamera_jax.identity import content_key
 from kamera_jax.kv import KV, KVSpec, Segment, WindowState, bucket
 from kamera_jax.reuse import attend_in_place
 from kamera_jax.rope import RopeSpec

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from kamera_jax.chunk import Chunk
 from kamera_jax.errors import LibraryCorruptError
 from kamera_jax.library.packs import Pack
-from kamera_jax.library.rows import chunk_of
+from kamera_jax.library.rows import chunk_of, codec_of
 from kamera_jax.record import Plain
 
 
@@ -33,7 +33,8 @@ class Stacked:
 
     def chunk(self, row: int) -> Chunk:
         """One of them."""
-        about = {**self.about[row], "storage": "exact"}
+        about = self.about[row]
+        about = {**about, "codec": codec_of(about["codec"], about["storage"]), "storage": "exact"}
         return chunk_of(about, self.specs.get(about["model"]), {name: a[row] for name, a in self.arrays.items()})
 
 

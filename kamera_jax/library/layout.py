@@ -8,7 +8,9 @@ from kamera_jax.library.commit import LOCK, STAGING, named_errors
 from kamera_jax.library.files import locked, read_sealed, write_sealed
 from kamera_jax.library.index import FOLDERS, INDEX, TOMBSTONES
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""In format 1 keys did not say which patches a chunk was run behind."""
+
 LIBRARY = "LIBRARY.json"
 _OWN = (*FOLDERS.values(), TOMBSTONES, STAGING, LOCK, INDEX, LIBRARY)
 
@@ -49,7 +51,14 @@ def check_format(root: Path) -> None:
         raise LibraryCorruptError(
             f"{root} has lost its folder {missing[0]}; open it with mode='a' to go on with what is left"
         )
-    if version != FORMAT_VERSION:
+    if version == FORMAT_VERSION:
+        return
+    if type(version) is int and version < FORMAT_VERSION:
         raise LibraryVersionError(
-            f"{root} has format {version}; this version reads format {FORMAT_VERSION}: use a newer kamera-jax"
+            f"{root} has format {version}, whose keys do not say which patches a chunk was run behind, so a chunk may "
+            f"not be the one that is asked for; this version reads format {FORMAT_VERSION}: encode the items into a "
+            "new folder"
         )
+    raise LibraryVersionError(
+        f"{root} has format {version}; this version reads format {FORMAT_VERSION}: use a newer kamera-jax"
+    )

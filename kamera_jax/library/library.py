@@ -86,7 +86,7 @@ class ChunkLibrary:
         """Store a chunk or a patch; nothing is written if its key is there already.
 
         Args:
-            item: of any model. A patch can be stored without its chunk.
+            item: of any model. A patch can be stored without its chunk, and a kept turn as any chunk.
             storage: of a chunk's KV: ``"exact"``, or ``"int8"`` at about half the bytes of bf16; docs/library.md has
                 what that costs. Patches are stored as they are.
 
@@ -96,7 +96,8 @@ class ChunkLibrary:
         Raises:
             LibraryReadOnlyError: the library was opened for reading, or may not be written to.
             LibraryFullError: the disk has no room; nothing was stored.
-            ValueError: it is no chunk and no patch, or a kept turn.
+            MissingKeyError: it has no key: its arrays may hold anything.
+            ValueError: it is no chunk and no patch, or has arrays that cannot be stored.
         """
         return self.put_async(item, storage=storage).result()
 

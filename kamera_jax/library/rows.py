@@ -7,8 +7,9 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from kamera_jax.chunk import Chunk, Patch, content_key
-from kamera_jax.errors import LibraryCorruptError
+from kamera_jax.chunk import Chunk, Patch
+from kamera_jax.errors import LibraryCorruptError, MissingKeyError
+from kamera_jax.identity import EXACT
 from kamera_jax.kv import Factors
 from kamera_jax.library import int8
 from kamera_jax.library.arrays import DTYPES
@@ -19,9 +20,6 @@ Storage = Literal["exact", "int8"]
 """How a chunk's KV is stored: bit for bit, or as `kamera_jax.library.int8` says."""
 
 Kind = Literal["chunks", "patches"]
-
-SCHEMA = 1
-"""Of patch keys."""
 
 _FACTORS = tuple(f"patch.{field.name}" for field in fields(Factors) if field.name != "ranks")
 _TOKENS_LAST = ("patch.u",)
@@ -68,19 +66,22 @@ def row_of(item: Chunk | Patch, storage: Storage) -> Row:
     """A copy that shares nothing with the device.
 
     Raises:
-        ValueError: neither a chunk nor a patch, a kept turn, an unknown storage, or arrays that cannot be stored.
+        ValueError: neither a chunk nor a patch, an unknown storage, or arrays that cannot be stored.
+        MissingKeyError: it has no key.
     """
     if storage not in get_args(Storage):
         raise ValueError(f"storage must be one of {get_args(Storage)}; got {storage!r}")
+    if not isinstance(item, Chunk | Patch):
+        raise ValueError(f"a library holds chunks and patches; got {type(item).__name__}: encode it first")
+    if not item.key:
+        what = type(item).__name__.lower()
+        raise MissingKeyError(
+            f"the {what} has no key, so nothing says how its arrays were computed: it was built by hand, or went "
+            "through a JAX transformation or dataclasses.replace; put what encode or form_patch gave, and move that "
+            "with its .to(...)"
+        )
     if isinstance(item, Patch):
         return _patch_row(item)
-    if not isinstance(item, Chunk):
-        raise ValueError(f"a library holds chunks and patches; got {type(item).__name__}: encode it first")
-    if item.turn:
-        raise ValueError(
-            f"chunk {item.key[:12]} is a turn, whose key does not say which patches it was generated with; save the "
-            "session it belongs to"
-        )
     about, leaves = split_chunk(item)
     spec = about.pop("spec")
     about |= {"spec": spec is not None, "storage": storage, "dtype": leaves["kv.rot"].dtype.name}
@@ -105,9 +106,8 @@ def _patch_row(patch: Patch) -> Row:
         if name in leaves:
             packed = leaves[name][used]
             leaves[name] = np.ascontiguousarray(packed[:, : patch.length] if name in _TOKENS_LAST else packed)
-    digests = _digests(patch.chunk, leaves)
-    key = content_key({"patch": about, "leaves": digests, "schema": SCHEMA})
-    return Row(key, "patches", about, None, leaves, digests)
+    digests = _digests(patch.key, leaves)
+    return Row(patch.key, "patches", about, None, leaves, digests)
 
 
 def _used(about: Mapping[str, Any]) -> np.ndarray:
@@ -127,9 +127,17 @@ def _wellformed(what: str) -> Iterator[None]:
 
 
 def chunk_of(about: Mapping[str, Any], spec: Plain | None, leaves: Mapping[str, Any]) -> Chunk:
-    """The chunk of a row, on the device."""
+    """The chunk of a row, on the device; its codec says what storing it did to the KV."""
     with _wellformed("a chunk"):
+        about = {**about, "codec": codec_of(about["codec"], about["storage"])}
         return join_chunk({**about, "spec": spec if about["spec"] else None}, {**leaves, **kv_leaves(about, leaves)})
+
+
+def codec_of(codec: str, storage: Storage) -> str:
+    """What KV of a codec has gone through when it comes back from a storage."""
+    if storage == "exact":
+        return codec
+    return storage if codec == EXACT else f"{codec}+{storage}"
 
 
 def kv_leaves(about: Mapping[str, Any], leaves: Mapping[str, Any]) -> dict[str, Any]:

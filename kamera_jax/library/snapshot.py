@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from kamera_jax.errors import SnapshotCorruptError, SnapshotNotFoundError
+from kamera_jax.errors import SnapshotCorruptError, SnapshotNotFoundError, SnapshotVersionError
 from kamera_jax.library import arrays as storage
 from kamera_jax.library.files import digests, read_sealed, sync_tree, write_sealed
 
-SCHEMA = 2
+SCHEMA = 3
+"""Up to 2, keys did not say which patches a chunk was run behind."""
+
 _DESCRIPTION, _ARRAYS = "description.json", "arrays-"
 
 
@@ -62,6 +64,7 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
     Raises:
         SnapshotNotFoundError: there is none in the folder.
+        SnapshotVersionError: it is of another schema.
         SnapshotCorruptError: it is not as it was written.
     """
     folder = folder.absolute()
@@ -72,8 +75,9 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     except ValueError as error:
         raise SnapshotCorruptError(f"{folder / _DESCRIPTION} is not as it was written; use another snapshot") from error
     if whole.get("schema") != SCHEMA:
-        raise SnapshotCorruptError(
-            f"the snapshot in {folder} is of schema {whole.get('schema')}; this version reads schema {SCHEMA}"
+        raise SnapshotVersionError(
+            f"the snapshot in {folder} is of schema {whole.get('schema')}; this version reads schema {SCHEMA}: begin a "
+            "new session and save that, or restore it with the version of kamera-jax that saved it"
         )
     stored: dict[str, np.ndarray] = {}
     if any(np.prod(about["shape"]) for about in whole["arrays"].values()):

@@ -28,7 +28,7 @@ class Scripted(ReusePolicy):
     stale: tuple[str, ...] = ()
     asked: list = field(default_factory=list)
 
-    def judge(self, window, chunk, patch, at=None):
+    def judge(self, window, chunk, patch, at=None, *, fresh=()):
         self.asked.append((chunk.key, tuple(entry.patch for entry in window.entries)))
         bad = chunk.key in self.stale
         return Verdict(not bad, 1.0 if bad else 0.01, "as scripted")

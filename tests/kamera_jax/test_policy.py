@@ -60,7 +60,7 @@ def test_judges_at_a_place(calibration, chunks, patch, build):
 def test_without_a_calibration_or_its_sketch_only_an_exact_match_is_reused(
     random_vlm, calibration, chunks, patch, present, stale
 ):
-    bare = replace(patch, sketch=None)
+    bare = kj.form_patch(random_vlm, chunks[1], antecedents=chunks[:1], rank=1000)
     other = replace(calibration, sketch=kj.SketchSpec((1,)))
     for policy, given in (
         (kj.ReusePolicy(), patch),

@@ -31,10 +31,10 @@ def random_chunk(vlm, rng, name, length):
     positions = jnp.asarray(rng.integers(0, length + 3, (spec.rope.axes, padded)), jnp.float32)
     advance = float(rng.integers(1, length + 5))
     preamble = preamble_chunk(vlm).key
-    return kj.Chunk(kj.KV(rot, free), positions, length, advance, name, spec.fingerprint, preamble)
+    return kj.Chunk(kj.KV(rot, free), positions, length, advance, spec.fingerprint, preamble, key=name)
 
 
-def random_patch(vlm, rng, chunk, rank=3):
+def random_patch(vlm, rng, chunk, name, rank=3):
     spec, padded = vlm.spec, chunk.kv.rot.shape[1]
     u, v = (
         jnp.asarray(0.3 * rng.standard_normal((spec.layers, rank, width)), spec.dtype)
@@ -43,14 +43,15 @@ def random_patch(vlm, rng, chunk, rank=3):
     ranks = jnp.asarray(rng.integers(0, rank + 1, spec.layers), jnp.int32)
     shape = (spec.layers, 2)
     mass, residual = jnp.zeros(shape, jnp.float32), jnp.zeros(spec.layers, jnp.float32)
-    return kj.Patch(kj.Factors(u, v, ranks), chunk.key, spec.fingerprint, (), mass, residual, chunk.length)
+    factors = kj.Factors(u, v, ranks)
+    return kj.Patch(factors, chunk.key, spec.fingerprint, (), mass, residual, chunk.length, key=chunk.key + name)
 
 
 def random_stock(vlm, seed=0):
     """(chunk, patches and None) of several buckets."""
     rng = np.random.default_rng(seed)
     chunks = [random_chunk(vlm, rng, f"{i:064d}", length) for i, length in enumerate(LENGTHS)]
-    return [(chunk, (None, random_patch(vlm, rng, chunk), random_patch(vlm, rng, chunk))) for chunk in chunks]
+    return [(chunk, (None, *(random_patch(vlm, rng, chunk, name) for name in "ab"))) for chunk in chunks]
 
 
 def layout(head, chunks):

@@ -1,5 +1,6 @@
 """Chunks and patches of random numbers, the same for the same number: no model makes them."""
 
+import dataclasses
 import hashlib
 
 import jax.numpy as jnp
@@ -41,12 +42,18 @@ def chunk(number, tokens=None, layers=LAYERS):
         positions=jnp.asarray(rng.standard_normal((3, rows)), jnp.float32),
         length=length,
         advance=float(length),
-        key=key_of(number),
         model=SPEC.fingerprint,
-        preamble=None,
         inputs={"tokens": rng.integers(0, 99, rows).astype(np.int32), "flags": rng.integers(0, 2, rows).astype(bool)},
         spec=SPEC,
+        key=key_of(number),
+        content=key_of(("content", number)),
+        lineage=key_of("lineage"),
     )
+
+
+def named(old, **changes):
+    """A made chunk or patch with something changed, under the same key."""
+    return type(old)(**{field.name: getattr(old, field.name) for field in dataclasses.fields(old)} | changes)
 
 
 def patch(number, antecedents=(0, 1), components=6):
@@ -67,6 +74,8 @@ def patch(number, antecedents=(0, 1), components=6):
         mass=jnp.asarray(rng.standard_normal((LAYERS, len(antecedents) + 2)), jnp.float32),
         residual=jnp.asarray(rng.standard_normal(LAYERS), jnp.float32),
         length=of.length,
+        key=key_of(("patch", number, antecedents, components)),
+        lineage=key_of(("lineage", antecedents)),
     )
 
 
@@ -74,10 +83,11 @@ def bits(item):
     """Everything a chunk or patch holds, comparable."""
     if isinstance(item, kj.Chunk):
         arrays = {"rot": item.kv.rot, "free": item.kv.free, "positions": item.positions, **(item.inputs or {})}
-        plain = (item.length, item.advance, item.key, item.model, item.preamble, item.antecedents, item.turn, item.spec)
+        names = ("length", "advance", "key", "content", "lineage", "model", "preamble", "antecedents", "turn", "spec")
+        plain = tuple(getattr(item, name) for name in (*names, "codec", "conditioned"))
     else:
         leaves = {name: getattr(item.factors, name) for name in ("u", "v", "ranks", "scale")}
         arrays = {name: leaf for name, leaf in leaves.items() if leaf is not None}
         arrays |= {"mass": item.mass, "residual": item.residual}
-        plain = (item.chunk, item.model, item.antecedents, item.length)
+        plain = (item.chunk, item.model, item.antecedents, item.length, item.codec, item.key, item.lineage)
     return plain, {name: (str(a.dtype), a.shape, np.asarray(a).tobytes()) for name, a in arrays.items()}

@@ -53,10 +53,21 @@ def test_a_path_that_is_no_library(tmp_path):
 
 
 def test_a_future_format(root):
-    files.write_sealed(root / "LIBRARY.json", {"format_version": 2, "uuid": "0" * 32})
+    files.write_sealed(root / "LIBRARY.json", {"format_version": 3, "uuid": "0" * 32})
     for mode in ("r", "a"):
-        with pytest.raises(LibraryVersionError, match="has format 2; this version reads format 1"):
+        with pytest.raises(LibraryVersionError, match="has format 3; this version reads format 2: use a newer"):
             kj.ChunkLibrary.open(root, mode=mode)
+
+
+def test_a_format_whose_keys_did_not_say_which_patches(root):
+    files.write_sealed(root / "LIBRARY.json", {"format_version": 1, "uuid": "0" * 32})
+    before = sorted(root.rglob("*"))
+    for mode in ("r", "a"):
+        with pytest.raises(
+            LibraryVersionError, match="has format 1, .*which patches.*encode the items into a new folder"
+        ):
+            kj.ChunkLibrary.open(root, mode=mode)
+    assert sorted(root.rglob("*")) == before
 
 
 def test_a_first_file_that_is_broken(root):

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 import kamera_jax as kj
-from kamera_jax.errors import ChunkNotFoundError, LibraryReadOnlyError, ModelMismatchError
+from kamera_jax.errors import ChunkNotFoundError, LibraryReadOnlyError, MissingKeyError, ModelMismatchError
 from kamera_jax.kv import Factors, Sketch, SketchSpec
 from kamera_jax.library import facts, int8
 from kamera_jax.library.files import locked
 from kamera_jax.library.rows import row_of
-from tests.kamera_jax.library.made import FREE, LAYERS, ROT, SPEC, bits, chunk, key_of, patch
+from tests.kamera_jax.library.made import FREE, LAYERS, ROT, SPEC, bits, chunk, key_of, named, patch
 from tests.kamera_jax.toy import Toy
 
 
@@ -40,8 +40,8 @@ def reopened(lib, **options):
 def test_what_is_put_comes_back(lib, verify):
     chunks = [chunk(i) for i in range(12)]
     chunks[3] = chunks[3].without_inputs()
-    chunks[4] = replace(chunks[4], antecedents=(key_of(0), key_of(1)), preamble=key_of(99))
-    chunks[5] = replace(chunks[5], spec=None)
+    chunks[4] = named(chunks[4], antecedents=(key_of(0), key_of(1)), preamble=key_of(99))
+    chunks[5] = named(chunks[5], spec=None)
     patches = [patch(i) for i in range(6)]
     keys = lib.put_many([*chunks, *patches])
     assert keys[:12] == [each.key for each in chunks] and len(set(keys)) == 18
@@ -76,7 +76,7 @@ def test_what_is_there_is_not_written_again(lib):
     before = lib.stats()
     assert lib.put_many([chunk(0), patch(0)]) == [keys[0], keys[1]] and lib.stats() == before
     assert reopened(lib, mode="a").put(chunk(0)) == keys[0] and lib.stats() == before
-    other = replace(chunk(0), advance=99.0)  # the key addresses what went in
+    other = named(chunk(0), advance=99.0)  # the key addresses what went in
     lib.put(other)
     assert lib.get(key_of(0)).advance != 99.0
 
@@ -99,13 +99,13 @@ def test_only_components_in_use_are_stored(lib):
         v=np.pad(thin.factors.v, [(0, 0), (0, 94), (0, 0)]),
         ranks=thin.factors.ranks,
     )
-    key = lib.put(replace(thin, factors=wide))
-    assert bits(lib.get_patch(key)) == bits(replace(thin, factors=wide))
+    key = lib.put(named(thin, factors=wide))
+    assert bits(lib.get_patch(key)) == bits(named(thin, factors=wide))
     stored = sum(path.stat().st_size for path in (lib.root / "patches").rglob("*.u/0"))
     stored += sum(path.stat().st_size for path in (lib.root / "patches").rglob("*.v/0"))
     assert stored == int(thin.factors.ranks.sum()) * (thin.length + ROT + FREE) * 2
     empty = [np.zeros_like(factor) for factor in (thin.factors.u, thin.factors.v, thin.factors.ranks)]
-    none = replace(thin, factors=Factors(*empty))
+    none = named(thin, factors=Factors(*empty), key=key_of("none"))
     assert bits(lib.get_patch(lib.put(none))) == bits(none)
 
 
@@ -118,9 +118,8 @@ def test_factors_of_eight_bits_are_kept(lib):
         * rng.integers(1, 127, exact.factors.v.shape, np.int8),
         scale=np.where(np.arange(6) < exact.factors.ranks[:, None], rng.random((LAYERS, 6)), 0).astype(np.float32),
     )
-    key = lib.put(replace(exact, factors=eight))
-    assert key != lib.put(exact)
-    assert bits(lib.get_patch(key)) == bits(replace(exact, factors=eight)) != bits(exact)
+    key = lib.put(named(exact, factors=eight))
+    assert bits(lib.get_patch(key)) == bits(named(exact, factors=eight)) != bits(exact)
     assert lib.get_patch(key).factors.u.dtype == np.int8
 
 
@@ -132,9 +131,8 @@ def test_a_sketch_is_kept(lib):
         tokens=rng.integers(0, 9, (2, 5)).astype(np.int32),
         spec=SketchSpec((1, 3), (1.0, 0.5), 5),
     )
-    with_one = replace(patch(1), sketch=sketch)
+    with_one = named(patch(1), sketch=sketch)
     key = lib.put(with_one)
-    assert key != lib.put(patch(1))
     again = lib.get_patch(key).sketch
     assert again.spec == sketch.spec
     for name in ("queries", "outputs", "tokens"):
@@ -202,7 +200,7 @@ def test_gc_of_an_empty_library(lib):
 @pytest.mark.parametrize("storage", ["exact", "int8"])
 def test_whole_packs(lib, storage):
     chunks = [chunk(i) for i in range(10)]
-    empty = replace(chunks[9], inputs={"tokens": chunks[9].inputs["tokens"], "media": np.zeros((0, 8), np.float32)})
+    empty = named(chunks[9], inputs={"tokens": chunks[9].inputs["tokens"], "media": np.zeros((0, 8), np.float32)})
     lib.put_many([*chunks[:9], empty], storage=storage)
     lib.delete(key_of(3))
     found = {}
@@ -231,7 +229,7 @@ def test_int8_is_within_half_a_step(lib):
     kv = lib.get_kv(key_of(5), slice(2, 3))
     assert (np.asarray(kv.rot) == np.asarray(again.kv.rot)[2:3]).all()
     exact.kv.rot[1, 2, 3] = np.inf
-    bad = replace(exact, key=key_of(6))
+    bad = named(exact, key=key_of(6))
     with pytest.raises(ValueError, match="not finite"):
         lib.put(bad, storage="int8")
 
@@ -256,22 +254,44 @@ def test_the_error_names_what_differs(lib):
     window = kj.Window.empty(toy, 80)
     here = replace(toy.spec, identity=SPEC.identity)
     window = replace(window, spec=here)
-    for other, named in (
+    for other, words in (
         (replace(here, dtype="bfloat16"), r"dtype \(bfloat16, not float32\)"),
         (replace(here, layers=3), r"layers \(3, not 2\)"),
         (replace(here, rope=replace(here.rope, scale=1.5)), r"RoPE \(scale\)"),
         (replace(here, identity=(*SPEC.identity[:1], ("preprocessing", "x"), *SPEC.identity[2:])), "preprocessing;"),
         (replace(here, identity=(*SPEC.identity[:2], ("weights", "x"))), "weights;"),
     ):
-        made = replace(kj.encode(toy, "a"), key=key_of(named), model=key_of("other"))
-        key = lib.put(replace(made, spec=replace(other, fingerprint=key_of("other"))))
-        with pytest.raises(ModelMismatchError, match=f"differ in {named}"):
+        made = named(kj.encode(toy, "a"), key=key_of(words), model=key_of("other"))
+        key = lib.put(named(made, spec=replace(other, fingerprint=key_of("other"))))
+        with pytest.raises(ModelMismatchError, match=f"differ in {words}"):
             kj.append(window, lib.get(key))
 
 
-def test_turns_stay_with_their_session(lib):
-    with pytest.raises(ValueError, match="is a turn.*save the session"):
-        lib.put(replace(chunk(0), turn=True))
+def test_a_turn_is_a_chunk_like_any(lib):
+    lib.put(named(chunk(0), turn=True))
+    assert bits(lib.get(key_of(0))) == bits(named(chunk(0), turn=True))
+
+
+@pytest.mark.parametrize("item", [replace(chunk(0), turn=True), replace(patch(0), codec="int8")])
+def test_what_has_no_key_is_refused(lib, item):
+    with pytest.raises(MissingKeyError, match="has no key, so nothing says how its arrays were computed"):
+        lib.put(item)
+    assert lib.stats().packs == 0
+
+
+def test_a_codec_says_what_storage_did_to_the_bits(lib):
+    for number, (given, storage, codec) in enumerate(
+        (
+            ("exact", "exact", "exact"),
+            ("exact", "int8", "int8"),
+            ("int8", "exact", "int8"),
+            ("int8", "int8", "int8+int8"),
+        )
+    ):
+        lib.put(named(chunk(number), codec=given), storage=storage)
+        assert lib.get(key_of(number)).codec == codec
+        (pack,) = (name for name in lib.packs() if lib.info(key_of(number)).pack == name)
+        assert lib.restore(pack)[0].chunk(0).codec == codec
 
 
 @pytest.mark.parametrize("item", [None, "text", np.zeros(3)])
@@ -287,15 +307,15 @@ def test_options_are_checked(lib):
         with pytest.raises(ValueError, match="mode is one of"):
             unchecked(kj.ChunkLibrary.open.__func__)(kj.ChunkLibrary, lib.root, **options)
     lib.put(chunk(0))
-    for key, named in (("../LIBRARY.json", "LIBRARY.json"), ("", "''"), (key_of(9), key_of(9)[:12])):
-        with pytest.raises(ChunkNotFoundError, match=f"nothing under .*{named}"):
+    for key, words in (("../LIBRARY.json", "LIBRARY.json"), ("", "''"), (key_of(9), key_of(9)[:12])):
+        with pytest.raises(ChunkNotFoundError, match=f"nothing under .*{words}"):
             lib.get(key)
         assert not lib.has(key) and not lib.delete(key)
     with pytest.raises(ChunkNotFoundError, match="is the key of a chunk: use get"):
         lib.get_patch(key_of(0))
     with pytest.raises(ChunkNotFoundError, match="is the key of a patch: use get_patch"):
         lib.get(lib.put(patch(0)))
-    odd = replace(chunk(1), inputs={"tokens": np.zeros(16, np.complex64)})
+    odd = named(chunk(1), inputs={"tokens": np.zeros(16, np.complex64)})
     with pytest.raises(ValueError, match="inputs.tokens.*complex64"):
         lib.put(odd)
     assert lib.stats().chunks == 1

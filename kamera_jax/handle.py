@@ -1,0 +1,114 @@
+"""Handles: pytrees of arrays that carry names. JAX sees the arrays, and no transformation keeps a name.
+
+What comes out of ``jit``, ``vmap``, ``jax.tree.map`` or ``jax.device_put`` may hold other bits than what went in, so
+it has no keys: they would say what is not so. Shapes and meaning stay, as a part of the tree's structure.
+"""
+
+from collections.abc import Iterable
+from copy import copy
+from typing import Any, ClassVar, Self, no_type_check
+
+import jax
+import numpy as np
+from jax.core import Tracer
+
+
+def traced(*values: Any) -> bool:
+    """Whether any value is that of a JAX transformation under way, and so not known."""
+    return any(isinstance(value, Tracer) for value in values)
+
+
+class HostScalar:
+    """A number that the host reads, and that is data to JAX.
+
+    What leaves a compiled function is an array, and to wait for it there would make every call a synchronous one: it
+    becomes a Python number when it is first read. Inside a transformation it stays what it is there.
+    """
+
+    def __init__(self, kind: type[int] | type[float]) -> None:
+        """Read as ``int`` or as ``float``."""
+        self._kind = kind
+        self._dtype = np.int32 if kind is int else np.float32
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = f"_{name}"
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        if instance is None:
+            return self
+        value = instance.__dict__[self._name]
+        if isinstance(value, jax.Array | np.ndarray | np.generic) and not traced(value) and value.ndim == 0:
+            value = instance.__dict__[self._name] = self._kind(value)
+        return value
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        instance.__dict__[self._name] = value
+
+    def leaf(self, instance: Any) -> Any:
+        """What JAX sees: always of one dtype, so that a function is compiled once."""
+        value = instance.__dict__[self._name]
+        return self._dtype(value) if type(value) in (int, float) else value
+
+
+def host_scalar(kind: type[int] | type[float]) -> Any:
+    """A field of a `Handle`; see `HostScalar`."""
+    return HostScalar(kind)
+
+
+@no_type_check  # its subclasses are
+class Handle:
+    """Base of the frozen dataclasses that are pytrees; see the module.
+
+    Attributes:
+        DATA: fields that are leaves, or trees of them.
+        STATIC: fields that are part of the tree's structure: a function is compiled for each of their values.
+        NAMES: fields that no transformation keeps, and what they then are.
+    """
+
+    DATA: ClassVar[tuple[str, ...]]
+    STATIC: ClassVar[tuple[str, ...]] = ()
+    NAMES: ClassVar[dict[str, Any]] = {}
+
+    def __init_subclass__(cls) -> None:
+        jax.tree_util.register_pytree_with_keys(cls, cls._flatten_with_keys, cls._unflatten, cls._flatten)
+
+    def _flatten(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        fields = vars(type(self))
+        scalars = {name: fields[name] for name in self.DATA if isinstance(fields.get(name), HostScalar)}
+        data = tuple(scalars[name].leaf(self) if name in scalars else getattr(self, name) for name in self.DATA)
+        return data, tuple(getattr(self, name) for name in self.STATIC)
+
+    def _flatten_with_keys(self) -> tuple[tuple[tuple[Any, Any], ...], tuple[Any, ...]]:
+        data, static = self._flatten()
+        return tuple((jax.tree_util.GetAttrKey(name), leaf) for name, leaf in zip(self.DATA, data, strict=True)), static
+
+    @classmethod
+    def _unflatten(cls, static: tuple[Any, ...], data: Iterable[Any]) -> Self:
+        new = object.__new__(cls)
+        new._set(**dict(zip(cls.DATA, data, strict=True)), **dict(zip(cls.STATIC, static, strict=True)), **cls.NAMES)
+        return new
+
+    def _set(self, **values: Any) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def _named_like(self, other: Self) -> Self:
+        """A copy with the names of a handle that holds the same bits."""
+        new = copy(self)
+        new._set(**{name: getattr(other, name) for name in self.NAMES})
+        for name in self.DATA:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if isinstance(mine, Handle):
+                new._set(**{name: mine._named_like(theirs)})
+            elif isinstance(mine, tuple) and mine and isinstance(mine[0], Handle):
+                new._set(**{name: tuple(a._named_like(b) for a, b in zip(mine, theirs, strict=True))})
+        return new
+
+    def to(self, where: Any) -> Self:
+        """The same bits on another device, or laid out by a sharding; unlike ``jax.device_put`` it keeps the keys.
+
+        Args:
+            where: a ``jax.Device`` or ``jax.sharding.Sharding``, for every array.
+        """
+        moved = jax.tree.map(lambda leaf: jax.device_put(leaf, where) if np.ndim(leaf) else leaf, self)
+        return moved._named_like(self)
