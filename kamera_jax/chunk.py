@@ -16,7 +16,7 @@ from kamera_jax.kv import KV, Factors, KVSpec, Segment, Sketch
 
 
 @no_type_check  # a pytree is rebuilt with whatever a transformation puts in its leaves
-@dataclass(frozen=True, eq=False, init=False)
+@dataclass(frozen=True, eq=False, init=False, repr=False)
 class Chunk(Handle):
     """A media item or text passage with its KV in the position-free frame.
 
@@ -125,7 +125,7 @@ class Match(Enum):
 
 
 @no_type_check
-@dataclass(frozen=True, eq=False, init=False)
+@dataclass(frozen=True, eq=False, init=False, repr=False)
 class Patch(Handle):
     """What a chunk absorbs from its antecedents, low-rank.
 
@@ -201,7 +201,7 @@ class Patch(Handle):
 
 
 @no_type_check
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, repr=False)
 class Entry(Handle):
     """A chunk in a window; a pytree of all of it. Equal to one with the same chunk and patch, put there likewise.
 

@@ -104,6 +104,14 @@ class Handle:
                 new._set(**{name: tuple(a._named_like(b) for a, b in zip(mine, theirs, strict=True))})
         return new
 
+    def __repr__(self) -> str:
+        """Shapes, and not the arrays: a window holds thousands of numbers."""
+        names = ("key", "mode", "capacity", "base", "slot")
+        shown = ", ".join(f"{name}={getattr(self, name)!r}" for name in names if hasattr(self, name))
+        arrays = [leaf for leaf in jax.tree.leaves(self) if np.ndim(leaf)]
+        leaves = ", ".join(f"{leaf.dtype.name}{list(leaf.shape)}" for leaf in arrays[:4])
+        return f"<{type(self).__name__} {shown}: {leaves}{', …' if len(arrays) > 4 else ''}>"
+
     def to(self, where: Any) -> Self:
         """The same bits on another device, or laid out by a sharding; unlike ``jax.device_put`` it keeps the keys.
 

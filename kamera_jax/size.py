@@ -47,14 +47,19 @@ class Size:
         used = patches.nbytes(factors, length)
         return Size(max_bytes=used) if used else Size()
 
-    def fit(self, conditioned: KV, canonical: KV, length: int) -> Fitted:
+    def fit(self, conditioned: KV, canonical: KV, length: int | jax.Array) -> Fitted:
         """The patch of this size.
 
         Raises:
-            ValueError: as of `kamera_jax.patch.fit` and `fit_energy`, or ``max_bytes`` is below one component.
+            ValueError: as of `kamera_jax.patch.fit` and `fit_energy`, or ``max_bytes`` is below one component, or
+                anything but a rank is asked for inside a JAX transformation.
         """
         if self.rank is not None:
             return _fit_rank(conditioned, canonical, length, self.rank, int8=bool(self.int8))
+        if not isinstance(length, int):
+            raise ValueError(
+                "inside a JAX transformation it is not known how many bytes a chunk's patch may take; give a rank"
+            )
         if self.energy is not None:
             return patches.fit_energy(conditioned, canonical, length, self.energy, int8=bool(self.int8))
         int8 = self.int8 is not False

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, get_args, no_type_check
+from typing import Any, ClassVar, Literal, TypeVar, get_args, no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -27,13 +27,17 @@ SLOT_ALIGNMENT = 16
 """Chunks start at multiples of this many slots, so that kernels write whole tiles."""
 
 
-def aligned(slots: int) -> int:
+Count = TypeVar("Count", int, jax.Array)
+"""A number that is known, or one that is traced."""
+
+
+def aligned(slots: Count) -> Count:
     """The next slot a chunk may start at."""
     return -(-slots // SLOT_ALIGNMENT) * SLOT_ALIGNMENT
 
 
 @no_type_check  # a pytree is rebuilt with whatever a transformation puts in its leaves
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Window(Handle):
     """The context a model attends to: preamble, then chunks.
 
@@ -162,7 +166,7 @@ def _f32(value: Any) -> jax.Array:
     return jnp.asarray(value, jnp.float32)
 
 
-def check_room(window: Window, tokens: int) -> None:
+def check_room(window: Window, tokens: int | jax.Array) -> None:
     """Raise WindowFullError unless ``tokens`` more fit; where that is not known, see `_poisoned`."""
     free = window.capacity - window.next_slot
     if not traced(tokens, free) and tokens > free:
@@ -261,7 +265,7 @@ def append(window: Window, chunk: Chunk, patch: Patch | None = None, *, donate: 
     return _poisoned(replace(longer, state=state))
 
 
-def _with_entry(window: Window, chunk: Chunk, patch: Patch | None, place: int | None = None) -> Window:
+def _with_entry(window: Window, chunk: Chunk, patch: Patch | None, place: Any = None) -> Window:
     """The window with its next entry, checked, whose KV is still to be put there, or lies at a place of its pool."""
     check_chunk(window, chunk)
     if patch is not None:

@@ -208,7 +208,17 @@ def into_by_part(
         )
         return new_rot, new_free
 
-    return jax.lax.fori_loop(0, layers * parts, write, tuple(caches))
+    return jax.lax.fori_loop(0, layers * parts, write, tuple(varying_like(arguments, cache) for cache in caches))
+
+
+def varying_like(arguments: Any, carry: jax.Array) -> jax.Array:
+    """A loop's carry, typed inside ``shard_map`` as what differs from device to device if any of ``arguments`` is.
+
+    A carry must not change its type, and one that is the same on all devices does when it is written to. The condition
+    is never true, and XLA leaves nothing of it.
+    """
+    never = sum(jnp.ravel(leaf)[0].astype(jnp.float32) for leaf in jax.tree.leaves(arguments)) != 0
+    return jnp.where(never & False, jnp.zeros((), carry.dtype), carry)
 
 
 def _into_parts(rot: jax.Array, place: jax.Array) -> int:
