@@ -27,7 +27,7 @@ from models.attention import grouped_attention
 from models.chat import ChatTemplate
 from models.decoder import DecoderConfig
 from models.fields import Fields, read_json
-from models.media import open_item, to_rgb
+from models.media import VERSION, open_item, to_rgb
 from models.params import Params
 from models.weights import load_params, revision
 
@@ -223,7 +223,7 @@ class VisionLanguageModel:
             positions=jnp.asarray(positions),
             length=jnp.int32(length),
             advance=advance,
-            content=_digest(f"image:{image.size}", image.tobytes()),
+            content=_digest(f"image:v{VERSION}:{image.size}", image.tobytes()),
         )
 
 
