@@ -72,7 +72,7 @@ def chunk_attention(
         )
     if q.dtype not in DTYPES or {rot.dtype, free.dtype} != {q.dtype}:
         raise ValueError(
-            f"q, rot and free must all be bfloat16, all float16 or all float32; got {q.dtype}, {rot.dtype} and "
+            f"q, rot and free must all be bfloat16 or all float32, or all float16; got {q.dtype}, {rot.dtype} and "
             f"{free.dtype}; cast the queries to what the chunks are stored in"
         )
     chunks, tokens, width = rot.shape[-3:]
