@@ -157,10 +157,10 @@ def check_whole_patches(side: int, patch_size: int) -> None:
 def resized(image: Image.Image, width: int, height: int) -> Image.Image:
     """An RGB image resized by bicubic interpolation, width first, then height: the same pixels from every Pillow.
 
-    Each pass rounds to 8 bits, so their order shows. Pillow 11 takes the width first, and 12 too, save where an image
-    more than 100 times as tall as wide shrinks. Pillow 13 takes the height first where the height shrinks, and by more
-    than twice as many pixels as the width does; by any number where the width grows. There, and only there,
-    transformers on such a Pillow has other pixels.
+    Each pass rounds to 8 bits, so their order shows. Pillow up to 12.1 takes the width first; 12.2 and 12.3 too, save
+    where the height of an image more than 100 times as tall as wide shrinks. Pillow 13 takes the height first where the
+    height shrinks, and by more than twice as many pixels as the width does; by any number where the width grows. There,
+    and only there, transformers on such a Pillow has other pixels.
     """
     return image.resize((width, image.height), Image.Resampling.BICUBIC).resize(
         (width, height), Image.Resampling.BICUBIC

@@ -18,7 +18,7 @@ _resize = Image.Image.resize
 
 @contextmanager
 def width_first():
-    """Pillow as it was before 12: `Image.resize` takes the width first. Gives the sizes for which it now does not."""
+    """Pillow as it was before 12.2: `Image.resize` takes the width first. Gives the sizes for which it now does not."""
     unlike = []
 
     def resize(image, size, resample=None, box=None, reducing_gap=None):

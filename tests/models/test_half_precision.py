@@ -17,7 +17,7 @@ from tests.models import tiny_llava
 
 WHOLE = 1000
 """A rank that leaves nothing out."""
-KV, LOGITS = 2.0**-9, 2.0**-7
+KV, LOGITS = 2.0**-9, 2.0**-8
 """Relative errors (Frobenius) that three layers of float16 stay below; bfloat16, which rounds by 2⁻⁸, does not."""
 QUESTION = "what colour is the star?"
 
@@ -74,7 +74,7 @@ def test_chunks_and_patches_are_those_of_f32(both):
         if patch is not None:
             assert patch.factors.u.dtype == patch.factors.v.dtype == jnp.float16
             ours, theirs = kj.patch.apply(chunk.kv, patch.factors), kj.patch.apply(other.kv, wide_patch.factors)
-            assert relative(ours.features, theirs.features) <= 2 * KV
+            assert relative(ours.features, theirs.features) <= KV
 
 
 def windows(vlm, encoding, mode):
