@@ -68,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
     ask.add_argument(
         "--dpi", type=_positive, default=144, help="at which pages of PDF files are rendered (default: 144)"
     )
+    _add_frames(ask)
     ask.add_argument("--library", type=Path, metavar="DIR", help="where chunks are found by key")
     ask.add_argument(
         "--model", default=DEFAULT, help=f"embedded name, folder in hub format, or hub id (default: {DEFAULT})"
@@ -109,6 +110,7 @@ def parser() -> argparse.ArgumentParser:
         "paths", nargs="+", type=Path, metavar="PATH", help="an image, .txt, .md or .pdf file, or a folder of them"
     )
     encode.add_argument("--dpi", type=_positive, default=144, help="as of ask (default: 144)")
+    _add_frames(encode)
     encode.add_argument("--library", type=Path, required=True, metavar="DIR", help="is made if it is not there")
     encode.add_argument("--model", default=DEFAULT, help=f"as of ask (default: {DEFAULT})")
     encode.add_argument(
@@ -160,6 +162,16 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_json(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
+
+
+def _add_frames(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--frames",
+        choices=("first", "all"),
+        default="first",
+        help="of an animated GIF, PNG or WebP and of a TIFF of several pages: the first, or all as pages "
+        "(default: first)",
+    )
 
 
 def _positive(text: str) -> int:
@@ -262,7 +274,7 @@ def _ask(options: argparse.Namespace) -> dict[str, Any]:
     from models import load
 
     lib = None if options.library is None else kj.ChunkLibrary.open(options.library)
-    items = [item for text in options.items for item in named(text, lib, dpi=options.dpi)]
+    items = [item for text in options.items for item in named(text, lib, dpi=options.dpi, frames=options.frames)]
     vlm = load(options.model)
     if options.model.startswith(EMBEDDED):
         print(

@@ -72,7 +72,7 @@ def choices(name: str, shape: Shape, dtype: Any, slots: int) -> list[Choice]:
         "relocate_patch_into": relocation_refusals(
             rot, free, cos, u, v, rotary_dim=shape.rotary_dim, layout=shape.layout, cache=(cache_rot, cache_free)
         ),
-        "chunk_attention": attention_refusals(heads, shape.rotary_dim // 2),
+        "chunk_attention": attention_refusals(heads, shape.rotary_dim // 2, [dtype]),
     }
     return [_choice(name, operation, found[operation]) for operation in OPERATIONS]
 

@@ -124,7 +124,10 @@ def run(options: Namespace) -> dict[str, Any]:
     Raises:
         ValueError: there is nothing to encode, or some of it could not be; the rest is in the library then.
     """
-    found = sources(options.paths, dpi=options.dpi)
+    found = sources(options.paths, dpi=options.dpi, frames=options.frames)
+    for source in found:
+        if source.note:
+            print(source.note[:80])
     vlm = load(options.model)
     bar = Progress(
         TextColumn("encoding"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), transient=True
@@ -156,6 +159,7 @@ def run(options: Namespace) -> dict[str, Any]:
         raise ValueError(f"{counts['failed']} of {len(done)} items could not be encoded; they are named above")
     return {"library": str(options.library), "model": options.model, "items": [asdict(each) for each in done]} | {
         **counts,
+        "frames_left_out": {str(source.path): source.left_out for source in found if source.left_out},
         "break_even": paid,
     }
 

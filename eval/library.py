@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 import kamera_jax as kj
-from eval.items import sources
+from eval.items import Frames, sources
 from eval.report import kibibytes, show
 
 KEY = 12
@@ -122,8 +122,15 @@ def _console() -> Console:
     return Console(emoji=False, highlight=False)
 
 
-def named(text: str, lib: kj.ChunkLibrary | None, *, dpi: int) -> list[Any]:
-    """The items of a file or folder, or a chunk of the library by its key or how that begins."""
+def named(text: str, lib: kj.ChunkLibrary | None, *, dpi: int, frames: Frames = "first") -> list[Any]:
+    """The items of a file or folder, or a chunk of the library by its key or how that begins.
+
+    Of what is not read of a file, stderr is told.
+    """
     if lib is None or Path(text).exists():
-        return [item for source in sources([Path(text)], dpi=dpi) for _, item in source.items()]
+        found = sources([Path(text)], dpi=dpi, frames=frames)
+        for source in found:
+            if source.note:
+                print(source.note, file=sys.stderr)
+        return [item for source in found for _, item in source.items()]
     return [lib.get(whole_key(lib, text))]

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Int8
 
+from kamera_jax.dtypes import floating
 from kamera_jax.rope import RopeSpec
 
 
@@ -212,7 +213,7 @@ class KVSpec:
         free_dim: Ff, width of what is not.
         heads: G, KV heads the rotated features split into.
         rope: how they are rotated.
-        dtype: storage dtype name.
+        dtype: storage dtype name: float32, bfloat16 or float16; given by any of their names.
         fingerprint: config + weights revision of the model.
         identity: what the fingerprint was made from, as pairs of a name and a digest (the configuration, the
             preprocessing, the weights): for errors to name what differs; empty if the backbone does not say.
@@ -226,6 +227,9 @@ class KVSpec:
     dtype: str
     fingerprint: str
     identity: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", floating(self.dtype, "the KV's dtype").name)
 
     @property
     def token_bytes(self) -> int:

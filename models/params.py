@@ -6,6 +6,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from kamera_jax.dtypes import floating
+
 Params = dict[str, Any]
 """Nested dict of arrays; layers of a stack are stacked on a leading axis."""
 
@@ -29,7 +31,12 @@ def is_info(leaf: Any) -> bool:
 
 
 def init_params(declaration: Params, key: jax.Array, dtype: Any = jnp.float32) -> Params:
-    """Random parameters of a declaration, for training from scratch."""
+    """Random parameters of a declaration, for training from scratch.
+
+    Raises:
+        DtypeError: parameters cannot have the dtype.
+    """
+    dtype = floating(dtype)
     leaves, treedef = jax.tree.flatten(declaration, is_leaf=is_info)
 
     def init(info: ParamInfo, key: jax.Array) -> jax.Array:

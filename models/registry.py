@@ -26,7 +26,8 @@ def load(
 
     Args:
         name: ``"kamera-tiny-gqa"``, ``-mla`` or ``-mha`` (embedded), a local folder in hub format, or a hub id.
-        dtype: of parameters and KV; the checkpoint's by default.
+        dtype: of parameters and KV: float32, bfloat16 or float16, as a name (also short: ``"bf16"``, ``"half"``), or as
+            a type of numpy, JAX or torch; ``"auto"`` is the default, the checkpoint's.
         mesh: devices to replicate the parameters over.
         system: system text of the preamble; the chat template's own by default.
 

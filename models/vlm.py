@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import cache, partial
@@ -17,6 +17,7 @@ from PIL import Image
 from kamera_jax import rope
 from kamera_jax.backbone import Output
 from kamera_jax.calibration import Calibration
+from kamera_jax.dtypes import DtypeError, floating
 from kamera_jax.identity import content_key
 from kamera_jax.kv import KV, KVSpec, Segment, WindowState, bucket
 from kamera_jax.reuse import attend_in_place
@@ -26,10 +27,10 @@ from models.architecture import Architecture, Config
 from models.attention import grouped_attention
 from models.chat import ChatTemplate
 from models.decoder import DecoderConfig
-from models.fields import Fields, read_json
-from models.media import open_item, to_rgb
+from models.fields import Fields, UnsupportedConfigError, read_json
+from models.media import VERSION, open_item, to_rgb
 from models.params import Params
-from models.weights import load_params, revision
+from models.weights import load_params, revision, stored_dtype
 
 COLLECTS = ("attention_mass", "queries", "experts", "router_margin")
 CALIBRATION = "calibration.json"
@@ -99,7 +100,8 @@ class VisionLanguageModel:
         Args:
             architecture: the port to read it with.
             folder: with config.json, safetensors, tokenizer and preprocessor_config.json.
-            dtype: of parameters and KV; the checkpoint's by default.
+            dtype: of parameters and KV, float32, bfloat16 or float16 by any of their names; the checkpoint's by
+                default.
             system: system text of the preamble; the chat template's own by default.
 
         Raises:
@@ -107,8 +109,8 @@ class VisionLanguageModel:
         """
         mapping = read_json(folder / "config.json")
         config = architecture.config_from_hf(mapping)
-        stored = mapping.get("dtype") or mapping.get("torch_dtype") or "bfloat16"
-        dtype = jnp.dtype(stored if dtype is None else dtype)
+        auto = dtype is None or (isinstance(dtype, str) and dtype.strip().lower() == "auto")
+        dtype = _stored_dtype(folder, mapping) if auto else floating(dtype)
         preprocessing = _preprocessing(folder)
         declared, table = architecture.declaration(config), architecture.weight_table(config)
         params = jax.tree.map(jnp.asarray, load_params(folder, declared, table, dtype))
@@ -223,8 +225,22 @@ class VisionLanguageModel:
             positions=jnp.asarray(positions),
             length=jnp.int32(length),
             advance=advance,
-            content=_digest(f"image:{image.size}", image.tobytes()),
+            content=_digest(f"image:v{VERSION}:{image.size}", image.tobytes()),
         )
+
+
+def _stored_dtype(folder: Path, mapping: Mapping[str, Any]) -> np.dtype:
+    """What config.json says; where it does not, what most of the weights are stored in.
+
+    Raises:
+        UnsupportedConfigError: parameters cannot have it.
+    """
+    field = next((name for name in ("dtype", "torch_dtype") if mapping.get(name) not in (None, "auto")), None)
+    said = stored_dtype(folder) if field is None else mapping[field]
+    try:
+        return floating(said, f"config.json: {field}" if field else "the dtype that most of the weights are stored in")
+    except DtypeError as error:
+        raise UnsupportedConfigError(f'{error}; say what to load it in, such as load(…, dtype="float32")') from error
 
 
 def _preprocessing(folder: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kamera_jax.dtypes import DtypeError, floating, named
 from models.params import ParamInfo, Params, is_info
 from models.tensor_files import DTYPES, WeightsError, few, open_tensors, write_tensors
 
@@ -42,6 +43,10 @@ class TensorShapeError(WeightsError):
 
 class TensorDtypeError(WeightsError):
     """A tensor has a dtype that cannot fill a parameter."""
+
+
+class TensorRangeError(WeightsError):
+    """A tensor has values that the parameters' dtype does not reach."""
 
 
 @dataclass(frozen=True)
@@ -135,8 +140,10 @@ def load_params(folder: str | os.PathLike[str], declaration: Params, table: Weig
     Raises:
         MissingFileError, TruncatedFileError, CorruptFileError: the files are not whole.
         MissingTensorError, UnexpectedTensorError: some leaf would not be filled, or some tensor not used.
-        TensorShapeError, TensorDtypeError: a tensor does not fit its place.
+        TensorShapeError, TensorDtypeError, TensorRangeError: a tensor does not fit its place.
+        DtypeError: parameters cannot have the dtype.
     """
+    dtype = floating(dtype)
     infos, treedef = _flatten(declaration, is_leaf=is_info)
     slots = _slots({path: info.shape for path, info in infos.items()}, table)
     tensors = _renamed(open_tensors(folder), table)
@@ -149,7 +156,9 @@ def load_params(folder: str | os.PathLike[str], declaration: Params, table: Weig
     def fill(path: str, info: ParamInfo) -> jax.Array:
         leaf = np.empty(info.shape, np.dtype(info.dtype or dtype))
         for slot, tensor in places[path]:
-            leaf[(*slot.index, ...)] = slot.row.transform.from_hub(tensor)
+            with np.errstate(over="ignore"):
+                leaf[(*slot.index, ...)] = slot.row.transform.from_hub(tensor)
+            _check_range(slot, tensor, leaf[(*slot.index, ...)])
         return jnp.asarray(leaf)
 
     return jax.tree.unflatten(treedef, [fill(path, info) for path, info in infos.items()])
@@ -169,19 +178,44 @@ def save_params(folder: str | os.PathLike[str], params: Params, table: WeightTab
     Raises:
         UnexpectedTensorError, MissingTensorError: the table and the parameters do not name the same leaves.
         TensorDtypeError: the dtype cannot be stored.
+        TensorRangeError: a parameter has values that it does not reach.
     """
     leaves, _ = _flatten(params)
-    kind = next((kind for kind in LOADABLE if DTYPES[kind] == np.dtype(dtype)), None)
+    try:
+        asked = named(dtype)
+    except DtypeError as error:
+        raise TensorDtypeError(f"cannot store {dtype!r}: {error}") from error
+    kind = next((kind for kind in LOADABLE if DTYPES[kind] == asked), None)
     if kind is None:
-        raise TensorDtypeError(f"cannot store {np.dtype(dtype)}; expected one of {[str(DTYPES[k]) for k in LOADABLE]}")
+        raise TensorDtypeError(f"cannot store {asked}; expected one of {[str(DTYPES[k]) for k in LOADABLE]}")
     slots = dict(sorted(_slots({path: tuple(leaf.shape) for path, leaf in leaves.items()}, table).items()))
 
     def stored(slot: _Slot) -> np.ndarray:
         leaf = leaves[slot.row.path]
-        return slot.row.transform.to_hub(np.asarray(leaf[(*slot.index, ...)], DTYPES[kind]))
+        values = np.asarray(leaf[(*slot.index, ...)])
+        with np.errstate(over="ignore"):
+            cast = values.astype(DTYPES[kind])
+        _check_range(slot, values, cast)
+        return slot.row.transform.to_hub(cast)
 
     shapes = {name: slot.hub_shape for name, slot in slots.items()}
     write_tensors(folder, kind, shapes, (stored(slot) for slot in slots.values()))
+
+
+def stored_dtype(folder: str | os.PathLike[str]) -> np.dtype:
+    """The dtype in which most bytes of a folder's floating-point weights are stored.
+
+    Raises:
+        MissingFileError, TruncatedFileError, CorruptFileError: the files are not whole.
+        TensorDtypeError: it holds no such weights.
+    """
+    sizes: dict[np.dtype, int] = {}
+    for tensor in open_tensors(folder).values():
+        sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.nbytes
+    floats = [dtype for dtype in sizes if dtype in [DTYPES[kind] for kind in LOADABLE]]
+    if not floats:
+        raise TensorDtypeError(f"{folder} holds weights in {few(map(str, sizes))}; expected some in {LOADABLE}")
+    return max(floats, key=lambda dtype: sizes[dtype])
 
 
 def revision(folder: str | os.PathLike[str]) -> str:
@@ -207,6 +241,18 @@ def revision(folder: str | os.PathLike[str]) -> str:
             for start in np.linspace(0, content.size - _PAGE, _PAGES).astype(np.int64):
                 digest.update(content[start : start + _PAGE].data)
     return digest.hexdigest()
+
+
+def _check_range(slot: _Slot, given: np.ndarray, cast: np.ndarray) -> None:
+    """Refuse a cast that made infinite what is finite; only these narrow the exponent by much."""
+    if given.dtype == cast.dtype or not (cast.dtype == np.float16 or given.dtype == np.float64):
+        return
+    if not np.isfinite(cast).all() and np.isfinite(given).all():
+        index = "".join(f"[{i}]" for i in slot.index)
+        raise TensorRangeError(
+            f"{slot.row.path}{index} has values up to {float(np.abs(given).max()):.3g}, and {cast.dtype} ends at "
+            f"{float(jnp.finfo(cast.dtype).max):.3g}; use bfloat16 or float32"
+        )
 
 
 def _flatten(tree: Params, is_leaf: Callable[[Any], bool] | None = None) -> tuple[dict[str, Any], Any]:

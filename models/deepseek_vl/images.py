@@ -1,4 +1,7 @@
-"""Image preprocessing of DeepSeek-VL, equal to HF ``DeepseekVLImageProcessorPil`` to the bit."""
+"""Image preprocessing of DeepSeek-VL, equal to HF ``DeepseekVLImageProcessorPil`` to the bit.
+
+Save where the installed Pillow resizes the height first; see `models.media.resized`.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +18,7 @@ from models.media import (
     pad_to_square,
     preprocessor_fields,
     raster_patches,
+    resized,
     take_per_channel,
     take_square,
     to_rgb,
@@ -33,6 +37,13 @@ class ImageConfig(PatchConfig):
     patch_size: int = 16
     size: int = 384
     min_size: int = 14
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_size <= self.size:
+            raise UnsupportedConfigError(
+                f"preprocessor_config.json: min_size is {self.min_size}; expected at least 1 and at most size, "
+                f"{self.size}"
+            )
 
     @classmethod
     def from_hf(cls, mapping: Mapping[str, Any], patch_size: int = 16) -> "ImageConfig":
@@ -64,10 +75,6 @@ class ImageConfig(PatchConfig):
         )
         fields.close()
         check_whole_patches(config.size, patch_size)
-        if config.min_size > config.size:
-            raise UnsupportedConfigError(
-                f"preprocessor_config.json: min_size is {config.min_size}; expected at most size, {config.size}"
-            )
         return config
 
 
@@ -87,5 +94,4 @@ def preprocess_image(image: Image.Image | np.ndarray, config: ImageConfig) -> Im
     rgb = to_rgb(image)
     scale = config.size / max(rgb.size)
     width, height = (max(round(side * scale), config.min_size) for side in rgb.size)
-    resized = rgb.resize((width, height), Image.Resampling.BICUBIC)
-    return raster_patches(pad_to_square(resized, config.mean), config)
+    return raster_patches(pad_to_square(resized(rgb, width, height), config.mean), config)

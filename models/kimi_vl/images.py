@@ -15,6 +15,7 @@ from models.media import (
     PatchLimitError,
     preprocessor_fields,
     raster_patches,
+    resized,
     take_per_channel,
     to_rgb,
 )
@@ -101,5 +102,5 @@ def preprocess_image(image: Image.Image | np.ndarray, config: ImageConfig) -> Im
             f"{MAX_SIDE} along a side: cut it up"
         )
     canvas = Image.new("RGB", (columns * patch, rows * patch))
-    canvas.paste(rgb.resize((width, height), Image.Resampling.BICUBIC))
+    canvas.paste(resized(rgb, width, height))
     return raster_patches(canvas, config)

@@ -1,4 +1,7 @@
-"""Image preprocessing of LLaVA-1.5, equal to HF ``CLIPImageProcessorPil`` and ``LlavaImageProcessorPil`` to the bit."""
+"""Image preprocessing of LLaVA-1.5, equal to HF ``CLIPImageProcessorPil`` and ``LlavaImageProcessorPil`` to the bit.
+
+Save where the installed Pillow resizes the height first; see `models.media.resized`.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +19,7 @@ from models.media import (
     pad_to_square,
     preprocessor_fields,
     raster_patches,
+    resized,
     take_per_channel,
     take_square,
     to_rgb,
@@ -102,7 +106,7 @@ def preprocess_image(image: Image.Image | np.ndarray, config: ImageConfig) -> Im
         rgb = pad_to_square(rgb, config.mean)
     # HF truncates size * long / short; for the shorter side itself that is exact.
     width, height = (int(config.shortest_edge * side / min(rgb.size)) for side in rgb.size)
-    resized = rgb.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = ((side - config.crop_size) // 2 for side in resized.size)
+    rgb = resized(rgb, width, height)
+    left, top = ((side - config.crop_size) // 2 for side in rgb.size)
     # Black where the crop reaches past the image.
-    return raster_patches(resized.crop((left, top, left + config.crop_size, top + config.crop_size)), config)
+    return raster_patches(rgb.crop((left, top, left + config.crop_size, top + config.crop_size)), config)

@@ -1,4 +1,7 @@
-"""Image preprocessing of Qwen2-VL and its successors, equal to HF ``Qwen2VLImageProcessorPil`` to the bit."""
+"""Image preprocessing of Qwen2-VL and its successors, equal to HF ``Qwen2VLImageProcessorPil`` to the bit.
+
+Save where the installed Pillow resizes the height first; see `models.media.resized`.
+"""
 
 import math
 from collections.abc import Mapping
@@ -8,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from models.fields import Fields
+from models.fields import Fields, UnsupportedConfigError
 from models.media import (
     AspectRatioError,
     EmptyImageError,
@@ -16,6 +19,7 @@ from models.media import (
     PatchConfig,
     normalise,
     preprocessor_fields,
+    resized,
     take_per_channel,
     to_rgb,
 )
@@ -38,6 +42,14 @@ class ImageConfig(PatchConfig):
     max_pixels: int = 28 * 28 * 1280
     temporal_patch_size: int = 2
     merge_size: int = 2
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_pixels <= self.max_pixels:
+            raise UnsupportedConfigError(
+                f"preprocessor_config.json: min_pixels (shortest_edge) is {self.min_pixels} and max_pixels "
+                f"(longest_edge) is {self.max_pixels}; expected at least 1, and max_pixels no less than min_pixels; a "
+                f"bound that is left out is {ImageConfig.min_pixels} or {ImageConfig.max_pixels}"
+            )
 
     @classmethod
     def from_hf(cls, mapping: Mapping[str, Any], patch_size: int = 14) -> "ImageConfig":
@@ -111,7 +123,7 @@ def preprocess_image(image: Image.Image | np.ndarray, config: ImageConfig) -> Im
     """
     rgb = to_rgb(image)
     height, width = smart_resize(rgb.height, rgb.width, config)
-    pixels = normalise(rgb.resize((width, height), Image.Resampling.BICUBIC), config)
+    pixels = normalise(resized(rgb, width, height), config)
     patch, merge = config.patch_size, config.merge_size
     rows, columns = height // patch, width // patch
     blocks = pixels.reshape(rows // merge, merge, patch, columns // merge, merge, patch, 3)

@@ -1,5 +1,8 @@
 """chunk_attention: attention to canonical chunks where they lie."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -8,7 +11,7 @@ from pallas_kernels.chunk_attention.shapes import Heads, heads_of, tpu_refusal
 from pallas_kernels.dispatch import Implementation, choose
 from pallas_kernels.relocate_patch.reference import PAIR_LAYOUTS, PairLayout
 
-DTYPES = (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32))
+DTYPES = tuple(map(jnp.dtype, (jnp.bfloat16, jnp.float16, jnp.float32)))
 
 
 def chunk_attention(
@@ -69,8 +72,8 @@ def chunk_attention(
         )
     if q.dtype not in DTYPES or {rot.dtype, free.dtype} != {q.dtype}:
         raise ValueError(
-            f"q, rot and free must all be bfloat16 or all float32; got {q.dtype}, {rot.dtype} and {free.dtype}; cast "
-            "the queries to what the chunks are stored in"
+            f"q, rot and free must all be bfloat16 or all float32, or all float16; got {q.dtype}, {rot.dtype} and "
+            f"{free.dtype}; cast the queries to what the chunks are stored in"
         )
     chunks, tokens, width = rot.shape[-3:]
     heads = heads_of(q.shape, width, free.shape[-1])
@@ -100,7 +103,7 @@ def chunk_attention(
                 f"least 1; got {u.shape} and {v.shape}"
             )
         if u.dtype not in DTYPES or v.dtype != u.dtype:
-            raise ValueError(f"u and v must both be bfloat16 or both float32; got {u.dtype} and {v.dtype}")
+            raise ValueError(f"u and v must both be bfloat16, float16 or float32; got {u.dtype} and {v.dtype}")
         ranks = jnp.full((*lead, chunks), rank, jnp.int32) if ranks is None else ranks
         if ranks.shape != (*lead, chunks):
             raise ValueError(f"ranks must be [{named}{chunks}], one per chunk; got {ranks.shape}")
@@ -112,7 +115,8 @@ def chunk_attention(
         ranks = None if ranks is None else ranks[layer]
         first = jnp.asarray(layer, jnp.int32) * chunks
     run = chunk_attention_reference
-    if choose("chunk_attention", implementation, refusals(heads, pairs)) == "pallas_tpu":
+    dtypes = [q.dtype] if u is None else [q.dtype, u.dtype]
+    if choose("chunk_attention", implementation, refusals(heads, pairs, dtypes)) == "pallas_tpu":
         from pallas_kernels.chunk_attention.tpu import chunk_attention_tpu as run
     return run(
         q,
@@ -133,6 +137,12 @@ def chunk_attention(
     )
 
 
-def refusals(heads: Heads, pairs: int) -> dict[Implementation, str | None]:
-    """Why each backend cannot serve heads of which so many pairs rotate; None where it can, on its own machine."""
-    return {"pallas_tpu": tpu_refusal(heads, pairs), "xla": None}
+def refusals(heads: Heads, pairs: int, dtypes: Sequence[Any] = ()) -> dict[Implementation, str | None]:
+    """Why each backend cannot serve heads of which so many pairs rotate; None where it can, on its own machine.
+
+    Args:
+        heads: of the call.
+        pairs: of a head that rotate.
+        dtypes: of the call's arrays.
+    """
+    return {"pallas_tpu": tpu_refusal(heads, pairs, dtypes), "xla": None}

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.relocate_patch.limits import HEAD_DIMS
+from pallas_kernels.relocate_patch.limits import DTYPES, HEAD_DIMS
 from pallas_kernels.relocate_patch.reference import PairLayout
 
 
@@ -46,8 +46,10 @@ def heads_of(query: Sequence[int], rot: int, free: int) -> Heads | None:
     return Heads(count, groups, width, free // groups, latent=False)
 
 
-def tpu_refusal(heads: Heads, pairs: int) -> str | None:
-    """Why ``"pallas_tpu"`` cannot serve these heads, or None."""
+def tpu_refusal(heads: Heads, pairs: int, dtypes: Sequence[Any] = ()) -> str | None:
+    """Why ``"pallas_tpu"`` cannot serve these heads in arrays of these dtypes, or None."""
+    if wrong := {str(jnp.dtype(dtype)) for dtype in dtypes} - set(DTYPES):
+        return f"it needs arrays in {' or '.join(DTYPES)}, not {', '.join(sorted(wrong))}"
     if heads.rotated not in HEAD_DIMS:
         return f"it needs keys whose head dim D is in {HEAD_DIMS}, not {heads.rotated}"
     if pairs % 8 or heads.value % 16:

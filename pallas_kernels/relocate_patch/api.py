@@ -177,6 +177,10 @@ def _checked(
     layout: PairLayout,
 ) -> _Chunk:
     layers, tokens = rot.shape[:2]
+    floating = all(jnp.issubdtype(x.dtype, jnp.floating) for x in (rot, free, u, v) if x is not None)
+    if not floating:
+        given = ", ".join(str(x.dtype) for x in (rot, free, u, v) if x is not None)
+        raise ValueError(f"rot, free, u and v must be floating point; got {given}: make int8 factors floats first")
     if free.shape[:2] != (layers, tokens):
         raise ValueError(
             f"rot is [L, T, F] = {rot.shape}, so free must start with {(layers, tokens)}; got {free.shape}"

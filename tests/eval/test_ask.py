@@ -83,3 +83,17 @@ def test_a_failed_command_writes_no_result(pages, tmp_path, capsys):
 def test_debug_shows_the_traceback(tmp_path):
     with pytest.raises(FileNotFoundError):
         main(["--debug", "ask", "what?", "--item", str(tmp_path / "none.png")])
+
+
+def test_frames_that_are_left_out_are_said_or_read(pages, tmp_path, capsys):
+    with Image.open(pages / "first.png") as first, Image.open(pages / "third.png") as third:
+        first.convert("RGB").save(tmp_path / "both.tiff", save_all=True, append_images=[third.convert("RGB")])
+    sizes = []
+    for more in ([], ["--frames", "all"]):
+        out = tmp_path / "answer.json"
+        item = ["--item", str(tmp_path / "both.tiff"), "--method", "blind", "--json", str(out)]
+        assert main(["ask", "what colour is the star?", *item, *more]) == 0
+        said = "only the first of 2 frames is read, with --frames all each: both.tiff" in capsys.readouterr().err
+        assert said == (not more)
+        sizes.append(json.loads(out.read_text())["kv_bytes"])
+    assert sizes[1] > 1.5 * sizes[0]

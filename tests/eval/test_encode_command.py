@@ -80,6 +80,34 @@ def test_a_broken_file_is_named_and_the_others_go_on(folder, tmp_path, capsys):
     assert len(kj.ChunkLibrary.open(tmp_path / "lib").keys()) == 1
 
 
+@pytest.fixture(scope="module")
+def film(tmp_path_factory):
+    rng, path = np.random.default_rng(12), tmp_path_factory.mktemp("film") / "film.tiff"
+    drawn = [pages.render(rng.integers(0, pages.N_CELLS, (2, 3))) for _ in range(3)]
+    drawn[0].save(path, save_all=True, append_images=drawn[1:])
+    return path, drawn
+
+
+def test_the_first_frame_is_read_and_that_is_said(film, tmp_path, capsys):
+    path, drawn = film
+    assert encode(path, tmp_path / "lib", tmp_path / "a.json") == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert "only the first of 3 frames is read, with --frames all each: film.tiff" in shown
+    told = json.loads((tmp_path / "a.json").read_text())
+    assert told["frames_left_out"] == {str(path): 2} and [item["name"] for item in told["items"]] == ["film.tiff"]
+    assert told["items"][0]["key"] == kj.encode(load("kamera-tiny-gqa"), drawn[0]).key
+
+
+def test_all_frames_are_read_where_asked_for(film, tmp_path, capsys):
+    path, drawn = film
+    assert encode(path, tmp_path / "lib", tmp_path / "a.json", "--frames", "all") == 0
+    assert "only the first" not in capsys.readouterr().out
+    told, vlm = json.loads((tmp_path / "a.json").read_text()), load("kamera-tiny-gqa")
+    assert [item["name"] for item in told["items"]] == [f"film.tiff, page {i}" for i in (1, 2, 3)]
+    assert [item["key"] for item in told["items"]] == [kj.encode(vlm, page).key for page in drawn]
+    assert told["frames_left_out"] == {}
+
+
 def test_nothing_to_encode_is_named(tmp_path, capsys):
     assert encode(tmp_path / "missing", tmp_path / "lib", tmp_path / "a.json") == 1
     assert "missing" in capsys.readouterr().err and not (tmp_path / "lib").exists()

@@ -9,7 +9,7 @@ from models.fields import ConfigError, UnknownConfigFieldError, UnsupportedConfi
 from models.kimi_vl import images as kimi_vl
 from models.llava import images as llava
 from models.media import AspectRatioError, EmptyImageError, ImageFormatError, PatchLimitError
-from tests.pictures import MODES, picture
+from tests.pictures import MODES, picture, width_first
 
 KIMI = {
     "auto_map": {"AutoImageProcessor": "image_processing_kimi_vl.KimiVLImageProcessor"},
@@ -225,6 +225,28 @@ def test_llava_refuses_thin_images(pad):
     assert llava.preprocess_image(Image.new("RGB", (200, 1)), config).grid == (1, 16, 16)
     with pytest.raises(AspectRatioError, match="200"):
         llava.preprocess_image(Image.new("RGB", (201, 1)), config)
+
+
+def test_deepseek_refuses_bounds_that_no_image_meets():
+    for bounds in ({"size": 384, "min_size": 385}, {"min_size": 0}):
+        with pytest.raises(UnsupportedConfigError, match="min_size is"):
+            deepseek_vl.ImageConfig(**bounds)
+
+
+@pytest.mark.parametrize("name", PORTS)
+def test_images_are_turned_scaled_and_resized_width_first(name):
+    """What every port does before its own preprocessing, seen from the outside."""
+    port, mapping = PORTS[name]
+    config = port.ImageConfig.from_hf({**mapping, **({"in_token_limit": 40} if name == "kimi" else {})})
+    stored = picture(300, 130)
+    plain = port.preprocess_image(stored.transpose(Image.Transpose.ROTATE_270), config)
+    stored.getexif()[274] = 6
+    np.testing.assert_array_equal(port.preprocess_image(stored, config).patches, plain.patches)
+    deep = np.asarray(picture(300, 130, "L"))
+    scaled = port.preprocess_image(Image.fromarray(deep.astype(np.uint16) * 257), config)
+    np.testing.assert_array_equal(scaled.patches, port.preprocess_image(Image.fromarray(deep), config).patches)
+    with width_first():
+        np.testing.assert_array_equal(port.preprocess_image(stored, config).patches, plain.patches)
 
 
 def test_deepseek_keeps_thin_images_visible():

@@ -59,6 +59,29 @@ def test_other_preprocessing_is_refused_by_name(field, value):
         ImageConfig.from_hf({**HUB, field: value})
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"min_pixels": 12845057},
+        {"min_pixels": 4000, "max_pixels": 3999},
+        {"min_pixels": None, "max_pixels": 3135},  # below the default of what is left out
+        {"min_pixels": None, "max_pixels": None, "size": {"shortest_edge": 7840, "longest_edge": 784}},
+        {"min_pixels": None, "max_pixels": None, "size": {"min_pixels": 7840, "max_pixels": 784}},
+        {"max_pixels": None, "size": {"longest_edge": 1000}},
+    ],
+)
+def test_bounds_the_wrong_way_round_are_refused(given):
+    with pytest.raises(UnsupportedConfigError, match="min_pixels .* is .* and max_pixels .* is"):
+        ImageConfig.from_hf({**HUB, **given})
+
+
+def test_bounds_are_checked_wherever_they_are_given():
+    for bounds in ({"min_pixels": 2, "max_pixels": 1}, {"min_pixels": 0}, {"max_pixels": -1}):
+        with pytest.raises(UnsupportedConfigError, match="expected at least 1, and max_pixels no less than min_pixels"):
+            ImageConfig(**bounds)
+    assert ImageConfig(min_pixels=3136, max_pixels=3136).max_pixels == 3136
+
+
 def test_patches_come_in_merge_blocks_with_the_frame_repeated():
     config = ImageConfig(
         min_pixels=1, patch_size=2, merge_size=2, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), rescale=1.0

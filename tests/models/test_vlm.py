@@ -1,11 +1,13 @@
 """What every port shares: reading a folder, and what a forward collects."""
 
+import hashlib
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
 import kamera_jax as kj
 from eval.tiny import checkpoint
@@ -48,6 +50,30 @@ def test_image_settings_may_stand_in_the_processors_file(folder, vlm, tmp_path):
         load(tmp_path)
     (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": settings}))
     assert load(tmp_path).fingerprint == vlm.fingerprint
+
+
+def test_what_images_become_is_in_their_key_and_no_fingerprint(vlm, monkeypatch):
+    """A library written with other preprocessing does not answer for this one; texts and calibrations stay."""
+    image = np.random.default_rng(1).integers(0, 256, (56, 28, 3), np.uint8)
+    now, text = kj.encode(vlm, image), kj.encode(vlm, "a red star.")
+    unversioned = hashlib.sha256(b"image:(28, 56)\0" + image.tobytes()).hexdigest()
+    assert vlm.prepare(image).content != unversioned
+    assert vlm.prepare("a red star.").content == hashlib.sha256(b"text:a red star.\0").hexdigest()
+    monkeypatch.setattr("models.vlm.VERSION", 1)
+    assert kj.encode(vlm, image).key != now.key and kj.encode(vlm, "a red star.").key == text.key
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_keyed_by_what_they_show(vlm, tmp_path, orientation):
+    """The same picture, stored upright or turned, in a file or in memory, is one chunk."""
+    image = Image.fromarray(np.random.default_rng(2).integers(0, 256, (28, 56, 3), np.uint8))
+    exif = Image.Exif()
+    exif[274] = orientation
+    image.save(tmp_path / "stored.png", exif=exif)
+    upright = ImageOps.exif_transpose(Image.open(tmp_path / "stored.png"))
+    image.getexif()[274] = orientation
+    contents = {vlm.prepare(item).content for item in (tmp_path / "stored.png", image, upright, np.asarray(upright))}
+    assert len(contents) == 1
 
 
 def test_a_forward_collects_what_is_asked_for(vlm):

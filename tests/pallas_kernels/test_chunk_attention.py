@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from kamera_jax import rope
 from pallas_kernels import chunk_attention, merge_states, relocate_patch
+from pallas_kernels.chunk_attention.api import refusals
 from pallas_kernels.chunk_attention.reference import chunk_attention_reference
+from pallas_kernels.chunk_attention.shapes import heads_of
 from tests import oracles
 from tests.pallas_kernels.chunk_attention_cases import CASES, Case, arrays, cases, check, layered, poisoned, run
 
@@ -25,7 +27,7 @@ def attend(case, call, **options):
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_equals_float64(name, dtype):
     case = replace(CASES[name], dtype=dtype)
     call = arrays(case)
@@ -191,6 +193,8 @@ def wrong(**changes):
         ({"v": jnp.zeros((3, 5, 64))}, "patch factors must be"),
         ({"u": jnp.zeros((3, 0, 32)), "v": jnp.zeros((3, 0, 64))}, "m at least 1"),
         ({"u": jnp.zeros((3, 4, 32), jnp.bfloat16)}, "u and v must both be"),
+        ({"u": jnp.zeros((3, 4, 32), jnp.int8), "v": jnp.zeros((3, 4, 64), jnp.int8)}, "got int8 and int8"),
+        ({name: jnp.zeros((3, 32, 32), jnp.int8) for name in ("rot", "free")}, "cast the queries"),
         ({"ranks": jnp.zeros(4, jnp.int32)}, r"ranks must be \[3\]"),
         ({"implementation": "pallas_tpu"}, "cannot use 'pallas_tpu': it runs on a tpu"),
         ({"implementation": "mosaic_gpu"}, "has no 'mosaic_gpu' backend"),
@@ -199,6 +203,27 @@ def wrong(**changes):
 def test_what_does_not_fit_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         attend(CASES["gqa"], wrong(**changes))
+
+
+@pytest.mark.parametrize("dtypes, refused", [(["float16"], "float16"), (["bfloat16", "float32"], None)])
+def test_a_tpu_kernel_says_which_dtypes_it_takes(dtypes, refused):
+    heads = heads_of((4, 8, 64), 256, 256)
+    reasons = refusals(heads, 32, dtypes)
+    assert reasons["xla"] is None
+    assert reasons["pallas_tpu"] == (refused and f"it needs arrays in bfloat16 or float32, not {refused}")
+
+
+def test_scores_beyond_float16_stay_finite():
+    """Products of queries and keys are f32, as in the dtypes that reach further."""
+    case = replace(CASES["gqa"], dtype="float16")
+    call = arrays(case)
+    call |= {"q": call["q"] * 300, "rot": call["rot"] * 300}
+    out, lse = run(reference, case, call)
+    assert np.abs(np.asarray(lse)).max() > 65504 and np.isfinite(np.asarray(lse)).all()
+    wide = {name: array.astype(jnp.float32) if array.dtype == jnp.float16 else array for name, array in call.items()}
+    wanted, wanted_lse = run(reference, replace(case, dtype="float32"), wide)
+    assert np.allclose(lse, wanted_lse, rtol=2e-3)
+    assert np.isfinite(np.asarray(out, np.float32)).all() and out.dtype == jnp.float16
 
 
 @pytest.mark.parametrize("changes", [{"implementation": "cuda"}, {"layout": "spiral"}])

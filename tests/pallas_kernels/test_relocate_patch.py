@@ -43,7 +43,7 @@ def relocated(call, drawn, length, relocate=jitted, **options):
 
 
 @every_case
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("patched", [True, False])
 def test_equals_float64(name, dtype, patched):
     call = typed(name, dtype)
@@ -209,6 +209,8 @@ def wrong_into(**changes):
         ({"ranks": jnp.zeros(L + 1, jnp.int32)}, "ranks must be"),
         ({"implementation": "pallas_tpu"}, "cannot use 'pallas_tpu': it runs on a tpu, and .* is a cpu; use None"),
         ({"implementation": "mosaic_gpu"}, "'mosaic_gpu'"),
+        ({"rot": jnp.zeros((3, 16, 32), jnp.int8)}, "must be floating point; got int8"),
+        ({"u": jnp.zeros((3, 4, 16), jnp.int8)}, "make int8 factors floats first"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes, message):

@@ -19,6 +19,7 @@ import kamera_jax as kj
 from eval.tiny.vocabulary import VOCABULARY, build_tokenizer
 from kamera_jax.forward import run
 from models import load
+from tests.pictures import width_first
 
 CELLS = {"square": (3, 3), "wide": (2, 7), "tall": (9, 1), "dot": (1, 1)}
 """Heights and widths of images in merged tokens, where the image's size sets their number."""
@@ -131,9 +132,10 @@ class Pair:
         return Prompt(self, items, question)
 
     def media(self, items: Sequence[Any]) -> Media:
-        """The images among ``items``, preprocessed by transformers."""
+        """The images among ``items``, preprocessed by transformers, with Pillow's resizing in the order of the port."""
         images = [item for item in items if not isinstance(item, str)]
-        return self.preprocessed(images) if images else Media({}, ())
+        with width_first():
+            return self.preprocessed(images) if images else Media({}, ())
 
     def run(
         self,

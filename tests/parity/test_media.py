@@ -5,7 +5,7 @@ import pytest
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from models.qwen2_5_vl.images import ImageConfig, preprocess_image
-from tests.pictures import MODES, picture
+from tests.pictures import MODES, picture, width_first
 
 pytestmark = pytest.mark.parity
 
@@ -24,8 +24,12 @@ SIZES = [(28, 28), (1, 1), (1, 150), (97, 61), (300, 224), (5, 640), (641, 480)]
 
 
 def assert_equal(image, **config):
+    """Equal to transformers where Pillow resizes width first, and to transformers as it is where the order is that."""
     processor = Qwen2VLImageProcessorPil(**config)
-    expected = processor(images=[image], return_tensors="np")
+    with width_first() as unlike:
+        expected = processor(images=[image], return_tensors="np")
+    if not unlike:
+        assert np.array_equal(processor(images=[image], return_tensors="np")["pixel_values"], expected["pixel_values"])
     given = preprocess_image(image, ImageConfig.from_hf(json.loads(processor.to_json_string())))
     assert given.grid == tuple(expected["image_grid_thw"][0])
     assert given.patches.dtype == expected["pixel_values"].dtype
@@ -51,3 +55,12 @@ def test_palette_with_transparency_equals_hf_to_the_bit():
 
 def test_array_equals_hf_to_the_bit():
     assert_equal(np.asarray(picture(97, 61)))
+
+
+def test_where_pillow_resizes_height_first_transformers_follows_it():
+    """From Pillow 13 on: this image grows by 3 columns and shrinks by 4 rows, to whole tokens."""
+    image, processor = picture(641, 480), Qwen2VLImageProcessorPil()
+    with width_first() as unlike:
+        processor(images=[image], return_tensors="np")
+    theirs = processor(images=[image], return_tensors="np")["pixel_values"]
+    assert np.array_equal(preprocess_image(image, ImageConfig()).patches, theirs) == (not unlike)
