@@ -9,7 +9,7 @@ from typing import Any
 
 import shtab
 
-from eval import evaluate
+from eval import compile_cache, evaluate
 
 EMBEDDED = "kamera-tiny-"
 ATTENTIONS = ("gqa", "mla", "mha")
@@ -188,6 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "eval": evaluate.run,
         "library": _library,
     }
+    compile_cache.enable()
     try:
         result = commands[options.command](options)
         if options.json:

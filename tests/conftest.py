@@ -11,9 +11,17 @@ import hypothesis
 import jax
 import pytest
 
+from eval import compile_cache
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
+
+# As the command does, so that the next run finds what this one compiled; and for the processes that tests start.
+if folder := compile_cache.enable():
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 # The first example compiles, so a deadline says nothing; the same examples every time, so a failure is the change's.
 hypothesis.settings.register_profile("house", deadline=None, derandomize=True, database=None)
