@@ -27,7 +27,7 @@ docs: $(VENV)/installed-docs ## build the documentation and open it in a headles
 	.ci/docs $(ARGS)
 
 notebooks: $(VENV)/installed-notebooks ## run the notebooks
-	$(BIN)/python -m pytest -q --nbmake -n $(WORKERS) notebooks $(ARGS)
+	$(BIN)/python -m pytest -q -p tests.conftest --nbmake -n $(WORKERS) notebooks $(ARGS)
 
 soak: $(VENV)/installed-test ## what takes long and adds little to every run
 	$(BIN)/python -m pytest -m soak -n $(WORKERS) --dist worksteal $(ARGS)
@@ -106,6 +106,11 @@ $(VENV)/created:
 $(VENV)/installed: pyproject.toml | $(VENV)/created
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
+
+# One installation for everything that .ci/run does.
+$(VENV)/installed-all: pyproject.toml | $(VENV)/created
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,docs,notebooks,parity]"
+	@touch $(VENV)/installed $(addprefix $(VENV)/installed-,test dev docs notebooks parity) $@
 
 $(VENV)/installed-%: pyproject.toml | $(VENV)/created
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$*]"

@@ -59,7 +59,7 @@ def one_device(target):
 
 @contextmanager
 def uncached():
-    """Without the persistent compilation cache: a program for a device that is not there can be kept, and not loaded."""
+    """Without the persistent compilation cache: a program for a device that is not there is kept, and does not load."""
     before = jax.config.values["jax_enable_compilation_cache"]
     jax.config.update("jax_enable_compilation_cache", False)
     reset_cache()  # JAX asks once whether there is a cache

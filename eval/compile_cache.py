@@ -15,9 +15,9 @@ LIMIT = 4 * 2**30
 def enable(limit: int = LIMIT) -> Path | None:
     """Have JAX keep what it compiles in this process, and take from there what was compiled before.
 
-    A folder that the user gave JAX (``JAX_COMPILATION_CACHE_DIR``, or in its configuration) stays as it is, and so does
-    everything with ``KAMERA_CACHE=off``. A folder that cannot be made or written, and an entry that cannot be read, cost
-    the time of compiling and nothing else.
+    A folder that the user gave JAX (``JAX_COMPILATION_CACHE_DIR``, or in its configuration) stays as it is, and with
+    ``KAMERA_CACHE=off`` everything does. A folder that cannot be made or written, and an entry that cannot be read,
+    cost the time of compiling and nothing else.
 
     Args:
         limit: The bytes that may lie there when this returns.
