@@ -1,6 +1,7 @@
 """Strict JAX for every test, and the torch oracle only where it is asked for."""
 
 import os
+import sys
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -39,18 +40,32 @@ def pytest_runtest_teardown(item, nextitem):
         jax.clear_caches()
 
 
+def without_parity(config):
+    return config.option.markexpr in ("soak", "site") or "not parity" in config.option.markexpr
+
+
+def pytest_configure(config):
+    if without_parity(config):
+        # Where torch is installed all the same: whoever needs it fails as where it is not.
+        sys.modules["torch"] = None
+
+
 def pytest_ignore_collect(collection_path, config):
     # Modules in tests/parity import torch at the top; a run without them must not need it, not even to deselect them.
-    without = config.option.markexpr in ("soak", "site") or "not parity" in config.option.markexpr
-    if without and collection_path == config.rootpath / "tests" / "parity":
+    if without_parity(config) and collection_path == config.rootpath / "tests" / "parity":
         return True
     return None
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config, items):
     for item in items:
         if item.path.is_relative_to(config.rootpath / "tests" / "parity"):
             item.add_marker(pytest.mark.parity)
+        # What shares models and compiled programs goes to one worker: a pair of models, or else a file.
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        pair = next((f"{name} {params[name]}" for name in ("pair", "far_pair") if name in params), None)
+        item.add_marker(pytest.mark.xdist_group(pair or item.path.relative_to(config.rootpath).as_posix()))
 
 
 def pytest_runtest_setup(item):
