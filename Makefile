@@ -27,7 +27,7 @@ docs: $(VENV)/installed-docs ## build the documentation and open it in a headles
 	.ci/docs $(ARGS)
 
 notebooks: $(VENV)/installed-notebooks ## run the notebooks
-	$(BIN)/python -m pytest -q -p tests.conftest --nbmake -n $(WORKERS) notebooks $(ARGS)
+	$(BIN)/python -m pytest -q -p tests.conftest --jaxtyping-packages= --nbmake -n $(WORKERS) notebooks $(ARGS)
 
 soak: $(VENV)/installed-test ## what takes long and adds little to every run
 	$(BIN)/python -m pytest -m soak -n $(WORKERS) --dist worksteal $(ARGS)
