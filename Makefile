@@ -17,7 +17,7 @@ demo: $(VENV)/installed ## install and run the story on the embedded model
 	$(BIN)/kamera demo $(ARGS)
 
 test: $(VENV)/installed-test ## install what the tests need and run them; no torch
-	$(BIN)/python -m pytest -m "not parity and not soak and not site" -n $(WORKERS) --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -m "not parity and not soak and not site" -n $(WORKERS) --dist loadscope --no-loadscope-reorder $(ARGS)
 
 newest: ## the tests that need a newer jax, under Python 3.12 where it is there
 	.ci/newest $(ARGS)
@@ -33,7 +33,7 @@ soak: $(VENV)/installed-test ## what takes long and adds little to every run
 	$(BIN)/python -m pytest -m soak -n $(WORKERS) --dist worksteal $(ARGS)
 
 parity: $(VENV)/installed-parity ## compare with the torch reference
-	$(BIN)/python -m pytest -m parity -n $(WORKERS) --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -m parity -n $(WORKERS) --dist loadscope --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/installed-dev ## style and format
 	$(BIN)/ruff check .

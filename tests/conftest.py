@@ -1,6 +1,7 @@
 """Strict JAX for every test, and the torch oracle only where it is asked for."""
 
 import os
+import re
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -46,6 +47,25 @@ def pytest_runtest_teardown(item, nextitem):
         jax.clear_caches()
 
 
+LONGEST = (
+    "test_in_place.py",
+    "test_demo.py",
+    "test_tpu_compile.py",
+    "test_chunk_attention_tpu.py",
+    "test_chunk_attention.py",
+    "test_relocate_patch_tpu.py",
+    "test_runner.py",
+    "test_relocate_patch.py",
+    "test_train.py",
+    "test_window_machine.py",
+    "test_methods.py",
+    "test_vlm.py",
+    "test_session.py",
+    "test_towers.py",
+)
+"""Files that begin a run, so that no worker is left with one of them at the end."""
+
+
 def without_parity(config):
     return config.option.markexpr in ("soak", "site") or "not parity" in config.option.markexpr
 
@@ -63,15 +83,32 @@ def pytest_ignore_collect(collection_path, config):
     return None
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config, items):
     for item in items:
         if item.path.is_relative_to(config.rootpath / "tests" / "parity"):
             item.add_marker(pytest.mark.parity)
-        # What shares models and compiled programs goes to one worker: a pair of models, or else a file.
-        params = item.callspec.params if hasattr(item, "callspec") else {}
-        pair = next((f"{name} {params[name]}" for name in ("pair", "far_pair") if name in params), None)
-        item.add_marker(pytest.mark.xdist_group(pair or item.path.relative_to(config.rootpath).as_posix()))
+    if config.option.dist == "loadscope":
+        items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+def pytest_make_parametrize_id(val, argname):
+    return f"{{{val}}}" if argname in ("pair", "far_pair") else None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    if config.option.dist != "loadscope":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        """What shares models and compiled programs goes to one worker: a pair of models, or else a file."""
+
+        def _split_scope(self, nodeid):
+            pair = re.search(r"\{.*\}", nodeid)
+            return pair.group() if pair else nodeid.partition("::")[0]
+
+    return Scheduling(config, log)
 
 
 def pytest_runtest_setup(item):
