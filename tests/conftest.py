@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from importlib.machinery import PathFinder
 from importlib.metadata import version
 from pathlib import Path
 
@@ -73,7 +74,13 @@ def without_parity(config):
 def pytest_configure(config):
     if without_parity(config):
         # Where torch is installed all the same: whoever needs it fails as where it is not.
-        sys.modules["torch"] = None
+        sys.meta_path[:] = [WithoutTorch if finder is PathFinder else finder for finder in sys.meta_path]
+
+
+class WithoutTorch(PathFinder):
+    @classmethod
+    def find_spec(cls, fullname, path=None, target=None):
+        return None if fullname == "torch" else super().find_spec(fullname, path, target)
 
 
 def pytest_ignore_collect(collection_path, config):
