@@ -3,8 +3,8 @@
 import hashlib
 import os
 import platform
-import stat
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 OFF = ("off", "0", "no", "false")
@@ -64,19 +64,26 @@ def _machine() -> str:
 
 
 def _prune(home: Path, limit: int) -> None:
-    entries = []
-    for path in home.rglob("*"):
-        try:
-            about = path.stat()
-        except OSError:  # another process was faster
-            continue
-        if stat.S_ISREG(about.st_mode):
-            entries.append((max(about.st_atime, about.st_mtime), about.st_size, path))
+    entries = list(_files(home))
     size = sum(each[1] for each in entries)
     if size <= limit:
         return
     for _, bytes_of_it, path in sorted(entries):
-        path.unlink(missing_ok=True)
+        Path(path).unlink(missing_ok=True)
         size -= bytes_of_it
         if size <= limit * 3 // 4:  # so that not every run has something to drop
             return
+
+
+def _files(folder: Path | str) -> Iterator[tuple[float, int, str]]:
+    """When each was last read or written, its bytes and its path."""
+    with os.scandir(folder) as found:
+        for entry in found:
+            try:
+                if entry.is_dir(follow_symlinks=False):
+                    yield from _files(entry.path)
+                else:
+                    about = entry.stat(follow_symlinks=False)
+                    yield max(about.st_atime, about.st_mtime), about.st_size, entry.path
+            except FileNotFoundError:  # another process was faster
+                continue
