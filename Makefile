@@ -17,7 +17,7 @@ demo: $(VENV)/installed ## install and run the story on the embedded model
 	$(BIN)/kamera demo $(ARGS)
 
 test: $(VENV)/installed-test ## install what the tests need and run them; no torch
-	$(BIN)/python -m pytest -m "not parity and not soak and not site" -n $(WORKERS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -m "not parity and not soak and not site" -n $(WORKERS) --dist loadscope --no-loadscope-reorder $(ARGS)
 
 newest: ## the tests that need a newer jax, under Python 3.12 where it is there
 	.ci/newest $(ARGS)
@@ -27,13 +27,13 @@ docs: $(VENV)/installed-docs ## build the documentation and open it in a headles
 	.ci/docs $(ARGS)
 
 notebooks: $(VENV)/installed-notebooks ## run the notebooks
-	$(BIN)/python -m pytest -q --nbmake -n $(WORKERS) notebooks $(ARGS)
+	$(BIN)/python -m pytest -q -p tests.conftest --jaxtyping-packages= --nbmake -n $(WORKERS) notebooks $(ARGS)
 
 soak: $(VENV)/installed-test ## what takes long and adds little to every run
 	$(BIN)/python -m pytest -m soak -n $(WORKERS) --dist worksteal $(ARGS)
 
 parity: $(VENV)/installed-parity ## compare with the torch reference
-	$(BIN)/python -m pytest -m parity -n $(WORKERS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -m parity -n $(WORKERS) --dist loadscope --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/installed-dev ## style and format
 	$(BIN)/ruff check .
@@ -106,6 +106,11 @@ $(VENV)/created:
 $(VENV)/installed: pyproject.toml | $(VENV)/created
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
+
+# One installation for everything that .ci/run does.
+$(VENV)/installed-all: pyproject.toml | $(VENV)/created
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,docs,notebooks,parity]"
+	@touch $(VENV)/installed $(addprefix $(VENV)/installed-,test dev docs notebooks parity) $@
 
 $(VENV)/installed-%: pyproject.toml | $(VENV)/created
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$*]"

@@ -7,12 +7,14 @@ live in HBM, a slice counted as the slice. XLA's own count ("bytes accessed") ta
 import math
 import os
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 
 import jax
 import pytest
 from jax.experimental import topologies
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
@@ -55,6 +57,19 @@ def one_device(target):
     return jax.sharding.Mesh(mesh(target).devices[:1], ("heads",))
 
 
+@contextmanager
+def uncached():
+    """Without the persistent compilation cache: a program for a device that is not there is kept, and does not load."""
+    before = jax.config.values["jax_enable_compilation_cache"]
+    jax.config.update("jax_enable_compilation_cache", False)
+    reset_cache()  # JAX asks once whether there is a cache
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        reset_cache()
+
+
 def compile_for(target, function, *arguments, donate=(), specs=None):
     """Compile for a target or a mesh; arguments are pytrees of anything with a shape and a dtype, sharded by ``specs``.
 
@@ -70,7 +85,7 @@ def compile_for(target, function, *arguments, donate=(), specs=None):
         for tree, spec in zip(arguments, specs, strict=True)
     ]
     # The mesh tells Pallas which generation it compiles for.
-    with jax.sharding.use_abstract_mesh(on.abstract_mesh), jax.default_matmul_precision("default"):
+    with uncached(), jax.sharding.use_abstract_mesh(on.abstract_mesh), jax.default_matmul_precision("default"):
         traced = jax.jit(function, donate_argnums=donate).trace(*structs)
         return traced.lower(lowering_platforms=("tpu",)).compile()
 

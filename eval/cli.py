@@ -9,7 +9,7 @@ from typing import Any
 
 import shtab
 
-from eval import evaluate
+from eval import compile_cache, evaluate
 
 EMBEDDED = "kamera-tiny-"
 ATTENTIONS = ("gqa", "mla", "mha")
@@ -22,6 +22,8 @@ def parser() -> argparse.ArgumentParser:
         prog="kamera",
         description="Encode a page, frame or passage once; reuse its KV anywhere in a window, with a low-rank patch "
         "for what it would have absorbed from its neighbours.",
+        epilog="Compiled programs are kept in the user's cache folder; KAMERA_CACHE=off in the environment turns that "
+        "off, and JAX_COMPILATION_CACHE_DIR names another folder.",
     )
     top.add_argument("--debug", action="store_true", help="show tracebacks")
     shtab.add_argument_to(top, help="print a completion script: kamera --print-completion bash > FILE; source FILE")
@@ -200,6 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "eval": evaluate.run,
         "library": _library,
     }
+    compile_cache.enable()
     try:
         result = commands[options.command](options)
         if options.json:

@@ -112,7 +112,9 @@ def advice() -> list[str]:
     if jax.default_backend() == "gpu" and (reason := unavailable("mosaic_gpu")):
         hints.append(f"the GPU kernels do not run: {reason}")
     if not jax.config.values.get("jax_compilation_cache_dir"):
-        hints.append("compiled programs are forgotten at exit; JAX_COMPILATION_CACHE_DIR=FOLDER keeps them")
+        hints.append(
+            "compiled programs are forgotten at exit: KAMERA_CACHE is off, or the user's cache folder cannot be written"
+        )
     return hints
 
 

@@ -1,19 +1,36 @@
 """Strict JAX for every test, and the torch oracle only where it is asked for."""
 
 import os
+import re
+import sys
+from importlib.machinery import PathFinder
+from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# What is tested is the program: that LLVM compiles it in two thirds of the time and leaves it slower does not show.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# What is tested is the program, and not how fast XLA makes it: these two halve the time of compiling it. Newer ones do
+# not know the second, and XLA ends the process for that.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0"
+    + (" --xla_cpu_use_fusion_emitters=false" if version("jax").startswith("0.10.") else ""),
+)
 
 import hypothesis
 import jax
 import pytest
 
+from eval import compile_cache
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
+
+# As the command does, so that the next run finds what this one compiled; and for the processes that tests start.
+if folder := compile_cache.enable():
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 # The first example compiles, so a deadline says nothing; the same examples every time, so a failure is the change's.
 hypothesis.settings.register_profile("house", deadline=None, derandomize=True, database=None)
@@ -31,10 +48,44 @@ def pytest_runtest_teardown(item, nextitem):
         jax.clear_caches()
 
 
+LONGEST = (
+    "test_in_place.py",
+    "test_demo.py",
+    "test_tpu_compile.py",
+    "test_chunk_attention_tpu.py",
+    "test_chunk_attention.py",
+    "test_relocate_patch_tpu.py",
+    "test_runner.py",
+    "test_relocate_patch.py",
+    "test_train.py",
+    "test_window_machine.py",
+    "test_methods.py",
+    "test_vlm.py",
+    "test_session.py",
+    "test_towers.py",
+)
+"""Files that begin a run, so that no worker is left with one of them at the end."""
+
+
+def without_parity(config):
+    return config.option.markexpr in ("soak", "site") or "not parity" in config.option.markexpr
+
+
+def pytest_configure(config):
+    if without_parity(config):
+        # Where torch is installed all the same: whoever needs it fails as where it is not.
+        sys.meta_path[:] = [WithoutTorch if finder is PathFinder else finder for finder in sys.meta_path]
+
+
+class WithoutTorch(PathFinder):
+    @classmethod
+    def find_spec(cls, fullname, path=None, target=None):
+        return None if fullname == "torch" else super().find_spec(fullname, path, target)
+
+
 def pytest_ignore_collect(collection_path, config):
     # Modules in tests/parity import torch at the top; a run without them must not need it, not even to deselect them.
-    without = config.option.markexpr in ("soak", "site") or "not parity" in config.option.markexpr
-    if without and collection_path == config.rootpath / "tests" / "parity":
+    if without_parity(config) and collection_path == config.rootpath / "tests" / "parity":
         return True
     return None
 
@@ -43,6 +94,27 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if item.path.is_relative_to(config.rootpath / "tests" / "parity"):
             item.add_marker(pytest.mark.parity)
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+def pytest_make_parametrize_id(val, argname):
+    return f"{{{val}}}" if argname in ("pair", "far_pair") else None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    if config.option.dist != "loadscope":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        """What shares models and compiled programs goes to one worker: a pair of models, or else a file."""
+
+        def _split_scope(self, nodeid):
+            pair = re.search(r"\{.*\}", nodeid)
+            return pair.group() if pair else nodeid.partition("::")[0]
+
+    return Scheduling(config, log)
 
 
 def pytest_runtest_setup(item):

@@ -18,7 +18,7 @@ MACHINE_PATH = re.compile(r"(?<![\w.~])/(?:home|root|Users|work|tmp|mnt)/[\w.]")
 
 SHIPPED = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 KERNELS = [path for path in SHIPPED if path.is_relative_to(ROOT / "pallas_kernels")]
-FILES = [path for path in ROOT.iterdir() if path.is_file()] + [
+FILES = [path for path in ROOT.iterdir() if path.is_file() and path.name != ".git"] + [
     path
     for folder in PACKAGES + BESIDE
     for path in sorted((ROOT / folder).rglob("*"))

@@ -18,7 +18,10 @@ from models import load
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module", params=ATTENTIONS)
+FAMILIES = ["gqa", *(pytest.param(name, marks=pytest.mark.soak) for name in ATTENTIONS if name != "gqa")]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
 def told(request, tmp_path_factory):
     """What the command said of an embedded model, as shipped: its attention, and the folder it wrote to."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -129,7 +132,7 @@ def test_the_models_page_says_what_was_measured():
     assert assess.page(rows) == (ROOT / "docs/embedded-models.md").read_text()
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("attention", FAMILIES)
 def test_the_model_binds_inside_the_chunk(attention):
     backbone = BACKBONES[attention]
     measured = assess.assess(load(backbone.name), backbone, episodes=6)

@@ -39,7 +39,7 @@ def vlm(request):
 
 @pytest.fixture(scope="module")
 def batch(vlm):
-    rng = np.random.default_rng()
+    rng = np.random.default_rng(1)
     rows = [[page(rng), told(rng), page(rng)] for _ in range(CONTEXTS)]
     chunks = [Stack.of([kj.encode(vlm, item) for item in place]) for place in zip(*rows, strict=True)]
     slots = 16 + sum(-(-chunk.length // 16) * 16 for chunk in chunks)
@@ -84,9 +84,9 @@ def test_all_of_it_is_full_prefill(batch, fill, name):
     assert error(batch, fill(name)) <= 2e-5 < error(batch, fill("blind"))
 
 
-@pytest.mark.parametrize("attention", ["mla", "mha"])
+@pytest.mark.parametrize("attention", ["mla", pytest.param("mha", marks=pytest.mark.soak)])
 def test_recomputing_serves_every_attention(attention):
-    vlm, rng = load(f"kamera-tiny-{attention}"), np.random.default_rng()
+    vlm, rng = load(f"kamera-tiny-{attention}"), np.random.default_rng(2)
     chunks = [Stack.of([kj.encode(vlm, told(rng))]) for _ in range(2)]
     runners = [BatchRunner(model, capacity=48) for model in (vlm, vlm.leading(2))]
     small = Batch.of(*runners, chunks)
@@ -169,7 +169,7 @@ def test_the_oracle_has_the_best_tokens_and_no_error_in_them(batch, fill):
 
 def test_recomputed_tokens_see_what_stands_before_them(vlm):
     """Any tokens, against running them one by one, each on a window cut off before it: the definition."""
-    rng = np.random.default_rng()
+    rng = np.random.default_rng(3)
     first, second = (kj.encode(vlm, page(rng)) for _ in range(2))
     stacks = [Stack.of([chunk]) for chunk in (first, second)]
     runner = BatchRunner(vlm, capacity=16 + 2 * 16)
@@ -289,7 +289,7 @@ def test_every_example_is_a_method():
 
 def test_epics_first_tokens_are_a_chunks_attention_sink(vlm):
     """Run alone, a chunk's own first token draws more attention than its others do on average."""
-    chunk = kj.encode(vlm, page(np.random.default_rng()), preamble=None)
+    chunk = kj.encode(vlm, page(np.random.default_rng(4)), preamble=None)
     empty = vlm.spec.empty_state(16)
     output = jax.jit(lambda params, segment: vlm.forward(params, segment, empty, collect=("attention_mass",)))(
         vlm.params, chunk.segment

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,18 +57,11 @@ def test_two_runs_with_the_same_seeds_are_identical(vlm, unbroken, tmp_path):
 def test_a_killed_run_resumes_and_ends_as_an_unbroken_one(vlm, unbroken, tmp_path):
     folder = tmp_path / "killed"
     code = (
-        "from pathlib import Path; from eval import runner; from models import load; "
-        f"runner.evaluate(load({MODEL!r}), runner.{RUN!r}, Path({str(folder)!r}))"
+        "import os, signal; from pathlib import Path; from eval import runner; from models import load; "
+        f"runner.evaluate(load({MODEL!r}), runner.{RUN!r}, Path({str(folder)!r}), "
+        "lambda *done: os.kill(os.getpid(), signal.SIGKILL))"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], env=ENVIRONMENT, cwd=ROOT)
-    try:
-        deadline = time.monotonic() + 600
-        while not (folder / SAMPLES).exists() or not (folder / SAMPLES).read_bytes():
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    assert subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, cwd=ROOT).returncode == -signal.SIGKILL
     assert 1 <= len((folder / SAMPLES).read_text().splitlines()) < len((unbroken / SAMPLES).read_text().splitlines())
     runner.evaluate(vlm, RUN, folder)
     assert content(folder) == content(unbroken)
@@ -111,8 +103,20 @@ def test_samples_say_what_was_measured(unbroken):
     assert np.mean(right) >= 0.9
     timing = json.loads((unbroken / TIMING).read_text())
     assert len(timing) == 3
-    for group in timing.values():  # it is the windows that are waited for, not their dispatch
-        assert 0 < 1.2 * group["ttft_s"]["blind"] < group["ttft_s"]["full"]
+    assert all(min(group["ttft_s"].values()) > 0 for group in timing.values())
+
+
+def test_it_is_the_windows_that_are_waited_for_and_not_their_dispatch(monkeypatch):
+    """On a clock of its own: what is built is there 2 s after its dispatch at the first time, and then after 1 s."""
+    now, left = [0.0], [2.0, 1.0, 1.0, 1.0]
+    monkeypatch.setattr(runner.time, "perf_counter", lambda: now[0])
+
+    class Late:
+        def block_until_ready(self):
+            now[0] += left.pop(0)
+
+    built, seconds = runner._timed(lambda: {"window": Late()}, lambda result: result["window"])
+    assert seconds == 1.0 and set(built) == {"window"}
 
 
 def test_rescoring_runs_no_model(copied, unbroken, monkeypatch):
@@ -227,6 +231,6 @@ print("spread")
 
 
 def test_contexts_are_spread_over_devices():
-    environment = {**ENVIRONMENT, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    environment = {**ENVIRONMENT, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"}
     done = subprocess.run([sys.executable, "-c", DEVICES], env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.strip() == "spread", done.stderr

@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from kamera_jax import rope
 from kamera_jax.rope import RopeSpec
 from tests import oracles
+
+tables = jax.jit(rope.tables, static_argnums=0)
 
 
 def spec(head_dim=16, rotary_dim=None, **fields):
@@ -55,19 +58,23 @@ class Call:
     def operands(self, drawn, length):
         """What a backend takes."""
         rot, free, positions, *patch = drawn
-        return rot, free, *rope.tables(self.rope, positions), *patch, jnp.int32(length)
+        return rot, free, *tables(self.rope, positions), *patch, jnp.int32(length)
 
 
 def poisoned(drawn, length):
     """The same call with NaN or infinity wherever nothing may be read: past the length, and past a layer's rank."""
     rot, free, positions, u, v, ranks = drawn
+
+    def spoil(array, where, value):
+        # In numpy: nothing is compiled for it.
+        return jnp.asarray(np.where(where, np.asarray(value, array.dtype), np.asarray(array)))
+
     padding = np.arange(rot.shape[1]) >= length
-    rot, free = (jnp.where(padding[None, :, None], jnp.nan, x).astype(x.dtype) for x in (rot, free))
-    positions = jnp.where(padding[None, :], jnp.nan, positions)
+    rot, free = (spoil(x, padding[None, :, None], np.nan) for x in (rot, free))
+    positions = spoil(positions, padding[None, :], np.nan)
     if u is not None:
         unused = np.arange(u.shape[1])[None, :] >= np.asarray(ranks)[:, None]
-        u = jnp.where(unused[..., None] | padding[None, None, :], jnp.nan, u).astype(u.dtype)
-        v = jnp.where(unused[..., None], jnp.inf, v).astype(v.dtype)
+        u, v = spoil(u, unused[..., None] | padding[None, None, :], np.nan), spoil(v, unused[..., None], np.inf)
     return rot, free, positions, u, v, ranks
 
 

@@ -120,7 +120,9 @@ def poisoned(case, call):
     padding = np.arange(case.tokens)[None, :] >= np.asarray(case.lengths)[:, None]
 
     def spoil(name, where, value):
-        return {name: jnp.where(jnp.asarray(where), jnp.asarray(value, call[name].dtype), call[name])}
+        # In numpy: nothing is compiled for it.
+        array = np.asarray(call[name])
+        return {name: jnp.asarray(np.where(where, np.asarray(value, array.dtype), array))}
 
     call = call | spoil("rot", padding[..., None], np.nan) | spoil("free", padding[..., None], np.inf)
     call |= spoil("positions", padding[:, None, :], np.nan)
@@ -133,13 +135,12 @@ def poisoned(case, call):
 def layered(case, call, layers=3, at=1):
     """The same chunks as layer ``at`` of several that lie behind each other, the others full of nan."""
     chunks = len(case.lengths)
-    stored = {
-        name: jnp.full((layers * chunks, *array.shape[1:]), jnp.nan, array.dtype)
-        .at[at * chunks : (at + 1) * chunks]
-        .set(array)
-        for name, array in call.items()
-        if name in ("rot", "free", "u", "v")
-    }
+    stored = {}
+    for name in ("rot", "free", "u", "v"):
+        if name in call:
+            every = np.full((layers * chunks, *call[name].shape[1:]), np.nan, call[name].dtype)
+            every[at * chunks : (at + 1) * chunks] = call[name]
+            stored[name] = jnp.asarray(every)
     return call | stored | {"first": jnp.int32(at * chunks)}
 
 

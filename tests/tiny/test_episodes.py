@@ -40,7 +40,7 @@ def looked_up(chunks, glyph):
     return facts[glyph], hops
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(3))
 def test_questions_are_answered_by_what_the_chunks_show(seed):
     episode = sample_episode(np.random.default_rng(seed), Recipe(text=0.3, repeat=0.3, invert=0.5))
     assert 2 <= len(episode.chunks) <= 6
@@ -50,7 +50,7 @@ def test_questions_are_answered_by_what_the_chunks_show(seed):
         assert shown and not set(shown) & set(question.hidden)
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(3))
 def test_bound_means_that_antecedents_come_first(seed):
     rng = np.random.default_rng(seed)
     chunks = sample_episode(rng, Recipe(invert=1.0, repeat=0.0)).chunks
@@ -61,7 +61,7 @@ def test_bound_means_that_antecedents_come_first(seed):
         assert set(antecedent_chunks(chunks, question)) == {place[glyph] for glyph in question.chain[1:]}
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_page_has_its_share_of_informative_cells(seed):
     recipe = Recipe()
     assert recipe.rows * recipe.columns >= 48 and recipe.informative * 3 >= recipe.rows * recipe.columns
@@ -147,7 +147,7 @@ def test_an_episode_that_does_not_fit_is_refused():
         pack([sample_episode(rng, Recipe())], WORDS, rng, backbone=BACKBONES["gqa"], phrases=(1,), max_gap=0, slots=64)
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(3))
 def test_a_story_is_true(seed):
     story = sample_story(np.random.default_rng(seed))
     trio = [story.first, story.second, story.third]

@@ -20,7 +20,14 @@ from models import load
 WORDS = Words({word: i for i, word in enumerate(VOCABULARY)}, len(VOCABULARY))
 
 
-@pytest.mark.parametrize(("attention", "length"), [("gqa", 62), ("mla", 62), ("mha", 102)])
+@pytest.mark.parametrize(
+    ("attention", "length"),
+    [
+        ("gqa", 62),
+        pytest.param("mla", 62, marks=pytest.mark.soak),
+        pytest.param("mha", 102, marks=pytest.mark.soak),
+    ],
+)
 def test_training_writes_a_model_that_loads(tmp_path, attention, length):
     stage = Stage(SMALL, steps=4, batch=4)
     turns = Stage(Recipe(rows=4, columns=4, informative=16, chunks=(2, 2), questions=2), steps=2, batch=2)
