@@ -205,6 +205,8 @@ class KVSpec:
         fingerprint: config + weights revision of the model.
         identity: what the fingerprint was made from, as pairs of a name and a digest (the configuration, the
             preprocessing, the weights): for errors to name what differs; empty if the backbone does not say.
+        max_positions: the model's length: a token may stand at positions below this, and windows refuse others. None:
+            at any. It is no part of keys, since it changes no KV.
     """
 
     layers: int
@@ -215,6 +217,7 @@ class KVSpec:
     dtype: str
     fingerprint: str
     identity: tuple[tuple[str, str], ...] = ()
+    max_positions: int | None = None
 
     @property
     def token_bytes(self) -> int:

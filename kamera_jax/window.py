@@ -9,7 +9,13 @@ import jax.numpy as jnp
 
 from kamera_jax.backbone import Backbone
 from kamera_jax.chunk import Chunk, Entry, Patch
-from kamera_jax.errors import ModelMismatchError, PatchMismatchError, PreambleMismatchError, WindowFullError
+from kamera_jax.errors import (
+    ModelLengthError,
+    ModelMismatchError,
+    PatchMismatchError,
+    PreambleMismatchError,
+    WindowFullError,
+)
 from kamera_jax.forward import preamble_chunk
 from kamera_jax.kv import KVSpec, WindowState, bucket
 from kamera_jax.pool import Shelf, stock
@@ -61,7 +67,7 @@ class Window:
                 lies there, and windows that share a chunk because one was made from the other, then move no KV.
 
         Raises:
-            WindowFullError: the preamble does not fit ``capacity`` slots.
+            WindowFullError: the preamble does not fit ``capacity`` slots, or the model's length.
             ValueError: an unknown mode, or a model that cannot attend to chunks in place.
         """
         if mode not in get_args(Mode):
@@ -76,6 +82,7 @@ class Window:
             raise WindowFullError(
                 f"a window of {capacity} slots cannot hold the preamble of {chunk.length} tokens; give it more"
             )
+        check_length(vlm.spec, 0.0, chunk.advance)
         entry = Entry(chunk, None, base=0.0, slot=0)
         slots = capacity if mode == "materialise" else aligned(chunk.length)
         return Window(_put(vlm.spec, vlm.spec.empty_state(slots), entry), (), vlm.spec, capacity, entry, mode)
@@ -110,13 +117,24 @@ def _put(spec: KVSpec, state: WindowState, entry: Entry, *, donate: bool = False
     return put(state, entry.slot, chunk.kv, factors, positions, chunk.length, spec=spec.rope)
 
 
-def check_room(window: Window, tokens: int) -> None:
-    """Raise WindowFullError unless ``tokens`` more fit."""
+def check_room(window: Window, tokens: int, advance: float | None = None) -> None:
+    """Raise WindowFullError unless ``tokens`` more fit, which take ``advance`` positions (by default one each)."""
     free = window.capacity - window.next_slot
     if tokens > free:
         raise WindowFullError(
             f"{tokens} tokens do not fit: the window has {max(free, 0)} of {window.capacity} slots free; slide it, "
             "or make it larger"
+        )
+    check_length(window.spec, window.next_position, tokens if advance is None else advance)
+
+
+def check_length(spec: KVSpec, start: float, advance: float) -> None:
+    """Raise ModelLengthError unless the model is for ``advance`` positions from ``start`` on."""
+    limit = spec.max_positions
+    if limit is not None and start + advance > limit:
+        raise ModelLengthError(
+            f"{advance:g} positions from {start:g} on reach beyond the model's length of {limit} positions; slide the "
+            "window, or add less to it: beyond its length the model was not made to attend"
         )
 
 
@@ -181,7 +199,8 @@ def append(window: Window, chunk: Chunk, patch: Patch | None = None, *, donate: 
         ModelMismatchError: chunk or patch come from another model.
         PreambleMismatchError: the chunk was encoded after another preamble.
         PatchMismatchError: the patch belongs to another chunk.
-        WindowFullError: too few free slots; the window given is unchanged.
+        WindowFullError: too few free slots, or positions of the model (`ModelLengthError`); the window given is
+            unchanged.
     """
     longer = _with_entry(window, chunk, patch)
     if window.mode == "in_place":
@@ -194,7 +213,7 @@ def _with_entry(window: Window, chunk: Chunk, patch: Patch | None) -> Window:
     check_chunk(window, chunk)
     if patch is not None:
         check_pair(chunk, patch)
-    check_room(window, chunk.length)
+    check_room(window, chunk.length, chunk.advance)
     entry = Entry(chunk, patch, window.next_position, window.next_slot)
     return replace(window, entries=(*window.entries, entry))
 
