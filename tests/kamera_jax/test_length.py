@@ -118,3 +118,16 @@ def test_it_is_recorded_and_rows_of_before_read():
     window = kj.Window.empty(toy(), 64)
     kept = kj.append(window, join_chunk({**about, "spec": old}, arrays))
     assert kept.spec.max_positions == LENGTH
+
+
+def test_a_session_makes_room_for_positions():
+    session = kj.Session(toy(), 512)
+    first, second = session.add("a" * 15), session.add("b" * 15)
+    third = session.add("c" * 10)
+    assert session.window.keys == (second, third)
+    session.ask("d" * 6, max_new_tokens=4)
+    assert first not in session.window.keys and session.window.next_position <= LENGTH
+    session.recall(first)
+    assert session.window.keys[-1] == first and session.window.next_position <= LENGTH
+    with pytest.raises(WindowFullError):
+        session.add("e" * (ROOM + 1))
