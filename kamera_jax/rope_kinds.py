@@ -176,7 +176,10 @@ def _linear(given: Parameters, rotary_dim: int, theta: float, max_positions: int
 
 
 def _dynamic(given: Parameters, rotary_dim: int, theta: float, max_positions: int) -> tuple[np.ndarray, float]:
-    given.number("factor")  # of the base beyond max_positions alone
+    given.number("factor")  # of the base beyond max_positions, where alone it counts
+    given.length(
+        "original_max_position_embeddings", max_positions
+    )  # once meant by it; transformers 5 has no use for it
     return inverse_frequencies(rotary_dim, theta), 1.0
 
 

@@ -84,6 +84,7 @@ class VisionLanguageModel:
             dtype=str(params["text"]["embed"]["w"].dtype),
             fingerprint=fingerprint,
             identity=identity,
+            max_positions=text.max_positions,
         )
         self.forward = _forward_of(text)
         self._chat, self._images = chat, images

@@ -21,6 +21,6 @@ def config_from_hf(mapping: Mapping[str, Any]) -> Config:
     text = deepseek_v3_config(one_head(top))
     vision = vision_config_from_hf(top, text.hidden_size)
     top.expect("vocab_size", text.vocab_size)
-    config = Config(text, vision, image_token_id=top.take("media_placeholder_token_id", int, 163605))
+    config = Config(text, vision, image_token_id=top.size("media_placeholder_token_id", 163605, least=0))
     top.close()
     return config

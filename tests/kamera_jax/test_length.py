@@ -9,6 +9,7 @@ from kamera_jax.chunk import chunk_key
 from kamera_jax.errors import ModelLengthError, WindowFullError
 from kamera_jax.record import join_chunk, spec_of, split_chunk
 from kamera_jax.window import check_length
+from models import load
 from tests.kamera_jax.toy import Toy
 
 LENGTH = 40
@@ -131,3 +132,8 @@ def test_a_session_makes_room_for_positions():
     assert session.window.keys[-1] == first and session.window.next_position <= LENGTH
     with pytest.raises(WindowFullError):
         session.add("e" * (ROOM + 1))
+
+
+@pytest.mark.parametrize("kind", ["gqa", "mla", "mha"])
+def test_the_embedded_models_say_theirs(kind):
+    assert load(f"kamera-tiny-{kind}").spec.max_positions == 8192
