@@ -8,7 +8,7 @@ import numpy as np
 
 
 class UnsupportedRopeError(ValueError):
-    """The checkpoint's RoPE is not a rotation that relocation can undo."""
+    """A RoPE that is not known, or whose numbers cannot be."""
 
 
 def inverse_frequencies(rotary_dim: int, theta: float) -> np.ndarray:

@@ -50,7 +50,7 @@ def llama_config(mapping: Mapping[str, Any]) -> DecoderConfig:
 
     Raises:
         UnknownConfigFieldError, UnsupportedConfigError: a field this does not know or serve, named.
-        UnsupportedRopeError: a RoPE that relocation cannot undo.
+        UnsupportedRopeError: a RoPE that is not known, or whose numbers cannot be.
     """
     fields = Fields("text_config", mapping)
     fields.expect("model_type", "llama")
@@ -89,7 +89,7 @@ def deepseek_v3_config(mapping: Mapping[str, Any]) -> DecoderConfig:
     Raises:
         UnknownConfigFieldError, MissingConfigFieldError, UnsupportedConfigError: a field that is unknown, missing or
             not served, named.
-        UnsupportedRopeError: a RoPE that relocation cannot undo.
+        UnsupportedRopeError: a RoPE that is not known, or whose numbers cannot be.
     """
     fields = Fields("text_config", mapping)
     fields.expect("model_type", "deepseek_v3", "kimi_k2", "kimi_vl")

@@ -100,7 +100,7 @@ FIELDS = {
     kj.Entry: "chunk patch base slot",
     kj.Window: "state entries spec capacity preamble mode shelves",
     kj.RopeSpec: "inv_freq head_dim layout sections section_layout scale",
-    kj.KVSpec: "layers rot_dim free_dim heads rope dtype fingerprint identity",
+    kj.KVSpec: "layers rot_dim free_dim heads rope dtype fingerprint identity max_positions",
     kj.Generation: "text tokens ttft_s window",
     kj.Sketch: "queries outputs tokens spec",
     kj.SketchSpec: "layers weights tokens",

@@ -15,7 +15,7 @@ def config_from_hf(mapping: Mapping[str, Any]) -> Config:
         UnknownConfigFieldError: a field this does not know, named.
         MissingConfigFieldError: a size that determines the computation is not given.
         UnsupportedConfigError: a value that asks for another computation, named.
-        UnsupportedRopeError: a RoPE that relocation cannot undo.
+        UnsupportedRopeError: a RoPE that is not known, or whose numbers cannot be.
     """
     top = top_fields(mapping, "kimi_vl")
     text = deepseek_v3_config(one_head(top))

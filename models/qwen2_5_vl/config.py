@@ -82,7 +82,7 @@ def config_from_hf(mapping: Mapping[str, Any]) -> Config:
         UnknownConfigFieldError: a field this does not know, named.
         MissingConfigFieldError: no vision_config, or no mrope_section.
         UnsupportedConfigError: a value that asks for another computation, named.
-        UnsupportedRopeError: a RoPE that relocation cannot undo.
+        UnsupportedRopeError: a RoPE that is not known, or whose numbers cannot be.
     """
     top = top_fields(mapping, "qwen2_5_vl")
     vision = _vision_config(top.take("vision_config", dict))
