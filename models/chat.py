@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from models.control_tokens import ControlTokens
-from models.fields import read_json
+from models.fields import Fields, read_json
 
 _MARK, _ANSWER, _NEXT = "kamera-chunks-go-here", "kamera-answer-goes-here", "kamera-question-goes-here"
 _SYSTEM, _PADDED = "kamera-system-goes-here", " \n{} \n"
@@ -122,16 +122,21 @@ class ChatTemplate:
 
     @classmethod
     def load(cls, folder: Path, *, system: str | None = None) -> "ChatTemplate":
-        """Read tokenizer, template and end-of-turn tokens of a Hugging Face folder."""
+        """Read tokenizer, template and end-of-turn tokens of a Hugging Face folder.
+
+        Raises:
+            ConfigError: a file is missing or unreadable, or end-of-turn tokens are no ids.
+            ChatTemplateError, TokenizerError: as of `ChatTemplate`.
+        """
         tokenizer = _load_tokenizer(folder)
-        declared = (
-            read_json(folder / "generation_config.json").get("eos_token_id")
-            if (folder / "generation_config.json").exists()
-            else None
-        )
-        if declared is None:
-            declared = tokenizer.eos_token_id
-        return cls(tokenizer, declared if isinstance(declared, list) else [declared], system)
+        said = {"eos_token_id": tokenizer.eos_token_id}
+        if (folder / "generation_config.json").exists():
+            declared = read_json(folder / "generation_config.json").get("eos_token_id")
+            said = said if declared is None else {"eos_token_id": declared}
+        fields = Fields("generation_config.json", said)
+        if isinstance(said["eos_token_id"], list):
+            return cls(tokenizer, fields.sizes("eos_token_id", least=0), system)
+        return cls(tokenizer, [fields.size("eos_token_id", least=0)], system)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a user's text within the turn, and of what the template writes from it to a next one.

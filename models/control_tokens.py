@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 _BRACKETS = re.compile(r"[<\[({|＜｜⟨【「].*[>\])}|＞｜⟩】」]", re.DOTALL)
 
@@ -45,18 +45,15 @@ class ControlTokens:
                 f"the tokenizer is a {type(tokenizer).__name__} without tokenizer.json, so control tokens in a user's "
                 "text cannot be told from the template's; convert it (AutoTokenizer, then save_pretrained)"
             )
-        state = json.loads(backend.to_str())
         special = set(getattr(tokenizer, "all_special_tokens", ()))
+        added = dict(sorted(backend.get_added_tokens_decoder().items()))
         nonce = uuid.uuid4().hex
         self._names = {
-            token["content"]: f"<{nonce}:{token['id']}>"
-            for token in state["added_tokens"]
-            if token["content"] in special or _is_control(token, template)
+            token.content: f"<{nonce}:{number}>"
+            for number, token in added.items()
+            if token.content in special or _is_control(token, template)
         }
-        for token in state["added_tokens"]:
-            token["content"] = self._names.get(token["content"], token["content"])
-        _rename(state["model"], self._names)
-        self._copy = Tokenizer.from_str(json.dumps(state | {"truncation": None, "padding": None}))
+        self._copy = _renamed(backend, added, self._names)
         for content, name in self._names.items():
             if self._copy.token_to_id(name) != backend.token_to_id(content):
                 raise TokenizerError(
@@ -93,13 +90,42 @@ class ControlTokens:
         return text.endswith(tuple(self._names.values()))
 
 
-def _is_control(token: Mapping[str, Any], template: str) -> bool:
-    content = token["content"]
-    if token["special"]:
+def _is_control(token: AddedToken, template: str) -> bool:
+    content = token.content
+    if token.special:
         return True
     if len(content) < 2 or content.isspace() or content.isalnum():
         return False
     return bool(_BRACKETS.fullmatch(content)) or content in template
+
+
+def _renamed(backend: Tokenizer, added: Mapping[int, AddedToken], names: Mapping[str, str]) -> Tokenizer:
+    """A copy with other names of added tokens, also where they stand in the model's vocabulary."""
+    if not any(backend.model.token_to_id(content) is not None for content in names):
+        # The model may then be shared, which spares large vocabularies a copy.
+        copy = Tokenizer(backend.model)
+        for part in ("normalizer", "pre_tokenizer", "post_processor"):
+            if getattr(backend, part) is not None:
+                setattr(copy, part, getattr(backend, part))
+        copy.add_tokens([_named(token, names) for token in added.values()])
+        if all(copy.token_to_id(_named(token, names).content) == number for number, token in added.items()):
+            return copy
+    state = json.loads(backend.to_str())
+    for token in state["added_tokens"]:
+        token["content"] = names.get(token["content"], token["content"])
+    _rename(state["model"], names)
+    return Tokenizer.from_str(json.dumps(state | {"truncation": None, "padding": None}, ensure_ascii=False))
+
+
+def _named(token: AddedToken, names: Mapping[str, str]) -> AddedToken:
+    return AddedToken(
+        names.get(token.content, token.content),
+        single_word=token.single_word,
+        lstrip=token.lstrip,
+        rstrip=token.rstrip,
+        normalized=token.normalized,
+        special=token.special,
+    )
 
 
 def _rename(model: dict[str, Any], names: Mapping[str, str]) -> None:
@@ -114,7 +140,8 @@ def _rename(model: dict[str, Any], names: Mapping[str, str]) -> None:
         model["unk_token"] = names[model["unk_token"]]
     if "merges" in model:
         skipped = len(model.get("continuing_subword_prefix") or "")
-        pairs = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model["merges"]]
         model["merges"] = [
-            [left, right] for left, right in pairs if not names.keys() & {left, right, left + right[skipped:]}
+            [left, right]
+            for left, right in model["merges"]
+            if left not in names and right not in names and left + right[skipped:] not in names
         ]

@@ -5,8 +5,10 @@ import json
 
 import pytest
 
+from eval.tiny.vocabulary import build_tokenizer
 from kamera_jax.rope import UnsupportedRopeError
 from models import load
+from models.chat import ChatTemplate
 from models.deepseek_vl import images as deepseek_vl_images
 from models.fields import ConfigError, Fields, MissingConfigFieldError, UnsupportedConfigError, read_json
 from models.kimi_vl import images as kimi_vl_images
@@ -218,6 +220,17 @@ def test_a_number_of_thousands_of_digits(tmp_path):
     (tmp_path / "config.json").write_text('{"hidden_size": ' + "9" * 5000 + "}")
     with pytest.raises(ConfigError, match=r"config\.json"):
         read_json(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize("value", [-1, 2.0, "3", True, [3, -1], [3, True], [3.5], {}])
+def test_ids_that_end_an_answer(tmp_path, value):
+    build_tokenizer(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
+    with pytest.raises(ConfigError, match="generation_config.json: eos_token_id"):
+        ChatTemplate.load(tmp_path)
+    for good, read_as in ((None, (3,)), (1, (1,)), ([1, 3], (1, 3))):
+        (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": good}))
+        assert ChatTemplate.load(tmp_path).eos == read_as
 
 
 def test_a_model_with_such_a_number_is_not_loaded(tmp_path):

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from models import load
 from models.chat import ChatTemplate, ChatTemplateError
-from models.control_tokens import TokenizerError
+from models.control_tokens import ControlTokens, TokenizerError
 from models.tiktoken import load_tokenizer
 from tests.kimi_tokenizer import BYTES, SPECIAL, write_tokenizer
 from tests.models.test_chat import DEEPSEEK, LLAVA, in_full
@@ -141,6 +141,30 @@ def placeholder_of(name, tokenizer):
 
 def control_ids(name, tokenizer):
     return {tokenizer.convert_tokens_to_ids(control) for control in CONTROLS[name]}
+
+
+def test_the_copy_encodes_as_the_tokenizer(port):
+    """But for control tokens that `written` did not give out."""
+    name, tokenizer = port
+    control = ControlTokens(tokenizer, "")
+    for text in [*TEXTS, "", *(f"{each}a {each} b\n{each}" for each in CONTROLS[name])]:
+        for opened in (False, True):
+            assert control.ids(control.written(text), opened=opened) == tokenizer.encode(
+                text, add_special_tokens=opened
+            )
+
+
+def test_ids_with_gaps_stay():
+    """A tokenizer.json may number its added tokens as it likes within the vocabulary."""
+    state = json.loads(byte_level(GPT2_SPLIT, ["<|end|>"], ["<image_placeholder>"], None).backend_tokenizer.to_str())
+    taken = len(state["model"]["vocab"])
+    state["added_tokens"][0]["id"] = taken
+    state["model"]["vocab"]["<|end|>"] = taken
+    state["added_tokens"][1]["id"] = taken + 1
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)), eos_token="<|end|>")
+    control = ControlTokens(tokenizer, "")
+    assert control.ids(control.written("a<|end|><image_placeholder>"))[1:] == [taken, taken + 1]
+    assert not {taken, taken + 1} & set(control.ids("a<|end|><image_placeholder>"))
 
 
 def typed(control):
