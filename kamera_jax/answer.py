@@ -18,7 +18,7 @@ from kamera_jax.kv import KV, ChunkPool, Segment, WindowState, bucket
 from kamera_jax.reuse import write
 from kamera_jax.rope import RopeSpec
 from kamera_jax.types import Params, Stream
-from kamera_jax.window import Window, append, check_model, check_room, turn_state
+from kamera_jax.window import Window, append, check_length, check_model, check_room, turn_state
 
 
 def query(vlm: Backbone, window: Window, text: str) -> Float[Array, " V"]:
@@ -26,9 +26,11 @@ def query(vlm: Backbone, window: Window, text: str) -> Float[Array, " V"]:
 
     Raises:
         ModelMismatchError: the window belongs to another model.
+        ModelLengthError: the question would stand beyond the model's length.
         ValueError: the question is empty.
     """
     tail = question_tail(vlm, window, text)
+    check_length(window.spec, window.next_position, tail.advance)
     output = run(vlm.params, tail, window.state, tail.length[None] - 1, forward=vlm.forward)
     assert output.logits is not None
     return output.logits[0]
@@ -80,7 +82,7 @@ def generate(
     Raises:
         ValueError: a negative temperature, one without a key, no tokens asked for, or an empty question.
         ModelMismatchError: the window belongs to another model.
-        WindowFullError: question, answer and what closes the turn do not fit the window.
+        WindowFullError: question, answer and what closes the turn do not fit the window, or the model's length.
     """
     if temperature < 0 or max_new_tokens < 1:
         raise ValueError(f"temperature must be ≥ 0 and max_new_tokens ≥ 1; got {temperature} and {max_new_tokens}")
@@ -91,7 +93,7 @@ def generate(
     tail, closing = question_tail(vlm, window, text), _closing(vlm) if keep else ()
     question = int(tail.length)
     most = turn_slots(vlm, tail, max_new_tokens, keep)
-    check_room(window, most)
+    check_room(window, most, tail.advance + most - question)
     started, first = time.perf_counter(), 0.0
     state, start = turn_state(window, most)  # the loop donates it; the caller's window stays
     last_piece = bucket(len(closing) + 1)  # of one length, whether or not the answer's last token is to be run with it
@@ -232,7 +234,7 @@ def _turn(vlm: Backbone, window: Window, tail: Segment, kv: KV, said: Sequence[i
         kv=_cut(kv, length, padded=padded),
         positions=jnp.asarray(positions - positions[:, :1]),
         length=length,
-        advance=float((tail.advance or 0.0) + len(said)),
+        advance=float(tail.advance + len(said)),
         model=vlm.spec.fingerprint,
         preamble=window.preamble.chunk.key or None,
         antecedents=window.keys,

@@ -19,7 +19,7 @@ from kamera_jax.identity import patch_key
 from kamera_jax.kv import Segment, Sketch, SketchSpec, bucket
 from kamera_jax.lineage import take_jit
 from kamera_jax.size import Size
-from kamera_jax.window import Window, aligned, append, check_chunk, check_model, materialised
+from kamera_jax.window import Window, aligned, append, check_chunk, check_length, check_model, materialised
 
 ROOM = 256
 """Slots a prefilled window keeps free by default, for a question and its answer."""
@@ -36,9 +36,11 @@ def encode(vlm: Backbone, item: Any, *, preamble: Literal["pinned"] | None = "pi
 
     Raises:
         ValueError: the item cannot be read, is empty, or has an unsupported type.
+        ModelLengthError: it is longer than the model.
     """
     segment = vlm.prepare(item)
     if preamble is None:
+        check_length(vlm.spec, 0.0, segment.advance)
         return chunk_of(vlm, segment, run(vlm.params, segment, None, forward=vlm.forward), None)
     return encode_segment(vlm, segment)
 
@@ -61,6 +63,8 @@ def run_chunk(
         collect: see `Backbone.forward`.
     """
     segment, turn = (source.segment, source.turn) if isinstance(source, Chunk) else (source, False)
+    if segment.advance is not None:
+        check_length(vlm.spec, window.next_position, segment.advance)
     output = run(vlm.params, segment.at(window.next_position), window.state, forward=vlm.forward, collect=collect)
     return chunk_of(vlm, segment, output, window.preamble.chunk.key, window.entries, turn=turn), output
 

@@ -17,6 +17,10 @@ class WindowFullError(ValueError):
     """What is to be added does not fit the window's free slots."""
 
 
+class ModelLengthError(WindowFullError):
+    """What is to be added would stand beyond the positions that the model is for."""
+
+
 class MissingInputsError(ValueError):
     """A chunk whose inputs were dropped cannot be run through the model again."""
 

@@ -5,13 +5,13 @@ from collections.abc import Collection, Iterable
 from kamera_jax.errors import WindowFullError
 from kamera_jax.window import Window, aligned
 
-Layout = list[tuple[int | None, int]]
-"""Entries to be, in order: their place in the window as it stands, None for what is new, and their tokens."""
+Layout = list[tuple[int | None, int, float]]
+"""Entries to be, in order: their place in the window as it stands, None for what is new, tokens and positions."""
 
 
 def layout_of(window: Window) -> Layout:
     """The window as it stands."""
-    return [(place, entry.chunk.length) for place, entry in enumerate(window.entries)]
+    return [(place, entry.chunk.length, entry.chunk.advance) for place, entry in enumerate(window.entries)]
 
 
 def in_the_way(window: Window, pinned: Collection[str], layout: Layout) -> list[int]:
@@ -21,20 +21,24 @@ def in_the_way(window: Window, pinned: Collection[str], layout: Layout) -> list[
         WindowFullError: it does not fit without any of them.
     """
     gone: list[int] = []
-    free = [place for place, _ in layout if place is not None and window.keys[place] not in pinned]
-    while not _fits(window, (tokens for place, tokens in layout if place not in gone)):
+    free = [place for place, *_ in layout if place is not None and window.keys[place] not in pinned]
+    while not _fits(window, [(tokens, advance) for place, tokens, advance in layout if place not in gone]):
         if len(gone) == len(free):
-            new = sum(tokens for place, tokens in layout if place is None)
+            new = sum(tokens for place, tokens, _ in layout if place is None)
+            limit = window.spec.max_positions
+            within = "" if limit is None else f", or the model's length of {limit} positions,"
             raise WindowFullError(
-                f"{new} tokens do not fit a window of {window.capacity} slots beside the preamble and what is pinned; "
-                "unpin some, or make it larger"
+                f"{new} tokens do not fit a window of {window.capacity} slots{within} beside the preamble and what is "
+                "pinned; unpin some, or make it larger"
             )
         gone.append(free[len(gone)])
     return gone
 
 
-def _fits(window: Window, lengths: Iterable[int]) -> bool:
-    end = window.preamble.chunk.length
-    for tokens in lengths:
+def _fits(window: Window, entries: Iterable[tuple[int, float]]) -> bool:
+    end, position = window.preamble.chunk.length, window.preamble.chunk.advance
+    for tokens, advance in entries:
         end = aligned(end) + tokens
-    return end <= window.capacity
+        position += advance
+    limit = window.spec.max_positions
+    return end <= window.capacity and (limit is None or position <= limit)

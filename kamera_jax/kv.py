@@ -175,7 +175,7 @@ class Segment:
     inputs: dict[str, Any]
     positions: Float[Array, "A T"]
     length: Int[Array, ""]
-    advance: float | None = 0.0
+    advance: float = 0.0
     content: str = ""
 
     def at(self, base: jax.Array | float) -> Self:
@@ -217,6 +217,8 @@ class KVSpec:
         fingerprint: config + weights revision of the model.
         identity: what the fingerprint was made from, as pairs of a name and a digest (the configuration, the
             preprocessing, the weights): for errors to name what differs; empty if the backbone does not say.
+        max_positions: the model's length: a token may stand at positions below this, and windows refuse others. None:
+            at any. It is no part of keys, since it changes no KV.
     """
 
     layers: int
@@ -227,6 +229,7 @@ class KVSpec:
     dtype: str
     fingerprint: str
     identity: tuple[tuple[str, str], ...] = ()
+    max_positions: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", floating(self.dtype, "the KV's dtype").name)

@@ -118,7 +118,7 @@ def append_checked(
         WindowFullError: too few free slots. Else as `ReusePolicy.judge`.
     """
     check_model(vlm, window)
-    check_room(window, chunk.length)
+    check_room(window, chunk.length, chunk.advance)
     verdict = policy.judge(window, chunk, patch)
     if verdict.accept:
         return append(window, chunk, patch), verdict

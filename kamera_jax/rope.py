@@ -14,13 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from kamera_jax.rope_kinds import KINDS, Parameters, UnsupportedRopeError
+from kamera_jax.rope_kinds import inverse_frequencies as inverse_frequencies
+from kamera_jax.rope_kinds import is_positive as is_positive
+from kamera_jax.rope_kinds import magnitude as magnitude
+from kamera_jax.rope_kinds import yarn_frequencies as yarn_frequencies
+from kamera_jax.rope_kinds import yarn_scale as yarn_scale
 from pallas_kernels.relocate_patch.reference import PairLayout, rotate_flat
 
 SectionLayout = Literal["contiguous", "interleaved"]
-
-
-class UnsupportedRopeError(ValueError):
-    """The checkpoint's RoPE is not a rotation that relocation can undo."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class RopeSpec:
         layout: how the two members of a pair lie: ``"half"`` (i, i + R/2) or ``"interleaved"`` (2i, 2i + 1).
         sections: M-RoPE: frequencies taken by each position axis (summing to R/2); None for 1-D positions.
         section_layout: ``"contiguous"`` (Qwen2-VL, Qwen2.5-VL) or ``"interleaved"`` (Qwen3-VL).
-        scale: factor on cos and sin (YaRN's attention factor).
+        scale: factor on cos and sin (the attention factor of YaRN and LongRoPE).
     """
 
     inv_freq: tuple[float, ...]
@@ -66,61 +68,6 @@ class RopeSpec:
         return 2 * len(self.inv_freq)
 
 
-def inverse_frequencies(rotary_dim: int, theta: float) -> np.ndarray:
-    """Plain RoPE: ``theta ** (-2i / R)``, f32[R/2] (RoFormer, eq. 15)."""
-    return np.float32(1) / _wavelengths(rotary_dim, theta)
-
-
-def _wavelengths(rotary_dim: int, theta: float) -> np.ndarray:
-    """Radians per position, inverted, f32[R/2].
-
-    The power is taken in f64, which every machine rounds alike: these numbers enter the keys of chunks.
-    """
-    exponent = np.arange(0, rotary_dim, 2, dtype=np.float32) / np.float32(rotary_dim)
-    return (np.float64(theta) ** exponent.astype(np.float64)).astype(np.float32)
-
-
-def yarn_frequencies(
-    rotary_dim: int,
-    theta: float,
-    *,
-    factor: float,
-    original_length: int,
-    beta_fast: float = 32.0,
-    beta_slow: float = 1.0,
-    truncate: bool = True,
-) -> np.ndarray:
-    """YaRN's inverse frequencies, f32[R/2] (arXiv 2309.00071, section 3.2).
-
-    Slow pairs are interpolated, fast ones left alone.
-    """
-
-    def pair_turning(rotations: float) -> float:
-        return rotary_dim * math.log(original_length / (rotations * 2 * math.pi)) / (2 * math.log(theta))
-
-    low, high = pair_turning(beta_fast), pair_turning(beta_slow)
-    if truncate:
-        low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, rotary_dim - 1)
-    ramp = (np.arange(rotary_dim // 2, dtype=np.float32) - low) / np.float32((high - low) or 0.001)
-    kept = 1 - np.clip(ramp, 0, 1).astype(np.float32)
-    wavelengths = _wavelengths(rotary_dim, theta)
-    interpolated = np.float32(1) / (np.float32(factor) * wavelengths)
-    return interpolated * (1 - kept) + np.float32(1) / wavelengths * kept
-
-
-def yarn_scale(factor: float, mscale: float | None = None, mscale_all_dim: float | None = None) -> float:
-    """YaRN's factor on cos and sin (arXiv 2309.00071, eq. 22); DeepSeek's two-sided form with both mscales."""
-    if mscale and mscale_all_dim:
-        return magnitude(factor, mscale) / magnitude(factor, mscale_all_dim)
-    return magnitude(factor)
-
-
-def magnitude(factor: float, weight: float = 1.0) -> float:
-    """YaRN's correction of the attention's temperature for a context ``factor`` times as long, DeepSeek's mscale."""
-    return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
-
-
 def spec_from_config(
     parameters: Mapping[str, Any],
     *,
@@ -131,99 +78,70 @@ def spec_from_config(
 ) -> RopeSpec:
     """The RopeSpec of a Hugging Face ``rope_parameters`` (or ``rope_scaling``) mapping.
 
+    It holds at positions below `position_limit`. LongRoPE and dynamic NTK have other frequencies beyond.
+
     Args:
-        parameters: with ``rope_theta``, ``rope_type`` (or ``type``) and what that type needs.
+        parameters: with ``rope_theta``, ``rope_type`` (or ``type``) and what that type needs. A 0 counts as absent
+            where it does in transformers: YaRN's betas and mscales.
         head_dim: D of the rotated features.
         max_positions: the longest sequence the checkpoint declares, in positions.
         layout: how pairs lie in this architecture.
         section_layout: how this architecture lays out M-RoPE sections.
 
     Raises:
-        UnsupportedRopeError: dynamic NTK, LongRoPE past its original length, an unknown type, or a field that is
-            unknown or missing.
+        UnsupportedRopeError: an unknown type, or a field that is unknown, missing or no number it could be.
     """
-    given = {name: value for name, value in parameters.items() if value is not None}
-    kind = given.pop("rope_type", None) or given.pop("type", None) or "default"
-    given.pop("type", None)
-    check_relocatable(parameters, max_positions)
-    theta = float(given.pop("rope_theta", 10000.0))
-    rotary_dim = int(head_dim * given.pop("partial_rotary_factor", 1.0))
-    sections = given.pop("mrope_section", None)
-    if given.pop("mrope_interleaved", section_layout == "interleaved") != (section_layout == "interleaved"):
+    given = Parameters(parameters)
+    theta = given.number("rope_theta", 10000.0)
+    partial = given.number("partial_rotary_factor", 1.0)
+    rotary_dim = int(head_dim * min(partial, 2.0))
+    if not 0 < rotary_dim <= head_dim:
+        raise UnsupportedRopeError(
+            f"partial_rotary_factor is {partial}; expected at most 1, and a pair at least of {head_dim} dims"
+        )
+    sections = given.sections("mrope_section")
+    if given.flag("mrope_interleaved", section_layout == "interleaved") != (section_layout == "interleaved"):
         raise UnsupportedRopeError(
             f"mrope_interleaved does not match this architecture, which lays sections out {section_layout}"
         )
-    scale = 1.0
-
-    def needed(name: str) -> Any:
-        if name not in given:
-            raise UnsupportedRopeError(f"rope_type {kind!r} needs {name!r}; got only {sorted(parameters)}")
-        return given.pop(name)
-
-    if kind in ("default", "mrope"):
-        inv_freq = inverse_frequencies(rotary_dim, theta)
-    elif kind == "linear":
-        inv_freq = inverse_frequencies(rotary_dim, theta) / np.float32(needed("factor"))
-    elif kind == "yarn":
-        factor = float(needed("factor"))
-        original = int(given.pop("original_max_position_embeddings", max_positions))
-        inv_freq = yarn_frequencies(
-            rotary_dim,
-            theta,
-            factor=factor,
-            original_length=original,
-            beta_fast=float(given.pop("beta_fast", 32.0)),
-            beta_slow=float(given.pop("beta_slow", 1.0)),
-            truncate=given.pop("truncate", True),
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # refused below
+        inv_freq, scale = KINDS[given.kind](given, rotary_dim, theta, max_positions)
+    given.close()
+    if not (np.isfinite(inv_freq) & (inv_freq > 0)).all():
+        raise UnsupportedRopeError(
+            f"rope_theta {theta} and the other parameters of rope_type {given.kind!r} give frequencies beyond what f32 "
+            "holds; check them against the model's own"
         )
-        mscale, mscale_all_dim = (float(given.pop(name, 0.0)) for name in ("mscale", "mscale_all_dim"))
-        scale = float(given.pop("attention_factor", yarn_scale(factor, mscale, mscale_all_dim)))
-    elif kind in LONGROPE:
-        given.pop("original_max_position_embeddings", None)
-        short = np.asarray(needed("short_factor"), np.float32)
-        given.pop("long_factor", None)
-        inv_freq = inverse_frequencies(rotary_dim, theta) / short
-        scale = float(given.pop("attention_factor", scale))
-    else:
-        raise UnsupportedRopeError(f"unknown rope_type {kind!r}; expected default, mrope, linear, yarn or longrope")
-    if given:
-        raise UnsupportedRopeError(f"unknown fields for rope_type {kind!r}: {sorted(given)}")
     return RopeSpec(
         inv_freq=tuple(inv_freq.tolist()),
         head_dim=head_dim,
         layout=layout,
-        sections=None if sections is None else tuple(sections),
+        sections=sections,
         section_layout=section_layout,
         scale=scale,
     )
 
 
-LONGROPE = ("longrope", "su")
-"""Names of LongRoPE; the second is that of Phi-3's first files."""
+def position_limit(parameters: Mapping[str, Any], max_positions: int) -> int:
+    """Positions that a checkpoint is for: a token may stand at 0 up to, not including, this.
 
-
-def check_relocatable(parameters: Mapping[str, Any], max_positions: int) -> None:
-    """Refuse a RoPE whose frequencies depend on the length of the sequence: a cached key cannot be moved there.
+    That is its declared length, except for LongRoPE, whose frequencies are others past its original length, and YaRN,
+    whose declared length may be the one before the extension.
 
     Args:
-        parameters: a Hugging Face ``rope_parameters`` (or ``rope_scaling``) mapping.
+        parameters: as of `spec_from_config`.
         max_positions: the longest sequence the checkpoint declares, in positions.
 
     Raises:
-        UnsupportedRopeError: dynamic NTK, or LongRoPE past its original length.
+        UnsupportedRopeError: the fields this reads are not what `spec_from_config` takes.
     """
-    kind = parameters.get("rope_type") or parameters.get("type")
-    original = parameters.get("original_max_position_embeddings") or max_positions
-    if kind in LONGROPE and max_positions > original:
-        raise UnsupportedRopeError(
-            f"LongRoPE past its original length ({max_positions} > {original} positions) picks its frequencies by "
-            "sequence length, so cached keys cannot be relocated; set max_position_embeddings to the original length"
-        )
-    if kind == "dynamic":
-        raise UnsupportedRopeError(
-            "dynamic NTK changes the frequencies with the sequence length, so cached keys cannot be relocated; "
-            "use rope_type 'default' (within the trained length) or 'yarn'"
-        )
+    given = Parameters(parameters)
+    original = given.length("original_max_position_embeddings", max_positions)
+    if given.kind == "longrope":
+        return min(original, max_positions)
+    if given.kind == "yarn":
+        return max(math.floor(given.number("factor") * original), max_positions)
+    return max_positions
 
 
 def section_axes(spec: RopeSpec) -> np.ndarray:

@@ -108,7 +108,7 @@ class Session:
             MissingKeyError: a chunk without a key.
         """
         chunk, old, encoded = self._chunk(item, key)
-        gone = in_the_way(self._window, self._pinned, [*layout_of(self._window), (None, chunk.length)])
+        gone = in_the_way(self._window, self._pinned, [*layout_of(self._window), (None, chunk.length, chunk.advance)])
         window = without(self._window, gone)
         new, formed = self._patch(chunk, old, window) if patch else (None, 0)
         self._commit(append(window, chunk, new, donate=self._owns(window)), gone, chunk.key)
@@ -132,7 +132,8 @@ class Session:
         """
         tail = question_tail(self._vlm, self._window, text)
         room = turn_slots(self._vlm, tail, max_new_tokens, keep)
-        gone = in_the_way(self._window, self._pinned, [*layout_of(self._window), (None, room)])
+        advance = tail.advance + room - int(tail.length)
+        gone = in_the_way(self._window, self._pinned, [*layout_of(self._window), (None, room, advance)])
         window = without(self._window, gone)
         answer = generate(self._vlm, window, text, max_new_tokens=max_new_tokens, keep=keep, **options)
         if keep:
@@ -165,7 +166,9 @@ class Session:
             )
         chunk, patch = known
         place = len(layout) if at is None else at
-        gone = in_the_way(self._window, self._pinned, [*layout[:place], (None, chunk.length), *layout[place:]])
+        gone = in_the_way(
+            self._window, self._pinned, [*layout[:place], (None, chunk.length, chunk.advance), *layout[place:]]
+        )
         window, formed = without(self._window, gone), 0
         there = place - sum(other < place for other in gone)
         if self._policy is not None:
@@ -197,7 +200,7 @@ class Session:
         place = max(i for i, each in enumerate(self.keys) if each == key)
         chunk, old, encoded = self._chunk(item, None)
         layout = layout_of(self._window)
-        layout[place] = (None, chunk.length)
+        layout[place] = (None, chunk.length, chunk.advance)
         gone = in_the_way(self._window, self._pinned, layout)
         window = without(self._window, gone)
         index = place - sum(other < place for other in gone)

@@ -9,7 +9,13 @@ import jax.numpy as jnp
 
 from kamera_jax.backbone import Backbone
 from kamera_jax.chunk import Chunk, Entry, Patch, describe
-from kamera_jax.errors import ModelMismatchError, PatchMismatchError, PreambleMismatchError, WindowFullError
+from kamera_jax.errors import (
+    ModelLengthError,
+    ModelMismatchError,
+    PatchMismatchError,
+    PreambleMismatchError,
+    WindowFullError,
+)
 from kamera_jax.forward import preamble_chunk
 from kamera_jax.handle import Handle, traced
 from kamera_jax.identity import EXACT, chunk_key, extended, lineage
@@ -80,7 +86,7 @@ class Window(Handle):
                 lies there, and windows that share a chunk because one was made from the other, then move no KV.
 
         Raises:
-            WindowFullError: the preamble does not fit ``capacity`` slots.
+            WindowFullError: the preamble does not fit ``capacity`` slots, or the model's length.
             ValueError: an unknown mode, or a model that cannot attend to chunks in place.
         """
         if mode not in get_args(Mode):
@@ -95,6 +101,7 @@ class Window(Handle):
             raise WindowFullError(
                 f"a window of {capacity} slots cannot hold the preamble of {chunk.length} tokens; give it more"
             )
+        check_length(vlm.spec, 0.0, chunk.advance)
         entry = Entry(chunk, None, base=0.0, slot=0)
         slots = capacity if mode == "materialise" else aligned(chunk.length)
         return Window(_put(vlm.spec, vlm.spec.empty_state(slots), entry), (), vlm.spec, capacity, entry, mode)
@@ -166,13 +173,27 @@ def _f32(value: Any) -> jax.Array:
     return jnp.asarray(value, jnp.float32)
 
 
-def check_room(window: Window, tokens: int | jax.Array) -> None:
-    """Raise WindowFullError unless ``tokens`` more fit; where that is not known, see `_poisoned`."""
+def check_room(window: Window, tokens: int | jax.Array, advance: float | jax.Array | None = None) -> None:
+    """Raise WindowFullError unless ``tokens`` more fit, which take ``advance`` positions (by default one each).
+
+    Where these are not known yet, see `_poisoned`.
+    """
     free = window.capacity - window.next_slot
     if not traced(tokens, free) and tokens > free:
         raise WindowFullError(
             f"{tokens} tokens do not fit: the window has {max(free, 0)} of {window.capacity} slots free; slide it, "
             "or make it larger"
+        )
+    check_length(window.spec, window.next_position, tokens if advance is None else advance)
+
+
+def check_length(spec: KVSpec, start: float | jax.Array, advance: float | jax.Array) -> None:
+    """Raise ModelLengthError unless the model is for ``advance`` positions from ``start`` on."""
+    limit = spec.max_positions
+    if limit is not None and not traced(start, advance) and start + advance > limit:
+        raise ModelLengthError(
+            f"{advance:g} positions from {start:g} on reach beyond the model's length of {limit} positions; slide the "
+            "window, or add less to it: beyond its length the model was not made to attend"
         )
 
 
@@ -182,10 +203,13 @@ def _poisoned(window: Window) -> Window:
     What is always attended to, the first token, becomes NaN, and so does all that is read from the window.
     """
     end = window.entries[-1].slot + window.entries[-1].chunk.length
-    if not traced(end):
+    if not traced(end, window.next_position):
         return window
+    fits = end <= window.capacity
+    if window.spec.max_positions is not None:
+        fits &= window.next_position <= window.spec.max_positions
     first = window.state.free[:, :1]
-    first = jnp.where(end <= window.capacity, first, jnp.asarray(jnp.nan, first.dtype))
+    first = jnp.where(fits, first, jnp.asarray(jnp.nan, first.dtype))
     return replace(window, state=replace(window.state, free=window.state.free.at[:, :1].set(first)))
 
 
@@ -256,7 +280,8 @@ def append(window: Window, chunk: Chunk, patch: Patch | None = None, *, donate: 
         ModelMismatchError: chunk or patch come from another model.
         PreambleMismatchError: the chunk was encoded after another preamble.
         PatchMismatchError: the patch belongs to another chunk.
-        WindowFullError: too few free slots; the window given is unchanged.
+        WindowFullError: too few free slots, or positions of the model (`ModelLengthError`); the window given is
+            unchanged.
     """
     longer = _with_entry(window, chunk, patch)
     if window.mode == "in_place":
@@ -270,7 +295,7 @@ def _with_entry(window: Window, chunk: Chunk, patch: Patch | None, place: Any = 
     check_chunk(window, chunk)
     if patch is not None:
         check_pair(chunk, patch)
-    check_room(window, chunk.length)
+    check_room(window, chunk.length, chunk.advance)
     entry = Entry(chunk, patch, window.next_position, window.next_slot, place)
     return replace(window, entries=(*window.entries, entry))
 

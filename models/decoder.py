@@ -33,6 +33,7 @@ class DecoderConfig:
         tie_word_embeddings: whether the head is the embedding.
         experts: of the layers after the dense ones.
         dense_layers: leading layers without experts; all of them if there are none.
+        max_positions: positions the model is for; None if that is not said.
     """
 
     vocab_size: int
@@ -45,6 +46,7 @@ class DecoderConfig:
     tie_word_embeddings: bool
     experts: Experts | None = None
     dense_layers: int = 0
+    max_positions: int | None = None
 
     @property
     def stacks(self) -> dict[str, range]:

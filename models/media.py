@@ -112,16 +112,31 @@ def preprocessor_fields(mapping: Mapping[str, Any], *processors: str) -> Fields:
     return fields
 
 
-def take_per_channel(fields: Fields, name: str, default: tuple[float, ...]) -> tuple[float, ...]:
-    """A field of three numbers: red, green, blue.
+def take_per_channel(
+    fields: Fields, name: str, default: tuple[float, ...], *, above_zero: bool = False, colour: bool = False
+) -> tuple[float, ...]:
+    """A field of three finite numbers: red, green, blue.
+
+    Args:
+        fields: the file's.
+        name: of the field.
+        default: where it is absent.
+        above_zero: whether each must be.
+        colour: whether each must be from 0 to 1, as something is painted with them.
 
     Raises:
         UnsupportedConfigError: it is something else.
     """
     values = fields.take(name, list, list(default))
-    if len(values) != 3 or not all(isinstance(value, int | float) for value in values):
+    if len(values) != 3:
         raise UnsupportedConfigError(f"{fields.section}: {name} is {values!r}; expected 3 numbers (RGB)")
-    return tuple(map(float, values))
+    each = Fields(fields.section, {f"{name}[{place}]": value for place, value in enumerate(values)})
+    channels = tuple((each.positive if above_zero else each.number)(f"{name}[{place}]") for place in range(3))
+    if colour and not all(0 <= value <= 1 for value in channels):
+        raise UnsupportedConfigError(
+            f"{fields.section}: {name} is {values!r}; expected numbers from 0 to 1: it is the colour of padding"
+        )
+    return channels
 
 
 def take_square(fields: Fields, name: str, default: int) -> int:

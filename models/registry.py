@@ -33,7 +33,7 @@ def load(
 
     Raises:
         UnknownModelError: there is no such model, or its architecture is not served.
-        UnsupportedRopeError: its positions do not enter by rotation alone.
+        UnsupportedRopeError: its RoPE is not known, or its numbers cannot be.
         ValueError: a subclass named for what is missing, truncated, unknown or unsupported in it.
     """
     folder = _folder(name)

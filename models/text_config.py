@@ -1,9 +1,10 @@
 """Language-model sections of config.json that several ports share: Llama, and DeepSeek-V3."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from kamera_jax.rope import magnitude, spec_from_config
+from kamera_jax.rope import RopeSpec, UnsupportedRopeError, magnitude, position_limit, spec_from_config
 from models.attention import GroupedQuery, Latent
 from models.decoder import DecoderConfig
 from models.fields import Fields, MissingConfigFieldError, UnsupportedConfigError
@@ -49,7 +50,7 @@ def llama_config(mapping: Mapping[str, Any]) -> DecoderConfig:
 
     Raises:
         UnknownConfigFieldError, UnsupportedConfigError: a field this does not know or serve, named.
-        UnsupportedRopeError: a RoPE that relocation cannot undo.
+        UnsupportedRopeError: a RoPE that is not known, or whose numbers cannot be.
     """
     fields = Fields("text_config", mapping)
     fields.expect("model_type", "llama")
@@ -63,18 +64,16 @@ def llama_config(mapping: Mapping[str, Any]) -> DecoderConfig:
             f"text_config: width {hidden}, {heads} query heads, {kv_heads} KV heads; each must divide the last"
         )
     head_dim = fields.size("head_dim", hidden // heads)
+    rope = read_rope(fields, 10000.0, head_dim, 2048)
     config = DecoderConfig(
         vocab_size=fields.size("vocab_size", 32000),
         hidden_size=hidden,
         intermediate_size=fields.size("intermediate_size", 11008),
         num_hidden_layers=fields.size("num_hidden_layers", 32),
-        rms_norm_eps=fields.take("rms_norm_eps", float, 1e-6),
+        rms_norm_eps=fields.positive("rms_norm_eps", 1e-6),
         attention=GroupedQuery(heads, kv_heads, head_dim),
-        rope=spec_from_config(
-            rope_parameters(fields, 10000.0),
-            head_dim=head_dim,
-            max_positions=fields.size("max_position_embeddings", 2048),
-        ),
+        rope=rope.spec,
+        max_positions=rope.limit,
         tie_word_embeddings=fields.take("tie_word_embeddings", bool, False),
     )
     fields.ignore(*IGNORED)
@@ -90,7 +89,7 @@ def deepseek_v3_config(mapping: Mapping[str, Any]) -> DecoderConfig:
     Raises:
         UnknownConfigFieldError, MissingConfigFieldError, UnsupportedConfigError: a field that is unknown, missing or
             not served, named.
-        UnsupportedRopeError: a RoPE that relocation cannot undo.
+        UnsupportedRopeError: a RoPE that is not known, or whose numbers cannot be.
     """
     fields = Fields("text_config", mapping)
     fields.expect("model_type", "deepseek_v3", "kimi_k2", "kimi_vl")
@@ -106,19 +105,18 @@ def deepseek_v3_config(mapping: Mapping[str, Any]) -> DecoderConfig:
     rope_dim, nope_dim = fields.size("qk_rope_head_dim"), fields.size("qk_nope_head_dim")
     fields.expect("head_dim", rope_dim, rope_dim + nope_dim)
     fields.expect("qk_head_dim", rope_dim + nope_dim)
-    layers, dense_layers = fields.size("num_hidden_layers"), fields.take("first_k_dense_replace", int)
-    if not 0 <= dense_layers <= layers:
+    layers, dense_layers = fields.size("num_hidden_layers"), fields.size("first_k_dense_replace", least=0)
+    if dense_layers > layers:
         raise UnsupportedConfigError(
             f"text_config: first_k_dense_replace is {dense_layers}; expected 0 to {layers}, the number of layers"
         )
-    parameters = rope_parameters(fields, 10000.0)
-    rope = spec_from_config(parameters, head_dim=rope_dim, max_positions=fields.size("max_position_embeddings", 4096))
+    rope = read_rope(fields, 10000.0, rope_dim, 4096)
     config = DecoderConfig(
         vocab_size=fields.size("vocab_size"),
         hidden_size=fields.size("hidden_size"),
         intermediate_size=fields.size("intermediate_size"),
         num_hidden_layers=layers,
-        rms_norm_eps=fields.take("rms_norm_eps", float, 1e-6),
+        rms_norm_eps=fields.positive("rms_norm_eps", 1e-6),
         attention=Latent(
             heads=heads,
             latent_dim=fields.size("kv_lora_rank"),
@@ -126,9 +124,10 @@ def deepseek_v3_config(mapping: Mapping[str, Any]) -> DecoderConfig:
             rope_dim=rope_dim,
             value_dim=fields.size("v_head_dim"),
             query_latent_dim=fields.size("q_lora_rank") if "q_lora_rank" in fields.rest else None,
-            score_factor=_score_factor(parameters),
+            score_factor=_score_factor(rope.parameters),
         ),
-        rope=rope,
+        rope=rope.spec,
+        max_positions=rope.limit,
         tie_word_embeddings=fields.take("tie_word_embeddings", bool, False),
         experts=_experts(fields) if dense_layers < layers else None,
         dense_layers=dense_layers,
@@ -147,11 +146,11 @@ def _experts(fields: Fields) -> Experts:
         count=count,
         per_token=fields.size("num_experts_per_tok"),
         intermediate_size=inner,
-        shared_size=inner * fields.take("n_shared_experts", int, 0),
+        shared_size=inner * fields.size("n_shared_experts", 0, least=0),
         groups=groups,
         groups_per_token=fields.size("topk_group", 1),
         normalise=fields.take("norm_topk_prob", bool, True),
-        scale=fields.take("routed_scaling_factor", float, 1.0),
+        scale=fields.positive("routed_scaling_factor", 1.0),
     )
     if count % groups or experts.groups_per_token > groups:
         raise UnsupportedConfigError(
@@ -194,11 +193,67 @@ def one_head(top: Fields) -> dict[str, Any]:
     return {**text, "tie_word_embeddings": tied}
 
 
-def rope_parameters(fields: Fields, theta: float) -> dict[str, Any]:
-    """``rope_parameters`` (transformers 5), or ``rope_theta`` and ``rope_scaling`` (before)."""
-    scaling = fields.take("rope_scaling", dict, {})
-    parameters = fields.take("rope_parameters", dict, scaling)
-    return {"rope_theta": fields.take("rope_theta", float, theta), **parameters}
+@dataclass(frozen=True)
+class Rope:
+    """What a language model's section says of its positions.
+
+    Attributes:
+        spec: their rotation.
+        limit: positions that the model is for.
+        parameters: what both were read from.
+    """
+
+    spec: RopeSpec
+    limit: int
+    parameters: Mapping[str, Any]
+
+
+def read_rope(fields: Fields, theta: float, head_dim: int, max_positions: int, *, sections: bool = False) -> Rope:
+    """Takes what a language model's section says of its positions, as transformers 5 reads it.
+
+    Args:
+        fields: the section.
+        theta: transformers' default of ``rope_theta`` in this architecture.
+        head_dim: width of the rotated features.
+        max_positions: its default of ``max_position_embeddings``.
+        sections: whether the architecture has M-RoPE; ``mrope_section`` means nothing to others.
+
+    Raises:
+        UnsupportedConfigError, UnsupportedRopeError: a field is none that this serves, named.
+    """
+    parameters = _rope_parameters(fields, theta)
+    kind = parameters.get("rope_type") or parameters.get("type") or "default"
+    if not sections:
+        parameters.pop("mrope_section", None)
+        if kind == "mrope":
+            raise UnsupportedRopeError(f"{fields.section}: rope_type is 'mrope', which this architecture has not")
+    outside = fields.positive("partial_rotary_factor", 1.0)
+    partial = Fields(f"{fields.section}: RoPE", parameters).positive("partial_rotary_factor", outside)
+    parameters.pop("partial_rotary_factor", None)
+    if kind not in ("default", "mrope") and int(head_dim * min(partial, 2.0)) != head_dim:
+        # Where the type is the default, transformers rotates every dim of these architectures whatever the factor is.
+        raise UnsupportedRopeError(
+            f"{fields.section}: partial_rotary_factor is {partial} with rope_type {kind!r}; these architectures rotate "
+            "whole heads, and transformers cannot run this either: set it to 1"
+        )
+    declared = fields.size("max_position_embeddings", max_positions)
+    spec = spec_from_config(parameters, head_dim=head_dim, max_positions=declared)
+    return Rope(spec, position_limit(parameters, declared), parameters)
+
+
+def _rope_parameters(fields: Fields, theta: float) -> dict[str, Any]:
+    """``rope_scaling`` (before transformers 5) if it says anything, or else ``rope_parameters``; they do not add up.
+
+    ``rope_theta`` beside them counts where they have none, and the original length beside them before theirs.
+    """
+    scaling, parameters = fields.take("rope_scaling", dict, {}), fields.take("rope_parameters", dict, {})
+    chosen = {name: value for name, value in (scaling or parameters).items() if value is not None}
+    chosen = {"rope_theta": fields.positive("rope_theta", theta), **chosen}
+    if "original_max_position_embeddings" in fields.rest:
+        original = fields.size("original_max_position_embeddings")
+        if (chosen.get("rope_type") or chosen.get("type")) in ("llama3", "yarn", "longrope", "su"):
+            chosen["original_max_position_embeddings"] = original
+    return chosen
 
 
 def _score_factor(parameters: Mapping[str, Any]) -> float:

@@ -283,7 +283,7 @@ def square_fields(fields: Fields, *, patch_size: int, hidden_act: str, layer_nor
         "patch_size": fields.size("patch_size", patch_size),
         "image_size": fields.size("image_size", 224),
         "hidden_act": activation_name(fields, "hidden_act", hidden_act),
-        "layer_norm_eps": fields.take("layer_norm_eps", float, layer_norm_eps),
+        "layer_norm_eps": fields.positive("layer_norm_eps", layer_norm_eps),
     }
 
 

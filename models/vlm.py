@@ -85,6 +85,7 @@ class VisionLanguageModel:
             dtype=str(params["text"]["embed"]["w"].dtype),
             fingerprint=fingerprint,
             identity=identity,
+            max_positions=text.max_positions,
         )
         self.forward = _forward_of(text)
         self._chat, self._images = chat, images
@@ -141,7 +142,7 @@ class VisionLanguageModel:
             ids = self._chat.encode(item)
             if not ids:
                 raise ValueError("the text is empty; a chunk needs at least one token")
-            return self._text_segment(ids, f"text:{item}")
+            return self._text_segment(ids, f"text:{ids}:{item}")
         return self._image_segment(to_rgb(item))
 
     def tail(self, text: str) -> Segment:
@@ -163,7 +164,8 @@ class VisionLanguageModel:
     def _question(self, text: str, ids: Callable[[str], Sequence[int]]) -> Segment:
         if not text.strip():
             raise ValueError("the question is empty")
-        return self._text_segment(ids(text), f"tail:{text}")
+        tokens = ids(text)
+        return self._text_segment(tokens, f"tail:{tokens}:{text}")
 
     def flops(self, tokens: int, slots: int) -> float:
         """FLOPs of a forward of ``tokens`` tokens that see ``slots`` more, without the head."""

@@ -67,9 +67,9 @@ class ImageConfig(PatchConfig):
         fields.ignore("background_color", "crop_size")
         config = cls(
             patch_size=patch_size,
-            mean=take_per_channel(fields, "image_mean", cls.mean),
-            std=take_per_channel(fields, "image_std", cls.std),
-            rescale=fields.take("rescale_factor", float, cls.rescale),
+            mean=take_per_channel(fields, "image_mean", cls.mean, colour=True),
+            std=take_per_channel(fields, "image_std", cls.std, above_zero=True),
+            rescale=fields.positive("rescale_factor", cls.rescale),
             size=take_square(fields, "size", cls.size),
             min_size=fields.size("min_size", cls.min_size),
         )

@@ -51,15 +51,15 @@ class ImageConfig(PatchConfig):
         fields.expect("do_convert_rgb", True)
         fields.expect("rescale_factor", 1 / 255)
         fields.ignore("auto_map", "num_pooled_tokens")
-        merge = tuple(fields.take("merge_kernel_size", list, [2, 2]))
-        if len(merge) != 2 or not all(type(side) is int and side > 0 for side in merge):
+        merge = fields.sizes("merge_kernel_size", [2, 2])
+        if len(merge) != 2:
             raise UnsupportedConfigError(
                 f"preprocessor_config.json: merge_kernel_size is {list(merge)}; expected rows and columns, at least 1"
             )
         config = cls(
             patch_size=fields.size("patch_size", patch_size),
             mean=take_per_channel(fields, "image_mean", cls.mean),
-            std=take_per_channel(fields, "image_std", cls.std),
+            std=take_per_channel(fields, "image_std", cls.std, above_zero=True),
             in_token_limit=fields.size("in_token_limit", cls.in_token_limit),
             merge=merge,
         )

@@ -102,9 +102,9 @@ def vision_config_from_hf(top: Fields, out_hidden_size: int) -> VisionConfig:
     """
     fields = Fields("vision_config", top.take("vision_config", dict))
     fields.expect("model_type", "moonvit")
-    merge = fields.take("merge_kernel_size", list, [2, 2])
-    if len(merge) != 2 or merge[0] != merge[1] or not isinstance(merge[0], int) or merge[0] < 1:
-        raise UnsupportedConfigError(f"vision_config: merge_kernel_size is {merge}; expected twice the same size")
+    merge = fields.sizes("merge_kernel_size", [2, 2])
+    if len(merge) != 2 or merge[0] != merge[1]:
+        raise UnsupportedConfigError(f"vision_config: merge_kernel_size is {list(merge)}; expected twice the same size")
     config = VisionConfig(
         depth=fields.size("num_hidden_layers", 27),
         hidden_size=fields.size("hidden_size", 1152),

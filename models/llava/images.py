@@ -70,14 +70,15 @@ class ImageConfig(PatchConfig):
             sides.close()
         else:
             shortest_edge = fields.size("size", cls.shortest_edge)
+        pad = fields.take("do_pad", bool, False)
         config = cls(
             patch_size=patch_size,
-            mean=take_per_channel(fields, "image_mean", cls.mean),
-            std=take_per_channel(fields, "image_std", cls.std),
-            rescale=fields.take("rescale_factor", float, cls.rescale),
+            mean=take_per_channel(fields, "image_mean", cls.mean, colour=pad),
+            std=take_per_channel(fields, "image_std", cls.std, above_zero=True),
+            rescale=fields.positive("rescale_factor", cls.rescale),
             shortest_edge=shortest_edge,
             crop_size=take_square(fields, "crop_size", cls.crop_size),
-            pad=fields.take("do_pad", bool, False),
+            pad=pad,
         )
         fields.close()
         check_whole_patches(config.crop_size, patch_size)

@@ -4,12 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kamera_jax.rope import RopeSpec, spec_from_config
 from models.architecture import Config
 from models.attention import GroupedQuery
 from models.decoder import DecoderConfig
 from models.fields import Fields, MissingConfigFieldError, UnsupportedConfigError
-from models.text_config import IGNORED, rope_parameters, top_fields
+from models.text_config import IGNORED, Rope, read_rope, top_fields
 
 
 @dataclass(frozen=True)
@@ -70,6 +69,8 @@ _TEXT_FIELDS = (
 )
 """What the language model's section says, which older files spread over the top level."""
 
+_ROPE_FIELDS = {"rope_parameters", "rope_scaling", "rope_theta"}
+
 
 def config_from_hf(mapping: Mapping[str, Any]) -> Config:
     """The configuration in a hub ``config.json``.
@@ -81,7 +82,7 @@ def config_from_hf(mapping: Mapping[str, Any]) -> Config:
         UnknownConfigFieldError: a field this does not know, named.
         MissingConfigFieldError: no vision_config, or no mrope_section.
         UnsupportedConfigError: a value that asks for another computation, named.
-        UnsupportedRopeError: a RoPE that relocation cannot undo.
+        UnsupportedRopeError: a RoPE that is not known, or whose numbers cannot be.
     """
     top = top_fields(mapping, "qwen2_5_vl")
     vision = _vision_config(top.take("vision_config", dict))
@@ -92,8 +93,8 @@ def config_from_hf(mapping: Mapping[str, Any]) -> Config:
         raise UnsupportedConfigError(
             f"vision_config: out_hidden_size is {vision.out_hidden_size}; expected the text width, {text.hidden_size}"
         )
-    top.ignore(*_VISION_TOKENS)
-    config = Config(text, vision, image_token_id=top.take("image_token_id", int, 151655))
+    top.ignore(*_VISION_TOKENS, "partial_rotary_factor")  # heads are rotated whole
+    config = Config(text, vision, image_token_id=top.size("image_token_id", 151655, least=0))
     top.close()
     return config
 
@@ -107,6 +108,10 @@ def _text_config(nested: Mapping[str, Any], flat: Mapping[str, Any]) -> DecoderC
             raise UnsupportedConfigError(
                 f"config.json says {name} twice: {flat[name]!r}, and {nested[name]!r} in text_config; expected one"
             )
+    if nested.keys() & _ROPE_FIELDS:
+        flat = {
+            name: value for name, value in flat.items() if name not in _ROPE_FIELDS
+        }  # one does not add to the other
     fields = Fields("text_config" if nested else "config.json", {**flat, **nested})
     fields.expect("model_type", "qwen2_5_vl_text", "qwen2_5_vl")
     fields.expect("hidden_act", "silu")
@@ -122,14 +127,16 @@ def _text_config(nested: Mapping[str, Any], flat: Mapping[str, Any]) -> DecoderC
             f"{fields.section}: width {hidden}, {heads} query heads, {kv_heads} KV heads; each must divide the last"
         )
     fields.expect("head_dim", hidden // heads)
+    rope = _rope(fields, hidden // heads)
     config = DecoderConfig(
         vocab_size=fields.size("vocab_size", 152064),
         hidden_size=hidden,
         intermediate_size=fields.size("intermediate_size", 29568),
         num_hidden_layers=layers,
         attention=GroupedQuery(heads, kv_heads, hidden // heads, bias=True),
-        rms_norm_eps=fields.take("rms_norm_eps", float, 1e-5),
-        rope=_rope(fields, hidden // heads),
+        rms_norm_eps=fields.positive("rms_norm_eps", 1e-5),
+        rope=rope.spec,
+        max_positions=rope.limit,
         tie_word_embeddings=any(ties),
     )
     fields.ignore("tie_word_embeddings", "sliding_window", "max_window_layers")  # windows are off
@@ -147,13 +154,15 @@ def _plain(value: Any) -> Any:
     return {**value, "type": None, "rope_type": "default" if kind == "mrope" else kind}
 
 
-def _rope(fields: Fields, head_dim: int) -> RopeSpec:
-    parameters = rope_parameters(fields, 1e6)
-    if not parameters.get("mrope_section"):
+def _rope(fields: Fields, head_dim: int) -> Rope:
+    rope = read_rope(fields, 1e6, head_dim, 32768, sections=True)
+    if rope.spec.sections is None:
         raise MissingConfigFieldError(
             f"{fields.section}: the rope parameters have no 'mrope_section'; expected 3 integers"
         )
-    return spec_from_config(parameters, head_dim=head_dim, max_positions=fields.size("max_position_embeddings", 32768))
+    if rope.spec.axes != 3:
+        raise UnsupportedConfigError(f"{fields.section}: mrope_section is {rope.spec.sections}; expected 3 integers")
+    return rope
 
 
 def _vision_config(mapping: Mapping[str, Any]) -> VisionConfig:
@@ -175,7 +184,7 @@ def _vision_config(mapping: Mapping[str, Any]) -> VisionConfig:
         temporal_patch_size=fields.size("temporal_patch_size", 2),
         spatial_merge_size=fields.size("spatial_merge_size", 2),
         window_size=fields.size("window_size", 112),
-        fullatt_block_indexes=tuple(fields.take("fullatt_block_indexes", list, [7, 15, 23, 31])),
+        fullatt_block_indexes=fields.sizes("fullatt_block_indexes", [7, 15, 23, 31], least=0),
         out_hidden_size=fields.size("out_hidden_size", 3584),
     )
     fields.ignore("tokens_per_second", *IGNORED)  # a still image has no time

@@ -77,10 +77,15 @@ class ImageConfig(PatchConfig):
             temporal_patch_size=fields.size("temporal_patch_size", cls.temporal_patch_size),
             merge_size=fields.size("merge_size", cls.merge_size),
             mean=take_per_channel(fields, "image_mean", cls.mean),
-            std=take_per_channel(fields, "image_std", cls.std),
-            rescale=fields.take("rescale_factor", float, cls.rescale),
+            std=take_per_channel(fields, "image_std", cls.std, above_zero=True),
+            rescale=fields.positive("rescale_factor", cls.rescale),
         )
         fields.close()
+        if config.min_pixels > config.max_pixels:
+            raise UnsupportedConfigError(
+                f"preprocessor_config.json: min_pixels is {config.min_pixels}; expected at most max_pixels, "
+                f"{config.max_pixels}"
+            )
         return config
 
 

@@ -205,12 +205,13 @@ def test_either_section_ties_the_head(spelling):
     assert config_from_hf(inside).text.tie_word_embeddings
 
 
-def test_yarn_and_what_cannot_be_relocated():
+def test_yarn_dynamic_and_what_is_not_known():
     yarn = {"type": "yarn", "mrope_section": [16, 24, 24], "factor": 4, "original_max_position_embeddings": 32768}
     spec = config_from_hf({**HUB, "rope_scaling": yarn}).text.rope
     assert spec.scale > 1 and spec.sections == (16, 24, 24)
-    with pytest.raises(UnsupportedRopeError, match="dynamic"):
-        config_from_hf({**HUB, "rope_scaling": {**yarn, "type": "dynamic"}})
+    assert config_from_hf({**HUB, "rope_scaling": yarn}).text.max_positions == 131072
+    dynamic = config_from_hf({**HUB, "rope_scaling": {**yarn, "type": "dynamic"}}).text
+    assert dynamic.rope == config_from_hf(HUB).text.rope and dynamic.max_positions == 128000
     with pytest.raises(UnsupportedRopeError, match="wobble"):
         config_from_hf({**HUB, "rope_scaling": {**yarn, "wobble": 1}})
 
