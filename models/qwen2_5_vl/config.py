@@ -118,7 +118,11 @@ def _text_config(nested: Mapping[str, Any], flat: Mapping[str, Any]) -> DecoderC
     fields.expect("attention_bias", True)
     fields.expect("use_sliding_window", False)
     layers = fields.size("num_hidden_layers", 80)
-    fields.expect("layer_types", ["full_attention"] * layers)
+    types = fields.take("layer_types", list, None)
+    if types is not None and (len(types) != layers or any(each != "full_attention" for each in types)):
+        raise UnsupportedConfigError(
+            f"{fields.section}: layer_types is {types!r}; only {layers} times 'full_attention' is supported"
+        )
     hidden = fields.size("hidden_size", 8192)
     heads = fields.size("num_attention_heads", 64)
     kv_heads = fields.size("num_key_value_heads", 8 if "num_key_value_heads" not in {**flat, **nested} else heads)

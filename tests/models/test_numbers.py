@@ -184,6 +184,11 @@ def test_what_counts_pixels(value):
             preprocessing("kimi_vl", merge_kernel_size=merge)
 
 
+def test_a_size_is_never_a_list_of_its_length():
+    """The largest that passes is a size like others, until the weights are compared with it."""
+    assert read("qwen2_5_vl", "num_hidden_layers", 2**31 - 1).text.num_hidden_layers == 2**31 - 1
+
+
 def test_bounds_of_an_area_stand_in_order():
     with pytest.raises(UnsupportedConfigError, match="min_pixels is 5000; expected at most max_pixels, 4000"):
         preprocessing("qwen2_5_vl", min_pixels=5000, max_pixels=4000)
