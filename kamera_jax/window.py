@@ -173,7 +173,7 @@ def _f32(value: Any) -> jax.Array:
     return jnp.asarray(value, jnp.float32)
 
 
-def check_room(window: Window, tokens: int | jax.Array, advance: float | jax.Array | None = None) -> None:
+def check_room(window: Window, tokens: int | jax.Array, advance: int | float | jax.Array | None = None) -> None:
     """Raise WindowFullError unless ``tokens`` more fit, which take ``advance`` positions (by default one each).
 
     Where these are not known yet, see `_poisoned`.
@@ -187,7 +187,7 @@ def check_room(window: Window, tokens: int | jax.Array, advance: float | jax.Arr
     check_length(window.spec, window.next_position, tokens if advance is None else advance)
 
 
-def check_length(spec: KVSpec, start: float | jax.Array, advance: float | jax.Array) -> None:
+def check_length(spec: KVSpec, start: float | jax.Array, advance: int | float | jax.Array) -> None:
     """Raise ModelLengthError unless the model is for ``advance`` positions from ``start`` on."""
     limit = spec.max_positions
     if limit is not None and not traced(start, advance) and start + advance > limit:

@@ -22,6 +22,14 @@ def test_questions_about_a_pdf(capsys, monkeypatch):
     assert len(re.findall(r"^page \d: \d+ tokens", shown, re.MULTILINE)) == 3
 
 
+def test_a_step_of_an_agent(capsys, monkeypatch):
+    shown = run("agent_step", capsys, monkeypatch)
+    asked = re.findall(r"^(what .*\?) (\w+)  \((\w+)\.png, \d+% sure\)$", shown, re.MULTILINE)
+    assert len(asked) == 4 and {(question, answer) for question, answer, _ in asked} <= ANSWERS.items()
+    assert [page for _, _, page in asked] == ["first", "second", "third", "first"]
+    assert "compiled 3 times, for [0, 1, 2] pages in view" in shown and "('', '')" in shown
+
+
 def test_methods_on_a_folder_of_images(capsys, monkeypatch, tmp_path):
     for place, name in enumerate(("first", "second", "third")):
         (tmp_path / f"{place}.png").write_bytes((ROOT / f"examples/pages/{name}.png").read_bytes())

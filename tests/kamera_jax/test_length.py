@@ -5,8 +5,8 @@ from dataclasses import asdict, replace
 import pytest
 
 import kamera_jax as kj
-from kamera_jax.chunk import chunk_key
 from kamera_jax.errors import ModelLengthError, WindowFullError
+from kamera_jax.identity import chunk_key, lineage
 from kamera_jax.record import join_chunk, spec_of, split_chunk
 from kamera_jax.window import check_length
 from models import load
@@ -106,7 +106,7 @@ def test_a_model_that_says_none_is_not_limited():
 
 
 def test_it_is_no_part_of_a_key():
-    assert chunk_key("x", Toy().spec, None) == chunk_key("x", toy().spec, None)
+    assert chunk_key("x", Toy().spec, lineage(None)) == chunk_key("x", toy().spec, lineage(None))
     assert kj.encode(Toy(), "abc").key == kj.encode(toy(), "abc").key
 
 
