@@ -227,7 +227,8 @@ class VisionLanguageModel:
             positions=jnp.asarray(positions),
             length=jnp.int32(length),
             advance=advance,
-            content=_digest(f"image:v{VERSION}:{image.size}", image.tobytes()),
+            # What the chat template writes around an image is a part of the chunk.
+            content=_digest(f"image:v{VERSION}:{ids}:{image.size}", image.tobytes()),
         )
 
 

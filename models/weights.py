@@ -26,7 +26,14 @@ LOADABLE = ("F64", "F32", "F16", "BF16")
 WHOLE_BYTES = 64 * 2**20
 """Up to this many bytes of weights, `revision` hashes every byte."""
 
-_PAGE, _PAGES = 4096, 16
+_PAGE = 4096
+"""Bytes that give one sum of `revision`."""
+
+_PAGES = 2**14
+"""How many are summed at once."""
+
+_FACTORS = np.arange(_PAGE // 8, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) | np.uint64(1)
+"""What the words of a page are multiplied with: odd, so that a changed word changes the sum, and each another."""
 
 
 class MissingTensorError(WeightsError):
@@ -221,10 +228,9 @@ def stored_dtype(folder: str | os.PathLike[str]) -> np.dtype:
 def revision(folder: str | os.PathLike[str]) -> str:
     """A fingerprint of a folder's weights: sha256 over every tensor's name, dtype, shape and content, in hexadecimal.
 
-    How the tensors are spread over files does not matter. Weights of up to 64 MiB are hashed to the last byte. Of
-    larger ones, each tensor gives 16 evenly spaced pages of 4 KiB, the first and the last among them (all of it, if it
-    is smaller): training moves nearly every page of a tensor that it touches, so another checkpoint has another
-    revision, but a change of a few rows or bytes can be missed.
+    How the tensors are spread over files does not matter. Weights of up to 64 MiB are hashed to the last byte. Larger
+    ones are summed first, at the speed of memory: every 4 KiB give 64 bits, in which no change of a single byte, value
+    or group of eight bytes is lost, and these are hashed.
 
     Raises:
         MissingFileError, TruncatedFileError, CorruptFileError: the files are not whole.
@@ -235,11 +241,11 @@ def revision(folder: str | os.PathLike[str]) -> str:
     for name, tensor in sorted(tensors.items()):
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
         content = tensor.reshape(-1).view(np.uint8)
-        if whole or content.size <= _PAGE * _PAGES:
-            digest.update(content.data)
-        else:
-            for start in np.linspace(0, content.size - _PAGE, _PAGES).astype(np.int64):
-                digest.update(content[start : start + _PAGE].data)
+        pages = 0 if whole else content.size // _PAGE
+        for start in range(0, pages, _PAGES):  # a part at a time, so that a mapped file is not held in memory
+            part = content[start * _PAGE : min(start + _PAGES, pages) * _PAGE]
+            digest.update((part.view(np.uint64).reshape(-1, len(_FACTORS)) @ _FACTORS).data)
+        digest.update(content[pages * _PAGE :].data)
     return digest.hexdigest()
 
 

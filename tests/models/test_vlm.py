@@ -1,6 +1,5 @@
 """What every port shares: reading a folder, and what a forward collects."""
 
-import hashlib
 import json
 
 import jax
@@ -56,11 +55,22 @@ def test_what_images_become_is_in_their_key_and_no_fingerprint(vlm, monkeypatch)
     """A library written with other preprocessing does not answer for this one; texts and calibrations stay."""
     image = np.random.default_rng(1).integers(0, 256, (56, 28, 3), np.uint8)
     now, text = kj.encode(vlm, image), kj.encode(vlm, "a red star.")
-    unversioned = hashlib.sha256(b"image:(28, 56)\0" + image.tobytes()).hexdigest()
-    assert vlm.prepare(image).content != unversioned
-    assert vlm.prepare("a red star.").content == hashlib.sha256(b"text:a red star.\0").hexdigest()
     monkeypatch.setattr("models.vlm.VERSION", 1)
     assert kj.encode(vlm, image).key != now.key and kj.encode(vlm, "a red star.").key == text.key
+
+
+def test_what_the_template_writes_around_an_image_is_in_its_key(vlm, monkeypatch):
+    image = np.random.default_rng(1).integers(0, 256, (56, 28, 3), np.uint8)
+    now, kind = kj.encode(vlm, image), type(vlm._chat)
+    written = kind.image
+
+    def numbered(self, count, placeholder):
+        ids, first = written(self, count, placeholder)
+        return [ids[0], *ids], first + 1
+
+    monkeypatch.setattr(kind, "image", numbered)
+    other = kj.encode(vlm, image)
+    assert other.length == now.length + 1 and other.key != now.key
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

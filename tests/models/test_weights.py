@@ -248,7 +248,11 @@ def test_revision_sees_content_names_and_shapes(tmp_path, monkeypatch, whole):
     bit = base | {"embed.weight": np.nextafter(base["embed.weight"], 9)}
     named = {name.replace("embed", "embedding"): tensor for name, tensor in base.items()}
     shaped = base | {"embed.weight": base["embed.weight"].reshape(2, 4, 3, 3)}
-    for content in (base, last, bit, named, shaped, tensors(seed=1)):
+    rows = np.random.default_rng(3).standard_normal((300, 256)).astype(np.float32)
+    moved = [rows, rows[::-1].copy(), np.roll(rows, 1, axis=1), rows.copy(), rows.copy()]
+    moved[3][[7, 211]] = moved[3][[211, 7]]  # two rows of an embedding
+    moved[4][123, 45] = np.nextafter(moved[4][123, 45], 9)  # one bit, in the middle of a page
+    for content in (base, last, bit, named, shaped, tensors(seed=1), *(base | {"rows": each} for each in moved)):
         seen.add(revision(write(tmp_path, content)))
-    assert len(seen) == 6
+    assert len(seen) == 11
     assert all(len(each) == 64 for each in seen)
