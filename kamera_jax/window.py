@@ -197,6 +197,18 @@ def check_length(spec: KVSpec, start: float | jax.Array, advance: int | float | 
         )
 
 
+def check_whole(window: Window) -> None:
+    """Raise WindowFullError if the window comes from a compiled function in which something did not fit."""
+    last = window.entries[-1] if window.entries else window.preamble
+    end = last.slot + last.chunk.length
+    if not traced(end) and end > window.capacity:
+        raise WindowFullError(
+            f"the window of {window.capacity} slots would end at slot {end}: it comes from a compiled function in "
+            "which not all fitted; make it again from the window that went in, with more slots or fewer chunks"
+        )
+    check_length(window.spec, window.next_position, 0)
+
+
 def _poisoned(window: Window) -> Window:
     """The window whose last entry was put there; one that does not fit, inside a transformation, makes it NaN.
 
@@ -219,7 +231,7 @@ def check_model(vlm: Backbone, window: Window) -> None:
     Raises:
         WindowFullError: the window comes from a compiled function in which something did not fit.
     """
-    check_room(window, 0)
+    check_whole(window)
     if vlm.spec.fingerprint != window.spec.fingerprint:
         raise ModelMismatchError(
             f"the window belongs to model {window.spec.fingerprint[:12]}, this is {vlm.spec.fingerprint[:12]}; build "
@@ -309,7 +321,7 @@ def _allocated(window: Window, *, donate: bool = False) -> Window:
 
 def _rebuild(window: Window, items: Sequence[Item], keep: int = 0) -> Window:
     """The first ``keep`` entries as they are, then ``items`` written again, each one hop from its un-rotated KV."""
-    check_room(window, 0)
+    check_whole(window)
     kept = window.entries[:keep]
     fresh = replace(window, entries=kept)
     if window.mode == "in_place":

@@ -219,6 +219,9 @@ def test_what_does_not_fit_answers_nan_and_is_refused_on_the_host(random_vlm, ch
     for call in refused:
         with pytest.raises(WindowFullError):
             call()
+    exact = kj.append(kj.Window.empty(random_vlm, 16 + a.length, mode=mode), a)  # full, and no more than that
+    for whole in (exact, jax.jit(lambda w: w)(exact), kj.reorder(exact, [0]), jax.jit(kj.append)(kj.slide(exact), a)):
+        assert np.isfinite(kj.query(random_vlm, whole, QUESTION)).all()
     fits = jax.jit(kj.append)(kj.slide(window), b)
     assert np.isfinite(kj.query(random_vlm, fits, QUESTION)).all()
 
