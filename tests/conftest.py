@@ -4,27 +4,16 @@ import os
 import re
 import sys
 from importlib.machinery import PathFinder
-from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# What is tested is the program, and not how fast XLA makes it: LLVM compiles it in two thirds of the time.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import hypothesis
 import jax
 import pytest
-from jaxlib import xla_client
 
+import tests.xla_flags  # noqa: F401
 from eval import compile_cache
-
-if version("jax").startswith("0.10."):
-    # And without its fusion emitters XLA takes half of that. Other versions do not know the flag and end the process
-    # for it, and libtpu is one; so it is taken back once it is read.
-    given = os.environ["XLA_FLAGS"]
-    os.environ["XLA_FLAGS"] = f"{given} --xla_cpu_use_fusion_emitters=false"
-    xla_client.CompileOptions()
-    os.environ["XLA_FLAGS"] = given
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
