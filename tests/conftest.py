@@ -4,22 +4,15 @@ import os
 import re
 import sys
 from importlib.machinery import PathFinder
-from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# What is tested is the program, and not how fast XLA makes it: these two halve the time of compiling it. Newer ones do
-# not know the second, and XLA ends the process for that.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_backend_optimization_level=0"
-    + (" --xla_cpu_use_fusion_emitters=false" if version("jax").startswith("0.10.") else ""),
-)
 
 import hypothesis
 import jax
 import pytest
 
+import tests.xla_flags  # noqa: F401
 from eval import compile_cache
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -17,12 +17,19 @@ from eval import evaluation_report, runner
 from eval.cli import main
 from eval.run_folder import CONTEXTS, RESULTS, SAMPLES, TIMING, OtherRunError, RunFolder
 from models import load
+from tests.xla_flags import FLAGS
 
 ROOT = Path(__file__).parents[2]
 MODEL = "kamera-tiny-gqa"
 RUN = runner.Run("binding", MODEL, ("patch:2", "cacheblend:0.25"), seeds=(5, 6, 7), limit=1, batch=1)
 LASTING = (RESULTS, CONTEXTS, SAMPLES)
-ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_DEFAULT_MATMUL_PRECISION": "highest", "PYTHONPATH": str(ROOT)}
+ENVIRONMENT = {
+    **os.environ,
+    "JAX_PLATFORMS": "cpu",
+    "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+    "PYTHONPATH": str(ROOT),
+    "XLA_FLAGS": FLAGS,
+}
 
 
 @pytest.fixture(scope="module")
