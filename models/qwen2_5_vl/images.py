@@ -81,11 +81,6 @@ class ImageConfig(PatchConfig):
             rescale=fields.positive("rescale_factor", cls.rescale),
         )
         fields.close()
-        if config.min_pixels > config.max_pixels:
-            raise UnsupportedConfigError(
-                f"preprocessor_config.json: min_pixels is {config.min_pixels}; expected at most max_pixels, "
-                f"{config.max_pixels}"
-            )
         return config
 
 

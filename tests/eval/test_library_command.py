@@ -28,7 +28,7 @@ def filled(pages, tmp_path_factory):
         import jax.numpy as jnp
 
         mass, residual = jnp.zeros((5, 3)), jnp.zeros(5)
-        lib.put(kj.Patch(factors, second.key, second.model, (first.key,), mass, residual, second.length))
+        lib.put(kj.Patch(factors, second.key, second.model, (first.key,), mass, residual, second.length, key="5" * 64))
     return folder
 
 
