@@ -50,7 +50,7 @@ results: $(VENV)/installed ## measure and draw the README's figures anew
 	for attention in $(ATTENTIONS); do \
 	    $(BIN)/kamera demo --attention $$attention --json docs/results/demo-$$attention.json --pages examples/pages || exit 1; \
 	done
-	$(BIN)/python -m eval.readme --demos $(ATTENTIONS:%=docs/results/demo-%.json) --parity docs/results/parity.json \
+	$(BIN)/python -m eval.report.readme --demos $(ATTENTIONS:%=docs/results/demo-%.json) --parity docs/results/parity.json \
 	    --page README.md --plot docs/figures/demo.png
 	$(BIN)/python -m eval.tiny.assess --json docs/results/embedded-models.json --page docs/embedded-models.md
 

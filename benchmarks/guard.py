@@ -19,8 +19,8 @@ import kamera_jax as kj
 from benchmarks import report
 from benchmarks.drifts import KINDS, sample_scene
 from benchmarks.measure import PATCH_SHARE, SCENES, Measured, Progress, measure, rank_for
-from eval import metrics
-from eval.cli import ATTENTIONS, EMBEDDED
+from eval.commands.main import ATTENTIONS, EMBEDDED
+from eval.run import metrics
 from eval.tiny import pages
 from kamera_jax.backbone import Backbone
 from models import load

@@ -17,14 +17,14 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import compiled
-from eval.forming import side_by_side
+from eval.commands.bench import side_by_side
 from kamera_jax import patch
 from kamera_jax.kv import Factors, KVSpec, Segment
-from kamera_jax.reuse import write
 from kamera_jax.rope import RopeSpec, inverse_frequencies
-from models.attention import GroupedQuery
-from models.decoder import DecoderConfig, text_declaration
-from models.params import init_params
+from kamera_jax.window.reuse import write
+from models.blocks.attention import GroupedQuery
+from models.blocks.decoder import DecoderConfig, text_declaration
+from models.blocks.params import init_params
 from models.vlm import forward
 from pallas_kernels import chunk_attention, relocate_patch_into
 from pallas_kernels.chunk_attention import shapes as attention_shapes

@@ -23,7 +23,7 @@ import numpy as np
 
 import kamera_jax as kj
 from benchmarks.stored import fidelity
-from eval.cli import ATTENTIONS, EMBEDDED
+from eval.commands.main import ATTENTIONS, EMBEDDED
 from kamera_jax.identity import content_key
 from kamera_jax.library.arrays import data_file
 from kamera_jax.library.files import sha256

@@ -11,14 +11,14 @@ import numpy as np
 
 import kamera_jax as kj
 from benchmarks.drifts import KINDS, MOST_PAGES, Drift, Scene, sample_drift, sample_scene
-from eval import metrics
-from eval.batched import BatchRunner, Stack, fit
+from eval.run import metrics
 from eval.tiny import pages
 from eval.tiny.episodes import question_text
-from kamera_jax import lineage
 from kamera_jax.backbone import Backbone, Output
+from kamera_jax.batch.windows import BatchRunner, Stack, fit
+from kamera_jax.guard import staleness as lineage
 from kamera_jax.kv import KV, Factors, Segment, WindowState
-from kamera_jax.window import aligned
+from kamera_jax.window.window import aligned
 
 SCENES = 10
 """Episodes that share the shapes of a group; each goes through every kind of drift once."""

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.placements import CHOICES, RANKS, SHARES, curves
-from eval import forming
-from eval.cli import ATTENTIONS, EMBEDDED
+from eval.commands import bench as forming
+from eval.commands.main import ATTENTIONS, EMBEDDED
 from models import load
 
 SEEDS = (110_000_000, 110_000_001, 110_000_002)

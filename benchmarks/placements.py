@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.weights import frames
-from eval import metrics
-from eval.batched import AT_ONCE, BatchRunner, Stack, Windows
-from eval.demo import mean_bytes, stage
+from eval.commands.demo import mean_bytes, stage
+from eval.run import metrics
 from eval.tiny.story import sample_story
 from kamera_jax import patch
 from kamera_jax.backbone import Output
+from kamera_jax.batch.windows import AT_ONCE, BatchRunner, Stack, Windows
 from kamera_jax.kv import Factors, Segment, WindowState
 
 

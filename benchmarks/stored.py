@@ -6,12 +6,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from eval import metrics
-from eval.batched import BatchRunner, Stack, Windows, fit
-from eval.demo import Scene, stage
+from eval.commands.demo import Scene, stage
+from eval.run import metrics
 from eval.tiny.story import sample_story
 from kamera_jax import KV
-from kamera_jax.fidelity import kl
+from kamera_jax.batch.windows import BatchRunner, Stack, Windows, fit
+from kamera_jax.guard.fidelity import kl
 from kamera_jax.library import int8
 from kamera_jax.record import Arrays
 from models import load

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from models.attention import GroupedQuery
+from models.blocks.attention import GroupedQuery
 
 RIDGE = 1e-2
 """Of the mean weight, added to every direction: what no query of the chunk read may be read by a question's."""

@@ -14,16 +14,16 @@ import numpy as np
 
 import kamera_jax as kj
 from benchmarks import report
-from eval import metrics
-from eval.batched import BatchRunner, fit
-from eval.cli import ATTENTIONS, EMBEDDED
-from eval.demo import PAGES, Scene, answer_token, mean_bytes, orbit_factors, sample_story, slid, stage
+from eval.commands.demo import PAGES, Scene, answer_token, mean_bytes, orbit_factors, sample_story, slid, stage
+from eval.commands.main import ATTENTIONS, EMBEDDED
+from eval.run import metrics
 from eval.tiny import pages
 from eval.tiny.episodes import Recipe, draw_page, passage, question_text
 from eval.tiny.glyphs import COLOUR_NAMES, NAMES
-from kamera_jax.answer import query
-from kamera_jax.planning import Action, Recall, execute, plan
-from kamera_jax.policy import ReusePolicy
+from kamera_jax.batch.windows import BatchRunner, fit
+from kamera_jax.guard.planning import Action, Recall, execute, plan
+from kamera_jax.guard.policy import ReusePolicy
+from kamera_jax.inference.generate import query
 from models import load
 
 SEED = 70_000_000

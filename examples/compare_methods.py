@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 import kamera_jax as kj
-from eval.metrics import kl
+from eval.run.metrics import kl
 from models import load
 
 PAGES = Path(__file__).parent / "pages"

@@ -13,7 +13,7 @@ from PIL import Image
 
 import kamera_jax as kj
 from models import load
-from models.pdf import DPI, pdf_pages
+from models.media.pdf import DPI, pdf_pages
 
 PAGES = Path(__file__).parent / "pages"
 QUESTIONS = ("what colour is the star?", "what colour is the flower?", "what colour is the cup?")

@@ -3,21 +3,22 @@
 Every operation is a function of immutable values. Letters in shapes are those of docs/design.md.
 """
 
-from kamera_jax import patch, planning, rope
-from kamera_jax.answer import Generation, generate, query
-from kamera_jax.calibration import Calibration, calibrate
+from kamera_jax import patch, rope
 from kamera_jax.chunk import Chunk, Entry, Match, Patch
-from kamera_jax.encode import encode, form_patch, form_patches, prefill
-from kamera_jax.fidelity import Fidelity, verify
+from kamera_jax.guard import planning
+from kamera_jax.guard.calibration import Calibration, calibrate
+from kamera_jax.guard.fidelity import Fidelity, verify
+from kamera_jax.guard.policy import ReusePolicy, Verdict, append_checked
+from kamera_jax.guard.staleness import Staleness, staleness
+from kamera_jax.inference.encode import encode, form_patch, form_patches, prefill
+from kamera_jax.inference.generate import Generation, generate, query
 from kamera_jax.kv import KV, ChunkPool, Factors, KVSpec, Segment, Sketch, SketchSpec, WindowState
 from kamera_jax.library.library import ChunkLibrary
-from kamera_jax.lineage import Staleness, staleness
-from kamera_jax.policy import ReusePolicy, Verdict, append_checked
 from kamera_jax.rope import RopeSpec
-from kamera_jax.session import Session
-from kamera_jax.stats import SessionStats
-from kamera_jax.window import Window, append, recall, reorder, slide
-from kamera_jax.window import replace_entry as replace
+from kamera_jax.session.session import Session
+from kamera_jax.session.stats import SessionStats
+from kamera_jax.window.window import Window, append, recall, reorder, slide
+from kamera_jax.window.window import replace_entry as replace
 
 __version__ = "0.1.0"
 

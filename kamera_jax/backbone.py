@@ -35,7 +35,7 @@ class Output:
 class Backbone(Protocol):
     """A decoder whose KV the operator can keep, move and patch.
 
-    One whose forward also reads ``state.pools`` (see `kamera_jax.reuse.attend_in_place`) says so with an attribute
+    One whose forward also reads ``state.pools`` (see `kamera_jax.window.reuse.attend_in_place`) says so with an attribute
     ``attends_in_place = True``, and is then offered windows of ``mode="in_place"``.
 
     One whose forward reads ``inputs["slots"]``, i32[T], of a segment says ``fills_slots = True``: its tokens then stand

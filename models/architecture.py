@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from models.decoder import DecoderConfig, text_declaration
-from models.params import Params
-from models.weights import WeightTable
+from models.blocks.decoder import DecoderConfig, text_declaration
+from models.blocks.params import Params
+from models.hub.weights import WeightTable
 
 
 @dataclass(frozen=True)

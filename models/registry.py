@@ -5,12 +5,12 @@ from typing import Any
 
 import jax
 
-from models.deepseek_vl.port import ARCHITECTURE as DEEPSEEK_VL
-from models.fields import read_json
-from models.kimi_vl.port import ARCHITECTURE as KIMI_VL
-from models.llava.port import ARCHITECTURE as LLAVA
-from models.qwen2_5_vl.port import ARCHITECTURE as QWEN2_5_VL
-from models.refusals import UnknownModelError, check_architecture
+from models.hub.fields import read_json
+from models.hub.refusals import UnknownModelError, check_architecture
+from models.ports.deepseek_vl.port import ARCHITECTURE as DEEPSEEK_VL
+from models.ports.kimi_vl.port import ARCHITECTURE as KIMI_VL
+from models.ports.llava.port import ARCHITECTURE as LLAVA
+from models.ports.qwen2_5_vl.port import ARCHITECTURE as QWEN2_5_VL
 from models.vlm import VisionLanguageModel
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"

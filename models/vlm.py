@@ -16,21 +16,21 @@ from PIL import Image
 
 from kamera_jax import rope
 from kamera_jax.backbone import Output
-from kamera_jax.calibration import Calibration
 from kamera_jax.dtypes import DtypeError, floating
+from kamera_jax.guard.calibration import Calibration
 from kamera_jax.identity import content_key
 from kamera_jax.kv import KV, KVSpec, Segment, WindowState, bucket
-from kamera_jax.reuse import attend_in_place
 from kamera_jax.rope import RopeSpec
-from models import decoder
+from kamera_jax.window.reuse import attend_in_place
 from models.architecture import Architecture, Config
-from models.attention import grouped_attention
-from models.chat import ChatTemplate
-from models.decoder import DecoderConfig
-from models.fields import Fields, UnsupportedConfigError, read_json
-from models.media import VERSION, open_item, to_rgb
-from models.params import Params
-from models.weights import load_params, revision, stored_dtype
+from models.blocks import decoder
+from models.blocks.attention import grouped_attention
+from models.blocks.decoder import DecoderConfig
+from models.blocks.params import Params
+from models.hub.chat import ChatTemplate
+from models.hub.fields import Fields, UnsupportedConfigError, read_json
+from models.hub.weights import load_params, revision, stored_dtype
+from models.media.images import VERSION, open_item, to_rgb
 
 COLLECTS = ("attention_mass", "queries", "experts", "router_margin")
 CALIBRATION = "calibration.json"
@@ -303,7 +303,7 @@ def forward(
 
     Collects ``attention_mass``, ``queries`` (of an MLA absorbed, which is then how it attends), and of layers with
     experts ``experts`` i32[layers, T, k] (-1 in padding) and ``router_margin`` f32[layers, T] (infinite in padding; see
-    `models.moe.Routing`).
+    `models.blocks.moe.Routing`).
 
     Raises:
         ValueError: ``collect`` names something else, or experts of a model that has none, or attention_mass where

@@ -94,7 +94,7 @@ assert reports["patch:12"].ok and not reports["blind"].ok
 # %%
 import tempfile
 
-from eval.cli import main
+from eval.commands.main import main
 
 folder = tempfile.mkdtemp()
 run = f"{folder}/run"

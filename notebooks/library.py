@@ -68,7 +68,7 @@ from PIL import Image
 
 import kamera_jax as kj
 from models import load
-from models.pdf import pdf_pages
+from models.media.pdf import pdf_pages
 
 names = ("first", "second", "third")
 images = [Path(f"examples/pages/{name}.png") for name in names]

@@ -97,7 +97,7 @@ for question in one_hop + two_hops:
 # the others a few directions hold nearly all of it.
 
 # %%
-from kamera_jax.subspace import all_components
+from kamera_jax.patch.subspace import all_components
 
 change = full.entries[2].chunk.kv.features - third.kv.features
 spectrum = np.asarray(all_components(change).energy)
@@ -120,7 +120,7 @@ plt.show()
 # One forward forms it. From then on it is added while the page is written: no forward.
 
 # %%
-from kamera_jax.fidelity import kl
+from kamera_jax.guard.fidelity import kl
 
 reference = [kj.query(vlm, full, question) for question in two_hops]
 

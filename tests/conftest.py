@@ -13,7 +13,7 @@ import jax
 import pytest
 
 import tests.xla_flags  # noqa: F401
-from eval import compile_cache
+from eval.commands import compile_cache
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eval.batched import BatchRunner, Stack, Windows, fit
 from kamera_jax.backbone import forward_flops
+from kamera_jax.batch.windows import BatchRunner, Stack, Windows, fit
 from kamera_jax.kv import Factors
 
 

@@ -15,14 +15,14 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int
 
-from eval.batched import AT_ONCE, Windows
-from eval.devices import spread
 from eval.methods.base import Batch
 from kamera_jax.backbone import Output
+from kamera_jax.batch.devices import spread
+from kamera_jax.batch.windows import AT_ONCE, Windows
 from kamera_jax.kv import Segment, WindowState, bucket
-from kamera_jax.reuse import relocate
 from kamera_jax.rope import RopeSpec
 from kamera_jax.types import Params
+from kamera_jax.window.reuse import relocate
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eval.batched import Stack, Windows
 from eval.methods.base import Batch, Cost
 from kamera_jax import patch
+from kamera_jax.batch.windows import Stack, Windows
 from kamera_jax.kv import KV, Factors, KVSpec
 
 

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eval.batched import Windows
 from eval.methods.base import Batch, Cost
 from eval.methods.recompute import Selection, most_deviating, recompute
+from kamera_jax.batch.windows import Windows
 
 
 def filled(batch: Batch, windows: Windows | None) -> Windows:

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 from eval.tiny.backbones import TinyBackbone
 from eval.tiny.vocabulary import build_tokenizer
-from models.params import Params
-from models.weights import save_params
+from models.blocks.params import Params
+from models.hub.weights import save_params
 
 
 def write_settings(folder: Path, backbone: TinyBackbone) -> None:

@@ -18,10 +18,10 @@ from eval.tiny.backbones import Attention, TinyBackbone
 from eval.tiny.batches import Batch, Words, sample_batch
 from eval.tiny.episodes import Recipe
 from eval.tiny.glyphs import COLOUR_NAMES, NAMES
-from models.attention import grouped_attention
-from models.decoder import DecoderConfig, decoder, logits
-from models.layers import rms_norm
-from models.params import ParamInfo, Params
+from models.blocks.attention import grouped_attention
+from models.blocks.decoder import DecoderConfig, decoder, logits
+from models.blocks.layers import rms_norm
+from models.blocks.params import ParamInfo, Params
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import optax
 from eval.tiny import pages
 from eval.tiny.backbones import TinyBackbone
 from eval.tiny.episodes import Recipe
-from models.params import Params
+from models.blocks.params import Params
 
 _PAGE = (Recipe().rows, Recipe().columns)
 

@@ -28,7 +28,7 @@ from eval.tiny.episodes import Recipe
 from eval.tiny.language import Stage, cell_declaration, cell_table, train_language
 from eval.tiny.tower import Tower, train_tower
 from eval.tiny.vocabulary import VOCABULARY
-from models.params import Params, init_params
+from models.blocks.params import Params, init_params
 from models.registry import CHECKPOINTS
 
 SMALL = Recipe(

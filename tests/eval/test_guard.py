@@ -8,9 +8,9 @@ import pytest
 import kamera_jax as kj
 from benchmarks import guard, measure, report
 from benchmarks.drifts import FORMED, KINDS, sample_drift, sample_scene
-from eval.batched import BatchRunner
 from eval.tiny import pages
 from eval.tiny.episodes import question_text
+from kamera_jax.batch.windows import BatchRunner
 from models import load
 
 

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 import kamera_jax as kj
-from eval.batched import BatchRunner, Stack
 from eval.methods import Batch, names, parse, parse_all
 from eval.methods.recompute import Selection, deviation, recompute
 from eval.methods.tokens import LargestDeviation, LayerBudgets
-from eval.records import kv_error
+from eval.run.records import kv_error
 from eval.tiny import pages
 from eval.tiny.episodes import passage
 from eval.tiny.glyphs import COLOUR_NAMES, NAMES
 from kamera_jax import patch
+from kamera_jax.batch.windows import BatchRunner, Stack
 from models import load
 
 CONTEXTS = 2

@@ -11,7 +11,7 @@ from eval.tiny.backbones import BACKBONES
 from kamera_jax.forward import run
 from kamera_jax.kv import Segment
 from models import load
-from models.params import is_info
+from models.blocks.params import is_info
 
 CAPACITY = 128
 TINY = BACKBONES["gqa"]

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 import kamera_jax as kj
 from kamera_jax.errors import MissingKeyError, SnapshotVersionError
+from kamera_jax.guard.planning import Action, Recall, plan
 from kamera_jax.identity import lineage
 from kamera_jax.library import files
-from kamera_jax.planning import Action, Recall, plan
 from tests.kamera_jax.toy import Toy
 
 CAPACITY = 128

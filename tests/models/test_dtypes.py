@@ -11,10 +11,10 @@ import pytest
 import kamera_jax as kj
 from kamera_jax.dtypes import DtypeError, floating, named
 from models import load
-from models.fields import UnsupportedConfigError
-from models.params import ParamInfo, init_params
-from models.tensor_files import open_tensors
-from models.weights import (
+from models.blocks.params import ParamInfo, init_params
+from models.hub.fields import UnsupportedConfigError
+from models.hub.tensor_files import open_tensors
+from models.hub.weights import (
     Row,
     TensorDtypeError,
     TensorRangeError,

@@ -10,9 +10,9 @@ import pytest
 
 import kamera_jax as kj
 from models import load
-from models.attention import MASKED, grouped_attention
-from models.layers import rms_norm
-from models.vit import ACTIVATIONS, layer_norm
+from models.blocks.attention import MASKED, grouped_attention
+from models.blocks.layers import rms_norm
+from models.blocks.vit import ACTIVATIONS, layer_norm
 from tests.models import tiny_llava
 
 WHOLE = 1000

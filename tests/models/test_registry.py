@@ -1,7 +1,7 @@
 import pytest
 
 from models import load
-from models.fields import MissingConfigFileError
+from models.hub.fields import MissingConfigFileError
 from models.registry import UnknownModelError
 
 

@@ -13,8 +13,8 @@ from eval.tiny import checkpoint
 from eval.tiny.backbones import BACKBONES
 from kamera_jax.forward import run
 from models import load
-from models.fields import MissingConfigFieldError, MissingConfigFileError
-from models.params import is_info
+from models.blocks.params import is_info
+from models.hub.fields import MissingConfigFieldError, MissingConfigFileError
 
 
 @pytest.fixture(scope="module", params=BACKBONES)

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 
 from eval.tiny.vocabulary import VOCABULARY, build_tokenizer
-from models.llava.port import ARCHITECTURE
-from models.params import is_info
-from models.weights import save_params
+from models.blocks.params import is_info
+from models.hub.weights import save_params
+from models.ports.llava.port import ARCHITECTURE
 
 SIDE, PATCH = 12, 4
 

@@ -13,7 +13,7 @@ from transformers.models.deepseek_vl.image_processing_pil_deepseek_vl import Dee
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from eval.tiny.backbones import BACKBONES
-from models.kimi_vl.images import ImageConfig, preprocess_image
+from models.ports.kimi_vl.images import ImageConfig, preprocess_image
 from tests.parity.kimi_hub import save_kimi_vl
 from tests.parity.oracle import Media, Pair, Prompt, token
 from tests.parity.tiny_hf import save_hub_folder, tiny_deepseek_vl, tiny_kimi_k25, tiny_llava, tiny_qwen2_5_vl

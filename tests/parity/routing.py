@@ -9,7 +9,7 @@ import numpy as np
 
 import kamera_jax as kj
 from kamera_jax.forward import chunk_of, run
-from models.moe import Experts
+from models.blocks.moe import Experts
 from tests.parity.oracle import Run
 
 ROUTES = ("experts", "router_margin")
@@ -24,7 +24,7 @@ class Routes:
 
 
 def margins(scores: np.ndarray, config: Experts) -> np.ndarray:
-    """`models.moe.Routing.margin` of scores [..., X], in f64 and with sorting alone."""
+    """`models.blocks.moe.Routing.margin` of scores [..., X], in f64 and with sorting alone."""
     scores = scores.astype(np.float64)
     margin = np.full(scores.shape[:-1], np.inf)
     if config.groups > 1:

@@ -6,8 +6,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.deepseek_vl.image_processing_pil_deepseek_vl import DeepseekVLImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from models.deepseek_vl import images as deepseek_vl
-from models.llava import images as llava
+from models.ports.deepseek_vl import images as deepseek_vl
+from models.ports.llava import images as llava
 from tests.pictures import MODES, picture, width_first
 
 pytestmark = pytest.mark.parity

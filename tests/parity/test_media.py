@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from models.qwen2_5_vl.images import ImageConfig, preprocess_image
+from models.ports.qwen2_5_vl.images import ImageConfig, preprocess_image
 from tests.pictures import MODES, picture, width_first
 
 pytestmark = pytest.mark.parity

@@ -5,7 +5,7 @@ import pytest
 from PIL import ExifTags, Image
 from transformers.image_utils import load_image
 
-from models.pictures import open_item, to_rgb
+from models.media.pictures import open_item, to_rgb
 from tests.pictures import picture
 
 

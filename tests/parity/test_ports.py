@@ -7,8 +7,8 @@ import torch
 
 import kamera_jax as kj
 from kamera_jax.forward import run
-from kamera_jax.reuse import write_jit
-from models.attention import Latent
+from kamera_jax.window.reuse import write_jit
+from models.blocks.attention import Latent
 from tests.parity.oracle import assert_close, assert_prefilled, frobenius, window_kv
 from tests.parity.pairs import CONFIGS
 from tests.parity.routing import (

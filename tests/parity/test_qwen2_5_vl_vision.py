@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from models.qwen2_5_vl.config import config_from_hf
-from models.qwen2_5_vl.port import ARCHITECTURE
-from models.qwen2_5_vl.vision import encode_image, pad_patches, plan
-from models.qwen2_5_vl.weights import weight_table
-from models.weights import load_params
+from models.hub.weights import load_params
+from models.ports.qwen2_5_vl.config import config_from_hf
+from models.ports.qwen2_5_vl.port import ARCHITECTURE
+from models.ports.qwen2_5_vl.vision import encode_image, pad_patches, plan
+from models.ports.qwen2_5_vl.weights import weight_table
 from tests.parity.tiny_hf import save_hub_folder, tiny_qwen2_5_vl
 
 pytestmark = pytest.mark.parity

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import kamera_jax as kj
-from models.attention import Latent
+from models.blocks.attention import Latent
 from tests.parity.oracle import Run, assert_close, assert_prefilled, frobenius, window_kv
 
 pytestmark = pytest.mark.parity

@@ -15,8 +15,8 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRotaryE
 from kamera_jax import rope
 from kamera_jax.forward import run
 from kamera_jax.rope import UnsupportedRopeError
-from models.qwen2_5_vl.config import config_from_hf
-from models.text_config import deepseek_v3_config, llama_config
+from models.hub.text_config import deepseek_v3_config, llama_config
+from models.ports.qwen2_5_vl.config import config_from_hf
 from tests.parity.oracle import assert_close
 from tests.parity.pairs import DeepseekVLPair, KimiVLPair, LlavaPair, Qwen2_5VLPair
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from kamera_jax.forward import run
-from models import moe, vlm
+from models import vlm
+from models.blocks import moe
 from tests.parity.pairs import CONFIGS
 from tests.parity.routing import ROUTES, differs, margins, reached, tolerance
 

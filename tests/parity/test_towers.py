@@ -12,15 +12,15 @@ import transformers
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
-from models.deepseek_vl import vision as deepseek
-from models.deepseek_vl import weights as deepseek_weights
-from models.fields import Fields
-from models.kimi_vl import vision as kimi
-from models.kimi_vl import weights as kimi_weights
-from models.llava import vision as llava
-from models.llava import weights as llava_weights
-from models.tensor_files import SINGLE
-from models.weights import UnexpectedTensorError, WeightTable, load_params, save_params
+from models.hub.fields import Fields
+from models.hub.tensor_files import SINGLE
+from models.hub.weights import UnexpectedTensorError, WeightTable, load_params, save_params
+from models.ports.deepseek_vl import vision as deepseek
+from models.ports.deepseek_vl import weights as deepseek_weights
+from models.ports.kimi_vl import vision as kimi
+from models.ports.kimi_vl import weights as kimi_weights
+from models.ports.llava import vision as llava
+from models.ports.llava import weights as llava_weights
 from tests.parity.tiny_hf import randomize, save_hub_folder
 
 pytestmark = pytest.mark.parity

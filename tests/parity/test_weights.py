@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from models.hub.tensor_files import SINGLE
+from models.hub.weights import UnexpectedTensorError, load_params, revision, save_params
 from models.registry import ARCHITECTURES
-from models.tensor_files import SINGLE
-from models.weights import UnexpectedTensorError, load_params, revision, save_params
 from tests.parity.kimi_hub import hub_state, save_kimi_vl
 from tests.parity.tiny_hf import (
     save_hub_folder,

@@ -1,0 +1,96 @@
+"""What a user names on the command line: images, text files, PDF files and folders of them, as items to encode."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from models.media import pdf
+from models.media.frames import frame_count, image_frames
+
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+TEXTS = (".txt", ".md")
+
+
+Frames = Literal["first", "all"]
+"""Which frames of an animated image, or pages of an image file of several, are items."""
+
+
+class NoItemsError(ValueError):
+    """A path with nothing in it that can be encoded."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file that holds one item or, a PDF, one for each page.
+
+    Attributes:
+        path: of the file.
+        count: how many items it gives.
+        dpi: at which its pages are rendered.
+        left_out: frames of an image file behind its first that are no items.
+    """
+
+    path: Path
+    count: int
+    dpi: int
+    left_out: int = 0
+
+    @property
+    def note(self) -> str | None:
+        """What people are to know who think that the whole file was read; None if it is."""
+        if not self.left_out:
+            return None
+        return f"only the first of {self.left_out + 1} frames is read, with --frames all each: {self.path.name}"
+
+    def items(self) -> Iterator[tuple[str, Any]]:
+        """Names for people, and what `kamera_jax.encode` takes.
+
+        Raises:
+            ValueError: the file cannot be read.
+        """
+        pages: Iterator[Any]
+        if self.path.suffix.lower() == ".pdf":
+            pages = pdf.pdf_pages(self.path, dpi=self.dpi)
+        elif self.count > 1 or self.left_out:
+            pages = islice(image_frames(self.path), self.count)
+        else:
+            yield self.path.name, self.path
+            return
+        for number, page in enumerate(pages, start=1):
+            yield self.path.name if self.left_out else f"{self.path.name}, page {number}", page
+
+
+def sources(paths: Sequence[Path], *, dpi: int = pdf.DPI, frames: Frames = "first") -> list[Source]:
+    """The files behind paths: folders give what can be encoded in them, at any depth, in the order of their names.
+
+    Args:
+        paths: of files and folders.
+        dpi: at which pages of PDF files are rendered.
+        frames: whether animated images and image files of several pages give their first one or, named as the pages of
+            a PDF file are, all of them.
+
+    Raises:
+        FileNotFoundError: there is no such path.
+        NoItemsError: a folder holds nothing that can be encoded.
+        ValueError: a PDF file that is named cannot be read.
+    """
+    found: list[Source] = []
+    for path in paths:
+        files = [path]
+        if path.is_dir():
+            files = sorted(file for file in path.rglob("*") if file.suffix.lower() in (*IMAGES, *TEXTS, ".pdf"))
+            if not files:
+                raise NoItemsError(f"{path} holds no image, .txt, .md or .pdf file")
+        elif not path.exists():
+            raise FileNotFoundError(f"there is no file or folder {path}")
+        found += [_source(file, dpi, frames) for file in files]
+    return found
+
+
+def _source(path: Path, dpi: int, frames: Frames) -> Source:
+    if path.suffix.lower() == ".pdf":
+        return Source(path, pdf.page_count(path), dpi)
+    count = 1 if path.suffix.lower() in TEXTS else frame_count(path)
+    return Source(path, count, dpi) if frames == "all" else Source(path, 1, dpi, left_out=count - 1)

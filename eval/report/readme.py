@@ -1,0 +1,173 @@
+"""The README's measured parts, written by `make results` from what was measured."""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eval.report.console import kibibytes, plot_demo
+
+
+@dataclass(frozen=True)
+class Port:
+    """What the README says of a port beside its parity.
+
+    Attributes:
+        title: the model.
+        attention, rope, modalities: of the port.
+        checkpoints: on the hub, that it is written for.
+        embedded: the embedded model of this architecture.
+    """
+
+    title: str
+    attention: str
+    rope: str
+    modalities: str
+    checkpoints: str
+    embedded: str = ""
+
+
+MODELS = {
+    "qwen2_5_vl": Port(
+        "Qwen2.5-VL",
+        "GQA, qkv bias",
+        "M-RoPE, contiguous sections; YaRN",
+        "text, images",
+        "`Qwen/Qwen2.5-VL-{3B,7B,32B,72B}-Instruct`",
+        "`kamera-tiny-gqa`",
+    ),
+    "kimi_vl": Port(
+        "Kimi-VL",
+        "MLA; mixture of experts",
+        "1-D, interleaved pairs; YaRN",
+        "text, images",
+        "`moonshotai/Kimi-VL-A3B-{Instruct,Thinking,Thinking-2506}`",
+        "`kamera-tiny-mla`",
+    ),
+    "deepseek_vl": Port(
+        "DeepSeek-VL",
+        "MHA (and GQA)",
+        "1-D; linear, YaRN",
+        "text, images",
+        "`deepseek-community/deepseek-vl-1.3b-{base,chat}`",
+        "`kamera-tiny-mha`",
+    ),
+    "llava": Port(
+        "LLaVA-1.5",
+        "MHA (and GQA)",
+        "1-D; linear, YaRN",
+        "text, images",
+        "`llava-hf/llava-1.5-{7b,13b}-hf`",
+    ),
+}
+"""By ``model_type``."""
+
+
+def markdown_models(parity: Mapping[str, Mapping[str, Any]]) -> str:
+    """The ports as a Markdown table, with the worst parity errors of each."""
+    lines = [
+        "| model | attention | RoPE | modalities | error against Hugging Face: logits, KV | written for | embedded |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for kind, port in MODELS.items():
+        errors = f"{parity[kind]['logits']:.1e}, {parity[kind]['kv']:.1e}"
+        cells = (port.title, port.attention, port.rope, port.modalities, errors, port.checkpoints, port.embedded)
+        lines.append(f"| {' | '.join(cells)} |")
+    configurations, prompts = (sum(each[name] for each in parity.values()) for name in ("configurations", "prompts"))
+    lines += [
+        "",
+        "Errors: the largest difference over the largest value (KV: in each layer), f32, the worst of "
+        f"{prompts} prompts with images and text on {configurations} random configurations in all; the tests hold "
+        "1e-5. `make parity-results` measures them anew.",
+    ]
+    return "\n".join(lines)
+
+
+def markdown_demo(results: Sequence[dict[str, Any]]) -> str:
+    """The demo's results as Markdown tables, for the README; without times, which are this machine's."""
+    lines = [
+        "| model | method | one hop | two hops | KL | η | bytes of patches, of the patched pages' KV |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        for row in result["methods"]:
+            share = f"{kibibytes(row['patch_bytes'])}, {row['patch_share']:.1%}" if row["patch_bytes"] else "–"
+            figures = f"{row['one_hop']:.3f} | {row['two_hop']:.3f} | {row['kl']:.4f} | {row['eta']:.3f}"
+            name = f"`{result['model']['name']}`" if row is result["methods"][0] else ""
+            lines.append(f"| {name} | {row['name']} | {figures} | {share} |")
+
+    def span(rows: Sequence[dict[str, Any]], field: str) -> str:
+        values = [row[field] for row in rows]
+        return f"{min(values):.3f} – {max(values):.3f}"
+
+    lines += ["", "| window operation, two hops | model | reuse | full prefill |", "|---|---|---|---|"]
+    operations: dict[str, list[tuple[str, str]]] = {}
+    for result in results:
+        first = [row for row in result["reorder"] if row["antecedents_first"]]
+        last = [row for row in result["reorder"] if not row["antecedents_first"]]
+        slide, recall = result["slide"], result["recall"]
+        for name, reuse, full in (
+            (f"reorder, {len(first)} orders: antecedents first", span(first, "two_hop"), span(first, "two_hop_full")),
+            (
+                f"reorder, {len(last)} orders: a dependant before its antecedents",
+                span(last, "two_hop"),
+                span(last, "two_hop_full"),
+            ),
+            (
+                "slide: survivors",
+                f"{slide['survivors']:.3f}",
+                f"history {slide['history']:.3f}, present {slide['present']:.3f}",
+            ),
+            (
+                "recall with its old patch",
+                f"{recall['patch']:.3f} (blind: {recall['blind']:.3f})",
+                f"{recall['full']:.3f}",
+            ),
+        ):
+            operations.setdefault(name, []).append((reuse, full))
+    for name, rows in operations.items():
+        for result, (reuse, full) in zip(results, rows, strict=True):
+            shown = name if result is results[0] else ""
+            lines.append(f"| {shown} | `{result['model']['name']}` | {reuse} | {full} |")
+    episodes = sorted({(result["episodes"], result["operation_episodes"]) for result in results})
+    counts = "; ".join(f"{all_of} held-out episodes, {moved} for the window operations" for all_of, moved in episodes)
+    lines += [
+        "",
+        f"{counts}; f32, jax {results[0]['versions']['jax']} on CPU; chance is 0.125. `make results` draws this anew.",
+    ]
+    return "\n".join(lines)
+
+
+def put(text: str, name: str, content: str) -> str:
+    """A page with ``content`` between the marks of that name.
+
+    Raises:
+        ValueError: the page lacks the marks.
+    """
+    opening, closing = f"<!-- {name}: written by `make results` -->", f"<!-- /{name} -->"
+    before, start, rest = text.partition(opening)
+    _, end, after = rest.partition(closing)
+    if not (start and end):
+        raise ValueError(f"the page has no place for {name}; expected the lines {opening} and {closing}")
+    return f"{before}{start}\n{content}\n{end}{after}"
+
+
+def main() -> None:
+    """``python -m eval.report.readme``: put the results into the README, and draw its figure."""
+    parser = argparse.ArgumentParser(description="Put what was measured into the README.")
+    parser.add_argument("--demos", type=Path, nargs="+", required=True, help="results of kamera demo")
+    parser.add_argument("--parity", type=Path, required=True, help="result of make parity-results")
+    parser.add_argument("--page", type=Path, required=True)
+    parser.add_argument("--plot", type=Path, required=True)
+    options = parser.parse_args()
+    demos = [json.loads(path.read_text(encoding="utf-8")) for path in options.demos]
+    parity = json.loads(options.parity.read_text(encoding="utf-8"))
+    page = put(options.page.read_text(encoding="utf-8"), "demo", markdown_demo(demos))
+    options.page.write_text(put(page, "models", markdown_models(parity)), encoding="utf-8")
+    plot_demo(demos, options.plot)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""What is measured: accuracy, KL of the answer, and the share of the KL that a method closes."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Array, Float
+
+from kamera_jax.guard.fidelity import kl
+
+
+def eta(reference: Float[Array, "*B V"], method: Float[Array, "*B V"], baseline: Float[Array, "*B V"]) -> float:
+    """η = 1 − mean KL(reference ‖ method) / mean KL(reference ‖ baseline); see docs/design.md, "Words"."""
+    return float(1 - kl(reference, method).mean() / kl(reference, baseline).mean())
+
+
+def accuracy(logits: Float[Array, "*B V"], answers: np.ndarray) -> float:
+    """Share of first answer tokens that are right."""
+    return float(np.mean(np.asarray(logits.argmax(-1)) == answers))
+
+
+def mean_and_error(values: Sequence[float], clusters: Sequence[str]) -> tuple[float, float]:
+    """A mean and its standard error, values of one cluster being no independent ones (Liang and Zeger, 1986).
+
+    Args:
+        values: of the samples.
+        clusters: which samples share a context; one cluster alone has no error to tell, and gives NaN.
+
+    Raises:
+        ValueError: no values, or not one cluster for each.
+    """
+    if not len(values) or len(values) != len(clusters):
+        raise ValueError(f"a mean needs values, and a cluster for each; got {len(values)} and {len(clusters)}")
+    mean = float(np.mean(values))
+    sums: dict[str, float] = {}
+    for value, cluster in zip(values, clusters, strict=True):
+        sums[cluster] = sums.get(cluster, 0.0) + float(value) - mean
+    if len(sums) == 1:
+        return mean, math.nan
+    spread = math.fsum(each * each for each in sums.values()) * len(sums) / (len(sums) - 1)
+    return mean, math.sqrt(spread) / len(values)
+
+
+def clopper_pearson(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The exact two-sided confidence interval of a share (Clopper and Pearson, 1934).
+
+    Raises:
+        ValueError: no trials, or more successes than trials.
+    """
+    if not 0 <= successes <= trials or not trials:
+        raise ValueError(
+            f"a share needs at least one trial and no more successes than trials; got {successes}/{trials}"
+        )
+    tail = (1 - confidence) / 2
+    low = 0.0 if successes == 0 else 1 - _bisect(lambda p: binomial_tail(trials - successes, trials, p) - tail)
+    high = 1.0 if successes == trials else _bisect(lambda p: binomial_tail(successes, trials, p) - tail)
+    return low, high
+
+
+def _bisect(falling: Callable[[float], float]) -> float:
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if falling(middle) > 0 else (low, middle)
+    return middle
+
+
+def binomial_tail(successes: int, trials: int, probability: float) -> float:
+    """P(X ≤ successes) of a binomial variable, summed in logarithms."""
+    log_p, log_q = math.log(probability), math.log1p(-probability)
+    terms = [
+        math.lgamma(trials + 1) - math.lgamma(k + 1) - math.lgamma(trials - k + 1) + k * log_p + (trials - k) * log_q
+        for k in range(successes + 1)
+    ]
+    highest = max(terms)
+    return math.exp(highest) * math.fsum(math.exp(term - highest) for term in terms)

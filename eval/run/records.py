@@ -1,0 +1,105 @@
+"""The lines a run writes: one for each context, with every method's cost and error, and one for each sample."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from eval.methods import Batch, Method
+from eval.methods.recompute import deviation
+from eval.run import metrics
+from eval.run.folder import Record
+from eval.run.spectrum import spectra
+from eval.tasks import Context, Outline
+from kamera_jax.backbone import Backbone
+from kamera_jax.batch.windows import Windows
+
+DIGITS = 6
+"""Significant ones of what is written: more than any comparison needs, fewer than rounding shows in."""
+
+
+def contexts(batch: Batch, group: Sequence[Outline], drawn: Sequence[Context]) -> list[Record]:
+    """What is the same for all methods."""
+    absorbed = spectra(batch)
+    return [
+        {
+            "id": outline.context,
+            "layout": outline.layout,
+            "seed": outline.seed,
+            "samples": [f"{outline.context}/{i}" for i in range(len(context.questions))],
+            "chunks": len(batch.chunks),
+            "tokens": sum(chunk.length for chunk in batch.chunks),
+            "reused_tokens": batch.reused_tokens,
+            "reused_bytes": batch.reused_tokens * batch.runner.vlm.spec.token_bytes,
+            "absorbed": {
+                name: [[_rounded(value) for value in layer] for layer in values[e]] for name, values in absorbed.items()
+            },
+            "methods": {},
+        }
+        for e, (outline, context) in enumerate(zip(group, drawn, strict=True))
+    ]
+
+
+def samples(batch: Batch, group: Sequence[Outline], drawn: Sequence[Context]) -> list[Record]:
+    """What is asked, and what is true."""
+    return [
+        {
+            "id": f"{outline.context}/{i}",
+            "context": outline.context,
+            "seed": outline.seed,
+            "condition": question.condition,
+            "hops": question.hops,
+            "learned": question.learned,
+            "depth": _rounded(question.depth),
+            "chunks": len(batch.chunks),
+            **question.labels,
+            "answer": question.answer,
+            "methods": {},
+        }
+        for outline, context in zip(group, drawn, strict=True)
+        for i, question in enumerate(context.questions)
+    ]
+
+
+def note_costs(contexts: Sequence[Record], batch: Batch, method: Method, prepared: Any, windows: Windows) -> None:
+    """Put a method's cost and KV error into the contexts' lines."""
+    cost, error = method.cost(batch, prepared), np.asarray(kv_error(batch, windows))
+    for e, record in enumerate(contexts):
+        record["methods"][method.name] = {
+            "bytes": _rounded(np.broadcast_to(cost.stored_bytes, batch.count)[e]),
+            "computed_tokens": _rounded(cost.computed_tokens),
+            "flops": _rounded(np.broadcast_to(cost.flops, batch.count)[e]),
+            "kv_error": [_rounded(each) for each in error[e]],
+        }
+
+
+def note_answers(
+    samples: Sequence[Record],
+    drawn: Sequence[Context],
+    name: str,
+    reference: Float[Array, "E Q V"],
+    logits: Float[Array, "E Q V"],
+    vlm: Backbone,
+) -> None:
+    """Put what a method says, and its KL(reference ‖ method), into the samples' lines."""
+    said, kl = np.asarray(logits.argmax(-1)), np.asarray(metrics.kl(reference, logits))
+    places = [(e, q) for e, context in enumerate(drawn) for q in range(len(context.questions))]
+    for sample, place in zip(samples, places, strict=True):
+        sample["methods"][name] = {"said": vlm.decode([int(said[place])]), "kl": _rounded(kl[place])}
+
+
+def kv_error(batch: Batch, windows: Windows) -> Float[Array, "E L"]:
+    """Frobenius error of the KV behind the first chunk, relative to the reference's, by context and layer.
+
+    Of what attention reads: rotation changes no norm.
+    """
+    slots, true = batch.reused_slots, batch.full.state
+    wrong = deviation(windows.state, true)[..., slots].sum(-1)
+    return jnp.sqrt(wrong / deviation(true, jax.tree.map(jnp.zeros_like, true))[..., slots].sum(-1))
+
+
+def _rounded(value: Any) -> float:
+    return float(f"{float(value):.{DIGITS}g}")

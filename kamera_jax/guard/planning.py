@@ -1,0 +1,301 @@
+"""Planning a change of a window: what each chunk needs then, in dependency order, and doing it.
+
+A chunk that comes back, goes, moves or is edited changes what every chunk after it would have read. Most of them need
+no more than rotation, or a patch that is still held; for the others a patch is formed anew, which changes what comes
+after them in turn. That cascade stops where the estimated error falls under the budget.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from kamera_jax.backbone import Backbone, forward_flops
+from kamera_jax.chunk import Chunk, Patch, describe
+from kamera_jax.errors import StalePatchError
+from kamera_jax.guard.policy import ReusePolicy, Verdict
+from kamera_jax.inference.encode import form_patch, run_chunk
+from kamera_jax.patch.size import Size
+from kamera_jax.window.window import Window, append, check_model, without
+
+RANK = 32
+"""Components of a fresh patch for a chunk that had none."""
+
+
+@dataclass(frozen=True)
+class Recall:
+    """A chunk comes back, with a patch that was formed for it if one is held, at the end or before entry ``at``."""
+
+    chunk: Chunk
+    patch: Patch | None = None
+    at: int | None = None
+
+
+@dataclass(frozen=True)
+class Evict:
+    """The entries at these places leave."""
+
+    places: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Reorder:
+    """Entry ``order[i]`` comes to place i."""
+
+    order: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Replace:
+    """Another chunk comes in place of entry ``index``."""
+
+    index: int
+    chunk: Chunk
+    patch: Patch | None = None
+
+
+Change = Recall | Evict | Reorder | Replace
+Pair = tuple[Chunk, Patch | None]
+
+
+class Action(StrEnum):
+    """What a chunk needs."""
+
+    KEEP = "nothing"
+    ROTATE = "rotation"
+    STORED = "stored patch"
+    FORM = "fresh patch"
+    PREFILL = "re-prefill"
+
+
+FORWARDS = (Action.FORM, Action.PREFILL)
+"""What runs the model."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one chunk of the changed window needs.
+
+    Attributes:
+        chunk: what comes to stand there; the steps' order is the window's.
+        held: patches of it that may be used, its present one first.
+        patch: the one in use; None for none, and in a plan for one that is still to be formed.
+        action: what is done.
+        estimate_kl: next-token KL, in nats, that is expected of its reuse; 0 behind a forward, infinite where nothing
+            is known.
+        reason: why, in words.
+        flops: of its forward; 0 without one.
+        bytes: of KV and patch that are read and written for it.
+    """
+
+    chunk: Chunk
+    held: tuple[Patch, ...]
+    patch: Patch | None
+    action: Action
+    estimate_kl: float
+    reason: str
+    flops: float = 0.0
+    bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a change of a window takes, or what it took.
+
+    Attributes:
+        steps: one for each chunk of the changed window, in its order: a chunk depends on those before it alone.
+        window: the changed window, as far as the first forward that is still to be run.
+        policy: the budget it keeps to.
+        prefill_flops: of running every chunk of the changed window.
+    """
+
+    steps: tuple[Step, ...]
+    window: Window
+    policy: ReusePolicy
+    prefill_flops: float
+
+    @property
+    def flops(self) -> float:
+        """Of all forwards."""
+        return sum(step.flops for step in self.steps)
+
+    @property
+    def bytes(self) -> int:
+        """Of KV and patches that are read and written."""
+        return sum(step.bytes for step in self.steps)
+
+    @property
+    def estimate_kl(self) -> float:
+        """The largest of the steps', in nats."""
+        return max((step.estimate_kl for step in self.steps), default=0.0)
+
+    def count(self, action: Action) -> int:
+        """Chunks that need just this."""
+        return sum(step.action is action for step in self.steps)
+
+    def __str__(self) -> str:
+        """The steps, one a line, and what they come to."""
+        lines = [f"{i}: {step.chunk.key[:12]} {step.action.value}: {step.reason}" for i, step in enumerate(self.steps)]
+        share = self.flops / self.prefill_flops if self.prefill_flops else 0.0
+        return "\n".join([*lines, f"{share:.1%} of the FLOPs of a full prefill; {self.bytes / 2**20:.2f} MiB moved"])
+
+
+def plan(
+    vlm: Backbone,
+    window: Window,
+    change: Change | Sequence[Change],
+    *,
+    policy: ReusePolicy,
+    stored: Sequence[Patch] = (),
+) -> Plan:
+    """What every chunk needs when a window changes, judged against the present reference; the model is not run.
+
+    A fresh patch is not known before it is formed: what stands behind one is judged here as if its neighbours were
+    right already, and again by `execute`.
+
+    Args:
+        vlm: the model: its FLOPs are stated.
+        window: as it stands; stays as it is.
+        change: what is to happen, one after the other.
+        policy: the budget, and what is done where no patch that is held keeps to it.
+        stored: more patches, of any chunks.
+
+    Raises:
+        ValueError: a place that there is not, or an order that is none; else as `append`.
+        StalePatchError: a forward is needed, and the policy asks for an error.
+    """
+    check_model(vlm, window)
+    pairs: list[Pair] = [(entry.chunk, entry.patch) for entry in window.entries]
+    for each in change if isinstance(change, Sequence) else (change,):
+        pairs = _changed(pairs, each)
+    kept = 0
+    for entry, (chunk, patch) in zip(window.entries, pairs, strict=False):
+        if entry.chunk is not chunk or entry.patch is not patch:
+            break
+        kept += 1
+    steps = [
+        Step(chunk, _held(chunk, patch, stored), patch, Action.KEEP, 0.0, "nothing before it changes")
+        for chunk, patch in pairs[:kept]
+    ]
+    ready = built = without(window, range(kept, len(window.entries)))
+    for chunk, patch in pairs[kept:]:
+        fresh = [place for place, step in enumerate(steps) if step.action in FORWARDS]
+        step = _needed(vlm, built, chunk, _held(chunk, patch, stored), patch, policy, fresh)
+        # The caller has its window, and the plan has `ready` from its first forward on; pools may be shared.
+        lent = built is window or (built is ready and step.action in FORWARDS)
+        built = append(built, chunk, step.patch, donate=window.mode == "materialise" and not lent)
+        steps.append(step)
+        if not any(step.action in FORWARDS for step in steps):
+            ready = built
+    total = sum(_flops(vlm, built, place) for place in range(len(pairs)))
+    return Plan(tuple(steps), ready, policy, total)
+
+
+def execute(vlm: Backbone, plan: Plan) -> Plan:
+    """Do what a plan says.
+
+    Behind a forward every chunk is judged again, on the window as it then is: the cascade goes on where a change has
+    come through, and stops where the expected error is under the budget.
+
+    Returns:
+        What was done: its ``window`` is whole, and its patches are those in use, fresh ones among them.
+
+    Raises:
+        MissingInputsError: a chunk that must be run again lost its inputs.
+        StalePatchError: a forward became necessary, and the policy asks for an error.
+    """
+    window, done = plan.window, list(plan.steps[: len(plan.window.entries)])
+    for step in plan.steps[len(done) :]:
+        present = step.held[0] if step.held else None
+        step = _needed(vlm, window, step.chunk, step.held, present, plan.policy)
+        if step.action is Action.PREFILL:
+            chunk, _ = run_chunk(vlm, window, step.chunk)
+            step = replace(step, chunk=chunk, patch=None)
+        elif step.action is Action.FORM:
+            step = replace(step, patch=_fresh(vlm, window, step, plan.policy))
+        # The plan keeps its window.
+        window = append(
+            window, step.chunk, step.patch, donate=window.mode == "materialise" and window is not plan.window
+        )
+        done.append(step)
+    return replace(plan, steps=tuple(done), window=window)
+
+
+def _changed(pairs: list[Pair], change: Change) -> list[Pair]:
+    count = len(pairs)
+
+    def check(place: int, last: int) -> None:
+        if not 0 <= place <= last:
+            raise ValueError(f"{change} names place {place}; the window then has places 0..{last}")
+
+    match change:
+        case Recall(chunk, patch, at):
+            at = count if at is None else at
+            check(at, count)
+            return [*pairs[:at], (chunk, patch), *pairs[at:]]
+        case Evict(places):
+            for place in places:
+                check(place, count - 1)
+            return [pair for i, pair in enumerate(pairs) if i not in places]
+        case Reorder(order):
+            if sorted(order) != list(range(count)):
+                raise ValueError(f"order must be a permutation of 0..{count - 1}; got {list(order)}")
+            return [pairs[i] for i in order]
+        case Replace(index, chunk, patch):
+            check(index, count - 1)
+            return [*pairs[:index], (chunk, patch), *pairs[index + 1 :]]
+
+
+def _held(chunk: Chunk, patch: Patch | None, stored: Sequence[Patch]) -> tuple[Patch, ...]:
+    more = [other for other in stored if chunk.key and other.chunk == chunk.key and other is not patch]
+    return (*(() if patch is None else (patch,)), *more)
+
+
+def _needed(
+    vlm: Backbone,
+    window: Window,
+    chunk: Chunk,
+    held: tuple[Patch, ...],
+    present: Patch | None,
+    policy: ReusePolicy,
+    fresh: Sequence[int] = (),
+) -> Step:
+    """What a chunk needs at a window's end, where the entries ``fresh`` are still to be made right."""
+    moved = 2 * chunk.length * window.spec.token_bytes if window.mode == "materialise" else 0
+    verdicts = [policy.judge(window, chunk, patch, fresh=fresh) for patch in held] or [_unpatched(window, chunk)]
+    best = min(range(len(verdicts)), key=lambda i: (not verdicts[i].accept, verdicts[i].estimate_kl))
+    verdict, patch = verdicts[best], held[best] if held else None
+    nbytes = moved + (0 if patch is None else patch.nbytes)
+    if verdict.accept:
+        action = Action.ROTATE if patch is present else Action.STORED
+        return Step(chunk, held, patch, action, verdict.estimate_kl, verdict.reason, bytes=nbytes)
+    if policy.fallback == "error":
+        raise StalePatchError(
+            f'{describe(chunk)} needs a forward here: {verdict.reason}; choose fallback="patch" or "reprefill"'
+        )
+    action = Action.PREFILL if chunk.conditioned or policy.fallback == "reprefill" else Action.FORM
+    flops = forward_flops(vlm, chunk.length, window.tokens)
+    return Step(chunk, held, patch, action, 0.0, verdict.reason, flops=flops, bytes=nbytes)
+
+
+def _unpatched(window: Window, chunk: Chunk) -> Verdict:
+    """Of a chunk without a patch: canonical, or with the KV it was given by a forward."""
+    if chunk.lineage and chunk.lineage == window.lineage:
+        return Verdict(True, 0.0, "it stands behind what it was run behind")
+    if not chunk.key or not window.lineage:
+        return Verdict(False, math.inf, "it has no patch, and without a key it is not known what it was run behind")
+    if chunk.antecedents == window.keys and chunk.preamble == window.preamble.chunk.key:
+        return Verdict(False, math.inf, "it has no patch, and the chunks before it have other patches than when it ran")
+    return Verdict(False, math.inf, "it has no patch, and other chunks before it than it was run behind")
+
+
+def _fresh(vlm: Backbone, window: Window, step: Step, policy: ReusePolicy) -> Patch:
+    largest = max(step.held, key=lambda patch: patch.nbytes, default=None)
+    size = Size(rank=RANK) if largest is None else Size.like(largest.factors, largest.length)
+    sketch = None if policy.calibration is None else policy.calibration.sketch
+    return form_patch(vlm, step.chunk, context=window, sketch=sketch, **size.asked)
+
+
+def _flops(vlm: Backbone, window: Window, place: int) -> float:
+    before = window.preamble.chunk.length + sum(entry.chunk.length for entry in window.entries[:place])
+    return forward_flops(vlm, window.entries[place].chunk.length, before)

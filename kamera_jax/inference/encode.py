@@ -1,0 +1,286 @@
+"""Running the model: encode a chunk alone, prefill chunks together, form a patch."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from kamera_jax.backbone import Backbone, Output
+from kamera_jax.chunk import Chunk, Patch, describe
+from kamera_jax.errors import ModelMismatchError
+from kamera_jax.forward import chunk_of, preamble_chunk, run
+from kamera_jax.handle import traced
+from kamera_jax.identity import patch_key
+from kamera_jax.kv import Segment, Sketch, SketchSpec, bucket
+from kamera_jax.patch.size import Size
+from kamera_jax.patch.sketch import take_jit
+from kamera_jax.window.window import Window, aligned, append, check_chunk, check_length, check_model, materialised
+
+ROOM = 256
+"""Slots a prefilled window keeps free by default, for a question and its answer."""
+
+
+def encode(vlm: Backbone, item: Any, *, preamble: Literal["pinned"] | None = "pinned") -> Chunk:
+    """A chunk's canonical KV: the item run with nothing before it but the preamble.
+
+    Args:
+        vlm: the model.
+        item: str is text, Path a file, PIL image or uint8[H, W, 3] an image.
+        preamble: ``"pinned"`` runs it after the model's own preamble, which takes the attention-sink role; None after
+            nothing at all.
+
+    Raises:
+        ValueError: the item cannot be read, is empty, or has an unsupported type.
+        ModelLengthError: it is longer than the model.
+    """
+    segment = vlm.prepare(item)
+    if preamble is None:
+        check_length(vlm.spec, 0.0, segment.advance)
+        return chunk_of(vlm, segment, run(vlm.params, segment, None, forward=vlm.forward), None)
+    return encode_segment(vlm, segment)
+
+
+def encode_segment(vlm: Backbone, segment: Segment) -> Chunk:
+    """Canonical KV of a prepared item, run after the preamble alone."""
+    chunk, _ = run_chunk(vlm, Window.empty(vlm, aligned(preamble_chunk(vlm).length)), segment)
+    return chunk
+
+
+def run_chunk(
+    vlm: Backbone, window: Window, source: Segment | Chunk, collect: tuple[str, ...] = ()
+) -> tuple[Chunk, Output]:
+    """A chunk with the KV that one forward on the window as it stands gives it, and all that forward returned.
+
+    Args:
+        vlm: the model.
+        window: what it sees.
+        source: what is run; a turn that is run again stays one.
+        collect: see `Backbone.forward`.
+    """
+    segment, turn = (source.segment, source.turn) if isinstance(source, Chunk) else (source, False)
+    if segment.advance is not None:
+        check_length(vlm.spec, window.next_position, segment.advance)
+    output = run(vlm.params, segment.at(window.next_position), window.state, forward=vlm.forward, collect=collect)
+    return chunk_of(vlm, segment, output, window.preamble.chunk.key, window.entries, turn=turn), output
+
+
+def prefill(vlm: Backbone, items: Sequence[Any], *, capacity: int | None = None) -> Window:
+    """A window by full prefill: every chunk sees all before it. The reference that reuse is held against.
+
+    Args:
+        vlm: the model.
+        items: what `encode` takes, or chunks that still have their inputs.
+        capacity: slots of the window; enough for the items and a turn by default.
+
+    Returns:
+        A window whose chunks hold conditioned KV and are marked with what they were conditioned on.
+
+    Raises:
+        ValueError: an item cannot be read. WindowFullError: ``capacity`` is too small. MissingInputsError: a chunk
+            lost its inputs.
+    """
+    sources = _sources(vlm, items)
+    window = _room_for(vlm, sources, capacity)
+    for source in sources:
+        chunk, _ = run_chunk(vlm, window, source)
+        window = append(window, chunk, donate=bool(window.entries))
+    return window
+
+
+def _sources(vlm: Backbone, items: Sequence[Any]) -> list[Segment | Chunk]:
+    for item in items:
+        if isinstance(item, Chunk):
+            _check_model(vlm, item)
+            _ = item.segment  # raises before anything is run
+    return [item if isinstance(item, Chunk) else vlm.prepare(item) for item in items]
+
+
+def _room_for(vlm: Backbone, sources: Sequence[Segment | Chunk], capacity: int | None) -> Window:
+    if capacity is None:
+        capacity = _slots(vlm, [int(source.length) for source in sources], ROOM)
+    return Window.empty(vlm, capacity)
+
+
+def form_patch(
+    vlm: Backbone,
+    chunk: Chunk,
+    *,
+    antecedents: Sequence[Chunk] | None = None,
+    context: Window | None = None,
+    rank: int | None = None,
+    energy: float | None = None,
+    max_bytes: int | None = None,
+    int8: bool | None = None,
+    sketch: SketchSpec | None = None,
+) -> Patch:
+    """What ``chunk`` absorbs from the chunks before it, as a low-rank patch.
+
+    Without a choice of size it takes at most 10 % of the chunk's bytes, as with ``max_bytes``, and at most 32
+    components in any layer.
+
+    Args:
+        vlm: the model that encoded the chunk.
+        chunk: canonical, with its inputs.
+        antecedents: exact form: prefill preamble, antecedents and chunk together, in this order.
+        context: one forward of the chunk alone, on a window as it stands; one that keeps its chunks in place is
+            materialised for it.
+        rank: components in every layer.
+        energy: instead, the share of every layer's squared change to keep; ranks differ per layer.
+        max_bytes: instead, what the patch may take; the components of most energy, whatever their layer.
+        int8: store the factors as int8 with a scale for each component, or in the KV's dtype. By default where bytes
+            are what is asked for: with ``max_bytes``, and without a choice.
+        sketch: which attention to keep a sketch of, for `kamera_jax.staleness`; its bytes come on top.
+
+    Raises:
+        ValueError: not exactly one of antecedents and context, more than one of rank, energy and max_bytes, a chunk
+            that is not canonical, a size that is none, or a sketch of a layer that there is not.
+        ModelMismatchError, PreambleMismatchError: the chunk, an antecedent or the context comes from elsewhere.
+        MissingInputsError: the chunk, or an antecedent, lost its inputs.
+    """
+    if (antecedents is None) == (context is None):
+        raise ValueError("give either antecedents= (chunks to prefill before it) or context= (a window as it stands)")
+    size = Size(rank, energy, max_bytes, int8)
+    _check_canonical(chunk)
+    _check_model(vlm, chunk)
+    _ = chunk.segment  # raises before anything is run
+    if context is not None:
+        check_model(vlm, context)
+    window = _prefilled(vlm, antecedents) if context is None else context
+    check_chunk(window, chunk)
+    window = materialised(window)  # what each chunk received cannot be told apart in place
+    conditioned, output = run_chunk(vlm, window, chunk, _collected(sketch))
+    # Inside the forming window antecedents are conditioned and keyed as such; a patch names those its caller knows.
+    keys = window.keys if antecedents is None else tuple(each.key for each in antecedents)
+    return _patch(chunk, conditioned, output, window, keys, size, sketch)
+
+
+def form_patches(
+    vlm: Backbone,
+    items: Sequence[Any],
+    *,
+    capacity: int | None = None,
+    rank: int | None = None,
+    energy: float | None = None,
+    max_bytes: int | None = None,
+    int8: bool | None = None,
+    sketch: SketchSpec | None = None,
+) -> tuple[Window, tuple[Patch | None, ...]]:
+    """`prefill`, and with the same forwards the patches of all its chunks behind those before them.
+
+    What was never encoded alone is kept as it is: with its conditioned KV, as the window has it, and no patch.
+
+    Args:
+        vlm: the model.
+        items: canonical chunks with their inputs, and what `encode` takes.
+        capacity: as of `prefill`.
+        rank, energy, max_bytes, int8, sketch: of each patch, as of `form_patch`.
+
+    Returns:
+        The prefilled window, and for each item its patch, or None for what is no canonical chunk. A patch names the
+        chunks that were given, and the window's own where an item was no chunk.
+
+    Raises:
+        ValueError, PreambleMismatchError, MissingInputsError: as of `prefill` and `form_patch`. WindowFullError:
+            ``capacity`` is too small.
+    """
+    size = Size(rank, energy, max_bytes, int8)
+    sources = _sources(vlm, items)
+    window = _room_for(vlm, sources, capacity)
+    for item in items:
+        if isinstance(item, Chunk):
+            _check_canonical(item)
+            check_chunk(window, item)
+    keys: tuple[str, ...] = ()
+    patches: list[Patch | None] = []
+    for item, source in zip(items, sources, strict=True):
+        canonical = item if isinstance(item, Chunk) else None
+        collect = () if canonical is None else _collected(sketch)
+        conditioned, output = run_chunk(vlm, window, source, collect)
+        if canonical is None:
+            patches.append(None)
+        else:
+            patches.append(_patch(canonical, conditioned, output, window, keys, size, sketch))
+        keys += ((conditioned if canonical is None else canonical).key,)
+        window = append(window, conditioned, donate=bool(window.entries))
+    return window, tuple(patches)
+
+
+def _collected(sketch: SketchSpec | None) -> tuple[str, ...]:
+    return ("attention_mass",) if sketch is None else ("attention_mass", "queries")
+
+
+def _check_canonical(chunk: Chunk) -> None:
+    if chunk.conditioned:
+        raise ValueError(
+            f"{describe(chunk)} holds KV conditioned on {len(chunk.antecedents) or 'other'} chunks; a patch is formed "
+            "for a canonical one"
+        )
+
+
+def _patch(
+    chunk: Chunk,
+    conditioned: Chunk,
+    output: Output,
+    window: Window,
+    antecedents: tuple[str, ...],
+    size: Size,
+    sketch: SketchSpec | None,
+) -> Patch:
+    """The patch of a chunk that a forward on ``window`` has conditioned; nothing here waits for the device."""
+    factors, residual = size.fit(conditioned.kv, chunk.kv, chunk.length)
+    context = window.lineage
+    key = patch_key(chunk.key, chunk.codec, context, asdict(size), factors.u.dtype.name, sketch)
+    return Patch(
+        factors=factors,
+        chunk=chunk.key,
+        model=chunk.model,
+        antecedents=antecedents,
+        mass=_shares(output.aux["attention_mass"], _owners(window, output), count=len(window.entries) + 2),
+        residual=residual,
+        length=chunk.length,
+        sketch=None if sketch is None else _sketch(output, chunk.length, sketch),
+        codec=chunk.codec,
+        key=key,
+        lineage=context if key else "",
+    )
+
+
+def _sketch(output: Output, length: int, spec: SketchSpec) -> Sketch:
+    return take_jit(output.aux["queries"], output.aux["attended"], length, spec=spec)
+
+
+def _prefilled(vlm: Backbone, antecedents: Sequence[Chunk] | None) -> Window:
+    return prefill(vlm, antecedents or (), capacity=_slots(vlm, [chunk.length for chunk in antecedents or ()], 0))
+
+
+def _slots(vlm: Backbone, lengths: Sequence[int], room: int) -> int:
+    return bucket(aligned(preamble_chunk(vlm).length) + sum(map(aligned, lengths)) + room)
+
+
+def _owners(window: Window, output: Output) -> Int[np.ndarray | Array, " S"]:
+    """Whose each slot is that attention goes to: an entry's, the preamble's, or the forming chunk's own."""
+    slots = np.arange(output.aux["attention_mass"].shape[1])
+    owner = np.where(slots < window.capacity, len(window.entries), len(window.entries) + 1).astype(np.int32)
+    for i, entry in enumerate(window.entries):
+        own = (slots >= entry.slot) & (slots < entry.slot + entry.chunk.length)
+        owner = jnp.where(own, i, owner) if traced(own) else np.where(own, np.int32(i), owner)
+    return owner
+
+
+@partial(jax.jit, static_argnames="count")
+def _shares(mass: jax.Array, owner: np.ndarray | jax.Array, *, count: int) -> jax.Array:
+    """Sum f32[L, S + T] over the slots of each of ``count`` owners."""
+    return mass @ jax.nn.one_hot(owner, count, dtype=jnp.float32)
+
+
+def _check_model(vlm: Backbone, chunk: Chunk) -> None:
+    if chunk.model != vlm.spec.fingerprint:
+        raise ModelMismatchError(
+            f"{describe(chunk)} was encoded by model {chunk.model[:12]}, this is {vlm.spec.fingerprint[:12]}; "
+            "encode it with this model"
+        )

@@ -1,0 +1,254 @@
+"""Asking a window: next-token logits of a question, and generation."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from kamera_jax.backbone import Backbone, Output
+from kamera_jax.chunk import Chunk
+from kamera_jax.forward import run
+from kamera_jax.identity import chunk_key, content_key
+from kamera_jax.kv import KV, ChunkPool, Segment, WindowState, bucket
+from kamera_jax.rope import RopeSpec
+from kamera_jax.types import Params, Stream
+from kamera_jax.window.reuse import write
+from kamera_jax.window.window import Window, append, check_length, check_model, check_room, turn_state
+
+
+def query(vlm: Backbone, window: Window, text: str) -> Float[Array, " V"]:
+    """Next-token logits f32[V] after the question, at the first answer token. The window is left as it is.
+
+    Raises:
+        ModelMismatchError: the window belongs to another model.
+        ModelLengthError: the question would stand beyond the model's length.
+        ValueError: the question is empty.
+    """
+    tail = question_tail(vlm, window, text)
+    check_length(window.spec, window.next_position, tail.advance)
+    output = run(vlm.params, tail, window.state, tail.length[None] - 1, forward=vlm.forward)
+    assert output.logits is not None
+    return output.logits[0]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """An answer.
+
+    Attributes:
+        text: what was generated, without the end-of-turn token.
+        tokens: its token ids.
+        ttft_s: seconds to the first token (the first call of a shape compiles).
+        window: the window with the turn, question and answer, kept as a chunk, closed for another to follow.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    ttft_s: float
+    window: Window
+
+
+def generate(
+    vlm: Backbone,
+    window: Window,
+    text: str,
+    *,
+    max_new_tokens: int = 16,
+    temperature: float = 0.0,
+    key: jax.Array | None = None,
+    stop: tuple[str, ...] = (),
+    stream: Stream | None = None,
+    keep: bool = True,
+) -> Generation:
+    """Answer a question.
+
+    Args:
+        vlm: the model.
+        window: the context; it is left as it is.
+        text: the question.
+        max_new_tokens: at most this many.
+        temperature: 0 is greedy.
+        key: randomness; needed when the temperature is above 0.
+        stop: texts that end the answer; they are cut off.
+        stream: called with each new piece of text.
+        keep: whether the turn, closed as the chat template closes it, becomes a chunk at the window's end; else
+            ``.window`` is the window as it was.
+
+    Raises:
+        ValueError: a negative temperature, one without a key, no tokens asked for, or an empty question.
+        ModelMismatchError: the window belongs to another model.
+        WindowFullError: question, answer and what closes the turn do not fit the window, or the model's length.
+    """
+    if temperature < 0 or max_new_tokens < 1:
+        raise ValueError(f"temperature must be ≥ 0 and max_new_tokens ≥ 1; got {temperature} and {max_new_tokens}")
+    if temperature > 0 and key is None:
+        raise ValueError(
+            "sampling needs randomness: pass key=jax.random.key(seed), or temperature=0 for the greedy answer"
+        )
+    tail, closing = question_tail(vlm, window, text), _closing(vlm) if keep else ()
+    question = int(tail.length)
+    most = turn_slots(vlm, tail, max_new_tokens, keep)
+    check_room(window, most, tail.advance + most - question)
+    started, first = time.perf_counter(), 0.0
+    state, start = turn_state(window, most)  # the loop donates it; the caller's window stays
+    last_piece = bucket(len(closing) + 1)  # of one length, whether or not the answer's last token is to be run with it
+    room = vlm.spec.empty_state(bucket(most) + last_piece)
+    last = np.asarray(tail.positions)[:, question - 1 : question]
+    step = partial(
+        _step,
+        vlm.params,
+        pools=window.state.pools,
+        start=start,
+        temperature=jnp.float32(temperature),
+        key=jax.random.key(0) if key is None else key,
+        forward=vlm.forward,
+        rope=vlm.spec.rope,
+    )
+    segment, turn, done, tokens, whole, said = tail, KV(room.rot, room.free), 0, [], "", ""
+    while True:
+        token, state, turn = step(segment, state, turn, done)
+        done += int(segment.length)
+        token = int(token)
+        first = first or time.perf_counter() - started
+        finished, stopped = token in vlm.eos, False
+        if not finished:
+            tokens.append(token)
+            whole = vlm.decode(tokens)
+            ends = [whole.index(mark) for mark in stop if mark in whole]
+            finished, stopped, whole = bool(ends), bool(ends), whole[: min(ends, default=len(whole))]
+        finished = finished or len(tokens) == max_new_tokens
+        settled = whole if finished else whole[: _settled(whole, stop)]
+        if stream is not None and len(settled) > len(said):
+            stream(settled[len(said) :])
+        said = settled
+        if finished:
+            break
+        segment = _piece([token], last + np.float32(len(tokens)), 1)
+    if not keep:
+        return Generation(whole, tuple(tokens), first, window)
+    answer = _saying(vlm, tokens, whole) if stopped else tokens
+    ran = min(done - question, len(answer))
+    rest = [*answer[ran:], *closing]
+    if rest:
+        positions = last + np.arange(ran + 1, ran + 1 + last_piece, dtype=np.float32)
+        _, state, turn = step(_piece(rest, positions, last_piece), state, turn, question + ran)
+    del state  # the turn is written as any chunk is, so that a window is what its entries say, to the bit
+    kept = _turn(vlm, window, tail, turn, [*answer, *closing])
+    return Generation(whole, tuple(tokens), first, append(window, kept))
+
+
+def _closing(vlm: Backbone) -> tuple[int, ...]:
+    return tuple(getattr(vlm, "closing", ()))
+
+
+def _piece(tokens: Sequence[int], positions: np.ndarray, padded: int) -> Segment:
+    """Tokens that follow others, at absolute positions f32[A, padded]."""
+    ids = np.zeros(padded, np.int32)
+    ids[: len(tokens)] = tokens
+    return Segment({"tokens": jnp.asarray(ids)}, jnp.asarray(positions), jnp.int32(len(tokens)), float(len(tokens)))
+
+
+def _saying(vlm: Backbone, tokens: list[int], text: str) -> list[int]:
+    """The fewest tokens that say a text they begin with: what a stop text took is no part of a kept turn."""
+    return next(tokens[:n] for n in range(len(tokens) + 1) if vlm.decode(tokens[:n]).startswith(text))
+
+
+def _settled(text: str, stop: tuple[str, ...]) -> int:
+    """How much of an unfinished answer later tokens cannot take back.
+
+    They may complete a character of several tokens (U+FFFD until then) or a stop text.
+    """
+    whole = len(text.rstrip("\ufffd"))
+    begun = [n for mark in stop for n in range(1, min(len(mark), len(text) + 1)) if text.endswith(mark[:n])]
+    return min(whole, len(text) - max(begun, default=0))
+
+
+def turn_slots(vlm: Backbone, tail: Segment, max_new_tokens: int, keep: bool) -> int:
+    """Slots that `generate` needs free."""
+    return int(tail.length) + max_new_tokens + (len(_closing(vlm)) if keep else 0)
+
+
+def question_tail(vlm: Backbone, window: Window, text: str) -> Segment:
+    """The question as it is asked of a window, at its absolute positions.
+
+    Raises:
+        ModelMismatchError: the window belongs to another model.
+        ValueError: the question is empty.
+    """
+    check_model(vlm, window)
+    follows = bool(window.entries) and window.entries[-1].chunk.turn
+    ask = getattr(vlm, "follow_up", vlm.tail) if follows else vlm.tail
+    return ask(text).at(window.next_position)
+
+
+@partial(jax.jit, static_argnames=("forward", "rope"), donate_argnames=("state", "turn"))
+def _step(
+    params: Params,
+    segment: Segment,
+    state: WindowState,
+    turn: KV,
+    done: jax.Array | int,
+    *,
+    pools: tuple[ChunkPool, ...],
+    start: jax.Array | int,
+    temperature: jax.Array,
+    key: jax.Array,
+    forward: Callable[..., Output],
+    rope: RopeSpec,
+) -> tuple[jax.Array, WindowState, KV]:
+    """Run a segment, choose the token after it, and keep the segment's KV: in the state, and un-rotated in the turn.
+
+    ``done`` tokens of the turn, which has its place at slot ``start``, went before; what a stop text took back of those
+    that were run after them is forgotten.
+    """
+    state = replace(state, valid=state.valid & (jnp.arange(state.valid.shape[0]) < start + done))
+    output = forward(params, segment, replace(state, pools=pools), logits_at=segment.length[None] - 1)
+    assert output.logits is not None
+    logits = output.logits[0]
+    cooled = logits / jnp.where(temperature > 0, temperature, 1.0)
+    sampled = jax.random.categorical(jax.random.fold_in(key, done), cooled)
+    token = jnp.where(temperature > 0, sampled, jnp.argmax(logits))
+    # A token's slot is no multiple of 16, which the kernels write from.
+    state = write(state, start + done, output.kv, None, segment.positions, segment.length, rope, implementation="xla")
+    turn = jax.tree.map(lambda whole, rows: jax.lax.dynamic_update_slice_in_dim(whole, rows, done, 1), turn, output.kv)
+    return token, state, turn
+
+
+def _turn(vlm: Backbone, window: Window, tail: Segment, kv: KV, said: Sequence[int]) -> Chunk:
+    """The question and what was said after it as a chunk conditioned on the window."""
+    question = int(tail.length)
+    length = question + len(said)
+    padded = bucket(length)
+    after = np.arange(1, padded - question + 1, dtype=np.float32)
+    positions, ids = np.asarray(tail.positions), np.zeros(padded, np.int32)
+    positions = np.concatenate([positions[:, :question], positions[:, question - 1 : question] + after], axis=1)
+    ids[:length] = [*np.asarray(tail.inputs["tokens"])[:question], *said]
+    content, context = content_key({"turn": ids[:length].tolist()}), window.lineage
+    key = chunk_key(content, vlm.spec, context)
+    return Chunk(
+        kv=_cut(kv, length, padded=padded),
+        positions=jnp.asarray(positions - positions[:, :1]),
+        length=length,
+        advance=float(tail.advance + len(said)),
+        model=vlm.spec.fingerprint,
+        preamble=window.preamble.chunk.key or None,
+        antecedents=window.keys,
+        inputs={"tokens": jnp.asarray(ids)},
+        turn=True,
+        spec=vlm.spec,
+        key=key,
+        content=content if key else "",
+        lineage=context if key else "",
+    )
+
+
+@partial(jax.jit, static_argnames="padded")
+def _cut(kv: KV, length: jax.Array | int, *, padded: int) -> KV:
+    """The first rows, zero past ``length``."""
+    valid = (jnp.arange(padded) < length)[None, :, None]
+    return jax.tree.map(lambda rows: jnp.where(valid, rows[:, :padded], jnp.zeros((), rows.dtype)), kv)

@@ -1,0 +1,291 @@
+"""Low-rank patches: what a chunk would have absorbed from its neighbours (arXiv 2606.23581, eq. 1).
+
+Everything here lives in the un-rotated frame, keys and values side by side, so that one patch serves every position.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from kamera_jax.kv import KV, Factors, bucket
+from kamera_jax.patch.subspace import Components, components
+from pallas_kernels.relocate_patch.reference import low_rank
+
+SHARE = 0.1
+"""Of a chunk's KV bytes: what a patch may take where nothing else is asked for."""
+
+WIDEST = 32
+"""Components that a layer then takes at most: the KL plateaus there (arXiv 2606.23581), and forming stays cheap."""
+
+UNEVEN = 3
+"""Under a byte budget no layer takes more than so many times the mean: what is looked for is bounded by it."""
+
+
+class Fitted(NamedTuple):
+    """A patch as it was fitted.
+
+    Attributes:
+        factors: the patch.
+        residual: share of each layer's squared change that its rank left out, f32[L]; 0 where nothing changed. From
+            the spectrum: what rounding the factors adds is not in it, see `residual`.
+    """
+
+    factors: Factors
+    residual: Float[Array, " L"]
+
+
+def _delta(conditioned: KV, canonical: KV, length: jax.Array | int) -> Float[Array, "L T F"]:
+    change = conditioned.features.astype(jnp.float32) - canonical.features.astype(jnp.float32)
+    return _valid_rows(change, length)
+
+
+def _valid_rows(x: Float[Array, "L T F"], length: jax.Array | int) -> Float[Array, "L T F"]:
+    return jnp.where((jnp.arange(x.shape[1]) < length)[None, :, None], x, 0.0)
+
+
+def fit(conditioned: KV, canonical: KV, length: jax.Array | int, rank: int) -> Factors:
+    """The best rank-``rank`` patch that turns canonical KV into conditioned KV, per layer.
+
+    What it leaves is within 1 % of the least possible (Eckart–Young); see `kamera_jax.patch.subspace`.
+
+    Args:
+        conditioned: KV of the chunk's tokens run after its antecedents [L, T, ·].
+        canonical: KV of the same tokens run alone, same frame.
+        length: valid tokens; the others are left out.
+        rank: components per layer, at most; those that only restore the KV's own rounding are left out.
+
+    Returns:
+        Factors in the canonical KV's dtype.
+
+    Raises:
+        ValueError: rank is below 1, or the two KV differ in shape.
+    """
+    return fit_rank(conditioned, canonical, length, rank).factors
+
+
+def fit_rank(
+    conditioned: KV, canonical: KV, length: jax.Array | int, rank: int, *, int8: bool = False, seed: int = 0
+) -> Fitted:
+    """`fit`, with what it leaves.
+
+    Args:
+        conditioned, canonical, length, rank: as of `fit`.
+        int8: store the factors as int8 with a scale for each component.
+        seed: of the sketch; the same seed gives the same bits.
+
+    Raises:
+        ValueError: as of `fit`.
+    """
+    if rank < 1:
+        raise ValueError(f"a patch needs a rank of at least 1; got {rank}")
+    found, worth = _found(conditioned, canonical, length, rank, seed)
+    return _fitted(found, jnp.minimum(rank, worth), rank, canonical, length, int8)
+
+
+def fit_energy(
+    conditioned: KV, canonical: KV, length: jax.Array | int, energy: float, *, int8: bool = False, seed: int = 0
+) -> Fitted:
+    """The smallest patch that keeps a share ``energy`` (0 to 1) of every layer's squared change.
+
+    Ranks differ per layer. Not traceable: the ranks decide the shape, one of few.
+
+    Raises:
+        ValueError: energy is outside (0, 1], or the two KV differ in shape.
+    """
+    _check(conditioned, canonical)
+    if not 0 < energy <= 1:
+        raise ValueError(f"energy is the share of the squared change to keep, in (0, 1]; got {energy}")
+    most = min(canonical.rot.shape[1], canonical.rot.shape[2] + canonical.free.shape[2])
+    for count in (min(WIDEST, most), most):
+        fitted, missed = _fit_share(conditioned, canonical, length, 1.0 - energy, count=count, int8=int8, seed=seed)
+        if not missed:
+            break
+    width = bucket(max(int(fitted.factors.ranks.max()), 1))
+    return Fitted(truncate(fitted.factors, width), fitted.residual)
+
+
+@partial(jax.jit, static_argnames=("count", "int8", "seed"))
+def _fit_share(
+    conditioned: KV,
+    canonical: KV,
+    length: jax.Array | int,
+    lost: jax.Array | float,
+    *,
+    count: int,
+    int8: bool,
+    seed: int,
+) -> tuple[Fitted, jax.Array]:
+    """The patch, and whether ``count`` components were too few for it."""
+    found, worth = _found(conditioned, canonical, length, count, seed)
+    budget = lost * (found.energy.sum(-1) + found.rest)
+    ranks = jnp.minimum(_leading(found, budget), worth)
+    missed = jnp.any((found.rest > budget) & (ranks == found.energy.shape[1]))
+    return _fitted(found, ranks, found.energy.shape[1], canonical, length, int8), missed
+
+
+def fit_bytes(
+    conditioned: KV,
+    canonical: KV,
+    length: jax.Array | int,
+    count: jax.Array | int,
+    *,
+    widest: int,
+    int8: bool = True,
+    seed: int = 0,
+) -> Fitted:
+    """The patch of at most ``count`` components in all, those of most energy, whatever their layer.
+
+    Args:
+        conditioned, canonical, length: as of `fit`.
+        count: components that the byte budget pays for; see `component_bytes`.
+        widest: components of a layer, at most.
+        int8, seed: as of `fit_rank`.
+
+    Raises:
+        ValueError: the two KV differ in shape.
+    """
+    found, worth = _found(conditioned, canonical, length, widest, seed)
+    energy = found.energy[:, :widest]
+    energy = jnp.where(jnp.arange(energy.shape[1])[None, :] < worth[:, None], energy, -1.0)
+    order = jnp.argsort(-energy.ravel(), stable=True)
+    place = jnp.zeros_like(order).at[order].set(jnp.arange(order.shape[0]))
+    taken = (place < count).reshape(energy.shape) & (energy >= 0)
+    return _fitted(found, taken.sum(-1).astype(jnp.int32), energy.shape[1], canonical, length, int8)
+
+
+def _found(
+    conditioned: KV, canonical: KV, length: jax.Array | int, count: int, seed: int
+) -> tuple[Components, Int[Array, " L"]]:
+    """Components of the change, and how many of each layer's are more than rounding."""
+    _check(conditioned, canonical)
+    found = components(_delta(conditioned, canonical, length), count, seed)
+    return found, _leading(found, _rounding(conditioned, found, length))
+
+
+def _leading(found: Components, budget: Float[Array, " L"]) -> Int[Array, " L"]:
+    """The fewest leading components whose rest has at most the energy ``budget``."""
+    rest = jnp.cumsum(found.energy[:, ::-1], axis=-1)[:, ::-1] + found.rest[:, None]
+    return jnp.sum(rest > budget[:, None], axis=-1).astype(jnp.int32)
+
+
+def _fitted(
+    found: Components, ranks: Int[Array, " L"], width: int, like: KV, length: jax.Array | int, int8: bool
+) -> Fitted:
+    """The first ``ranks`` components, in arrays of ``width``."""
+    past = jnp.arange(found.energy.shape[1])[None, :] >= ranks[:, None]
+    left = jnp.where(past, found.energy, 0.0).sum(-1) + found.rest
+    total = found.energy.sum(-1) + found.rest
+    residual = jnp.where(total > 0, left / jnp.where(total > 0, total, 1.0), 0.0)
+    u = jnp.where((jnp.arange(found.u.shape[-1]) < length)[None, None, :], found.u, 0.0)[:, :width]
+    factors = limit(Factors(u=u, v=found.v[:, :width], ranks=ranks), width)
+    if int8:
+        return Fitted(quantised(factors), residual)
+    u, v = factors.floats(like.rot.dtype)
+    return Fitted(Factors(u=u, v=v, ranks=factors.ranks), residual)
+
+
+REPEATED = 16
+"""Roundings, in f32, by which two programs of different shapes may differ over the same KV."""
+
+
+def _rounding(conditioned: KV, found: Components, length: jax.Array | int) -> Float[Array, " L"]:
+    """Energy of the rounding in a change: of the KV as stored (uniform in half an ulp), and of f32 arithmetic.
+
+    The first layer, whose KV does not depend on neighbours, has nothing else.
+    """
+    kv = conditioned.features
+    stored, computed = (float(jnp.finfo(dtype).eps) ** 2 for dtype in (kv.dtype, jnp.float32))
+    size = jnp.sum(jnp.square(_valid_rows(kv.astype(jnp.float32), length)), axis=(1, 2))
+    return (stored / 12 + REPEATED**2 * computed) * size + computed * found.energy.shape[-1] * found.energy.sum(-1)
+
+
+def _check(conditioned: KV, canonical: KV) -> None:
+    if (conditioned.rot.shape, conditioned.free.shape) != (canonical.rot.shape, canonical.free.shape):
+        raise ValueError(
+            f"conditioned KV is rot {conditioned.rot.shape}, free {conditioned.free.shape}; the canonical KV of the "
+            "same chunk is "
+            f"rot {canonical.rot.shape}, free {canonical.free.shape}; they must agree"
+        )
+
+
+def apply(kv: KV, factors: Factors) -> KV:
+    """KV with the patch added, still un-rotated; f32 math, the KV's dtype out.
+
+    Args:
+        kv: canonical KV [L, T, ·].
+        factors: of the same L, T and features.
+    """
+    delta = low_rank(*factors.floats(jnp.float32), factors.ranks)
+    split = kv.rot.shape[-1]
+    return KV(
+        rot=(kv.rot.astype(jnp.float32) + delta[..., :split]).astype(kv.rot.dtype),
+        free=(kv.free.astype(jnp.float32) + delta[..., split:]).astype(kv.free.dtype),
+    )
+
+
+def residual(conditioned: KV, canonical: KV, factors: Factors, length: jax.Array | int) -> Float[Array, " L"]:
+    """Share of each layer's squared change that the patch does not restore, f32[L]; 0 where nothing changed."""
+    change = _delta(conditioned, canonical, length)
+    left = change - _delta(apply(canonical, factors), canonical, length)
+    total = jnp.sum(change * change, axis=(1, 2))
+    return jnp.where(total > 0, jnp.sum(left * left, axis=(1, 2)) / jnp.where(total > 0, total, 1.0), 0.0)
+
+
+def quantised(factors: Factors) -> Factors:
+    """The same patch in int8, symmetric, with one scale for each component."""
+    sizes = [jnp.abs(x.astype(jnp.float32)).max(-1) / 127 for x in (factors.u, factors.v)]
+    u, v = (
+        jnp.round(x.astype(jnp.float32) / jnp.where(size > 0, size, 1.0)[..., None]).astype(jnp.int8)
+        for x, size in zip((factors.u, factors.v), sizes, strict=True)
+    )
+    return Factors(u=u, v=v, ranks=factors.ranks, scale=sizes[0] * sizes[1])
+
+
+def component_bytes(length: int, features: int, itemsize: int) -> int:
+    """Bytes of one component of one layer: valid tokens; with an itemsize of 1 its scale too."""
+    return (length + features) * itemsize + (SCALE_BYTES if itemsize == 1 else 0)
+
+
+SCALE_BYTES = 4
+
+
+def nbytes(factors: Factors, length: int) -> int:
+    """Bytes of a patch as stored: components in use, valid tokens, and their scales."""
+    return int(factors.ranks.sum()) * component_bytes(length, factors.v.shape[-1], factors.u.dtype.itemsize)
+
+
+def rank_for_bytes(max_bytes: int, *, layers: int, length: int, features: int, itemsize: int) -> int:
+    """The largest uniform rank whose patch takes at most ``max_bytes``.
+
+    Raises:
+        ValueError: not even rank 1 fits.
+    """
+    one = layers * component_bytes(length, features, itemsize)
+    if max_bytes < one:
+        raise ValueError(f"max_bytes={max_bytes} is below one component of this chunk, {one} bytes ({layers} layers)")
+    return max_bytes // one
+
+
+def limit(factors: Factors, rank: jax.Array | int) -> Factors:
+    """At most ``rank`` components a layer, the strongest, in arrays of the same shape."""
+    ranks = jnp.minimum(factors.ranks, rank)
+    used = jnp.arange(factors.u.shape[1])[None, :] < ranks[:, None]
+    u, v = (jnp.where(used[..., None], factor, jnp.zeros((), factor.dtype)) for factor in (factors.u, factors.v))
+    scale = None if factors.scale is None else jnp.where(used, factors.scale, 0.0)
+    return Factors(u=u, v=v, ranks=ranks, scale=scale)
+
+
+def truncate(factors: Factors, rank: int) -> Factors:
+    """The strongest ``rank`` components of a patch; components come strongest first.
+
+    Raises:
+        ValueError: rank is below 1.
+    """
+    if rank < 1:
+        raise ValueError(f"a patch needs a rank of at least 1; got {rank}")
+    scale = None if factors.scale is None else factors.scale[..., :rank]
+    ranks = jnp.minimum(factors.ranks, rank)
+    return Factors(u=factors.u[..., :rank, :], v=factors.v[..., :rank, :], ranks=ranks, scale=scale)

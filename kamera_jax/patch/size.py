@@ -1,0 +1,84 @@
+"""How large a patch may be, as a caller says it: a rank, a share of the change, or bytes."""
+
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import jax
+
+from kamera_jax import patch as patches
+from kamera_jax.kv import KV, Factors, bucket
+from kamera_jax.patch.fit import Fitted
+
+
+@dataclass(frozen=True)
+class Size:
+    """At most one of three bounds; none of them is the default. See `kamera_jax.form_patch`.
+
+    Attributes:
+        rank: components in every layer.
+        energy: share of every layer's squared change to keep.
+        max_bytes: of the whole patch.
+        int8: whether the factors are stored as int8; None where bytes are what is asked for.
+    """
+
+    rank: int | None = None
+    energy: float | None = None
+    max_bytes: int | None = None
+    int8: bool | None = None
+
+    def __post_init__(self) -> None:
+        if sum(choice is not None for choice in (self.rank, self.energy, self.max_bytes)) > 1:
+            raise ValueError(
+                f"give one of rank, energy and max_bytes; got rank={self.rank}, energy={self.energy}, "
+                f"max_bytes={self.max_bytes}"
+            )
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """As keyword arguments of `kamera_jax.form_patch`."""
+        return asdict(self)
+
+    @staticmethod
+    def like(factors: Factors, length: int) -> "Size":
+        """What a patch of the same kind as ``factors`` is asked for with."""
+        if factors.scale is None:
+            return Size(rank=factors.u.shape[1])
+        used = patches.nbytes(factors, length)
+        return Size(max_bytes=used) if used else Size()
+
+    def fit(self, conditioned: KV, canonical: KV, length: int | jax.Array) -> Fitted:
+        """The patch of this size.
+
+        Raises:
+            ValueError: as of `kamera_jax.patch.fit` and `fit_energy`, or ``max_bytes`` is below one component, or
+                anything but a rank is asked for inside a JAX transformation.
+        """
+        if self.rank is not None:
+            return _fit_rank(conditioned, canonical, length, self.rank, int8=bool(self.int8))
+        if not isinstance(length, int):
+            raise ValueError(
+                "inside a JAX transformation it is not known how many bytes a chunk's patch may take; give a rank"
+            )
+        if self.energy is not None:
+            return patches.fit_energy(conditioned, canonical, length, self.energy, int8=bool(self.int8))
+        int8 = self.int8 is not False
+        layers, tokens = canonical.rot.shape[:2]
+        features = canonical.rot.shape[-1] + canonical.free.shape[-1]
+        itemsize = canonical.rot.dtype.itemsize
+        one = patches.component_bytes(length, features, 1 if int8 else itemsize)
+        if self.max_bytes is None:
+            most = max(int(patches.SHARE * layers * length * features * itemsize), one)
+            widest = patches.WIDEST
+        elif self.max_bytes < one:
+            raise ValueError(f"max_bytes={self.max_bytes} is below one component of this chunk, {one} bytes")
+        else:
+            most, widest = self.max_bytes, min(tokens, features)
+        count = most // one
+        # Every length has a count of its own; few shapes, so that nothing recompiles.
+        widest = min(widest, bucket(-(-patches.UNEVEN * count // layers)), tokens, features)
+        return _fit_bytes(conditioned, canonical, length, count, widest=widest, int8=int8)
+
+
+_fit_rank = partial(jax.jit, static_argnames=("rank", "int8"))(patches.fit_rank)
+_fit_bytes = partial(jax.jit, static_argnames=("widest", "int8"))(patches.fit_bytes)

@@ -1,0 +1,145 @@
+"""What a few tokens of a chunk attended to while its patch was formed, and what the same queries read elsewhere."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from kamera_jax import rope
+from kamera_jax.kv import KV, Factors, KVSpec, Sketch, SketchSpec
+from kamera_jax.patch.fit import apply
+
+
+def take(
+    queries: Float[Array, "L T N D"],
+    attended: Float[Array, "L T N Dv"],
+    length: Int[Array, ""] | int,
+    *,
+    spec: SketchSpec,
+) -> Sketch:
+    """A sketch of what a forward collected: in every layer the tokens whose queries are furthest apart.
+
+    Each next token is the one whose query is furthest from all that are kept, so that no query is far from a kept one.
+
+    Args:
+        queries, attended: as `kamera_jax.backbone.Output` has them.
+        length: valid tokens; of a chunk with fewer than ``spec.tokens`` some are kept more than once.
+        spec: what to keep.
+
+    Raises:
+        ValueError: there is no such layer.
+    """
+    if max(spec.layers) >= queries.shape[0]:
+        raise ValueError(f"{spec} names a layer past the model's {queries.shape[0]}")
+    here = np.asarray(spec.layers)
+    asked, given = queries[here], attended[here]
+    kept = jax.vmap(lambda rows: _apart(rows.reshape(rows.shape[0], -1), length, spec.tokens))(asked)
+    asked, given = (jax.vmap(lambda rows, which: rows[which])(x, kept) for x in (asked, given))
+    return Sketch(asked.astype(attended.dtype), given, kept, spec)
+
+
+def _apart(rows: Float[Array, "T F"], length: Int[Array, ""] | int, count: int) -> Int[Array, " K"]:
+    """The first is the furthest from zero, each next one the furthest from all before."""
+    rows = rows.astype(jnp.float32)
+
+    def apart(row: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.square(rows - row[None]), axis=-1)
+
+    def furthest(distance: jax.Array) -> jax.Array:
+        return jnp.argmax(jnp.where(jnp.arange(len(rows)) < length, distance, -1.0)).astype(jnp.int32)
+
+    def keep(i: jax.Array, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        kept, distance = state
+        chosen = furthest(distance)
+        return kept.at[i].set(chosen), jnp.minimum(distance, apart(rows[chosen]))
+
+    first = furthest(apart(jnp.zeros_like(rows[0])))
+    start = (jnp.zeros(count, jnp.int32).at[0].set(first), apart(rows[first]))
+    return jax.lax.fori_loop(1, count, keep, start)[0]
+
+
+def reread(
+    sketch: Sketch,
+    kv: KV,
+    factors: Factors,
+    positions: Float[Array, "A T"],
+    rot: Float[Array, "l S Fr"],
+    free: Float[Array, "l S Ff"],
+    seen: Bool[Array, " S"],
+    base: Float[Array, ""],
+    *,
+    spec: KVSpec,
+) -> tuple[Float[Array, "l K N Dv"], Float[Array, " S"]]:
+    """What the sketch's queries read in a context, their own chunk with its patch included; vmap-safe.
+
+    Args:
+        sketch: of the chunk.
+        kv: the chunk's, canonical.
+        factors: its patch.
+        positions: its local positions.
+        rot, free: the sketch's layers of the context, keys rotated.
+        seen: slots that hold a token.
+        base: the position the chunk comes to.
+        spec: what the KV is.
+
+    Returns:
+        Attention outputs, f32, and the share of attention each slot received in the first of the layers, averaged over
+        tokens and heads.
+    """
+    here = np.asarray(sketch.spec.layers)
+    own = apply(*jax.tree.map(lambda leaf: leaf[here], (kv, factors)))
+    positions = positions + base
+    read = jax.vmap(partial(_read, positions=positions, seen=seen, spec=spec))
+    outputs, weights = read(sketch.queries, sketch.tokens, own.rot, own.free, rot, free)
+    return outputs, weights[0]
+
+
+def _read(
+    queries: jax.Array,
+    tokens: jax.Array,
+    own_rot: jax.Array,
+    own_free: jax.Array,
+    rot: jax.Array,
+    free: jax.Array,
+    *,
+    positions: jax.Array,
+    seen: jax.Array,
+    spec: KVSpec,
+) -> tuple[jax.Array, jax.Array]:
+    """One layer of `reread`."""
+    rotated = rope.rotate(own_rot.reshape(positions.shape[1], spec.heads, -1), positions, spec.rope)
+    keys = jnp.concatenate([rot, rotated.reshape(own_rot.shape)]).astype(jnp.float32)
+    values = jnp.concatenate([free, own_free]).astype(jnp.float32)
+    keys, values = (x.reshape(x.shape[0], spec.heads, -1) for x in (keys, values))
+    queries = queries.astype(jnp.float32)
+    still, turned = jnp.split(queries, [queries.shape[-1] - spec.rope.head_dim], axis=-1)
+    if still.shape[-1]:  # absorbed: the latent is key and value both
+        keys = jnp.concatenate([values, keys], axis=-1)
+    queries = jnp.concatenate([still, rope.rotate(turned, positions[:, tokens], spec.rope)], axis=-1)
+    groups = np.arange(queries.shape[1]) * spec.heads // queries.shape[1]
+    scores = jnp.einsum("knd,snd->kns", queries, keys[:, groups], precision="highest")
+    context = jnp.broadcast_to(seen[None], (len(queries), len(seen)))
+    own_past = jnp.arange(positions.shape[1])[None, :] <= tokens[:, None]
+    mask = jnp.concatenate([context, own_past], axis=-1)
+    weights = jax.nn.softmax(jnp.where(mask[:, None], scores, -jnp.inf), axis=-1)
+    outputs = jnp.einsum("kns,snd->knd", weights, values[:, groups], precision="highest")
+    return outputs, weights[..., : len(seen)].mean((0, 1))
+
+
+def changes(then: Float[Array, "l K N Dv"], now: Float[Array, "l K N Dv"]) -> Float[Array, " l"]:
+    """How far attention outputs have moved in each layer; see `Staleness.change`."""
+    then, now = then.astype(jnp.float32), now.astype(jnp.float32)
+    moved = jnp.sqrt(jnp.sum(jnp.square(now - then), axis=(2, 3)))
+    return moved.max(axis=1) / jnp.sqrt(jnp.mean(jnp.sum(jnp.square(then), axis=(2, 3)), axis=1))
+
+
+@partial(jax.jit, static_argnames="spec")
+def change_jit(then: jax.Array, now: jax.Array, *, spec: SketchSpec) -> jax.Array:
+    """The largest of the layers' changes, weighted."""
+    return (changes(then, now) * jnp.asarray(spec.weights)).max()
+
+
+reread_jit = partial(jax.jit, static_argnames="spec")(reread)
+take_jit = partial(jax.jit, static_argnames="spec")(take)

@@ -1,0 +1,305 @@
+"""What the vision transformers share: pre-norm blocks with LayerNorm, biased attention and a two-layer MLP.
+
+The Square names are for towers whose images all have one size (SigLIP, CLIP): one shape, so nothing is padded.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from kamera_jax import rope
+from models.blocks.attention import grouped_attention
+from models.blocks.layers import dense, rotation
+from models.blocks.params import ParamInfo, Params, linear, stacked
+from models.hub.fields import Fields, UnsupportedConfigError
+from models.hub.text_config import IGNORED
+from models.hub.text_weights import dense_rows
+from models.hub.weights import Row
+
+THETA = 10000.0
+"""RoPE base of the axial rotation; no tower configures another."""
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+}
+"""By the names that transformers gives them."""
+
+UNUSED_FIELDS = (*IGNORED, "dropout", "initializer_factor")
+"""Fields of a vision_config about training, or about the program that wrote it."""
+
+
+@dataclass(frozen=True)
+class VitConfig:
+    """A tower of ``depth`` blocks of width E.
+
+    Attributes:
+        depth: blocks that run.
+        hidden_size: E.
+        intermediate_size: of the blocks' MLP.
+        num_heads: of the blocks' attention.
+        in_channels: of the image.
+        patch_size: pixels along a side of a patch.
+        hidden_act: of the blocks' MLP, a name in `ACTIVATIONS`.
+        layer_norm_eps: of the tower's norms.
+        out_hidden_size: what the projector makes of it, the width of the language model.
+    """
+
+    depth: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    in_channels: int
+    patch_size: int
+    hidden_act: str
+    layer_norm_eps: float
+    out_hidden_size: int
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_heads:
+            raise UnsupportedConfigError(
+                f"vision_config: {self.num_heads} heads of width {self.hidden_size} in all; one must divide the other"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """Width of a head."""
+        return self.hidden_size // self.num_heads
+
+    @property
+    def pixels(self) -> int:
+        """C: values in a patch."""
+        return self.in_channels * self.patch_size**2
+
+
+@dataclass(frozen=True)
+class SquareConfig(VitConfig):
+    """A tower of images of ``image_size`` x ``image_size`` pixels, one token per patch."""
+
+    image_size: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.image_size % self.patch_size:
+            raise UnsupportedConfigError(
+                f"vision_config: image_size is {self.image_size}; expected a multiple of patch_size, {self.patch_size}"
+            )
+
+    @property
+    def side(self) -> int:
+        """Patches along a side of the image."""
+        return self.image_size // self.patch_size
+
+
+@runtime_checkable
+class Plan(Protocol):
+    """What `pad_patches` needs of a plan."""
+
+    @property
+    def rows(self) -> int:
+        """P: patches that the tower takes, padding included."""
+        ...
+
+
+@flax.struct.dataclass
+class SquarePlan:
+    """The layout of an image of the one size. Plans may be stacked, for vmap.
+
+    Attributes:
+        tokens: output tokens, all of them valid, i32 scalar.
+        rows: P, the number of patches.
+    """
+
+    tokens: Int[Array | np.ndarray, "*B"]
+    rows: int = flax.struct.field(pytree_node=False)
+
+
+def pad_patches(patches: Float[np.ndarray, "n C"], plan: Plan) -> Float[np.ndarray, "P C"]:
+    """Patches with zero rows after them, as many as the plan has."""
+    return np.pad(patches, ((0, plan.rows - len(patches)), (0, 0)))
+
+
+def square_plan(grid_h: int, grid_w: int, config: SquareConfig, bucket: int = 256) -> SquarePlan:
+    """Check that an image has the one size.
+
+    Args:
+        grid_h, grid_w: the image in patches.
+        config: the tower's configuration.
+        bucket: what other towers pad to; here every image has the same rows already.
+
+    Raises:
+        ValueError: the grid is another.
+    """
+    if (grid_h, grid_w) != (config.side, config.side):
+        raise ValueError(
+            f"the grid is {grid_h} x {grid_w} patches; expected {config.side} x {config.side}: "
+            f"resize the image to {config.image_size} x {config.image_size} pixels"
+        )
+    return SquarePlan(tokens=np.asarray(config.side**2, np.int32), rows=config.side**2)
+
+
+def norm(width: int) -> Params:
+    """Declaration of a LayerNorm: w and b [width]."""
+    return {"w": ParamInfo((width,), "ones"), "b": ParamInfo((width,), "zeros")}
+
+
+def mlp_declaration(inputs: int, hidden: int, outputs: int, *, bias: bool = True) -> Params:
+    """Declaration of two dense layers, for `mlp`."""
+    return {"hidden": linear(inputs, hidden, bias=bias), "out": linear(hidden, outputs, bias=bias)}
+
+
+def blocks_declaration(config: VitConfig, *, fused: bool = False) -> Params:
+    """Every parameter of the blocks, stacked; ``fused`` keeps q, k and v in one dense layer."""
+    width = config.hidden_size
+    projections = {"qkv": 3 * width} if fused else {"q": width, "k": width, "v": width}
+    block: Params = {
+        "attn_norm": norm(width),
+        "attn": {name: linear(width, outputs, bias=True) for name, outputs in (projections | {"o": width}).items()},
+        "mlp_norm": norm(width),
+        "mlp": mlp_declaration(width, config.intermediate_size, width),
+    }
+    return stacked(config.depth, block)
+
+
+def layer_norm(layer: Params, x: Float[Array, "... E"], eps: float) -> Float[Array, "... E"]:
+    """LayerNorm in f32, rounded once to the dtype of ``x`` (torch ``LayerNorm``)."""
+    wide = x.astype(jnp.float32)
+    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    scaled = centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + eps)
+    w, b = (layer[name].astype(jnp.float32).reshape((1,) * (x.ndim - 1) + layer[name].shape) for name in "wb")
+    return (scaled * w + b).astype(x.dtype)
+
+
+def mlp(layer: Params, x: Float[Array, "... I"], activation: str) -> Float[Array, "... O"]:
+    """``out(activation(hidden(x)))``."""
+    return dense(layer["out"], ACTIVATIONS[activation](dense(layer["hidden"], x)))
+
+
+def run_blocks(
+    blocks: Params,
+    config: VitConfig,
+    x: Float[Array, "T E"],
+    *,
+    valid: Bool[Array, " T"] | None = None,
+    rotate: Callable[[jax.Array], jax.Array] | None = None,
+) -> Float[Array, "T E"]:
+    """Blocks in which every row sees every valid one.
+
+    Args:
+        blocks: as declared by `blocks_declaration`.
+        config: the tower's configuration (static).
+        x: embedded patches.
+        valid: which rows hold a patch; all by default.
+        rotate: applied to the heads [T, N, D] of q and k, such as an `axial_rotation`.
+    """
+    tokens = x.shape[0]
+    seen = jnp.ones(tokens, bool) if valid is None else valid
+    mask = jnp.broadcast_to(seen[None, :], (tokens, tokens))
+
+    def block(x: jax.Array, weights: Params) -> tuple[jax.Array, None]:
+        attn = weights["attn"]
+        h = layer_norm(weights["attn_norm"], x, config.layer_norm_eps)
+        if "qkv" in attn:
+            q, k, v = dense(attn["qkv"], h).reshape(tokens, 3, config.num_heads, -1).swapaxes(0, 1)
+        else:
+            q, k, v = (dense(attn[name], h).reshape(tokens, config.num_heads, -1) for name in "qkv")
+        if rotate is not None:
+            q, k = rotate(q), rotate(k)
+        x = x + dense(attn["o"], grouped_attention(q, k, v, mask, config.head_dim**-0.5)[0])
+        h = layer_norm(weights["mlp_norm"], x, config.layer_norm_eps)
+        return x + mlp(weights["mlp"], h, config.hidden_act), None
+
+    return jax.lax.scan(block, x, blocks)[0]
+
+
+def axial_rotation(positions: Float[Array, "2 T"], head_dim: int) -> Callable[[jax.Array], jax.Array]:
+    """2-D RoPE of heads [T, N, D] in half-split pairs, f32 inside.
+
+    Rows (``positions[0]``) turn the first half of the pairs, columns the second, both with the same frequencies.
+    """
+    frequencies = tuple(rope.inverse_frequencies(head_dim // 2, THETA).tolist())
+    spec = rope.RopeSpec(frequencies + frequencies, head_dim, sections=(len(frequencies), len(frequencies)))
+    return rotation(spec, positions)
+
+
+def square_declaration(config: SquareConfig, *, class_token: bool = False) -> Params:
+    """Embedding and blocks; with a class token, as CLIP: no bias under the patches, and a norm before the blocks."""
+    width = config.hidden_size
+    tower: Params = {
+        "patch_embed": linear(config.pixels, width, bias=not class_token),
+        "positions": ParamInfo((config.side**2 + class_token, width), "embedding"),
+        "blocks": blocks_declaration(config),
+    }
+    if class_token:
+        tower |= {"class": ParamInfo((width,), "embedding"), "pre_norm": norm(width)}
+    return tower
+
+
+def square_features(
+    params: Params, config: SquareConfig, patches: Float[Array | np.ndarray, "P C"]
+) -> Float[Array, "T E"]:
+    """What the last block makes of an image's patches in raster order, after the class token where there is one."""
+    x = dense(params["patch_embed"], jnp.asarray(patches).astype(params["patch_embed"]["w"].dtype))
+    if "class" in params:
+        x = jnp.concatenate([params["class"][None, :], x])
+    x = x + params["positions"]
+    if "pre_norm" in params:
+        x = layer_norm(params["pre_norm"], x, config.layer_norm_eps)
+    return run_blocks(params["blocks"], config, x)
+
+
+def activation_name(fields: Fields, name: str, default: str) -> str:
+    """A field that names an activation.
+
+    Raises:
+        UnsupportedConfigError: one that is not in `ACTIVATIONS`.
+    """
+    value = fields.take(name, str, default)
+    if value not in ACTIVATIONS:
+        raise UnsupportedConfigError(f"{fields.section}: {name} is {value!r}; expected one of {sorted(ACTIVATIONS)}")
+    return value
+
+
+def square_fields(fields: Fields, *, patch_size: int, hidden_act: str, layer_norm_eps: float) -> dict[str, Any]:
+    """The fields of a `SquareConfig` that SigLIP and CLIP say alike, with the defaults in which they differ.
+
+    Raises:
+        UnsupportedConfigError: a value that asks for another computation, named.
+    """
+    return {
+        "depth": fields.size("num_hidden_layers", 12),
+        "hidden_size": fields.size("hidden_size", 768),
+        "intermediate_size": fields.size("intermediate_size", 3072),
+        "num_heads": fields.size("num_attention_heads", 12),
+        "in_channels": fields.size("num_channels", 3),
+        "patch_size": fields.size("patch_size", patch_size),
+        "image_size": fields.size("image_size", 224),
+        "hidden_act": activation_name(fields, "hidden_act", hidden_act),
+        "layer_norm_eps": fields.positive("layer_norm_eps", layer_norm_eps),
+    }
+
+
+def norm_rows(name: str, path: str) -> list[Row]:
+    """Rows of a LayerNorm."""
+    return [Row(f"{name}.weight", f"{path}/w"), Row(f"{name}.bias", f"{path}/b")]
+
+
+def encoder_rows(name: str, path: str) -> list[Row]:
+    """Rows of the blocks, as SigLIP and CLIP name them: ``{name}.layers.N`` into ``{path}``."""
+    layer = f"{name}.layers.{{}}"
+    return [
+        *norm_rows(f"{layer}.layer_norm1", f"{path}/attn_norm"),
+        *norm_rows(f"{layer}.layer_norm2", f"{path}/mlp_norm"),
+        *dense_rows(f"{layer}.mlp.fc1", f"{path}/mlp/hidden"),
+        *dense_rows(f"{layer}.mlp.fc2", f"{path}/mlp/out"),
+        *dense_rows(f"{layer}.self_attn.out_proj", f"{path}/attn/o"),
+        *(row for p in "qkv" for row in dense_rows(f"{layer}.self_attn.{p}_proj", f"{path}/attn/{p}")),
+    ]

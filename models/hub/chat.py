@@ -1,0 +1,222 @@
+"""A checkpoint's tokenizer and chat template, split where chunks go: preamble, chunks, tail."""
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+
+from models.hub.control_tokens import ControlTokens
+from models.hub.fields import Fields, read_json
+
+_MARK, _ANSWER, _NEXT = "kamera-chunks-go-here", "kamera-answer-goes-here", "kamera-question-goes-here"
+_SYSTEM, _PADDED = "kamera-system-goes-here", " \n{} \n"
+_STARTS = ("", "x", "1", ".", "\n")
+"""What stands before a text within a turn, to see what it becomes there: one of them joins no token of it."""
+
+
+class ChatTemplateError(ValueError):
+    """A chat template that cannot be split into preamble, chunks and tail."""
+
+
+class ChatTemplate:
+    """Tokens around the chunks of a user turn.
+
+    Preamble, chunks and tail in a row say what the template writes of the same message, control tokens included,
+    but each is made into tokens alone: a chunk's are the same wherever it stands. So they are the template's own tokens
+    wherever none of those reaches across a border. One that does is split there; such are a space at the end of the
+    user's header ("USER: ") or after a text with the word that follows, a run of white space, digits or punctuation
+    that a text ends with and the next begins with, and parts of a word that goes on in the next text.
+
+    What a user types is never a control token: ``<|im_end|>`` in a text is its letters.
+
+    Attributes:
+        preamble: token ids before the first chunk: system text and user header.
+        closing: token ids after an answer: end of turn and the next user header, but for a space at its end, which
+            tokenizers join to the word that follows. Empty where the template writes no conversations.
+        eos: token ids that end an answer.
+    """
+
+    def __init__(self, tokenizer: Any, eos: Sequence[int], system: str | None = None) -> None:
+        """Split the tokenizer's template.
+
+        Raises:
+            ChatTemplateError: there is no template, or it does not put the user's or the system's text down once.
+            TokenizerError: the tokenizer cannot keep control tokens apart from text.
+        """
+        self._tokenizer = tokenizer
+        self.eos = tuple(eos)
+        if not getattr(tokenizer, "chat_template", None):
+            raise ChatTemplateError("the tokenizer has no chat template; add chat_template.jinja to the model's folder")
+        # An empty system text has nothing to keep apart, and templates may ask whether there is one.
+        self._system = [] if system is None else [_turn("system", _SYSTEM if system else "")]
+        whole = self._render([_MARK])
+        for whose, mark in {"user's": _MARK, **({"system's": _SYSTEM} if system else {})}.items():
+            if whole.count(mark) != 1:
+                raise ChatTemplateError(
+                    f"the chat template writes the {whose} text {whole.count(mark)} times; expected once"
+                )
+        with_image = self._render([None, _MARK], optional=True)
+        between = self._between_turns()
+        self._control = ControlTokens(tokenizer, whole + with_image + between)
+
+        before, after = whole.split(_MARK)
+        self._after = self._control.written(after)
+        # A tokenizer that opens every text with a token (BOS) does so unless the template has; as HF's processors.
+        opened = bool(tokenizer.bos_token) and before.startswith(tokenizer.bos_token)
+        self.preamble = self._control.ids(self._with_system(before, system), opened=not opened)
+        header = between.rstrip(" ")
+        self._space = between[len(header) :]
+        self._header = self._control.written(header)
+        self.closing = tuple(self._following(_ANSWER, self._header))
+        parts = with_image.removeprefix(before).split(_MARK)
+        alike = with_image.startswith(before) and parts[1:] == [after]
+        self._image = self._control.written(parts[0]) if alike else ""
+        self._strip = _stripping(self._render([_PADDED.format(_MARK)]), _MARK)
+        self._parting = self._control.written(self._between_texts())
+
+    def _render(self, content: Sequence[str | None], *turns: dict[str, Any], optional: bool = False) -> str:
+        """What the template writes of a user's texts and images (None), and of turns after it.
+
+        Raises:
+            ChatTemplateError: it does not take them; where that is ``optional`` it wrote nothing.
+        """
+        messages = [*self._system, _turn("user", *content), *turns]
+        try:
+            return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except (TemplateError, TypeError) as error:
+            if optional:
+                return ""
+            roles = ", ".join(message["role"] for message in messages)
+            raise ChatTemplateError(
+                f"the chat template does not take messages of {roles} with lists of content ({error}); use the "
+                "template of a vision-language model, and no system text if it takes none"
+            ) from error
+
+    def _with_system(self, before: str, system: str | None) -> str:
+        """What the template writes before the chunks, with the system's text where it goes."""
+        if not system:
+            return self._control.written(before)
+        strip = _stripping(self._render_system(_PADDED.format(_SYSTEM)), _SYSTEM)
+        first, second = before.split(_SYSTEM)
+        return self._control.written(first) + strip(system) + self._control.written(second)
+
+    def _render_system(self, text: str) -> str:
+        messages = [_turn("system", text), _turn("user", _MARK)]
+        return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    def _between_turns(self) -> str:
+        """What the template writes from an answer's end to the next question; nothing if it does not write both."""
+        whole = self._render([_MARK], _turn("assistant", _ANSWER), _turn("user", _NEXT), optional=True)
+        parts = re.split("|".join((_MARK, _ANSWER, _NEXT)), whole)
+        in_order = re.findall("|".join((_MARK, _ANSWER, _NEXT)), whole) == [_MARK, _ANSWER, _NEXT]
+        return parts[2] if in_order else ""
+
+    def _between_texts(self) -> str:
+        """What the template writes from a text to the next of the same message, if that is always the same."""
+        marks = (_MARK, _ANSWER, _NEXT)
+        parts = re.split("|".join(marks), self._render(marks, optional=True))
+        return parts[1] if len(parts) == 4 and parts[1] == parts[2] else ""
+
+    @classmethod
+    def load(cls, folder: Path, *, system: str | None = None) -> "ChatTemplate":
+        """Read tokenizer, template and end-of-turn tokens of a Hugging Face folder.
+
+        Raises:
+            ConfigError: a file is missing or unreadable, or end-of-turn tokens are no ids.
+            ChatTemplateError, TokenizerError: as of `ChatTemplate`.
+        """
+        tokenizer = _load_tokenizer(folder)
+        said = {"eos_token_id": tokenizer.eos_token_id}
+        if (folder / "generation_config.json").exists():
+            declared = read_json(folder / "generation_config.json").get("eos_token_id")
+            said = said if declared is None else {"eos_token_id": declared}
+        fields = Fields("generation_config.json", said)
+        if isinstance(said["eos_token_id"], list):
+            return cls(tokenizer, fields.sizes("eos_token_id", least=0), system)
+        return cls(tokenizer, [fields.size("eos_token_id", least=0)], system)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a user's text within the turn, and of what the template writes from it to a next one.
+
+        Where it follows an image: Llama's tokenizer, among others, sets a space before what begins a text. Empty for a
+        text without tokens.
+        """
+        text = self._strip(text)
+        return self._following(self._image, text + self._parting) if self._following(self._image, text) else []
+
+    def _following(self, before: str, text: str) -> list[int]:
+        """Token ids of text where it follows other text, whose own tokens stay as they are."""
+        for start in ("",) if self._control.ends_with_one(before) or not before else _STARTS:
+            first, whole = self._control.ids(before + start), self._control.ids(before + start + text)
+            if whole[: len(first)] == first:
+                return whole[len(first) :]
+        return self._control.ids(text)
+
+    def tail(self, question: str) -> list[int]:
+        """Token ids of the question and the assistant header."""
+        return self._following(self._image, self._strip(question) + self._after)
+
+    def follow_up(self, question: str) -> list[int]:
+        """As `tail`, for a question right after `closing`."""
+        if not self._header:
+            return self.tail(question)
+        return self._following(self._header, self._space + self._strip(question) + self._after)
+
+    def image(self, count: int, placeholder: int) -> tuple[list[int], int]:
+        """Token ids of an image as the template writes it, and where its own tokens start.
+
+        Args:
+            count: tokens of the image itself.
+            placeholder: the token that stands in for them, once in the template.
+
+        Raises:
+            ChatTemplateError: the template does not write an image with one placeholder.
+        """
+        ids = self._control.ids(self._image)
+        if ids.count(placeholder) != 1:
+            raise ChatTemplateError(
+                f"the chat template writes an image as {self._tokenizer.decode(ids)!r}, with the placeholder "
+                f"{ids.count(placeholder)} times; expected once: use the template of a vision-language model"
+            )
+        first = ids.index(placeholder)
+        return [*ids[:first], *[placeholder] * count, *ids[first + 1 :]], first
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of token ids, without special tokens."""
+        return self._tokenizer.decode(list(tokens), skip_special_tokens=True)
+
+
+def _turn(role: str, *content: str | None) -> dict[str, Any]:
+    """A message of texts and images (None)."""
+    items = [{"type": "image"} if each is None else {"type": "text", "text": each} for each in content]
+    return {"role": role, "content": items}
+
+
+def _stripping(written: str, mark: str) -> Callable[[str], str]:
+    """What the template does to the white space around a text, seen by what it made of `_PADDED`."""
+    before, after = _PADDED.split("{}")
+    left, right = f"{before}{mark}" not in written, f"{mark}{after}" not in written
+
+    def strip(text: str) -> str:
+        text = text.lstrip() if left else text
+        return text.rstrip() if right else text
+
+    return strip
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    if (folder / "tiktoken.model").exists() and not (folder / "tokenizer.json").exists():
+        from models.hub.tiktoken import load_tokenizer
+
+        return load_tokenizer(folder)
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    described = folder / "tokenizer_config.json"
+    if described.exists() and read_json(described).get("tokenizer_class") == "PreTrainedTokenizerFast":
+        # The general class asks the model type for a class, and warns of types it has never heard of.
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)

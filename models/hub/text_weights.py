@@ -1,0 +1,98 @@
+"""Hub names of the text decoder's tensors, the same for every port behind a prefix."""
+
+import numpy as np
+
+from models.blocks.attention import Latent
+from models.blocks.decoder import DecoderConfig
+from models.hub.weights import TRANSPOSED, Row, Transform
+
+
+def text_rows(config: DecoderConfig, *, model: str = "model", head: str = "lm_head") -> list[Row]:
+    """The decoder's rows of a weight table.
+
+    Args:
+        config: the language model's configuration.
+        model: what the hub puts before ``.layers``, ``.norm`` and ``.embed_tokens``.
+        head: the hub's name of an untied head.
+    """
+    rows = [Row(f"{model}.embed_tokens.weight", "text/embed/w"), Row(f"{model}.norm.weight", "text/norm")]
+    if not config.tie_word_embeddings:
+        rows += dense_rows(head, "text/head", bias=False)
+    for stack, layers in config.stacks.items():
+        hub, path = f"{model}.layers.{{}}", f"text/{stack}"
+        stacked = [
+            Row(f"{hub}.input_layernorm.weight", f"{path}/attn_norm"),
+            Row(f"{hub}.post_attention_layernorm.weight", f"{path}/mlp_norm"),
+            *_attention_rows(config, f"{hub}.self_attn", f"{path}/attn"),
+            *(_swiglu_rows(f"{hub}.mlp", f"{path}/mlp") if stack == "layers" else _expert_rows(config, hub, path)),
+        ]
+        rows += [Row(row.name, row.path, row.transform, layers.start) for row in stacked]
+    return rows
+
+
+def dense_rows(name: str, path: str, *, bias: bool = True, transform: Transform = TRANSPOSED) -> list[Row]:
+    """The rows of a dense layer."""
+    weight = Row(f"{name}.weight", f"{path}/w", transform)
+    return [weight, Row(f"{name}.bias", f"{path}/b")] if bias else [weight]
+
+
+def _swiglu_rows(name: str, path: str) -> list[Row]:
+    return [row for p in ("gate", "up", "down") for row in dense_rows(f"{name}.{p}_proj", f"{path}/{p}", bias=False)]
+
+
+def _attention_rows(config: DecoderConfig, name: str, path: str) -> list[Row]:
+    attention = config.attention
+    if not isinstance(attention, Latent):
+        return [
+            row
+            for p in "qkvo"
+            for row in dense_rows(f"{name}.{p}_proj", f"{path}/{p}", bias=attention.bias and p != "o")
+        ]
+    queries = pairs_apart(attention.nope_dim, attention.rope_dim)
+    rows = [
+        *dense_rows(
+            f"{name}.kv_a_proj_with_mqa",
+            f"{path}/kv_a",
+            bias=False,
+            transform=pairs_apart(attention.latent_dim, attention.rope_dim),
+        ),
+        Row(f"{name}.kv_a_layernorm.weight", f"{path}/kv_norm"),
+        *dense_rows(f"{name}.kv_b_proj", f"{path}/kv_b", bias=False),
+        *dense_rows(f"{name}.o_proj", f"{path}/o", bias=False),
+    ]
+    if attention.query_latent_dim is None:
+        return [*dense_rows(f"{name}.q_proj", f"{path}/q", bias=False, transform=queries), *rows]
+    return [
+        *dense_rows(f"{name}.q_a_proj", f"{path}/q_a", bias=False),
+        Row(f"{name}.q_a_layernorm.weight", f"{path}/q_norm"),
+        *dense_rows(f"{name}.q_b_proj", f"{path}/q_b", bias=False, transform=queries),
+        *rows,
+    ]
+
+
+def _expert_rows(config: DecoderConfig, hub: str, path: str) -> list[Row]:
+    assert config.experts is not None
+    rows = [
+        Row(f"{hub}.mlp.gate.weight", f"{path}/mlp/router/w", TRANSPOSED),
+        Row(f"{hub}.mlp.gate.e_score_correction_bias", f"{path}/mlp/router/bias"),
+        *(
+            Row(f"{hub}.mlp.experts.{{}}.{p}_proj.weight", f"{path}/mlp/experts/{p}", TRANSPOSED)
+            for p in ("gate", "up", "down")
+        ),
+    ]
+    return rows + (
+        _swiglu_rows(f"{hub}.mlp.shared_experts", f"{path}/mlp/shared") if config.experts.shared_size else []
+    )
+
+
+def pairs_apart(kept: int, rotary: int) -> Transform:
+    """A dense weight whose outputs are heads of ``kept`` dims and ``rotary`` dims in interleaved pairs.
+
+    Here the pairs' first members come before their second ones, as the half-split rotation takes them.
+    """
+    apart = np.concatenate([np.arange(kept), kept + np.arange(rotary).reshape(-1, 2).T.reshape(-1)])
+
+    def permuted(x: np.ndarray, order: np.ndarray) -> np.ndarray:
+        return x.reshape(*x.shape[:-1], -1, kept + rotary)[..., order].reshape(x.shape)
+
+    return Transform(lambda x: permuted(x.T, apart), lambda x: permuted(x, np.argsort(apart)).T)

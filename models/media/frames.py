@@ -1,0 +1,44 @@
+"""All frames of an animated image, or pages of a file of several, as images."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image
+
+from models.media import pictures
+
+
+def frame_count(path: Path) -> int:
+    """How many frames or pages an image file has (GIF, APNG, WebP, TIFF, …); 1 where it cannot be read.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        with Image.open(path) as image:
+            return pictures.frame_count(image)
+    except Exception:  # Pillow raises what it likes; who reads the file says what is wrong with it
+        return 1
+
+
+def image_frames(path: Path) -> Iterator[Image.Image]:
+    """The frames or pages of an image file one after another, as a viewer shows them: RGB, upright, over white.
+
+    A file of one picture gives that one.
+
+    Raises:
+        ImageFormatError, DamagedImageError, ImageSizeError, EmptyImageError: it cannot be read; the message says why.
+        FileNotFoundError: there is no such file.
+    """
+    name = str(path)
+    try:
+        with Image.open(path) as image:
+            for index in range(pictures.frame_count(image)):
+                name = f"{path}, page {index + 1}" if index else str(path)
+                image.seek(index)
+                image.load()
+                yield pictures.to_rgb(image)
+    except Exception as error:
+        pictures.refuse(error, name)

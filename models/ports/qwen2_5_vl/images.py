@@ -1,0 +1,132 @@
+"""Image preprocessing of Qwen2-VL and its successors, equal to HF ``Qwen2VLImageProcessorPil`` to the bit.
+
+Save where the installed Pillow resizes the height first; see `models.media.resized`.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from models.hub.fields import Fields, UnsupportedConfigError
+from models.media.images import (
+    AspectRatioError,
+    EmptyImageError,
+    ImagePatches,
+    PatchConfig,
+    normalise,
+    preprocessor_fields,
+    resized,
+    take_per_channel,
+    to_rgb,
+)
+
+MAX_ASPECT = 200
+"""Longer side over shorter side, at most."""
+
+
+@dataclass(frozen=True)
+class ImageConfig(PatchConfig):
+    """How images become patches.
+
+    Attributes:
+        min_pixels, max_pixels: bounds on the resized image's area.
+        temporal_patch_size: frames a patch spans; a still image is repeated.
+        merge_size: patches along a side of a merged token.
+    """
+
+    min_pixels: int = 56 * 56
+    max_pixels: int = 28 * 28 * 1280
+    temporal_patch_size: int = 2
+    merge_size: int = 2
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_pixels <= self.max_pixels:
+            raise UnsupportedConfigError(
+                f"preprocessor_config.json: min_pixels (shortest_edge) is {self.min_pixels} and max_pixels "
+                f"(longest_edge) is {self.max_pixels}; expected at least 1, and max_pixels no less than min_pixels; a "
+                f"bound that is left out is {ImageConfig.min_pixels} or {ImageConfig.max_pixels}"
+            )
+
+    @classmethod
+    def from_hf(cls, mapping: Mapping[str, Any], patch_size: int = 14) -> "ImageConfig":
+        """The configuration in a ``preprocessor_config.json``; what it leaves out has transformers' default.
+
+        Raises:
+            UnknownConfigFieldError: a field this does not know, named.
+            UnsupportedConfigError: a value that asks for other preprocessing, named.
+        """
+        fields = preprocessor_fields(mapping, "Qwen2VLImageProcessor", "Qwen2_5_VLImageProcessor")
+        fields.expect("do_convert_rgb", True)
+        for switch in ("do_center_crop", "do_pad"):
+            fields.expect(switch, False)
+        fields.ignore("default_to_square")
+
+        bounds = Fields("preprocessor_config.json: size", fields.take("size", dict, {}))
+        least = bounds.size("shortest_edge", bounds.size("min_pixels", cls.min_pixels))
+        most = bounds.size("longest_edge", bounds.size("max_pixels", cls.max_pixels))
+        bounds.close()
+
+        config = cls(
+            min_pixels=fields.size("min_pixels", least),
+            max_pixels=fields.size("max_pixels", most),
+            patch_size=fields.size("patch_size", patch_size),
+            temporal_patch_size=fields.size("temporal_patch_size", cls.temporal_patch_size),
+            merge_size=fields.size("merge_size", cls.merge_size),
+            mean=take_per_channel(fields, "image_mean", cls.mean),
+            std=take_per_channel(fields, "image_std", cls.std, above_zero=True),
+            rescale=fields.positive("rescale_factor", cls.rescale),
+        )
+        fields.close()
+        return config
+
+
+def smart_resize(height: int, width: int, config: ImageConfig) -> tuple[int, int]:
+    """The size an image is resized to: whole merged tokens, an area within bounds, about the same shape.
+
+    Raises:
+        EmptyImageError: a side is zero.
+        AspectRatioError: one side is more than 200 times the other.
+    """
+    if height < 1 or width < 1:
+        raise EmptyImageError(f"the image is {width} x {height} pixels; expected at least 1 x 1")
+    if max(height, width) / min(height, width) > MAX_ASPECT:
+        raise AspectRatioError(
+            f"the image is {width} x {height} pixels; expected sides within a factor of {MAX_ASPECT}: cut it up"
+        )
+    factor = config.patch_size * config.merge_size
+    rows, columns = (round(side / factor) * factor for side in (height, width))
+    if rows * columns > config.max_pixels:
+        shrink = math.sqrt(height * width / config.max_pixels)
+        rows, columns = (max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width))
+    elif rows * columns < config.min_pixels:
+        grow = math.sqrt(config.min_pixels / (height * width))
+        rows, columns = (math.ceil(side * grow / factor) * factor for side in (height, width))
+    return rows, columns
+
+
+def preprocess_image(image: Image.Image | np.ndarray, config: ImageConfig) -> ImagePatches:
+    """Resize, normalise and cut an image into patches.
+
+    Args:
+        image: a PIL image of any mode, or uint8[H, W, 3].
+        config: the checkpoint's preprocessing.
+
+    Returns:
+        Patches [P, 3 * frames * patch²], all patches of a merged token together.
+
+    Raises:
+        EmptyImageError, ImageFormatError, AspectRatioError: the image cannot be encoded; the message says why.
+    """
+    rgb = to_rgb(image)
+    height, width = smart_resize(rgb.height, rgb.width, config)
+    pixels = normalise(resized(rgb, width, height), config)
+    patch, merge = config.patch_size, config.merge_size
+    rows, columns = height // patch, width // patch
+    blocks = pixels.reshape(rows // merge, merge, patch, columns // merge, merge, patch, 3)
+    blocks = blocks.transpose(0, 3, 1, 4, 6, 2, 5)[:, :, :, :, :, None]
+    frames = np.broadcast_to(blocks, (*blocks.shape[:5], config.temporal_patch_size, patch, patch))
+    return ImagePatches(frames.reshape(rows * columns, -1), (1, rows, columns))

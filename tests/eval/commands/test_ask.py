@@ -1,0 +1,99 @@
+"""`kamera ask` on the embedded model's own pages, and what it says of bad input."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from eval.commands import demo
+from eval.commands.main import main
+from eval.tiny.episodes import question_text
+from eval.tiny.glyphs import COLOUR_NAMES
+from eval.tiny.story import sample_story
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pages")
+    demo.write_pages(folder)
+    return folder
+
+
+def ask(pages, question, *more):
+    items = [argument for name in ("first", "second", "third") for argument in ("--item", str(pages / f"{name}.png"))]
+    return main(["ask", question, *items, *more])
+
+
+@pytest.mark.parametrize("method", ["full", "patch:12"])
+def test_two_hops_are_answered(pages, capsys, method, tmp_path):
+    glyph, colour = sample_story(np.random.default_rng((demo.HELD_OUT_SEED, 0))).two_hop[0]
+    assert ask(pages, question_text(glyph), "--method", method, "--json", str(tmp_path / "answer.json")) == 0
+    told = capsys.readouterr()
+    assert told.out.strip() == COLOUR_NAMES[colour]
+    assert "only its own pages" in told.err
+    written = json.loads((tmp_path / "answer.json").read_text())
+    assert written["answer"] == COLOUR_NAMES[colour] and written["kv_bytes"] > 0
+    assert (written["patch_bytes"] > 0) == (method != "full")
+
+
+def test_blind_answers_one_hop(pages, capsys):
+    glyph, colour = sample_story(np.random.default_rng((demo.HELD_OUT_SEED, 0))).one_hop[0]
+    assert ask(pages, question_text(glyph), "--method", "blind") == 0
+    assert capsys.readouterr().out.strip() == COLOUR_NAMES[colour]
+
+
+def failure(capsys, arguments):
+    """The message, which must come without a traceback."""
+    try:
+        status = main(arguments)
+    except SystemExit as stop:
+        status = stop.code
+    message = capsys.readouterr().err
+    assert status in (1, 2) and "Traceback" not in message
+    return message
+
+
+def test_bad_input_is_named(pages, tmp_path, capsys):
+    text = tmp_path / "page.bin"
+    text.write_bytes(b"\0\1\2")
+    Image.new("RGB", (4, 4000)).save(tmp_path / "thin.png")
+    (tmp_path / "empty").mkdir()
+    item = ["--item", str(pages / "first.png")]
+    for arguments, named in (
+        (["ask", "?", "--item", str(tmp_path / "none.png")], "none.png"),
+        (["ask", "what?", "--item", str(text)], "no image that Pillow can read"),
+        (["ask", "what?", "--item", str(tmp_path / "thin.png")], "within a factor of 200"),
+        (["ask", " ", *item], "the question is empty"),
+        (["ask", "what?", *item, "--method", "patch:0"], "patch:M with a rank M of at least 1"),
+        (["ask", "what?", *item, "--model", "no-such-model"], "no model 'no-such-model'"),
+        (["ask", "what?", *item, "--model", str(tmp_path / "empty")], "no config.json"),
+        (["demo", "--episodes", "0"], "at least 1"),
+        (["ask", "what?"], "--item"),
+    ):
+        assert named in failure(capsys, arguments)
+
+
+def test_a_failed_command_writes_no_result(pages, tmp_path, capsys):
+    out = tmp_path / "answer.json"
+    failure(capsys, ["ask", "what?", "--item", str(tmp_path / "none.png"), "--json", str(out)])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        main(["--debug", "ask", "what?", "--item", str(tmp_path / "none.png")])
+
+
+def test_frames_that_are_left_out_are_said_or_read(pages, tmp_path, capsys):
+    with Image.open(pages / "first.png") as first, Image.open(pages / "third.png") as third:
+        first.convert("RGB").save(tmp_path / "both.tiff", save_all=True, append_images=[third.convert("RGB")])
+    sizes = []
+    for more in ([], ["--frames", "all"]):
+        out = tmp_path / "answer.json"
+        item = ["--item", str(tmp_path / "both.tiff"), "--method", "blind", "--json", str(out)]
+        assert main(["ask", "what colour is the star?", *item, *more]) == 0
+        said = "only the first of 2 frames is read, with --frames all each: both.tiff" in capsys.readouterr().err
+        assert said == (not more)
+        sizes.append(json.loads(out.read_text())["kv_bytes"])
+    assert sizes[1] > 1.5 * sizes[0]

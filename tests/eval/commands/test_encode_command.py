@@ -1,0 +1,113 @@
+"""`kamera encode`: what a folder holds comes into a library once, however often it is asked for or interrupted."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import eval.encode
+import kamera_jax as kj
+from eval.commands.main import main
+from eval.tiny import pages
+from models import load
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Three images, a text, and a PDF file of four pages, one of which is an image again."""
+    folder = tmp_path_factory.mktemp("items")
+    rng = np.random.default_rng(11)
+    drawn = [pages.render(rng.integers(0, pages.N_CELLS, (2, 3))) for _ in range(6)]
+    for i in range(3):
+        drawn[i].save(folder / f"{i}.png")
+    (folder / "note.md").write_text("the page is red")
+    drawn[3].save(folder / "report.pdf", save_all=True, append_images=[drawn[4], drawn[5], drawn[4]], resolution=72)
+    return folder
+
+
+def encode(folder, library, out, *more):
+    arguments = [str(folder), "--library", str(library), "--dpi", "72", "--json", str(out), *more]
+    return main(["encode", *arguments])
+
+
+def test_everything_comes_in_once_and_is_told(folder, tmp_path, capsys):
+    assert encode(folder, tmp_path / "lib", tmp_path / "a.json") == 0
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    told = json.loads((tmp_path / "a.json").read_text())
+    assert [item["name"] for item in told["items"]][-1] == "report.pdf, page 4"
+    assert (told["encoded"], told["known"], told["failed"]) == (7, 1, 0)
+    library, vlm = kj.ChunkLibrary.open(tmp_path / "lib"), load("kamera-tiny-gqa")
+    assert {item["key"] for item in told["items"]} == set(library.keys())
+    fresh = kj.encode(vlm, folder / "1.png")
+    stored = library.get(fresh.key)
+    assert np.array_equal(stored.kv.rot, fresh.kv.rot) and np.array_equal(stored.kv.free, fresh.kv.free)
+    assert told["items"][1]["nbytes"] == fresh.nbytes and told["items"][1]["name"] == "1.png"
+    assert encode(folder, tmp_path / "lib", tmp_path / "b.json") == 0
+    again = json.loads((tmp_path / "b.json").read_text())
+    assert (again["encoded"], again["known"]) == (0, 8)
+
+
+def test_what_was_interrupted_goes_on(folder, tmp_path, monkeypatch, capsys):
+    real, count = eval.commands.encode.encode_segment, []
+
+    def interrupted(*arguments):
+        if len(count) == 3:
+            raise KeyboardInterrupt
+        count.append(1)
+        return real(*arguments)
+
+    monkeypatch.setattr(eval.encode, "BATCH", 2)
+    monkeypatch.setattr(eval.encode, "encode_segment", interrupted)
+    assert encode(folder, tmp_path / "lib", tmp_path / "a.json") == 130
+    assert "Traceback" not in capsys.readouterr().err and not (tmp_path / "a.json").exists()
+    monkeypatch.setattr(eval.encode, "encode_segment", real)
+    assert encode(folder, tmp_path / "lib", tmp_path / "a.json") == 0
+    told = json.loads((tmp_path / "a.json").read_text())
+    assert (told["encoded"], told["known"]) == (5, 3)
+    assert kj.ChunkLibrary.open(tmp_path / "lib").verify().ok
+
+
+def test_a_broken_file_is_named_and_the_others_go_on(folder, tmp_path, capsys):
+    items = tmp_path / "items"
+    items.mkdir()
+    Image.open(folder / "0.png").save(items / "good.png")
+    (items / "broken.png").write_bytes(b"no picture")
+    assert encode(items, tmp_path / "lib", tmp_path / "a.json") == 1
+    told = capsys.readouterr()
+    assert "broken.png" in told.out and "Traceback" not in told.err
+    assert len(kj.ChunkLibrary.open(tmp_path / "lib").keys()) == 1
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory):
+    rng, path = np.random.default_rng(12), tmp_path_factory.mktemp("film") / "film.tiff"
+    drawn = [pages.render(rng.integers(0, pages.N_CELLS, (2, 3))) for _ in range(3)]
+    drawn[0].save(path, save_all=True, append_images=drawn[1:])
+    return path, drawn
+
+
+def test_the_first_frame_is_read_and_that_is_said(film, tmp_path, capsys):
+    path, drawn = film
+    assert encode(path, tmp_path / "lib", tmp_path / "a.json") == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert "only the first of 3 frames is read, with --frames all each: film.tiff" in shown
+    told = json.loads((tmp_path / "a.json").read_text())
+    assert told["frames_left_out"] == {str(path): 2} and [item["name"] for item in told["items"]] == ["film.tiff"]
+    assert told["items"][0]["key"] == kj.encode(load("kamera-tiny-gqa"), drawn[0]).key
+
+
+def test_all_frames_are_read_where_asked_for(film, tmp_path, capsys):
+    path, drawn = film
+    assert encode(path, tmp_path / "lib", tmp_path / "a.json", "--frames", "all") == 0
+    assert "only the first" not in capsys.readouterr().out
+    told, vlm = json.loads((tmp_path / "a.json").read_text()), load("kamera-tiny-gqa")
+    assert [item["name"] for item in told["items"]] == [f"film.tiff, page {i}" for i in (1, 2, 3)]
+    assert [item["key"] for item in told["items"]] == [kj.encode(vlm, page).key for page in drawn]
+    assert told["frames_left_out"] == {}
+
+
+def test_nothing_to_encode_is_named(tmp_path, capsys):
+    assert encode(tmp_path / "missing", tmp_path / "lib", tmp_path / "a.json") == 1
+    assert "missing" in capsys.readouterr().err and not (tmp_path / "lib").exists()

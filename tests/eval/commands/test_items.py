@@ -1,0 +1,62 @@
+import pytest
+from PIL import Image
+
+from eval.commands.items import NoItemsError, sources
+from models.media.pdf import PdfError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "deep").mkdir()
+    Image.new("RGB", (28, 28)).save(tmp_path / "deep" / "b.PNG")
+    Image.new("RGB", (28, 28)).save(tmp_path / "a.jpg")
+    (tmp_path / "c.txt").write_text("text")
+    (tmp_path / "d.csv").write_text("no item")
+    Image.new("RGB", (28, 56)).save(
+        tmp_path / "e.pdf", save_all=True, append_images=[Image.new("RGB", (28, 28))], resolution=72
+    )
+    return tmp_path
+
+
+def test_a_folder_gives_what_can_be_encoded_by_name(folder):
+    found = sources([folder], dpi=72)
+    assert [source.path.name for source in found] == ["a.jpg", "c.txt", "b.PNG", "e.pdf"]
+    assert [source.count for source in found] == [1, 1, 1, 2]
+    items = [item for source in found for item in source.items()]
+    assert [name for name, _ in items] == ["a.jpg", "c.txt", "b.PNG", "e.pdf, page 1", "e.pdf, page 2"]
+    assert [item.size for _, item in items[3:]] == [(28, 56), (28, 28)]
+
+
+def test_what_is_named_is_taken_whatever_its_suffix(folder):
+    assert [source.path.name for source in sources([folder / "d.csv", folder / "a.jpg"])] == ["d.csv", "a.jpg"]
+
+
+@pytest.mark.parametrize("kind", ["gif", "png", "webp", "tiff"])
+def test_frames_of_an_image_are_pages_where_asked_for(tmp_path, kind):
+    frames = [Image.new("RGB", (28, 28), (0, 90 * i, 0)) for i in range(3)]
+    path = tmp_path / f"film.{kind}"
+    frames[0].save(path, save_all=True, append_images=frames[1:], **{"lossless": True} if kind == "webp" else {})
+    Image.new("RGB", (28, 28)).save(tmp_path / "single.png")
+    (film, single) = sources([path, tmp_path / "single.png"])
+    assert (film.count, film.left_out, single.left_out) == (1, 2, 0)
+    assert film.note == f"only the first of 3 frames is read, with --frames all each: film.{kind}"
+    assert single.note is None
+    [(name, first)] = film.items()  # which warns of nothing: the note does
+    assert name == f"film.{kind}" and first.getpixel((0, 0)) == (0, 0, 0)
+    film, single = sources([path, tmp_path / "single.png"], frames="all")
+    assert (film.count, film.left_out, film.note) == (3, 0, None)
+    given = list(film.items())
+    assert [name for name, _ in given] == [f"film.{kind}, page {i}" for i in (1, 2, 3)]
+    assert [page.getpixel((0, 0)) for _, page in given] == [(0, 0, 0), (0, 90, 0), (0, 180, 0)]
+    assert list(single.items()) == [("single.png", tmp_path / "single.png")]
+
+
+def test_nothing_to_encode_is_named(folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(NoItemsError, match="empty holds no image"):
+        sources([tmp_path / "empty"])
+    with pytest.raises(FileNotFoundError, match="missing"):
+        sources([tmp_path / "missing"])
+    (folder / "e.pdf").write_bytes(b"cut")
+    with pytest.raises(PdfError, match=r"e\.pdf"):
+        sources([folder])

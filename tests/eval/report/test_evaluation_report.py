@@ -1,0 +1,49 @@
+"""The report on made-up scores; on real ones it is shown by test_runner.py and test_pages.py."""
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from eval.commands.evaluate import DEFAULT_METHODS
+from eval.report import evaluation as evaluation_report
+from eval.report import figures as evaluation_figures
+from eval.run import scores
+from tests.eval.made_up import make
+
+
+@pytest.fixture(scope="module")
+def run():
+    """A run of every default method."""
+    methods = DEFAULT_METHODS.split(",")
+    lines, samples = make(np.random.default_rng(1), methods=methods)
+    config = {"task": "binding", "model": "kamera-tiny-gqa", "seeds": [0, 1, 2], "batch": 9, "methods": methods}
+    seconds = {name: {"all": 0.01 * (1 + i)} for i, name in enumerate(methods)}
+    return {
+        "config": config,
+        "versions": {"jax": "0.0"},
+        "scores": scores.score(methods, lines, samples),
+        "ttft_s": seconds,
+    }
+
+
+def test_tables_fit_eighty_columns(run):
+    console = Console(width=200, record=True, emoji=False)
+    evaluation_report.print_report(run, console)
+    text = console.export_text()
+    tables = text.partition("The paper's findings")[0]
+    assert max(len(line.rstrip()) for line in tables.splitlines()) <= 80
+    for name in run["config"]["methods"]:
+        assert sum(line.startswith(name + " ") for line in text.splitlines()) == 2
+
+
+def test_the_page_has_every_method_and_figure(run, tmp_path):
+    page = evaluation_report.page([run], evaluation_figures.files([run], tmp_path / "figures"), tmp_path)
+    for name in run["config"]["methods"]:
+        assert f"| `{name}` |" in page
+    assert page.count("](figures/binding-") == len(evaluation_figures.FIGURES)
+
+
+def test_families_are_told_apart_by_colour_and_by_marker():
+    colours, markers = zip(*evaluation_figures.STYLES.values(), strict=True)
+    assert len(set(colours)) == len(colours) and len(set(markers)) == len(markers)
+    assert {evaluation_figures.family(name) for name in DEFAULT_METHODS.split(",")} <= evaluation_figures.STYLES.keys()
