@@ -1,0 +1,1 @@
+"""Running methods on tasks, and what that leaves on disk."""

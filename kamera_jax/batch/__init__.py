@@ -1,0 +1,1 @@
+"""Windows by the hundred, spread over devices."""

@@ -1,0 +1,1 @@
+"""Running the model: encode, prefill, form patches, ask and generate."""

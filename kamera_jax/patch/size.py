@@ -8,7 +8,7 @@ import jax
 
 from kamera_jax import patch as patches
 from kamera_jax.kv import KV, Factors, bucket
-from kamera_jax.patch.fit import Fitted
+from kamera_jax.patch.fitting import Fitted
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from kamera_jax import rope
 from kamera_jax.kv import KV, Factors, KVSpec, Sketch, SketchSpec
-from kamera_jax.patch.fit import apply
+from kamera_jax.patch.fitting import apply
 
 
 def take(

@@ -1,0 +1,5 @@
+"""Windows: ordered chunks behind a pinned preamble, and what moves them."""
+
+from kamera_jax.window.window import Mode, Window, append, recall, reorder, replace_entry, slide, without
+
+__all__ = ["Mode", "Window", "append", "recall", "reorder", "replace_entry", "slide", "without"]

@@ -1,0 +1,1 @@
+"""What the ports' decoders and towers are built of."""

@@ -6,7 +6,7 @@ The Square names are for towers whose images all have one size (SigLIP, CLIP): o
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import flax.struct
 import jax
@@ -18,10 +18,6 @@ from kamera_jax import rope
 from models.blocks.attention import grouped_attention
 from models.blocks.layers import dense, rotation
 from models.blocks.params import ParamInfo, Params, linear, stacked
-from models.hub.fields import Fields, UnsupportedConfigError
-from models.hub.text_config import IGNORED
-from models.hub.text_weights import dense_rows
-from models.hub.weights import Row
 
 THETA = 10000.0
 """RoPE base of the axial rotation; no tower configures another."""
@@ -32,9 +28,6 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
 }
 """By the names that transformers gives them."""
-
-UNUSED_FIELDS = (*IGNORED, "dropout", "initializer_factor")
-"""Fields of a vision_config about training, or about the program that wrote it."""
 
 
 @dataclass(frozen=True)
@@ -254,52 +247,3 @@ def square_features(
     if "pre_norm" in params:
         x = layer_norm(params["pre_norm"], x, config.layer_norm_eps)
     return run_blocks(params["blocks"], config, x)
-
-
-def activation_name(fields: Fields, name: str, default: str) -> str:
-    """A field that names an activation.
-
-    Raises:
-        UnsupportedConfigError: one that is not in `ACTIVATIONS`.
-    """
-    value = fields.take(name, str, default)
-    if value not in ACTIVATIONS:
-        raise UnsupportedConfigError(f"{fields.section}: {name} is {value!r}; expected one of {sorted(ACTIVATIONS)}")
-    return value
-
-
-def square_fields(fields: Fields, *, patch_size: int, hidden_act: str, layer_norm_eps: float) -> dict[str, Any]:
-    """The fields of a `SquareConfig` that SigLIP and CLIP say alike, with the defaults in which they differ.
-
-    Raises:
-        UnsupportedConfigError: a value that asks for another computation, named.
-    """
-    return {
-        "depth": fields.size("num_hidden_layers", 12),
-        "hidden_size": fields.size("hidden_size", 768),
-        "intermediate_size": fields.size("intermediate_size", 3072),
-        "num_heads": fields.size("num_attention_heads", 12),
-        "in_channels": fields.size("num_channels", 3),
-        "patch_size": fields.size("patch_size", patch_size),
-        "image_size": fields.size("image_size", 224),
-        "hidden_act": activation_name(fields, "hidden_act", hidden_act),
-        "layer_norm_eps": fields.positive("layer_norm_eps", layer_norm_eps),
-    }
-
-
-def norm_rows(name: str, path: str) -> list[Row]:
-    """Rows of a LayerNorm."""
-    return [Row(f"{name}.weight", f"{path}/w"), Row(f"{name}.bias", f"{path}/b")]
-
-
-def encoder_rows(name: str, path: str) -> list[Row]:
-    """Rows of the blocks, as SigLIP and CLIP name them: ``{name}.layers.N`` into ``{path}``."""
-    layer = f"{name}.layers.{{}}"
-    return [
-        *norm_rows(f"{layer}.layer_norm1", f"{path}/attn_norm"),
-        *norm_rows(f"{layer}.layer_norm2", f"{path}/mlp_norm"),
-        *dense_rows(f"{layer}.mlp.fc1", f"{path}/mlp/hidden"),
-        *dense_rows(f"{layer}.mlp.fc2", f"{path}/mlp/out"),
-        *dense_rows(f"{layer}.self_attn.out_proj", f"{path}/attn/o"),
-        *(row for p in "qkv" for row in dense_rows(f"{layer}.self_attn.{p}_proj", f"{path}/attn/{p}")),
-    ]

@@ -1,0 +1,1 @@
+"""What users hand in: images, pages and frames, as the pixels that towers read."""

@@ -7,7 +7,6 @@ from jaxtyping import Array, Float
 
 from models.blocks.params import Params
 from models.blocks.vit import (
-    UNUSED_FIELDS,
     SquareConfig,
     layer_norm,
     mlp,
@@ -16,11 +15,11 @@ from models.blocks.vit import (
     pad_patches,
     square_declaration,
     square_features,
-    square_fields,
 )
 from models.blocks.vit import SquarePlan as VisionPlan
 from models.blocks.vit import square_plan as plan
 from models.hub.fields import Fields
+from models.hub.towers import UNUSED_FIELDS, square_fields
 
 __all__ = [
     "VisionConfig",

@@ -1,8 +1,8 @@
 """The hub names of DeepSeek-VL's tensors, and where they go."""
 
 from models.architecture import Config
-from models.blocks.vit import encoder_rows, norm_rows
 from models.hub.text_weights import dense_rows, text_rows
+from models.hub.towers import encoder_rows, norm_rows
 from models.hub.weights import Row, WeightTable, flattened_kernel
 from models.ports.deepseek_vl.vision import VisionConfig
 

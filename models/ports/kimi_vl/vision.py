@@ -15,7 +15,6 @@ from jaxtyping import Array, Bool, Float, Int
 from models.blocks.layers import dense
 from models.blocks.params import ParamInfo, Params, linear
 from models.blocks.vit import (
-    UNUSED_FIELDS,
     VitConfig,
     axial_rotation,
     blocks_declaration,
@@ -27,6 +26,7 @@ from models.blocks.vit import (
     run_blocks,
 )
 from models.hub.fields import Fields, UnsupportedConfigError
+from models.hub.towers import UNUSED_FIELDS
 
 __all__ = [
     "VisionConfig",

@@ -3,8 +3,8 @@
 import numpy as np
 
 from models.architecture import Config
-from models.blocks.vit import norm_rows
 from models.hub.text_weights import dense_rows, text_rows
+from models.hub.towers import norm_rows
 from models.hub.weights import Row, Transform, WeightTable, flattened_kernel
 from models.ports.kimi_vl.vision import VisionConfig
 

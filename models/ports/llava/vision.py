@@ -6,20 +6,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from models.blocks.params import Params
-from models.blocks.vit import (
-    UNUSED_FIELDS,
-    SquareConfig,
-    activation_name,
-    mlp,
-    mlp_declaration,
-    pad_patches,
-    square_declaration,
-    square_features,
-    square_fields,
-)
+from models.blocks.vit import SquareConfig, mlp, mlp_declaration, pad_patches, square_declaration, square_features
 from models.blocks.vit import SquarePlan as VisionPlan
 from models.blocks.vit import square_plan as plan
 from models.hub.fields import Fields, UnsupportedConfigError
+from models.hub.towers import UNUSED_FIELDS, activation_name, square_fields
 
 __all__ = [
     "VisionConfig",

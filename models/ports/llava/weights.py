@@ -1,8 +1,8 @@
 """The hub names of LLaVA-1.5's tensors, and where they go."""
 
 from models.architecture import Config
-from models.blocks.vit import encoder_rows, norm_rows
 from models.hub.text_weights import dense_rows, text_rows
+from models.hub.towers import encoder_rows, norm_rows
 from models.hub.weights import Row, WeightTable, flattened_kernel
 from models.ports.llava.vision import VisionConfig
 
