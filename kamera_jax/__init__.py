@@ -14,11 +14,13 @@ from kamera_jax.inference.encode import encode, form_patch, form_patches, prefil
 from kamera_jax.inference.generate import Generation, generate, query
 from kamera_jax.kv import KV, ChunkPool, Factors, KVSpec, Segment, Sketch, SketchSpec, WindowState
 from kamera_jax.library.library import ChunkLibrary
+from kamera_jax.moved import moved
 from kamera_jax.rope import RopeSpec
 from kamera_jax.session.session import Session
 from kamera_jax.session.stats import SessionStats
-from kamera_jax.window.window import Window, append, recall, reorder, slide
-from kamera_jax.window.window import replace_entry as replace
+from kamera_jax.window.changes import append, recall, reorder, slide
+from kamera_jax.window.changes import replace_entry as replace
+from kamera_jax.window.window import Window
 
 __version__ = "0.1.0"
 
@@ -65,3 +67,24 @@ __all__ = [
     "staleness",
     "verify",
 ]
+
+moved(
+    "kamera_jax",
+    {
+        "answer": "kamera_jax.inference.generate",
+        "calibration": "kamera_jax.guard.calibration",
+        "encode": "kamera_jax.inference.encode",
+        "eviction": "kamera_jax.window.eviction",
+        "fidelity": "kamera_jax.guard.fidelity",
+        "library.sessions": "kamera_jax.session.saved",
+        "lineage": "kamera_jax.guard.staleness",
+        "memory": "kamera_jax.session.memory",
+        "planning": "kamera_jax.guard.planning",
+        "policy": "kamera_jax.guard.policy",
+        "pool": "kamera_jax.window.pool",
+        "reuse": "kamera_jax.window.reuse",
+        "size": "kamera_jax.patch.size",
+        "stats": "kamera_jax.session.stats",
+        "subspace": "kamera_jax.patch.subspace",
+    },
+)

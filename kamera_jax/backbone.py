@@ -35,8 +35,8 @@ class Output:
 class Backbone(Protocol):
     """A decoder whose KV the operator can keep, move and patch.
 
-    One whose forward also reads ``state.pools`` (see `kamera_jax.window.reuse.attend_in_place`) says so with an attribute
-    ``attends_in_place = True``, and is then offered windows of ``mode="in_place"``.
+    One whose forward also reads ``state.pools`` (see `kamera_jax.window.reuse.attend_in_place`) says so with an
+    attribute ``attends_in_place = True``, and is then offered windows of ``mode="in_place"``.
 
     One whose forward reads ``inputs["slots"]``, i32[T], of a segment says ``fills_slots = True``: its tokens then stand
     among what the state holds, in ascending slots, and each sees of the state only valid slots below its own.

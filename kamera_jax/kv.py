@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Int8
 
 from kamera_jax.dtypes import floating
+from kamera_jax.errors import ModelLengthError
+from kamera_jax.handle import traced
 from kamera_jax.rope import RopeSpec
 
 
@@ -276,3 +278,13 @@ def bucket(tokens: int) -> int:
         if tokens <= size:
             return size
     return -(-tokens // 128) * 128
+
+
+def check_length(spec: KVSpec, start: float | jax.Array, advance: int | float | jax.Array) -> None:
+    """Raise ModelLengthError unless the model is for ``advance`` positions from ``start`` on."""
+    limit = spec.max_positions
+    if limit is not None and not traced(start, advance) and start + advance > limit:
+        raise ModelLengthError(
+            f"{advance:g} positions from {start:g} on reach beyond the model's length of {limit} positions; slide the "
+            "window, or add less to it: beyond its length the model was not made to attend"
+        )

@@ -1,5 +1,34 @@
 """Jitted ports of vision-language backbones."""
 
+from kamera_jax.moved import moved
 from models.registry import load
 
 __all__ = ["load"]
+
+moved(
+    "models",
+    {
+        "attention": "models.blocks.attention",
+        "chat": "models.hub.chat",
+        "control_tokens": "models.hub.control_tokens",
+        "decoder": "models.blocks.decoder",
+        "deepseek_vl": "models.ports.deepseek_vl",
+        "fields": "models.hub.fields",
+        "frames": "models.media.frames",
+        "kimi_vl": "models.ports.kimi_vl",
+        "layers": "models.blocks.layers",
+        "llava": "models.ports.llava",
+        "moe": "models.blocks.moe",
+        "params": "models.blocks.params",
+        "pdf": "models.media.pdf",
+        "pictures": "models.media.pictures",
+        "qwen2_5_vl": "models.ports.qwen2_5_vl",
+        "refusals": "models.hub.refusals",
+        "tensor_files": "models.hub.tensor_files",
+        "text_config": "models.hub.text_config",
+        "text_weights": "models.hub.text_weights",
+        "tiktoken": "models.hub.tiktoken",
+        "vit": "models.blocks.vit",
+        "weights": "models.hub.weights",
+    },
+)

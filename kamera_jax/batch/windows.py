@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from kamera_jax import Chunk, patch
+from kamera_jax import patch
 from kamera_jax.backbone import Backbone, Output
 from kamera_jax.batch.devices import replicated, spread
+from kamera_jax.chunk import Chunk
 from kamera_jax.forward import preamble_chunk
 from kamera_jax.kv import KV, Factors, Segment, WindowState
 from kamera_jax.rope import RopeSpec

@@ -14,7 +14,8 @@ from kamera_jax.chunk import Chunk, Patch
 from kamera_jax.guard.fidelity import verify
 from kamera_jax.guard.staleness import staleness
 from kamera_jax.kv import SketchSpec
-from kamera_jax.window.window import Window, append
+from kamera_jax.window.changes import append
+from kamera_jax.window.window import Window
 
 FIELDS = ("model", "sketch", "changes", "kls")
 

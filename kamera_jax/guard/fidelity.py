@@ -14,7 +14,8 @@ from kamera_jax.chunk import Chunk, Entry
 from kamera_jax.inference.encode import prefill
 from kamera_jax.inference.generate import query
 from kamera_jax.kv import KV
-from kamera_jax.window.window import Window, check_model
+from kamera_jax.window.checks import check_model
+from kamera_jax.window.window import Window
 
 Reference = Literal["present", "history"]
 """Full prefill of what is in the window, or of all chunks ever seen with the evicted ones hidden from the tail only."""

@@ -16,7 +16,9 @@ from kamera_jax.errors import StalePatchError
 from kamera_jax.guard.policy import ReusePolicy, Verdict
 from kamera_jax.inference.encode import form_patch, run_chunk
 from kamera_jax.patch.size import Size
-from kamera_jax.window.window import Window, append, check_model, without
+from kamera_jax.window.changes import append, without
+from kamera_jax.window.checks import check_model
+from kamera_jax.window.window import Window
 
 RANK = 32
 """Components of a fresh patch for a chunk that had none."""

@@ -12,7 +12,9 @@ from kamera_jax.guard.fidelity import MAX_KL
 from kamera_jax.guard.staleness import staleness
 from kamera_jax.inference.encode import form_patch, run_chunk
 from kamera_jax.patch.size import Size
-from kamera_jax.window.window import Window, append, check_chunk, check_model, check_pair, check_place, check_room
+from kamera_jax.window.changes import append
+from kamera_jax.window.checks import check_chunk, check_model, check_pair, check_place, check_room
+from kamera_jax.window.window import Window
 
 Fallback = Literal["patch", "reprefill", "error"]
 """What to do with a patch that is not safe: form it anew, keep the chunk's KV as run in place, or raise."""

@@ -17,8 +17,9 @@ from jaxtyping import Array, Bool, Float
 from kamera_jax.chunk import Chunk, Match, Patch, describe
 from kamera_jax.errors import MissingSketchError
 from kamera_jax.patch.sketch import change_jit, reread_jit
+from kamera_jax.window.checks import check_chunk, check_pair, check_place
 from kamera_jax.window.reuse import write_jit
-from kamera_jax.window.window import Window, check_chunk, check_pair, check_place
+from kamera_jax.window.window import Window
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,12 @@ from kamera_jax.errors import ModelMismatchError
 from kamera_jax.forward import chunk_of, preamble_chunk, run
 from kamera_jax.handle import traced
 from kamera_jax.identity import patch_key
-from kamera_jax.kv import Segment, Sketch, SketchSpec, bucket
+from kamera_jax.kv import Segment, Sketch, SketchSpec, bucket, check_length
 from kamera_jax.patch.size import Size
 from kamera_jax.patch.sketch import take_jit
-from kamera_jax.window.window import Window, aligned, append, check_chunk, check_length, check_model, materialised
+from kamera_jax.window.changes import append, materialised
+from kamera_jax.window.checks import check_chunk, check_model
+from kamera_jax.window.window import Window, aligned
 
 ROOM = 256
 """Slots a prefilled window keeps free by default, for a question and its answer."""

@@ -14,11 +14,13 @@ from kamera_jax.backbone import Backbone, Output
 from kamera_jax.chunk import Chunk
 from kamera_jax.forward import run
 from kamera_jax.identity import chunk_key, content_key
-from kamera_jax.kv import KV, ChunkPool, Segment, WindowState, bucket
+from kamera_jax.kv import KV, ChunkPool, Segment, WindowState, bucket, check_length
 from kamera_jax.rope import RopeSpec
 from kamera_jax.types import Params, Stream
+from kamera_jax.window.changes import append, turn_state
+from kamera_jax.window.checks import check_model, check_room
 from kamera_jax.window.reuse import write
-from kamera_jax.window.window import Window, append, check_length, check_model, check_room, turn_state
+from kamera_jax.window.window import Window
 
 
 def query(vlm: Backbone, window: Window, text: str) -> Float[Array, " V"]:

@@ -10,7 +10,8 @@ from kamera_jax.errors import ModelMismatchError, PreambleMismatchError, Snapsho
 from kamera_jax.forward import preamble_chunk
 from kamera_jax.library import snapshot
 from kamera_jax.record import Record
-from kamera_jax.window.window import Window, append
+from kamera_jax.window.changes import append
+from kamera_jax.window.window import Window
 
 KIND = "session"
 

@@ -16,8 +16,9 @@ from kamera_jax.inference.generate import Generation, generate, question_tail, t
 from kamera_jax.session.memory import ChunkMemory
 from kamera_jax.session.saved import SavedSession, load_session, save_session
 from kamera_jax.session.stats import SessionStats
+from kamera_jax.window.changes import append, recall, replace_entry, without
 from kamera_jax.window.eviction import in_the_way, layout_of
-from kamera_jax.window.window import Mode, Window, append, recall, replace_entry, without
+from kamera_jax.window.window import Mode, Window
 
 MEMORY = 2**30
 """Bytes of host memory for evicted chunks unless said: 1 GiB."""

@@ -1,6 +1,6 @@
 """The reuse operator on a window's state: rotate canonical KV into place, patch it, write it, or read it where it lies.
 
-The only door to the kernels.
+Where windows meet the kernels.
 """
 
 from collections.abc import Sequence

@@ -18,6 +18,7 @@ from kamera_jax import rope
 from models.blocks.attention import grouped_attention
 from models.blocks.layers import dense, rotation
 from models.blocks.params import ParamInfo, Params, linear, stacked
+from models.errors import UnsupportedConfigError
 
 THETA = 10000.0
 """RoPE base of the axial rotation; no tower configures another."""

@@ -20,7 +20,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.relocate_patch.gpu import ROWS, Call, pad_columns
+from pallas_kernels.relocate_patch.gpu_call import ROWS, Call, pad_columns
 
 WGMMA = plgpu.Layout.WGMMA
 

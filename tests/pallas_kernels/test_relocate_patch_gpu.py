@@ -17,7 +17,7 @@ from jax.experimental import topologies
 
 from benchmarks.compiled import uncached
 from pallas_kernels.dispatch import GPU_JAX
-from pallas_kernels.relocate_patch import gpu
+from pallas_kernels.relocate_patch import gpu, gpu_call
 from pallas_kernels.relocate_patch.shapes import SHAPES
 from tests import oracles
 
@@ -297,7 +297,7 @@ def test_it_says_what_it_cannot_serve(changes, reason):
 
 def test_tiles_divide_the_layers_and_fit():
     for case in SHAPES.values():
-        tiles = gpu.choose_tiles(case.layers, case.tokens, case.rank)
+        tiles = gpu_call.choose_tiles(case.layers, case.tokens, case.rank)
         assert case.layers % tiles.groups == 0 and 2 <= tiles.stages <= 4
-        stage = 2 * (gpu.ROWS * tiles.columns + case.rank * (gpu.ROWS + tiles.columns))
-        assert tiles.stages * stage + 2 * gpu.ROWS * tiles.columns <= gpu.SHARED_MEMORY // 2
+        stage = 2 * (gpu_call.ROWS * tiles.columns + case.rank * (gpu_call.ROWS + tiles.columns))
+        assert tiles.stages * stage + 2 * gpu_call.ROWS * tiles.columns <= gpu_call.SHARED_MEMORY // 2

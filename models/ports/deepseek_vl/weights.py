@@ -19,7 +19,7 @@ VISION_IGNORED = (
 
 
 def weight_table(config: Config) -> WeightTable:
-    """The table for `models.hub.weights`, in the hub's spelling (``model.language_model.*``, ``model.vision_model.*``)."""
+    """The table for `models.hub.weights`, in the hub's spelling, ``model.language_model.*`` and the like."""
     tied = config.text.tie_word_embeddings
     model = "model.language_model"
     return WeightTable(

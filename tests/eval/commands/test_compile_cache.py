@@ -16,7 +16,7 @@ import kamera_jax as kj
 from eval.commands import compile_cache
 from models import load
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CODE = """
 import json, sys
 import jax

@@ -17,7 +17,7 @@ from eval.tiny import assess
 from eval.tiny.backbones import BACKBONES
 from models import load
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 FAMILIES = ["gqa", *(pytest.param(name, marks=pytest.mark.soak) for name in ATTENTIONS if name != "gqa")]

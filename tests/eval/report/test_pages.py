@@ -9,7 +9,7 @@ from eval.report import evaluation as evaluation_report
 from eval.report import figures as evaluation_figures
 from models import load
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 RESULTS = ROOT / "docs/results"
 
 

@@ -20,7 +20,7 @@ from eval.run.folder import CONTEXTS, RESULTS, SAMPLES, TIMING, OtherRunError, R
 from models import load
 from tests.xla_flags import FLAGS
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 MODEL = "kamera-tiny-gqa"
 RUN = runner.Run("binding", MODEL, ("patch:2", "cacheblend:0.25"), seeds=(5, 6, 7), limit=1, batch=1)
 LASTING = (RESULTS, CONTEXTS, SAMPLES)

@@ -7,8 +7,8 @@ import pytest
 import kamera_jax as kj
 from kamera_jax.errors import ModelLengthError, WindowFullError
 from kamera_jax.identity import chunk_key, lineage
+from kamera_jax.kv import check_length
 from kamera_jax.record import join_chunk, spec_of, split_chunk
-from kamera_jax.window.window import check_length
 from models import load
 from tests.kamera_jax.toy import Toy
 

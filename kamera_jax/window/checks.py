@@ -1,0 +1,94 @@
+"""What belongs together and what fits: checked before anything is written."""
+
+import jax
+
+from kamera_jax.backbone import Backbone
+from kamera_jax.chunk import Chunk, Patch, describe
+from kamera_jax.errors import (
+    ModelMismatchError,
+    PatchMismatchError,
+    PreambleMismatchError,
+    WindowFullError,
+)
+from kamera_jax.handle import traced
+from kamera_jax.kv import check_length
+from kamera_jax.window.window import Window
+
+
+def check_room(window: Window, tokens: int | jax.Array, advance: int | float | jax.Array | None = None) -> None:
+    """Raise WindowFullError unless ``tokens`` more fit, which take ``advance`` positions (by default one each).
+
+    Where these are not known yet, see `_poisoned`.
+    """
+    free = window.capacity - window.next_slot
+    if not traced(tokens, free) and tokens > free:
+        raise WindowFullError(
+            f"{tokens} tokens do not fit: the window has {max(free, 0)} of {window.capacity} slots free; slide it, "
+            "or make it larger"
+        )
+    check_length(window.spec, window.next_position, tokens if advance is None else advance)
+
+
+def check_whole(window: Window) -> None:
+    """Raise WindowFullError if the window comes from a compiled function in which something did not fit."""
+    last = window.entries[-1] if window.entries else window.preamble
+    end = last.slot + last.chunk.length
+    if not traced(end) and end > window.capacity:
+        raise WindowFullError(
+            f"the window of {window.capacity} slots would end at slot {end}: it comes from a compiled function in "
+            "which not all fitted; make it again from the window that went in, with more slots or fewer chunks"
+        )
+    check_length(window.spec, window.next_position, 0)
+
+
+def check_model(vlm: Backbone, window: Window) -> None:
+    """Raise ModelMismatchError unless the window is this model's.
+
+    Raises:
+        WindowFullError: the window comes from a compiled function in which something did not fit.
+    """
+    check_whole(window)
+    if vlm.spec.fingerprint != window.spec.fingerprint:
+        raise ModelMismatchError(
+            f"the window belongs to model {window.spec.fingerprint[:12]}, this is {vlm.spec.fingerprint[:12]}; build "
+            "it with this model"
+        )
+
+
+def check_chunk(window: Window, chunk: Chunk) -> None:
+    """Raise unless the chunk's model and preamble are the window's."""
+    if chunk.model != window.spec.fingerprint:
+        differ = () if chunk.spec is None else chunk.spec.differences(window.spec)
+        raise ModelMismatchError(
+            f"{describe(chunk)} was encoded by model {chunk.model[:12]}, the window belongs to "
+            f"{window.spec.fingerprint[:12]}"
+            + (f", which differ in {', '.join(differ)}" if differ else "")
+            + "; encode it with this window's model"
+        )
+    pinned = window.preamble.chunk.key
+    if chunk.preamble is not None and pinned and chunk.preamble != pinned:
+        raise PreambleMismatchError(
+            f"{describe(chunk)} was encoded after preamble {chunk.preamble[:12]}, the window holds "
+            f"{pinned[:12]}; encode it with this window's preamble, or with preamble=None"
+        )
+
+
+def check_pair(chunk: Chunk, patch: Patch) -> None:
+    """Raise unless the patch is the chunk's; where a transformation dropped the one's or the other's key, it may be."""
+    if patch.model != chunk.model:
+        raise ModelMismatchError(
+            f"the patch was formed by model {patch.model[:12]}, the chunk by {chunk.model[:12]}; form it anew"
+        )
+    if patch.chunk and chunk.key and patch.chunk != chunk.key:
+        raise PatchMismatchError(
+            f"the patch belongs to chunk {patch.chunk[:12]}, not to {chunk.key[:12]}; form one for this chunk"
+        )
+
+
+def check_place(window: Window, at: int | None) -> int:
+    """The place ``at`` stands for, None for the window's end; raise ValueError if there is none."""
+    if at is None:
+        return len(window.entries)
+    if not 0 <= at <= len(window.entries):
+        raise ValueError(f"at must be in 0..{len(window.entries)}; got {at}")
+    return at
