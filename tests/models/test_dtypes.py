@@ -44,7 +44,7 @@ REFUSED = {
     "float8_e4m3fn": ["float8_e4m3fn", "torch.float8_e4m3fn", jnp.float8_e4m3fn],
     "float8_e5m2": ["float8_e5m2"],
 }
-NO_DTYPE = ["quantised", "", None, 3, object(), [1], "float8", "torch."]
+NO_DTYPE = ["quantised", "", None, 3, pytest.param(object(), id="object"), [1], "float8", "torch."]
 
 
 def spec(dtype):

@@ -102,7 +102,7 @@ def prefill_with_routes(vlm: Any, items: Sequence[Any], capacity: int) -> tuple[
         there = segment.at(window.next_position)
         output = run(vlm.params, there, window.state, forward=vlm.forward, collect=ROUTES)
         seen.append((segment, output))
-        window = kj.append(window, chunk_of(vlm, segment, output, window.preamble.chunk.key, window.keys))
+        window = kj.append(window, chunk_of(vlm, segment, output, window.preamble.chunk.key, window.entries))
     experts, margin = (
         np.concatenate([np.asarray(output.aux[name])[:, : int(segment.length)] for segment, output in seen], axis=1)
         for name in ROUTES
