@@ -36,3 +36,10 @@ def moved(package: str, paths: Mapping[str, str]) -> None:
     """
     for old, new in paths.items():
         sys.modules.setdefault(f"{package}.{old}", Moved(f"{package}.{old}", new))
+
+    def attribute(name: str) -> Any:
+        if name in paths:  # `package.old`, as after an import of the package alone
+            return sys.modules[f"{package}.{name}"]
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    vars(sys.modules[package]).setdefault("__getattr__", attribute)

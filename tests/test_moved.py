@@ -55,3 +55,6 @@ assert kj.staleness is staleness and kj.ReusePolicy is ReusePolicy and kj.Sessio
 
 def test_functions_are_not_hidden_by_their_old_modules():
     assert callable(kj.encode) and callable(kj.replace) and callable(kj.patch.fit)
+    with pytest.warns(DeprecationWarning, match="is now kamera_jax.window.reuse"):
+        assert callable(kj.reuse.attend_in_place)
+    assert not hasattr(kj, "there_is_no_such_name")

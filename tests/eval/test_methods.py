@@ -185,7 +185,7 @@ def test_recomputed_tokens_see_what_stands_before_them(vlm):
         before = state.replace(valid=state.valid & (jnp.arange(48) < slot))
         lone = kj.Segment(inputs, positions, jnp.int32(1))
         kv = jax.jit(vlm.forward)(vlm.params, lone, before).kv
-        rot, free = kj.reuse.relocate(kv, None, positions, 1, vlm.spec.rope)
+        rot, free = kj.window.reuse.relocate(kv, None, positions, 1, vlm.spec.rope)
         state = state.replace(rot=state.rot.at[:, slot].set(rot[:, 0]), free=state.free.at[:, slot].set(free[:, 0]))
     assert np.allclose(ours.rot[0], state.rot, atol=1e-4) and np.allclose(ours.free[0], state.free, atol=1e-4)
     assert not np.allclose(ours.free[0], batch.blind.state.free[0], atol=1e-2)

@@ -128,7 +128,7 @@ def test_tokens_with_slots_see_only_what_stands_below_them(vlm):
     segment = vlm.prepare("a red star. a blue moon.")
     length, spec = int(segment.length), vlm.spec
     whole = run(vlm.params, segment, None, jnp.arange(length), forward=vlm.forward)
-    state = kj.reuse.write(spec.empty_state(16), 0, whole.kv, None, segment.positions, length, spec.rope)
+    state = kj.window.reuse.write(spec.empty_state(16), 0, whole.kv, None, segment.positions, length, spec.rope)
     slots = jnp.arange(1, length, 2)
     some = kj.Segment(
         {"tokens": segment.inputs["tokens"][slots], "slots": slots}, segment.positions[:, slots], jnp.int32(len(slots))

@@ -25,7 +25,7 @@ jax.monitoring.register_event_listener(lambda name, **_: found.append(name) if n
 jax.monitoring.register_event_duration_secs_listener(
     lambda name, seconds, **_: compiled.append(name) if name.endswith("backend_compile_duration") else None
 )
-from eval.cli import main
+from eval.commands.main import main
 status = main(sys.argv[1:])
 print(json.dumps({"status": status, "compiled": len(compiled), "found": len(found)}))
 """

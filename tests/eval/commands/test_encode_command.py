@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import eval.encode
 import kamera_jax as kj
+from eval.commands import encode as command
 from eval.commands.main import main
 from eval.tiny import pages
 from models import load
@@ -50,7 +50,7 @@ def test_everything_comes_in_once_and_is_told(folder, tmp_path, capsys):
 
 
 def test_what_was_interrupted_goes_on(folder, tmp_path, monkeypatch, capsys):
-    real, count = eval.commands.encode.encode_segment, []
+    real, count = command.encode_segment, []
 
     def interrupted(*arguments):
         if len(count) == 3:
@@ -58,11 +58,11 @@ def test_what_was_interrupted_goes_on(folder, tmp_path, monkeypatch, capsys):
         count.append(1)
         return real(*arguments)
 
-    monkeypatch.setattr(eval.encode, "BATCH", 2)
-    monkeypatch.setattr(eval.encode, "encode_segment", interrupted)
+    monkeypatch.setattr(command, "BATCH", 2)
+    monkeypatch.setattr(command, "encode_segment", interrupted)
     assert encode(folder, tmp_path / "lib", tmp_path / "a.json") == 130
     assert "Traceback" not in capsys.readouterr().err and not (tmp_path / "a.json").exists()
-    monkeypatch.setattr(eval.encode, "encode_segment", real)
+    monkeypatch.setattr(command, "encode_segment", real)
     assert encode(folder, tmp_path / "lib", tmp_path / "a.json") == 0
     told = json.loads((tmp_path / "a.json").read_text())
     assert (told["encoded"], told["known"]) == (5, 3)

@@ -65,7 +65,7 @@ def test_two_runs_with_the_same_seeds_are_identical(vlm, unbroken, tmp_path):
 def test_a_killed_run_resumes_and_ends_as_an_unbroken_one(vlm, unbroken, tmp_path):
     folder = tmp_path / "killed"
     code = (
-        "import os, signal; from pathlib import Path; from eval import runner; from models import load; "
+        "import os, signal; from pathlib import Path; from eval.run import runner; from models import load; "
         f"runner.evaluate(load({MODEL!r}), runner.{RUN!r}, Path({str(folder)!r}), "
         "lambda *done: os.kill(os.getpid(), signal.SIGKILL))"
     )
@@ -212,8 +212,8 @@ def test_bad_command_lines_are_refused(tmp_path, capsys):
 
 DEVICES = """
 import jax, numpy as np, kamera_jax as kj
-from eval.batched import BatchRunner, Stack
-from eval.devices import mesh_of
+from kamera_jax.batch.windows import BatchRunner, Stack
+from kamera_jax.batch.devices import mesh_of
 from eval.methods import Batch, parse
 from models import load
 vlm = load("kamera-tiny-gqa")

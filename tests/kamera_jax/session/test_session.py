@@ -15,8 +15,8 @@ from kamera_jax.errors import (
     WindowFullError,
 )
 from kamera_jax.library import files, snapshot
-from tests.kamera_jax.test_window_machine import assert_state
 from tests.kamera_jax.toy import Toy, forwards
+from tests.kamera_jax.window.test_window_machine import assert_state
 
 CAPACITY = 80  # the preamble and four items of up to 16 letters
 ITEMS = ("a red star", "a blue moon.", "the cell", "a page of it", "which it is", "and the last", "one more")

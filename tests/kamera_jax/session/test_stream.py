@@ -9,8 +9,8 @@ import pytest
 
 import kamera_jax as kj
 from tests.kamera_jax.test_compiles import compilations
-from tests.kamera_jax.test_window_machine import assert_state, random_stock
 from tests.kamera_jax.toy import Toy
+from tests.kamera_jax.window.test_window_machine import assert_state, random_stock
 
 CELL = 28
 QUESTIONS = ("what colour is it ?", "which page is blue ?")

@@ -15,8 +15,8 @@ from models.ports.kimi_vl import images as kimi_vl_images
 from models.ports.llava import images as llava_images
 from models.ports.qwen2_5_vl import images as qwen2_5_vl_images
 from models.registry import ARCHITECTURES, CHECKPOINTS
-from tests.models.test_port_configs import PUBLISHED
-from tests.models.test_qwen2_5_vl_config import HUB, nested
+from tests.models.ports.test_port_configs import PUBLISHED
+from tests.models.ports.test_qwen2_5_vl_config import HUB, nested
 
 NAN, INFINITY, HUGE = float("nan"), float("inf"), 10**400
 NO_NUMBERS = [NAN, INFINITY, -INFINITY, True, False, "1", [1.0], {}, HUGE, -HUGE]

@@ -14,7 +14,7 @@ from models.hub.chat import ChatTemplate, ChatTemplateError
 from models.hub.control_tokens import ControlTokens, TokenizerError
 from models.hub.tiktoken import load_tokenizer
 from tests.kimi_tokenizer import BYTES, SPECIAL, write_tokenizer
-from tests.models.test_chat import DEEPSEEK, LLAVA, in_full
+from tests.models.hub.test_chat import DEEPSEEK, LLAVA, in_full
 
 QWEN = """
 {%- for message in messages %}
