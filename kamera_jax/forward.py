@@ -38,6 +38,7 @@ def chunk_of(
     preamble: str | None,
     before: Sequence[Entry] = (),
     *,
+    context: str | None = None,
     turn: bool = False,
 ) -> Chunk:
     """What a forward of ``segment`` gives, as a chunk.
@@ -48,6 +49,7 @@ def chunk_of(
         output: what that gave.
         preamble: key of the preamble it was run behind, None for none.
         before: the entries between the two.
+        context: the lineage of all that, if it is not what preamble and entries say.
         turn: whether it is a question with its answer.
 
     Raises:
@@ -58,7 +60,9 @@ def chunk_of(
             "a segment that went through a JAX transformation does not say how far it advances, so it makes no chunk; "
             "pass replace(segment, advance=...)"
         )
-    content, context = content_of(segment), lineage(preamble, (entry.identity for entry in before))
+    content = content_of(segment)
+    if context is None:
+        context = lineage(preamble, (entry.identity for entry in before))
     key = chunk_key(content, vlm.spec, context)
     return Chunk(
         kv=output.kv,
@@ -79,7 +83,11 @@ def chunk_of(
 
 def preamble_chunk(vlm: Backbone) -> Chunk:
     """The model's preamble with its KV; computed once per model."""
-    if vlm not in _PREAMBLES:
-        segment = vlm.preamble
-        _PREAMBLES[vlm] = chunk_of(vlm, segment, run(vlm.params, segment, None, forward=vlm.forward), None)
-    return _PREAMBLES[vlm]
+    if vlm in _PREAMBLES:
+        return _PREAMBLES[vlm]
+    segment = vlm.preamble
+    with jax.ensure_compile_time_eval():  # asked for inside a transformation, it is computed outside of it
+        chunk = chunk_of(vlm, segment, run(vlm.params, segment, None, forward=vlm.forward), None)
+    if not traced(*jax.tree.leaves(chunk)):  # of parameters that are traced it is of no use elsewhere
+        _PREAMBLES[vlm] = chunk
+    return chunk

@@ -9,6 +9,7 @@ from copy import copy
 from typing import Any, ClassVar, Self, no_type_check
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
@@ -26,9 +27,9 @@ class HostScalar:
     """
 
     def __init__(self, kind: type[int] | type[float]) -> None:
-        """Read as ``int`` or as ``float``."""
+        """Read as ``bool``, ``int`` or ``float``."""
         self._kind = kind
-        self._dtype = np.int32 if kind is int else np.float32
+        self._dtype = {bool: np.bool_, int: np.int32, float: np.float32}[kind]
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = f"_{name}"
@@ -47,7 +48,7 @@ class HostScalar:
     def leaf(self, instance: Any) -> Any:
         """What JAX sees: always of one dtype, so that a function is compiled once."""
         value = instance.__dict__[self._name]
-        return self._dtype(value) if type(value) in (int, float) else value
+        return self._dtype(value) if type(value) in (bool, int, float) else value
 
 
 def host_scalar(kind: type[int] | type[float]) -> Any:
@@ -92,6 +93,12 @@ class Handle:
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
+    def keeping(self, **changes: Any) -> Self:
+        """A copy with other values of some fields that keeps its names: for who knows that they still hold."""
+        new = copy(self)
+        new._set(**changes)
+        return new
+
     def _named_like(self, other: Self) -> Self:
         """A copy with the names of a handle that holds the same bits."""
         new = copy(self)
@@ -108,15 +115,30 @@ class Handle:
         """Shapes, and not the arrays: a window holds thousands of numbers."""
         names = ("key", "mode", "capacity", "base", "slot")
         shown = ", ".join(f"{name}={getattr(self, name)!r}" for name in names if hasattr(self, name))
-        arrays = [leaf for leaf in jax.tree.leaves(self) if np.ndim(leaf)]
+        arrays = [leaf for leaf in jax.tree.leaves(self) if getattr(leaf, "ndim", 0)]
         leaves = ", ".join(f"{leaf.dtype.name}{list(leaf.shape)}" for leaf in arrays[:4])
         return f"<{type(self).__name__} {shown}: {leaves}{', …' if len(arrays) > 4 else ''}>"
 
     def to(self, where: Any) -> Self:
         """The same bits on another device, or laid out by a sharding; unlike ``jax.device_put`` it keeps the keys.
 
+        What lies there already is shared with the old handle: do not donate the one and go on with the other.
+
         Args:
             where: a ``jax.Device`` or ``jax.sharding.Sharding``, for every array.
         """
         moved = jax.tree.map(lambda leaf: jax.device_put(leaf, where) if np.ndim(leaf) else leaf, self)
         return moved._named_like(self)
+
+    def copied(self) -> Self:
+        """The same bits in arrays of its own, under the same names."""
+        leaves, structure = jax.tree.flatten(self)
+        copies = iter(_copied([leaf for leaf in leaves if np.ndim(leaf)]))
+        return jax.tree.unflatten(structure, [next(copies) if np.ndim(leaf) else leaf for leaf in leaves])._named_like(
+            self
+        )
+
+
+@jax.jit
+def _copied(tree: Any) -> Any:
+    return jax.tree.map(jnp.copy, tree)

@@ -1,6 +1,7 @@
 """The array pytrees that cross ``jit``: KV, Factors, ChunkPool, WindowState, Segment."""
 
-from dataclasses import dataclass, fields, replace
+import operator
+from dataclasses import dataclass, field, fields
 from typing import Any, Self, no_type_check
 
 import flax.struct
@@ -71,6 +72,9 @@ class SketchSpec:
     tokens: int = 24
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", tuple(map(operator.index, self.layers)))
+        object.__setattr__(self, "weights", tuple(map(float, self.weights)))
+        object.__setattr__(self, "tokens", operator.index(self.tokens))
         if not self.weights:
             object.__setattr__(self, "weights", (1.0,) * len(self.layers))
         if not self.layers or min(self.layers) < 0 or self.tokens < 1:
@@ -157,12 +161,12 @@ class WindowState:
 
 
 @no_type_check
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Segment:
     """Tokens ready for a backbone's forward.
 
     A pytree of its arrays; ``advance`` and ``content`` stay on the host and do not cross ``jit``: they are then None
-    and empty.
+    and empty. `dataclasses.replace` drops ``content`` too: what else is read was made from something else.
 
     Attributes:
         inputs: what the backbone reads, each with T leading, at least ``tokens`` i32[T]; media features stand beside
@@ -171,18 +175,32 @@ class Segment:
         length: valid tokens, i32 scalar; rows past it are padding.
         advance: how far the next segment starts after this one's start, in positions (not the token count under
             M-RoPE).
-        content: sha256 of the decoded content this was made from.
+        content: sha256 of the decoded content this was made from; where it is empty, a chunk's key is made of what the
+            model reads.
     """
 
     inputs: dict[str, Any]
     positions: Float[Array, "A T"]
     length: Int[Array, ""]
     advance: float = 0.0
-    content: str = ""
+    content: str = field(init=False)
+
+    def __init__(
+        self,
+        inputs: dict[str, Any],
+        positions: Float[Array, "A T"],
+        length: Int[Array, ""],
+        advance: float = 0.0,
+        content: str = "",
+    ) -> None:
+        """See the class."""
+        for name, value in zip(_SEGMENT, (inputs, positions, length, advance, content), strict=True):
+            object.__setattr__(self, name, value)
 
     def at(self, base: jax.Array | float) -> Self:
         """The same tokens with positions that start at ``base``."""
-        return replace(self, positions=self.positions + jnp.asarray(base, jnp.float32))
+        moved = self.positions + jnp.asarray(base, jnp.float32)
+        return type(self)(self.inputs, moved, self.length, self.advance, self.content)
 
     @property
     def valid(self) -> Bool[Array, " T"]:
@@ -201,7 +219,7 @@ def _unflatten_segment(_: None, data: tuple[Any, ...]) -> Segment:
     return segment
 
 
-_SEGMENT = tuple(field.name for field in fields(Segment))
+_SEGMENT = tuple(each.name for each in fields(Segment))
 jax.tree_util.register_pytree_node(Segment, _flatten_segment, _unflatten_segment)
 
 
@@ -245,7 +263,7 @@ class KVSpec:
         """In what this model is not ``other``, for people; empty where neither says."""
         shape = ("layers", "rot_dim", "free_dim", "heads", "dtype")
         found = [f"{name} ({mine}, not {theirs})" for name, mine, theirs in _pairs(self, other, shape)]
-        turned = [name for name, _, _ in _pairs(self.rope, other.rope, tuple(field.name for field in fields(RopeSpec)))]
+        turned = [name for name, _, _ in _pairs(self.rope, other.rope, tuple(each.name for each in fields(RopeSpec)))]
         if turned:
             found.append(f"RoPE ({', '.join(turned)})")
         theirs = dict(other.identity)

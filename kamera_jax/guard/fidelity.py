@@ -11,6 +11,7 @@ import numpy as np
 from kamera_jax import patch as patches
 from kamera_jax.backbone import Backbone
 from kamera_jax.chunk import Chunk, Entry
+from kamera_jax.errors import MissingKeyError
 from kamera_jax.inference.encode import prefill
 from kamera_jax.inference.generate import query
 from kamera_jax.kv import KV
@@ -116,7 +117,13 @@ def verify(
 
 def _places(window: Window, chunks: Sequence[Chunk]) -> list[int]:
     """Where in ``chunks`` each of the window's stands: the latest places, since what was evicted came earlier."""
-    places, after = [], len(chunks)
+    if not all(window.keys) or not all(chunk.key for chunk in chunks):
+        raise MissingKeyError(
+            "a chunk of the window or the history has no key, so it is not known which of them is which; use the "
+            "chunks that went into the JAX transformation"
+        )
+    places: list[int] = []
+    after = len(chunks)
     for entry in reversed(window.entries):
         key = entry.chunk.key
         after = next((i for i in range(after - 1, -1, -1) if chunks[i].key == key), -1)

@@ -286,8 +286,11 @@ def _unpatched(window: Window, chunk: Chunk) -> Verdict:
         return Verdict(True, 0.0, "it stands behind what it was run behind")
     if not chunk.key or not window.lineage:
         return Verdict(False, math.inf, "it has no patch, and without a key it is not known what it was run behind")
-    if chunk.antecedents == window.keys and chunk.preamble == window.preamble.chunk.key:
-        return Verdict(False, math.inf, "it has no patch, and the chunks before it have other patches than when it ran")
+    if chunk.preamble != window.preamble.chunk.key:
+        return Verdict(False, math.inf, "it has no patch, and was run behind nothing, not behind the window's preamble")
+    if chunk.antecedents == window.keys:
+        why = "it has no patch, and the chunks before it have other patches or codecs than when it ran"
+        return Verdict(False, math.inf, why)
     return Verdict(False, math.inf, "it has no patch, and other chunks before it than it was run behind")
 
 

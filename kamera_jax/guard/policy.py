@@ -92,10 +92,16 @@ class ReusePolicy:
             limit = calibration.threshold(self.max_kl)
             unknown = f"by the calibration no change is safe for {self.max_kl:g} nats"
         if calibration is None or limit < 0:
-            if window.is_as_formed(patch, at, fresh):
+            if window.is_as_formed(chunk, patch, at, fresh):
                 return Verdict(True, 0.0, "its antecedents are those it was formed on")
             same = patch.match(before) is Match.EXACT
-            changed = "its antecedents are the same but not their patches" if same else "its antecedents have changed"
+            changed = "its antecedents have changed"
+            if not patch.lineage or not window.lineage:
+                changed = "without keys it is not known whether its antecedents have changed"
+            elif patch.codec != chunk.codec:
+                changed = f"it was fitted to KV of codec {patch.codec!r}, and this is {chunk.codec!r}"
+            elif same:
+                changed = "its antecedents are the same but not their patches or codecs"
             return Verdict(False, float("inf"), f"{changed}, and {unknown}")
         found = staleness(window, chunk, patch, at)
         estimate, accept = calibration.estimate(found.change), found.change <= limit

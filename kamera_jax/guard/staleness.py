@@ -45,6 +45,8 @@ class Staleness:
     @property
     def reason(self) -> str:
         """What has changed, in words; keys by their first 12 letters."""
+        if not (all(self.mass_then) and all(self.mass_now)):
+            return "a chunk has no key, so it is not known which of its antecedents are there"
         moved = ["its antecedents stand in another order"] if self.match is Match.PERMUTED else []
         deleted = [f"antecedent {key[:12]} is gone ({self.mass_then[key]:.0%} of attention)" for key in self.deleted]
         inserted = [f"chunk {key[:12]} is new ({self.mass_now[key]:.0%} of attention)" for key in self.inserted]
@@ -99,11 +101,12 @@ def staleness(window: Window, chunk: Chunk, patch: Patch, at: int | None = None)
     mass_then: dict[str, float] = {}
     for key, share in zip(patch.antecedents, np.asarray(patch.mass[patch.sketch.spec.layers[0]]), strict=False):
         mass_then[key] = mass_then.get(key, 0.0) + float(share)
+    known = all(mass_then) and all(mass_now)  # a chunk without a key may be any
     return Staleness(
         change=float(change_jit(patch.sketch.outputs, outputs, spec=patch.sketch.spec)),
         match=patch.match(window.keys[:at]),
-        deleted=tuple(key for key in mass_then if key not in mass_now),
-        inserted=tuple(key for key in mass_now if key not in mass_then),
+        deleted=tuple(key for key in mass_then if key not in mass_now) if known else (),
+        inserted=tuple(key for key in mass_now if key not in mass_then) if known else (),
         mass_then=mass_then,
         mass_now=mass_now,
     )

@@ -16,10 +16,10 @@ from kamera_jax.errors import ModelMismatchError
 from kamera_jax.forward import chunk_of, preamble_chunk, run
 from kamera_jax.handle import traced
 from kamera_jax.identity import patch_key
-from kamera_jax.kv import Segment, Sketch, SketchSpec, bucket, check_length
+from kamera_jax.kv import Factors, Segment, Sketch, SketchSpec, bucket, check_length
 from kamera_jax.patch.size import Size
 from kamera_jax.patch.sketch import take_jit
-from kamera_jax.window.changes import append, materialised
+from kamera_jax.window.changes import append, materialised, nan_if
 from kamera_jax.window.checks import check_chunk, check_model
 from kamera_jax.window.window import Window, aligned
 
@@ -64,11 +64,13 @@ def run_chunk(
         source: what is run; a turn that is run again stays one.
         collect: see `Backbone.forward`.
     """
-    segment, turn = (source.segment, source.turn) if isinstance(source, Chunk) else (source, False)
+    segment = source.segment if isinstance(source, Chunk) else source
+    turn = isinstance(source, Chunk) and source.turn
     if segment.advance is not None:
         check_length(vlm.spec, window.next_position, segment.advance)
     output = run(vlm.params, segment.at(window.next_position), window.state, forward=vlm.forward, collect=collect)
-    return chunk_of(vlm, segment, output, window.preamble.chunk.key, window.entries, turn=turn), output
+    chunk = chunk_of(vlm, segment, output, window.preamble.chunk.key, window.entries, context=window.lineage, turn=turn)
+    return chunk, output
 
 
 def prefill(vlm: Backbone, items: Sequence[Any], *, capacity: int | None = None) -> Window:
@@ -235,6 +237,11 @@ def _patch(
 ) -> Patch:
     """The patch of a chunk that a forward on ``window`` has conditioned; nothing here waits for the device."""
     factors, residual = size.fit(conditioned.kv, chunk.kv, chunk.length)
+    if traced(window.overflowed):  # components of no number are left out, and a patch of none would pass for a good one
+        u, v = factors.floats(chunk.kv.rot.dtype)
+        ranks = jnp.where(window.overflowed, jnp.maximum(factors.ranks, 1), factors.ranks)
+        factors = Factors(u, nan_if(window.overflowed, v), ranks)
+        residual = nan_if(window.overflowed, residual)
     context = window.lineage
     key = patch_key(chunk.key, chunk.codec, context, asdict(size), factors.u.dtype.name, sketch)
     return Patch(

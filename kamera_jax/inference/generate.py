@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from kamera_jax.backbone import Backbone, Output
 from kamera_jax.chunk import Chunk
 from kamera_jax.forward import run
-from kamera_jax.identity import chunk_key, content_key
+from kamera_jax.identity import chunk_key, content_key, content_of
 from kamera_jax.kv import KV, ChunkPool, Segment, WindowState, bucket, check_length
 from kamera_jax.rope import RopeSpec
 from kamera_jax.types import Params, Stream
@@ -230,7 +230,9 @@ def _turn(vlm: Backbone, window: Window, tail: Segment, kv: KV, said: Sequence[i
     positions, ids = np.asarray(tail.positions), np.zeros(padded, np.int32)
     positions = np.concatenate([positions[:, :question], positions[:, question - 1 : question] + after], axis=1)
     ids[:length] = [*np.asarray(tail.inputs["tokens"])[:question], *said]
-    content, context = content_key({"turn": ids[:length].tolist()}), window.lineage
+    content = content_key({"turn": ids[:length].tolist(), "question": content_of(tail)})
+    context = window.lineage
+    asked = {name: _widened(rows, question, padded) for name, rows in tail.inputs.items()}
     key = chunk_key(content, vlm.spec, context)
     return Chunk(
         kv=_cut(kv, length, padded=padded),
@@ -240,13 +242,20 @@ def _turn(vlm: Backbone, window: Window, tail: Segment, kv: KV, said: Sequence[i
         model=vlm.spec.fingerprint,
         preamble=window.preamble.chunk.key or None,
         antecedents=window.keys,
-        inputs={"tokens": jnp.asarray(ids)},
+        inputs=asked | {"tokens": jnp.asarray(ids)},
         turn=True,
         spec=vlm.spec,
         key=key,
         content=content if key else "",
         lineage=context if key else "",
     )
+
+
+def _widened(rows: jax.Array, question: int, padded: int) -> jax.Array:
+    """What the backbone reads beside the tokens, for the question alone."""
+    out = np.zeros((padded, *rows.shape[1:]), rows.dtype)
+    out[:question] = np.asarray(rows)[:question]
+    return jnp.asarray(out)
 
 
 @partial(jax.jit, static_argnames="padded")

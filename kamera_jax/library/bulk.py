@@ -23,7 +23,7 @@ class Stacked:
         keys: of the rows, in order; None for one that was deleted.
         arrays: ``kv.rot`` and ``kv.free`` [N, L, T, ·], ``positions`` [N, A, T], and ``inputs.*``.
         about: plain fields of every row.
-        specs: of the models, by fingerprint.
+        specs: of the models, by their digest.
     """
 
     keys: tuple[str | None, ...]
@@ -35,7 +35,7 @@ class Stacked:
         """One of them."""
         about = self.about[row]
         about = {**about, "codec": codec_of(about["codec"], about["storage"]), "storage": "exact"}
-        return chunk_of(about, self.specs.get(about["model"]), {name: a[row] for name, a in self.arrays.items()})
+        return chunk_of(about, self.specs.get(str(about["spec"])), {name: a[row] for name, a in self.arrays.items()})
 
 
 def restore(

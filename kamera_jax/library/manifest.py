@@ -53,7 +53,7 @@ class Manifest:
         kind: of its rows.
         arrays: dtype and shape of every array.
         entries: of every key, its plain fields and its leaves, as JSON has them; see `leaves`.
-        specs: of the models, by fingerprint.
+        specs: of the models, by their digest.
         files: sha256 of what Orbax wrote beside the data.
     """
 
@@ -143,7 +143,7 @@ def arranged(kind: Kind, rows: Iterable[Row]) -> tuple[dict[str, np.ndarray], Ma
                 parts.setdefault(array, []).append(stored.reshape(-1) if group is None else stored)
         entries[row.key] = {"about": row.about, "leaves": leaves}
         if row.spec is not None:
-            specs[row.about["model"]] = row.spec
+            specs[row.about["spec"]] = row.spec
     join = np.stack if kind == "chunks" else np.concatenate
     arrays = {name: join(part) for name, part in parts.items()}
     return arrays, Manifest(kind, {name: (a.dtype, a.shape) for name, a in arrays.items()}, entries, specs, {})

@@ -92,7 +92,7 @@ class Pack:
             about = dict(self.manifest.entries[key]["about"])
             leaves = {name: leaf for name, leaf in self.manifest.leaves(key).items() if wanted is None or wanted(name)}
             read = {name: self._read(name, leaf, layers, verified) for name, leaf in leaves.items()}
-            return about, self.manifest.specs.get(str(about.get("model"))), read
+            return about, self.manifest.specs.get(str(about.get("spec"))), read
 
     @contextmanager
     def believed(self) -> Iterator[None]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from kamera_jax.chunk import Chunk, Patch
 from kamera_jax.errors import LibraryCorruptError, MissingKeyError
-from kamera_jax.identity import EXACT
+from kamera_jax.identity import EXACT, content_key
 from kamera_jax.kv import Factors
 from kamera_jax.library import int8
 from kamera_jax.library.arrays import DTYPES
@@ -76,15 +76,16 @@ def row_of(item: Chunk | Patch, storage: Storage) -> Row:
     if not item.key:
         what = type(item).__name__.lower()
         raise MissingKeyError(
-            f"the {what} has no key, so nothing says how its arrays were computed: it was built by hand, or went "
-            "through a JAX transformation or dataclasses.replace; put what encode or form_patch gave, and move that "
-            "with its .to(...)"
+            f"the {what} has no key, so nothing says how its arrays were computed: it, or what it was run behind, was "
+            "built by hand or went through a JAX transformation or dataclasses.replace; put what encode or form_patch "
+            "gave, and move that with its .to(...)"
         )
     if isinstance(item, Patch):
         return _patch_row(item)
     about, leaves = split_chunk(item)
     spec = about.pop("spec")
-    about |= {"spec": spec is not None, "storage": storage, "dtype": leaves["kv.rot"].dtype.name}
+    about |= {"spec": None if spec is None else content_key(spec)}
+    about |= {"storage": storage, "dtype": leaves["kv.rot"].dtype.name}
     if storage == "int8":
         leaves |= int8.quantised(leaves["kv.rot"], leaves["kv.free"], item.length)
     return Row(item.key, "chunks", about, spec, leaves, _digests(item.key, leaves))

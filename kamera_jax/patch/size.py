@@ -1,5 +1,6 @@
 """How large a patch may be, as a caller says it: a rank, a share of the change, or bytes."""
 
+import operator
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -28,6 +29,11 @@ class Size:
     int8: bool | None = None
 
     def __post_init__(self) -> None:
+        for name in ("rank", "max_bytes"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, _whole(name, value))
+        if self.energy is not None:
+            object.__setattr__(self, "energy", float(self.energy))
         if sum(choice is not None for choice in (self.rank, self.energy, self.max_bytes)) > 1:
             raise ValueError(
                 f"give one of rank, energy and max_bytes; got rank={self.rank}, energy={self.energy}, "
@@ -82,3 +88,12 @@ class Size:
 
 _fit_rank = partial(jax.jit, static_argnames=("rank", "int8"))(patches.fit_rank)
 _fit_bytes = partial(jax.jit, static_argnames=("widest", "int8"))(patches.fit_bytes)
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError as error:
+        raise ValueError(f"{name} must be a whole number; got {value!r}") from error

@@ -1,6 +1,6 @@
 """The loop an agent's author writes: add what comes, ask, slide when the window is full, recall by key."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,9 @@ from kamera_jax.session.stats import SessionStats
 from kamera_jax.window.changes import append, recall, replace_entry, without
 from kamera_jax.window.eviction import in_the_way, layout_of
 from kamera_jax.window.window import Mode, Window
+
+Rerun = tuple[Chunk, Patch | None, Chunk]
+"""A chunk with the patch it had, and what it is where it was run again."""
 
 MEMORY = 2**30
 """Bytes of host memory for evicted chunks unless said: 1 GiB."""
@@ -170,15 +173,17 @@ class Session:
         gone = in_the_way(
             self._window, self._pinned, [*layout[:place], (None, chunk.length, chunk.advance), *layout[place:]]
         )
-        window, formed = without(self._window, gone), 0
+        window = without(self._window, gone)
+        formed = 0
+        rerun: list[Rerun] = []
         there = place - sum(other < place for other in gone)
         if self._policy is not None:
-            window, formed = self._executed(window, Recall(chunk, patch, there))
+            window, formed, rerun = self._executed(window, Recall(chunk, patch, there))
         elif place == len(layout):
             window = append(window, chunk, patch, donate=self._owns(window))
         else:
             window = recall(window, chunk, patch, at=there)
-        self._commit(window, gone, key)
+        self._commit(window, gone, key, rerun)
         self._count(recalls=1, patched=formed)
 
     def replace(self, key: str, item: Any, *, patch: bool = True) -> str:
@@ -209,12 +214,13 @@ class Session:
         if patch:
             new, formed = self._patch(chunk, old, without(window, range(index, len(window.entries))))
         pinned = key in self._pinned
+        rerun: list[Rerun] = []
         if self._policy is None:
             window = replace_entry(window, index, chunk, new)
         else:
-            window, cascade = self._executed(window, Replace(index, chunk, new))
+            window, cascade, rerun = self._executed(window, Replace(index, chunk, new))
             formed += cascade
-        self._commit(window, [*gone, place], chunk.key)
+        self._commit(window, [*gone, place], chunk.key, rerun)
         self._count(seen=1, encoded=encoded, patched=formed)
         if pinned:
             self.pin(chunk.key)
@@ -276,8 +282,8 @@ class Session:
         own = item.key if isinstance(item, Chunk) else canonical_key(item, self._vlm.spec, preamble)
         if not own:
             raise MissingKeyError(
-                "the chunk has no key, so it could not be found again: it went through a JAX transformation; add the "
-                "one that went in, or move a chunk with its .to(...)"
+                "the chunk has no key, so it could not be found again: it was built by hand, or went through a JAX "
+                "transformation or dataclasses.replace; add what encode gave, and move that with its .to(...)"
             )
         if key is not None and key != own:
             raise ValueError(f"the item has the key {own[:12]}, not {key[:12]}; give its own key, or none")
@@ -300,29 +306,41 @@ class Session:
         """The chunk's patch behind a window, and how often one had to be formed."""
         if chunk.conditioned or not window.entries:
             return None, 0
-        if old is not None and old.codec == chunk.codec and window.is_as_formed(old):
+        if old is not None and window.is_as_formed(chunk, old):
             return old, 0
         calibration = None if self._policy is None else self._policy.calibration
         sketch = None if calibration is None else calibration.sketch
         return form_patch(self._vlm, chunk, context=window, rank=self._rank, sketch=sketch), 1
 
-    def _executed(self, window: Window, change: Change) -> tuple[Window, int]:
-        """The window after a change that the policy has judged, and how many forwards that took."""
+    def _executed(self, window: Window, change: Change) -> tuple[Window, int, list[Rerun]]:
+        """The window after a change that the policy has judged, how many forwards that took, and what was run again."""
         assert self._policy is not None
-        done = execute(self._vlm, plan(self._vlm, window, change, policy=self._policy))
-        return done.window, sum(done.count(action) for action in FORWARDS)
+        planned = plan(self._vlm, window, change, policy=self._policy)
+        done = execute(self._vlm, planned)
+        pairs = [(old, new) for old, new in zip(planned.steps, done.steps, strict=True) if old.chunk is not new.chunk]
+        rerun = [(old.chunk, old.held[0] if old.held else None, new.chunk) for old, new in pairs]
+        return done.window, sum(done.count(action) for action in FORWARDS), rerun
 
     def _owns(self, window: Window) -> bool:
         """Whether nobody else has a window with these buffers; in place, those made from one another share pools."""
         return not self._lent or (window.mode == "materialise" and window is not self._window)
 
-    def _commit(self, window: Window, gone: Iterable[int], used: str | None = None) -> None:
-        """Go on with a window, which the entries at the places ``gone`` are not in, and ``used`` is."""
+    def _commit(
+        self, window: Window, gone: Iterable[int], used: str | None = None, rerun: Sequence[Rerun] = ()
+    ) -> None:
+        """Go on with a window, which the entries at the places ``gone`` are not in, and ``used`` is.
+
+        What was run again has another key there: it stays pinned, and as it was it can be recalled.
+        """
         entries = [self._window.entries[place] for place in gone]
         self._window, self._lent = window, self._lent and window.mode == "in_place"
+        self._pinned |= {new.key for old, _, new in rerun if old.key in self._pinned}
         self._pinned &= set(window.keys)
         if used is not None:
             self._memory.release(used)
+        for old, patch, _ in rerun:
+            if old.key not in window.keys:
+                self._count(forgotten=self._memory.hold(old, patch))
         for entry in entries:
             forgotten = 0 if entry.chunk.key in window.keys else self._memory.hold(entry.chunk, entry.patch)
             self._count(evicted=1, forgotten=forgotten)

@@ -39,7 +39,7 @@ def append(window: Window, chunk: Chunk, patch: Patch | None = None, *, donate: 
     if window.mode == "in_place":
         return _poisoned(_allocated(longer, donate=donate))
     state = put(window.spec, window.state, longer.entries[-1], donate=donate)
-    return _poisoned(replace(longer, state=state))
+    return _poisoned(longer.keeping(state=state))
 
 
 def _with_entry(window: Window, chunk: Chunk, patch: Patch | None, place: Any = None) -> Window:
@@ -49,34 +49,34 @@ def _with_entry(window: Window, chunk: Chunk, patch: Patch | None, place: Any = 
         check_pair(chunk, patch)
     check_room(window, chunk.length, chunk.advance)
     entry = Entry(chunk, patch, window.next_position, window.next_slot, place)
-    return replace(window, entries=(*window.entries, entry))
+    return window.keeping(entries=(*window.entries, entry))
 
 
 def _allocated(window: Window, *, donate: bool = False) -> Window:
     """An in-place window whose pools hold its entries."""
     held = Pools(window.state.pools, window.indices)
     held, entries = allocate(held, window.entries, window.spec, donate=donate)
-    return replace(window, state=replace(window.state, pools=held.pools), indices=held.indices, entries=entries)
+    return window.keeping(state=replace(window.state, pools=held.pools), indices=held.indices, entries=entries)
 
 
 def _rebuild(window: Window, items: Sequence[Item], keep: int = 0) -> Window:
     """The first ``keep`` entries as they are, then ``items`` written again, each one hop from its un-rotated KV."""
     check_whole(window)
     kept = window.entries[:keep]
-    fresh = replace(window, entries=kept)
+    fresh = window.keeping(entries=kept)
     if window.mode == "in_place":
         for chunk, patch, place in items:
             fresh = _with_entry(fresh, chunk, patch, place)
         fresh = _allocated(fresh)
-        return _poisoned(fresh) if fresh.entries else fresh
+        return _poisoned(fresh)
     occupied = jnp.arange(window.capacity) < (fresh.next_slot if kept else window.preamble.chunk.length)
-    fresh = replace(fresh, state=replace(window.state, valid=window.state.valid & occupied))
+    fresh = fresh.keeping(state=replace(window.state, valid=window.state.valid & occupied))
     donate = False
     for chunk, patch, _ in items:
         fresh = append(fresh, chunk, patch, donate=donate)
         donate = True
     if not donate:  # nothing was written: a caller who donates the result must not lose the window it came from
-        fresh = replace(fresh, state=jax.tree.map(jnp.copy, fresh.state))
+        fresh = fresh.keeping(state=jax.tree.map(jnp.copy, fresh.state))
     return fresh
 
 
@@ -85,15 +85,20 @@ def _poisoned(window: Window) -> Window:
 
     What is always attended to, the first token, becomes NaN, and so does all that is read from the window.
     """
-    end = window.entries[-1].slot + window.entries[-1].chunk.length
-    if not traced(end, window.next_position):
+    last = window.entries[-1] if window.entries else window.preamble
+    end = last.slot + last.chunk.length
+    if not traced(end, window.next_position, window.overflowed):
         return window
-    fits = end <= window.capacity
+    overflowed = jnp.asarray(window.overflowed) | (end > window.capacity)
     if window.spec.max_positions is not None:
-        fits &= window.next_position <= window.spec.max_positions
-    first = window.state.free[:, :1]
-    first = jnp.where(fits, first, jnp.asarray(jnp.nan, first.dtype))
-    return replace(window, state=replace(window.state, free=window.state.free.at[:, :1].set(first)))
+        overflowed |= window.next_position > window.spec.max_positions
+    state = replace(window.state, free=window.state.free.at[:, :1].set(nan_if(overflowed, window.state.free[:, :1])))
+    return window.keeping(state=state, overflowed=overflowed)
+
+
+def nan_if(overflowed: jax.Array | bool, array: jax.Array) -> jax.Array:
+    """The array, or nothing but NaN: what comes of a window in which not all fitted."""
+    return jnp.where(overflowed, jnp.asarray(jnp.nan, array.dtype), array)
 
 
 def materialised(window: Window) -> Window:
@@ -104,7 +109,7 @@ def materialised(window: Window) -> Window:
     for entry in window.entries:
         state = put(window.spec, state, entry, donate=True)
     entries = tuple(replace(entry, place=None) for entry in window.entries)
-    return replace(window, state=state, entries=entries, mode="materialise", indices=())
+    return _poisoned(window.keeping(state=state, entries=entries, mode="materialise", indices=()))
 
 
 def turn_state(window: Window, tokens: int) -> tuple[WindowState, int]:

@@ -31,14 +31,11 @@ def check_room(window: Window, tokens: int | jax.Array, advance: int | float | j
 
 def check_whole(window: Window) -> None:
     """Raise WindowFullError if the window comes from a compiled function in which something did not fit."""
-    last = window.entries[-1] if window.entries else window.preamble
-    end = last.slot + last.chunk.length
-    if not traced(end) and end > window.capacity:
+    if not traced(window.overflowed) and window.overflowed:
         raise WindowFullError(
-            f"the window of {window.capacity} slots would end at slot {end}: it comes from a compiled function in "
-            "which not all fitted; make it again from the window that went in, with more slots or fewer chunks"
+            f"the window of {window.capacity} slots comes from a compiled function in which something did not fit it, "
+            "or the model's length; make it again from the window that went in, with more slots or fewer chunks"
         )
-    check_length(window.spec, window.next_position, 0)
 
 
 def check_model(vlm: Backbone, window: Window) -> None:
@@ -78,6 +75,12 @@ def check_pair(chunk: Chunk, patch: Patch) -> None:
     if patch.model != chunk.model:
         raise ModelMismatchError(
             f"the patch was formed by model {patch.model[:12]}, the chunk by {chunk.model[:12]}; form it anew"
+        )
+    rows, width = patch.factors.u.shape[-1], patch.factors.v.shape[-1]
+    if (rows, width) != (chunk.kv.rot.shape[-2], chunk.kv.rot.shape[-1] + chunk.kv.free.shape[-1]):
+        raise PatchMismatchError(
+            f"the patch is of a chunk of {rows} rows and {width} features, {describe(chunk)} has "
+            f"{chunk.kv.rot.shape[-2]} and {chunk.kv.rot.shape[-1] + chunk.kv.free.shape[-1]}; form one for this chunk"
         )
     if patch.chunk and chunk.key and patch.chunk != chunk.key:
         raise PatchMismatchError(

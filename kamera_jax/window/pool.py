@@ -64,7 +64,8 @@ def allocate(
     numbers: dict[int, list[int]] = {tokens: [] for tokens in pools}
     for number, entry in enumerate(entries):
         numbers.setdefault(entry.chunk.kv.rot.shape[1], []).append(number)
-    placed, grown = list(entries), Pools((), ())
+    placed = list(entries)
+    grown = Pools((), ())
     for tokens in sorted(numbers):
         index = indices.get(tokens, PoolIndex(tokens))
         own = [entries[number] for number in numbers[tokens]]

@@ -1,19 +1,19 @@
 """Windows: ordered chunks behind a pinned preamble. Every operation returns a new window; none runs the model."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar, get_args, no_type_check
 
 import jax
 import jax.numpy as jnp
 
 from kamera_jax.backbone import Backbone
-from kamera_jax.chunk import Entry, Patch
+from kamera_jax.chunk import Chunk, Entry, Patch
 from kamera_jax.errors import (
     WindowFullError,
 )
 from kamera_jax.forward import preamble_chunk
-from kamera_jax.handle import Handle, traced
+from kamera_jax.handle import Handle, host_scalar, traced
 from kamera_jax.identity import EXACT, chunk_key, extended, lineage
 from kamera_jax.kv import KVSpec, WindowState, check_length
 from kamera_jax.window.pool import PoolIndex
@@ -37,14 +37,15 @@ def aligned(slots: Count) -> Count:
 
 
 @no_type_check  # a pytree is rebuilt with whatever a transformation puts in its leaves
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, init=False, repr=False)
 class Window(Handle):
     """The context a model attends to: preamble, then chunks.
 
-    A pytree of ``state``, ``entries`` and ``preamble``, for a caller's own ``jit``, ``vmap`` or ``shard_map``: the
-    operations of this module work inside, and a function is compiled once for the shapes of a window, whatever it
-    holds. Keys do not come out again; see `kamera_jax.handle`. What does not fit cannot be refused in a compiled
-    function: the window that comes out answers nothing but NaN, and every operation on the host refuses it.
+    A pytree of ``state``, ``entries``, ``preamble`` and ``overflowed``, for a caller's own ``jit``, ``vmap`` or
+    ``shard_map``: the operations of `kamera_jax.window.changes` work inside, and a function is compiled once for the
+    shapes of a window, whatever it holds. Keys do not come out again; see `kamera_jax.handle`. What does not fit cannot
+    be refused in a compiled function: the window that comes out answers nothing but NaN, and every operation on the
+    host refuses it.
 
     Attributes:
         state: rotated and patched KV; in place, of the preamble alone, beside pools of canonical chunks.
@@ -53,7 +54,10 @@ class Window(Handle):
         capacity: slots in all, the preamble's included.
         preamble: what is pinned at slot 0.
         mode: how its chunks are kept.
+        overflowed: whether something did not fit, in a compiled function, where it could not be refused.
         indices: what is known to lie in each of the state's pools.
+        intact: whether ``state`` is what the entries say. As `dataclasses.replace` and JAX transformations may change
+            the one without the other, it is not so after them, and the window has no lineage.
     """
 
     state: WindowState
@@ -62,11 +66,27 @@ class Window(Handle):
     capacity: int
     preamble: Entry
     mode: Mode = "materialise"
-    indices: tuple[PoolIndex, ...] = ()
+    overflowed: bool = host_scalar(bool)
+    indices: tuple[PoolIndex, ...] = field(init=False)
+    intact: bool = field(init=False)
 
-    DATA: ClassVar = ("state", "entries", "preamble")
+    DATA: ClassVar = ("state", "entries", "preamble", "overflowed")
     STATIC: ClassVar = ("spec", "capacity", "mode")
-    NAMES: ClassVar = {"indices": ()}
+    NAMES: ClassVar = {"indices": (), "intact": False}
+
+    def __init__(
+        self,
+        state: WindowState,
+        entries: tuple[Entry, ...],
+        spec: KVSpec,
+        capacity: int,
+        preamble: Entry,
+        mode: Mode = "materialise",
+        overflowed: bool = False,
+    ) -> None:
+        """See the class; `empty` makes one whose state is what its entries say."""
+        self._set(state=state, entries=entries, spec=spec, capacity=capacity, preamble=preamble, mode=mode)
+        self._set(overflowed=overflowed, **self.NAMES)
 
     @staticmethod
     def empty(vlm: Backbone, capacity: int, *, mode: Mode = "materialise") -> "Window":
@@ -90,7 +110,7 @@ class Window(Handle):
                 f"{type(vlm).__name__} does not say attends_in_place = True, so its forward may not read chunks that "
                 'lie in pools; use mode="materialise"'
             )
-        chunk = preamble_chunk(vlm)
+        chunk = preamble_chunk(vlm).copied()  # a window may be donated, and the model keeps its preamble
         if chunk.length > capacity:
             raise WindowFullError(
                 f"a window of {capacity} slots cannot hold the preamble of {chunk.length} tokens; give it more"
@@ -98,7 +118,8 @@ class Window(Handle):
         check_length(vlm.spec, 0.0, chunk.advance)
         entry = Entry(chunk, None, base=0.0, slot=0)
         slots = capacity if mode == "materialise" else aligned(chunk.length)
-        return Window(put(vlm.spec, vlm.spec.empty_state(slots), entry), (), vlm.spec, capacity, entry, mode)
+        state = put(vlm.spec, vlm.spec.empty_state(slots), entry)
+        return Window(state, (), vlm.spec, capacity, entry, mode).keeping(intact=True)
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -108,9 +129,9 @@ class Window(Handle):
     @property
     def lineage(self) -> str:
         """What a chunk that is run here depends on: see `kamera_jax.identity.lineage`. Empty if a key is missing."""
-        return lineage(self.preamble.chunk.key, (entry.identity for entry in self.entries))
+        return lineage(self.preamble.chunk.key, (entry.identity for entry in self.entries)) if self.intact else ""
 
-    def is_as_formed(self, patch: Patch, at: int | None = None, fresh: Collection[int] = ()) -> bool:
+    def is_as_formed(self, chunk: Chunk, patch: Patch, at: int | None = None, fresh: Collection[int] = ()) -> bool:
         """Whether a patch was formed on what stands before a place: to the bit, or as far as the patches there say it.
 
         A patch was formed behind certain bits. A chunk with a patch that was itself formed where it now stands is, up
@@ -118,19 +139,21 @@ class Window(Handle):
         prefill of these chunks is as formed behind these chunks with such patches, and not behind blind ones.
 
         Args:
-            patch: of the chunk that comes to the place.
+            chunk: what comes to the place.
+            patch: of the chunk.
             at: the place; the window's end by default.
             fresh: entries that are taken to be as a prefill gives them.
         """
-        if not patch.lineage:
+        if not (patch.lineage and self.intact and patch.codec == chunk.codec):
             return False
         bits = lineage(self.preamble.chunk.key)
         prefilled = bits
         for place, entry in enumerate(self.entries[:at]):
-            chunk, made = entry.chunk, entry.chunk.lineage if entry.patch is None else entry.patch.lineage
-            right = place in fresh or (made and made in (bits, prefilled))
+            made = entry.chunk.lineage if entry.patch is None else entry.patch.lineage
+            fitted = EXACT if entry.patch is None else entry.patch.codec
+            right = place in fresh or (made in (bits, prefilled) and fitted == entry.chunk.codec)
             bits = extended(bits, entry.identity)
-            again = (chunk_key(chunk.content, self.spec, prefilled), EXACT, "")
+            again = (chunk_key(entry.chunk.content, self.spec, prefilled), EXACT, "")
             prefilled = extended(prefilled, again if right else entry.identity)
         return patch.lineage in (bits, prefilled)
 
@@ -154,8 +177,10 @@ class Window(Handle):
 
 def put(spec: KVSpec, state: WindowState, entry: Entry, *, donate: bool = False) -> WindowState:
     """The state with an entry's chunk, rotated and patched, at its slots."""
-    chunk, factors = entry.chunk, None if entry.patch is None else entry.patch.factors
-    slot, length = entry.slot, chunk.length
+    chunk = entry.chunk
+    factors = None if entry.patch is None else entry.patch.factors
+    slot = entry.slot
+    length = chunk.length
     if traced(slot, length):  # what does not fit must not be written elsewhere; see `_poisoned`
         fits = slot + length <= state.valid.shape[0]
         slot = jnp.where(fits, slot, 0)

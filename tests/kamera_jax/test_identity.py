@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from kamera_jax.errors import MissingKeyError, SnapshotVersionError
 from kamera_jax.guard.planning import Action, Recall, plan
 from kamera_jax.identity import lineage
 from kamera_jax.library import files
+from kamera_jax.patch.size import Size
 from tests.kamera_jax.toy import Toy
 
 CAPACITY = 128
@@ -75,7 +77,7 @@ def test_a_plan_knows_which_of_them_stands_behind_what_it_ran_behind(random_vlm,
             if i == j:
                 assert step.action is Action.ROTATE and step.estimate_kl == 0
             else:
-                assert step.action is Action.PREFILL and "other patches than when it ran" in step.reason
+                assert step.action is Action.PREFILL and "other patches or codecs than when it ran" in step.reason
 
 
 def test_a_policy_knows_on_which_of_them_a_patch_was_formed(random_vlm, windows, texts):
@@ -183,7 +185,7 @@ def test_a_backbone_that_does_not_say_what_its_segments_hold():
 
     class Silent(Toy):
         def segment(self, text, content):
-            return replace(super().segment(text, content), content="")
+            return replace(super().segment(text, content))
 
     silent = Silent()
     a, b, again = (kj.encode(silent, text) for text in ("a red star", "a blue star", "a red star"))
@@ -235,6 +237,109 @@ def test_where_a_chunk_lies_is_not_part_of_its_name(texts, windows):
     assert texts[0].to(where).key == texts[0].key
     assert windows[0].to(where).lineage == windows[0].lineage != ""
     assert windows[0].to(where).entries[1].patch.chunk == texts[1].key
+
+
+def test_a_window_that_was_changed_by_hand_has_no_lineage(random_vlm, texts):
+    window = kj.append(kj.Window.empty(random_vlm, CAPACITY, mode="in_place"), texts[0])
+    other = jax.tree.map(lambda leaf: leaf * 2 if leaf.dtype.kind == "f" else leaf, window.state)
+    bad = replace(window, state=other)
+    assert bad.lineage == "" != window.lineage
+    given = kj.query(random_vlm, kj.append(kj.slide(bad), texts[0]), "which ?")  # what lies in its pool is not known
+    wanted = kj.query(random_vlm, kj.append(kj.slide(replace(window, state=other)), texts[0]), "which ?")
+    assert far(given, wanted) == 0
+    assert kj.slide(bad).lineage == kj.append(bad, texts[1]).lineage == ""
+    places = kj.append(kj.slide(bad), texts[0]).state.pools[0]
+    assert any(far(places.rot[:, i], texts[0].kv.rot) <= ROUNDING for i in range(4) if places.lengths[i])
+
+
+def test_what_was_fitted_to_another_codec_is_not_as_formed(random_vlm, texts, stored):
+    patch = kj.form_patch(random_vlm, texts[2], antecedents=texts[:1], rank=1000)
+    policy = kj.ReusePolicy()
+    behind = {
+        codec: kj.append(kj.Window.empty(random_vlm, CAPACITY), each[0])
+        for codec, each in (("exact", texts), ("int8", stored))
+    }
+    assert policy.judge(behind["exact"], texts[2], patch).accept
+    assert not policy.judge(behind["int8"], texts[2], patch).accept
+    refused = policy.judge(behind["exact"], stored[2], patch)
+    assert not refused.accept and "fitted to KV of codec 'exact', and this is 'int8'" in refused.reason
+    own = kj.form_patch(random_vlm, stored[2], context=behind["int8"], rank=4)
+    assert policy.judge(behind["int8"], stored[2], own).accept
+
+
+def test_what_a_question_holds_beside_its_tokens_is_in_a_turns_key():
+    class Seeing(Toy):
+        picture = 0.0
+
+        def tail(self, text):
+            tail = super().tail(text)
+            media = jnp.full((*tail.inputs["tokens"].shape, 2), self.picture, jnp.float32)
+            return replace(tail, inputs=tail.inputs | {"media": media})
+
+    turns = []
+    for picture in (0.0, 1.0):
+        toy = Seeing()
+        toy.picture = picture
+        answer = kj.generate(toy, kj.Window.empty(toy, CAPACITY), "which ?", max_new_tokens=2)
+        turns.append(answer.window.entries[-1].chunk)
+    assert turns[0].key != turns[1].key
+    assert (np.asarray(turns[1].inputs["media"])[: len("which ?!")] == 1).all()
+    assert turns[1].inputs["media"].shape[0] == turns[1].inputs["tokens"].shape[0]
+
+
+def test_a_segment_that_was_changed_by_hand_is_keyed_by_what_is_read():
+    toy = Toy()
+    segment = toy.prepare("a red star")
+    changed = replace(segment, inputs={"tokens": segment.inputs["tokens"][::-1]})
+    assert changed.content == "" and segment.at(3.0).content == segment.content
+
+    class Changed(Toy):
+        def prepare(self, item):
+            return changed
+
+    assert kj.encode(toy, "a red star").key != kj.encode(Changed(), "a red star").key != ""
+
+
+def test_chunks_without_keys_are_told_apart_by_nobody(random_vlm, texts):
+    anonymous = [jax.tree.map(lambda leaf: leaf, chunk) for chunk in texts[:3]]
+    window = kj.append(kj.append(kj.Window.empty(random_vlm, CAPACITY), anonymous[0]), anonymous[1])
+    with pytest.raises(MissingKeyError, match="no key, so it is not known which of them is which"):
+        kj.verify(random_vlm, window, ["which ?"], reference="history", history=anonymous)
+    patch = kj.form_patch(random_vlm, texts[2], antecedents=texts[:1], rank=4, sketch=kj.SketchSpec((0,)))
+    found = kj.staleness(window, texts[2], patch)
+    assert (found.deleted, found.inserted) == ((), ()) and "a chunk has no key" in found.reason
+    assert "without keys it is not known" in kj.ReusePolicy().judge(window, texts[2], patch).reason
+
+
+def test_numbers_of_numpy_are_numbers(random_vlm, texts, monkeypatch):
+    # As in production, where no annotation is checked.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+    def key(**size):
+        return kj.form_patch(random_vlm, texts[1], antecedents=texts[:1], **size).key
+
+    assert key(rank=np.int64(2)) == key(rank=2) and key(max_bytes=np.int32(4000)) == key(max_bytes=4000)
+    assert key(energy=np.float32(0.5)) == key(energy=0.5)
+    assert kj.SketchSpec((np.int64(0),), (np.float32(1),), np.int32(3)) == kj.SketchSpec((0,), (1.0,), 3)
+    for rank in (True, "2"):
+        with pytest.raises(ValueError, match="rank must be a whole number"):
+            Size(rank=rank)
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_what_a_session_runs_again_can_still_be_recalled_and_stays_pinned(random_vlm, pinned):
+    session = kj.Session(random_vlm, 256, policy=kj.ReusePolicy(fallback="reprefill"))
+    keys = [session.add(text) for text in TEXTS[:3]]
+    if pinned:
+        session.pin(keys[2])
+    session.recall(keys[1], at=0)
+    assert set(session.keys) - set(keys)  # run again behind what now stands before them
+    for key in keys:
+        assert key in session.keys or key in session.held
+    if pinned:
+        assert session.keys[-1] in session._pinned
+    session.recall(keys[2])
+    assert session.window.lineage
 
 
 def test_a_session_of_an_older_schema_is_refused_by_name(tmp_path):

@@ -12,6 +12,7 @@ import pytest
 import kamera_jax as kj
 from kamera_jax.errors import WindowFullError
 from kamera_jax.forward import run
+from kamera_jax.window.changes import materialised
 from tests.kamera_jax.test_compiles import compilations
 from tests.kamera_jax.toy import Toy
 
@@ -224,6 +225,51 @@ def test_what_does_not_fit_answers_nan_and_is_refused_on_the_host(random_vlm, ch
         assert np.isfinite(kj.query(random_vlm, whole, QUESTION)).all()
     fits = jax.jit(kj.append)(kj.slide(window), b)
     assert np.isfinite(kj.query(random_vlm, fits, QUESTION)).all()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_that_something_did_not_fit_is_not_forgotten(random_vlm, chunks, mode):
+    """Whatever left the window since, inside the same compiled function."""
+    a, b = chunks[:2]
+    window = kj.append(kj.Window.empty(random_vlm, 32 + a.length - 1, mode=mode), a)
+    for change in (
+        lambda w, c: kj.slide(kj.append(w, c)),
+        lambda w, c: kj.append(kj.slide(kj.append(w, c), 2), c),
+        lambda w, c: materialised(kj.append(w, c)),
+    ):
+        left = jax.jit(change)(window, b)
+        assert left.overflowed is True and np.isnan(left.state.free[:, 0]).all()
+        for call in (kj.query, kj.generate):
+            with pytest.raises(WindowFullError, match="comes from a compiled function in which something did not fit"):
+                call(random_vlm, left, QUESTION)
+    assert jax.jit(kj.slide)(window).overflowed is False
+    patch = jax.jit(lambda w, c, x: kj.form_patch(random_vlm, x, context=kj.append(w, c), rank=4))(window, b, chunks[2])
+    assert np.isnan(patch.residual).all() and np.isnan(kj.patch.apply(chunks[2].kv, patch.factors).rot).any()
+
+
+def test_a_donated_window_leaves_the_model_its_preamble():
+    toy = Toy()
+    window = kj.append(kj.Window.empty(toy, 80), kj.encode(toy, "the page"))
+    step = jax.jit(lambda w, c: kj.append(kj.slide(w), c), donate_argnums=0)
+    moved = step(window, kj.encode(toy, "a red star"))
+    assert window.state.rot.is_deleted()
+    again = kj.append(kj.Window.empty(toy, 80), kj.encode(toy, "a red star"))
+    np.testing.assert_array_equal(kj.query(toy, moved, "which ?"), kj.query(toy, again, "which ?"))
+
+
+def test_a_window_made_inside_jit_leaves_the_model_as_it_was():
+    toy = Toy()
+    made = jax.jit(lambda: kj.Window.empty(toy, 80))()
+    wanted = kj.Window.empty(toy, 80)
+    np.testing.assert_array_equal(made.state.rot, wanted.state.rot)
+    other = Toy(seed=1)
+    encoded = jax.jit(lambda: kj.encode(other, "a red star"))()
+    np.testing.assert_array_equal(encoded.kv.rot, kj.encode(other, "a red star").kv.rot)
+
+
+def test_a_tree_of_anything_is_shown(chunks):
+    assert repr(jax.tree.map(lambda _: jax.sharding.PartitionSpec("x"), chunks[0])).startswith("<Chunk key=''")
+    assert repr(chunks[0]).startswith(f"<Chunk key='{chunks[0].key}'")
 
 
 def test_arrays_are_all_that_jax_sees(window, chunks, patches):
