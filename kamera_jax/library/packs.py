@@ -181,6 +181,10 @@ class Pack:
         """
         for message in self.check_files().values():
             raise LibraryCorruptError(message)
+        for array, name in self._data.items():  # of files that are not whole Orbax leaves reads behind
+            path = self.folder / name
+            if not path.is_file() or path.stat().st_size != self.manifest.nbytes(array):
+                raise LibraryCorruptError(f"{path} is not as it was written; {REMEDY}")
         try:
             return arrays.load(self.folder, targets)
         except Exception as error:  # whatever the storage library makes of missing or broken files
