@@ -7,6 +7,7 @@ import sys
 import pytest
 
 import kamera_jax as kj
+import models  # noqa: F401  its old paths too
 from kamera_jax.moved import Moved
 
 OLD = sorted(name for name, module in sys.modules.items() if isinstance(module, Moved))
