@@ -74,10 +74,9 @@ class Handle:
         jax.tree_util.register_pytree_with_keys(cls, cls._flatten_with_keys, cls._unflatten, cls._flatten)
 
     def _flatten(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        fields = vars(type(self))
-        scalars = {name: fields[name] for name in self.DATA if isinstance(fields.get(name), HostScalar)}
-        data = tuple(scalars[name].leaf(self) if name in scalars else getattr(self, name) for name in self.DATA)
-        return data, tuple(getattr(self, name) for name in self.STATIC)
+        fields = [(name, getattr(type(self), name, None)) for name in self.DATA]
+        data = [field.leaf(self) if isinstance(field, HostScalar) else getattr(self, name) for name, field in fields]
+        return tuple(data), tuple(getattr(self, name) for name in self.STATIC)
 
     def _flatten_with_keys(self) -> tuple[tuple[tuple[Any, Any], ...], tuple[Any, ...]]:
         data, static = self._flatten()

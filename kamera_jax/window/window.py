@@ -9,9 +9,7 @@ import jax.numpy as jnp
 
 from kamera_jax.backbone import Backbone
 from kamera_jax.chunk import Chunk, Entry, Patch
-from kamera_jax.errors import (
-    WindowFullError,
-)
+from kamera_jax.errors import WindowFullError
 from kamera_jax.forward import preamble_chunk
 from kamera_jax.handle import Handle, host_scalar, traced
 from kamera_jax.identity import EXACT, chunk_key, extended, lineage
