@@ -134,7 +134,9 @@ class Instruction:
 
 def parse(text):
     """Computations of an HLO module by name, each a list of instructions; and the name of the entry."""
-    computations, entry, current = {}, None, None
+    computations = {}
+    entry = None
+    current = None
     for line in text.splitlines():
         if line.rstrip().endswith("{") and (head := re.match(r"(ENTRY )?%?([\w.\-]+) \(", line)):
             current = computations.setdefault(head.group(2), [])
@@ -210,7 +212,8 @@ def _fusion(computations, fusion, known):
     inside = {i.name: i for i in body}
     root = next(i for i in body if i.root)
 
-    total, in_place = 0, set()
+    total = 0
+    in_place = set()
     for array, name in zip(fusion.arrays, root.operands if root.op == "tuple" else [root.name], strict=True):
         result = inside[origin(inside, name)]
         if result.op == "dynamic-update-slice":
@@ -230,7 +233,8 @@ def _parameter(body, place):
 
 def _read(computations, body, value):
     """Bytes of ``value`` that a fused computation reads: slices one by one, all else once."""
-    slices, whole = 0, 0
+    slices = 0
+    whole = 0
     for user in body:
         for place, name in enumerate(user.operands):
             if name != value.name:

@@ -33,7 +33,8 @@ REFERENCES = 6
 EDITS = {"rearranged": 0, "one": 1, "two": 2, "all": ENTRIES}
 """How many of a page's facts change their colour; every edit draws its cells anew."""
 
-MOST_PAGES, MOST_PASSAGES = 2, 3
+MOST_PAGES = 2
+MOST_PASSAGES = 3
 """Fillers that a distance puts in, at most."""
 
 Entries = dict[int, tuple[str, int]]
@@ -119,7 +120,9 @@ def sample_drift(rng: np.random.Generator, shape: np.random.Generator, scene: Sc
 
 
 def _drifted(rng: np.random.Generator, shape: np.random.Generator, scene: Scene, kind: str, drift: Drift) -> Drift:
-    before, after, edited = list(drift.before), list(drift.after), drift.edited
+    before = list(drift.before)
+    after = list(drift.after)
+    edited = drift.edited
     if kind == "order":
         while before == drift.before:
             before = [str(name) for name in rng.permutation(before)]

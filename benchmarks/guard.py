@@ -25,7 +25,8 @@ from eval.tiny import pages
 from kamera_jax.backbone import Backbone
 from models import load
 
-CALIBRATION_SEED, HELD_OUT_SEED = 40_000_000, 60_000_000
+CALIBRATION_SEED = 40_000_000
+HELD_OUT_SEED = 60_000_000
 """Far from each other, and from every seed of training, the demo and the assessment."""
 
 SIGNIFICANT = 4
@@ -71,7 +72,8 @@ def assess(measured: Measured, calibration: kj.Calibration, max_kl: float) -> di
     harmful = measured.mean > max_kl
 
     def share(of: np.ndarray, among: np.ndarray) -> dict[str, Any]:
-        successes, trials = int((of & among).sum()), int(among.sum())
+        successes = int((of & among).sum())
+        trials = int(among.sum())
         interval = metrics.clopper_pearson(successes, trials) if trials else (0.0, 1.0)
         return {"share": successes / max(trials, 1), "of": trials, "interval_95": interval}
 
@@ -112,7 +114,8 @@ def cost(vlm: Backbone, calibration: kj.Calibration) -> dict[str, Any]:
     scene = sample_scene(np.random.default_rng(HELD_OUT_SEED))
     chunks = {name: kj.encode(vlm, pages.render(cells)) for name, cells in scene.cells.items()}
     chunks["passage"] = kj.encode(vlm, scene.passage)
-    context, rank = [chunks[name] for name in scene.formed], rank_for(vlm, chunks["judged"])
+    context = [chunks[name] for name in scene.formed]
+    rank = rank_for(vlm, chunks["judged"])
     patch = kj.form_patch(vlm, chunks["judged"], antecedents=context, rank=rank, sketch=calibration.sketch)
     window = kj.Window.empty(vlm, 1024)
     for chunk in context[::-1]:

@@ -25,7 +25,7 @@ from kamera_jax.window.reuse import write
 from models.blocks.attention import GroupedQuery
 from models.blocks.decoder import DecoderConfig, text_declaration
 from models.blocks.params import init_params
-from models.vlm import forward
+from models.forward import forward
 from pallas_kernels import chunk_attention, relocate_patch_into
 from pallas_kernels.chunk_attention import shapes as attention_shapes
 from pallas_kernels.chunk_attention.reference import chunk_attention_reference
@@ -38,7 +38,8 @@ from pallas_kernels.relocate_patch.tpu_into import relocate_patch_into_tpu
 TPUS = ("v5e", "v6e")
 RELOCATED = ("qwen2.5-vl-7b", "qwen2.5-vl-7b long", "kimi-vl", "deepseek-v3")
 ATTENDED = ("qwen2.5-vl-7b decode", "qwen2.5-vl-7b prefill", "kimi-vl decode", "deepseek-v3 decode")
-CHUNK, RANK = 1024, 32
+CHUNK = 1024
+RANK = 32
 """Tokens of the CPU's chunk, and components of its patch."""
 
 

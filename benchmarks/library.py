@@ -28,7 +28,10 @@ from kamera_jax.identity import content_key
 from kamera_jax.library.arrays import data_file
 from kamera_jax.library.files import sha256
 
-LAYERS, TOKENS, FEATURES, WIDTH = 28, 64, 256, 2048
+LAYERS = 28
+TOKENS = 64
+FEATURES = 256
+WIDTH = 2048
 """Of a chunk: a page of 64 tokens for a model of 28 layers with two KV heads of 128, and its media features."""
 
 BASES = 16
@@ -37,7 +40,8 @@ BASES = 16
 ROUNDING = 1e-6
 """Nats that the rounding of f32 logits alone amounts to."""
 
-GETS, REPEATS = 200, 3
+GETS = 200
+REPEATS = 3
 RESTORES = {
     "never": '`verify="never"`',
     "always": '`verify="always"`',
@@ -91,7 +95,8 @@ def forget(folder: Path) -> None:
 
 def read_raw(folder: Path) -> int:
     """Read every byte of the data once, in pieces of 4 MiB into the same memory."""
-    held, total = memoryview(bytearray(2**22)), 0
+    held = memoryview(bytearray(2**22))
+    total = 0
     for path in sorted(folder.rglob("0.0*")):
         with path.open("rb", buffering=0) as file:
             while read := file.readinto(held):
@@ -194,7 +199,8 @@ def measure(folder: Path, count: int, subset: int) -> dict[str, Any]:
         lib.close()
         if not turn:
             shutil.rmtree(lib.root)
-    root, keys = folder / "lib1", [chunk.key for chunk in made]
+    root = folder / "lib1"
+    keys = [chunk.key for chunk in made]
     with kj.ChunkLibrary.open(folder / "single", mode="a") as single:
         singles = [timed(lambda chunk=chunk: single.put(chunk))[0] for chunk in made[:subset]]
     shutil.rmtree(folder / "single")
@@ -229,7 +235,8 @@ def measure(folder: Path, count: int, subset: int) -> dict[str, Any]:
 
 def _asked(result: dict[str, Any]) -> dict[str, dict[str, float]]:
     each = result["one_checkpoint_each"]
-    get, restore = result["get_ms"]["warm_always"], result["restore"]["warm"]
+    get = result["get_ms"]["warm_always"]
+    restore = result["restore"]["warm"]
 
     def best(how: str) -> float:
         return max(restore["runs"][how])
@@ -307,13 +314,15 @@ take a little more than half.
 
 
 def page(result: dict[str, Any], soak: dict[str, Any]) -> str:
-    each, get = result["one_checkpoint_each"], result["get_ms"]
+    each = result["one_checkpoint_each"]
+    get = result["get_ms"]
     lines = []
     for heat, found in result["restore"].items():
         where = {"warm": "in the system's cache", "cold": "from the disk"}[heat]
         lines.append(f"| raw read, {where} | {found['mb_per_s']['raw']:.0f} | |")
         for how, words in RESTORES.items():
-            rate, share = found["mb_per_s"][how], found["share_of_raw"][how]
+            rate = found["mb_per_s"][how]
+            share = found["share_of_raw"][how]
             lines.append(f"| `restore`, {words}, {where} | {rate:.0f} | {share:.0%} |")
     names = {
         "put_ms": "`put_many`, ms a chunk, at most",

@@ -155,11 +155,14 @@ def drifted(
 
     before = _stacks([named(drift.before, i) for i, drift in enumerate(drifts)])
     after = _stacks([named(drift.after, i) for i, drift in enumerate(drifts)])
-    chunks, place = [*before, formed.judged, *after], len(before)
+    chunks = [*before, formed.judged, *after]
+    place = len(before)
     patches = [formed.factors if i == place else None for i in range(len(chunks))]
-    full, reuse = runner.prefill(chunks), runner.reuse(chunks, patches)
+    full = runner.prefill(chunks)
+    reuse = runner.reuse(chunks, patches)
     kl = metrics.kl(runner.ask(full, formed.tails), runner.ask(reuse, formed.tails))
-    context, judged = runner.reuse(before, [None] * place), formed.judged
+    context = runner.reuse(before, [None] * place)
+    judged = formed.judged
     changes = _changes(
         formed.output,
         judged.kv,

@@ -21,7 +21,8 @@ from models import load
 SEEDS = (110_000_000, 110_000_001, 110_000_002)
 """Far from every seed of training, the demo and the other measurements."""
 
-UNEVEN, EVEN = (0, 16, 96, 64, 32, 32, 16, 0), (32,) * 8
+UNEVEN = (0, 16, 96, 64, 32, 32, 16, 0)
+EVEN = (32,) * 8
 """Ranks of a mean of 32 over 8 layers."""
 
 COLOURS = {

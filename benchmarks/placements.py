@@ -85,9 +85,12 @@ def curves(vlm: Any, seed: int, episodes: int) -> dict[str, Any]:
     scene = stage(
         vlm, runner, [sample_story(np.random.default_rng((seed, i))) for i in range(episodes)], lambda *_: None
     )
-    trio, (tails, answers) = scene.trio, scene.two_hop
-    full, blind = runner.prefill(trio), runner.reuse(trio, [None] * 3)
-    reference, baseline = runner.ask(full, tails), runner.ask(blind, tails)
+    trio = scene.trio
+    (tails, answers) = scene.two_hop
+    full = runner.prefill(trio)
+    blind = runner.reuse(trio, [None] * 3)
+    reference = runner.ask(full, tails)
+    baseline = runner.ask(blind, tails)
     parts = {
         weighted: [
             None
@@ -98,7 +101,8 @@ def curves(vlm: Any, seed: int, episodes: int) -> dict[str, Any]:
         for weighted in (False, True)
     }
     page_bytes = sum(chunk.length for chunk in trio[1:]) * vlm.spec.token_bytes
-    layers, itemsize = vlm.spec.layers - 1, jnp.dtype(vlm.spec.dtype).itemsize
+    layers = vlm.spec.layers - 1
+    itemsize = jnp.dtype(vlm.spec.dtype).itemsize
     size = partial(patch.component_bytes, trio[1].length, vlm.spec.rot_dim + vlm.spec.free_dim)
     rows = []
     for (name, (choose, weighted, int8)), rank in itertools.product(CHOICES.items(), RANKS):

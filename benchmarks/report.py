@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-HARMLESS, HARMFUL = "#0072b2", "#d55e00"
+HARMLESS = "#0072b2"
+HARMFUL = "#d55e00"
 """Okabe-Ito: told apart by colour-blind readers too."""
 
 FLOOR = 1e-6

@@ -50,7 +50,9 @@ def _asked(runner: BatchRunner, scene: Scene, kind: str, windows: dict[str, Wind
 
 def _stored(chunk: Stack) -> tuple[Stack, int]:
     """The chunks after they were stored, and their bytes."""
-    rots, frees, size = [], [], 0
+    rots = []
+    frees = []
+    size = 0
     for rot, free in zip(np.asarray(chunk.kv.rot), np.asarray(chunk.kv.free), strict=True):
         leaves = int8.quantised(rot, free, chunk.length)
         size += sum(leaf.nbytes for leaf in leaves.values())

@@ -27,13 +27,15 @@ def frames(vlm: Any, moments: np.ndarray, kv: Any, length: int) -> tuple[np.ndar
         length: valid tokens.
     """
     config = vlm.config.text
-    attention, layers = config.attention, config.num_hidden_layers
+    attention = config.attention
+    layers = config.num_hidden_layers
     own = [vlm.params["text"][name]["attn"] for name in config.stacks]
     out = np.concatenate([np.asarray(part["o"]["w"], np.float64) for part in own])
     out = out.reshape(layers, attention.heads, -1, out.shape[-1])
     values = np.asarray(kv.free, np.float64)[:, :, :length]
     if isinstance(attention, GroupedQuery):
-        groups, shared = attention.kv_heads, attention.heads // attention.kv_heads
+        groups = attention.kv_heads
+        shared = attention.heads // attention.kv_heads
         projected = (out @ out.swapaxes(-1, -2)).reshape(layers, groups, shared, *[attention.head_dim] * 2)
         values = values.reshape(*values.shape[:3], groups, -1).swapaxes(2, 3)
         spread = (_covariance(values)[:, :, :, None] * projected[None]).sum((-1, -2))
@@ -60,9 +62,11 @@ def _covariance(values: np.ndarray) -> np.ndarray:
 def _roots(blocks: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     width = sum(block.shape[-1] for block in blocks)
     root = np.zeros((*blocks[0].shape[:2], width, width))
-    inverse, start = root.copy(), 0
+    inverse = root.copy()
+    start = 0
     for block in blocks:
-        size, here = block.shape[-1], slice(start, start + block.shape[-1])
+        size = block.shape[-1]
+        here = slice(start, start + block.shape[-1])
         mean = np.trace(block, axis1=-2, axis2=-1)[..., None, None] / size
         strengths, basis = np.linalg.eigh(block + RIDGE * mean * np.eye(size))
         strengths = np.sqrt(strengths)[..., None, :]

@@ -31,7 +31,8 @@ SEED = 70_000_000
 
 RANK = 12
 CAPACITY = 1024
-OLD, NEW = 5, 4
+OLD = 5
+NEW = 4
 """Chunks that came before the eviction (a page, and passages) and passages that came after it; none is referred to."""
 
 FACTS = 6
@@ -273,7 +274,8 @@ def page(results: Sequence[dict[str, Any]], guards: Sequence[dict[str, Any]]) ->
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
-        found, back = result["cascade"], result["recall"]
+        found = result["cascade"]
+        back = result["recall"]
         table.append(
             f"| `{result['model']}` | {result['slide']['kl_history']:.1e} | "
             f"{back['eta']:.3f} ({back['patch_share']:.1%}) | {found['full']:.3f} | {found['plan']:.3f} | "

@@ -103,7 +103,8 @@ class Handle:
         new = copy(self)
         new._set(**{name: getattr(other, name) for name in self.NAMES})
         for name in self.DATA:
-            mine, theirs = getattr(self, name), getattr(other, name)
+            mine = getattr(self, name)
+            theirs = getattr(other, name)
             if isinstance(mine, Handle):
                 new._set(**{name: mine._named_like(theirs)})
             elif isinstance(mine, tuple) and mine and isinstance(mine[0], Handle):

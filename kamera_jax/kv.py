@@ -53,7 +53,8 @@ class Factors:
 
     def floats(self, dtype: Any) -> tuple[Float[Array, "L m T"], Float[Array, "L m F"]]:
         """``u`` and ``v`` in a floating-point dtype, the scale in ``v``: what kernels take."""
-        u, v = self.u.astype(dtype), self.v.astype(jnp.float32)
+        u = self.u.astype(dtype)
+        v = self.v.astype(jnp.float32)
         return u, (v if self.scale is None else v * self.scale[..., None]).astype(dtype)
 
 

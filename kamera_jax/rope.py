@@ -183,11 +183,14 @@ def tables(spec: RopeSpec, positions: Float[Array, "A T"]) -> tuple[Float[Array,
         raise ValueError(f"positions have {positions.shape[0]} axes; this RoPE takes {spec.axes}")
     inv_freq = jnp.asarray(spec.inv_freq, jnp.float32)
     angles = positions.astype(jnp.float32)[section_axes(spec)].T * inv_freq[None, :]
-    cos, sin = jnp.cos(angles) * spec.scale, jnp.sin(angles) * spec.scale
+    cos = jnp.cos(angles) * spec.scale
+    sin = jnp.sin(angles) * spec.scale
     if spec.layout == "half":
-        cos, sin = jnp.concatenate([cos, cos], -1), jnp.concatenate([-sin, sin], -1)
+        cos = jnp.concatenate([cos, cos], -1)
+        sin = jnp.concatenate([-sin, sin], -1)
     else:
-        cos, sin = jnp.repeat(cos, 2, -1), jnp.stack([-sin, sin], -1).reshape(sin.shape[0], -1)
+        cos = jnp.repeat(cos, 2, -1)
+        sin = jnp.stack([-sin, sin], -1).reshape(sin.shape[0], -1)
     rest = ((0, 0), (0, spec.head_dim - spec.rotary_dim))
     return jnp.pad(cos, rest, constant_values=1.0), jnp.pad(sin, rest)
 

@@ -43,10 +43,13 @@ def yarn_frequencies(
     def pair_turning(rotations: float) -> float:
         return rotary_dim * math.log(original_length / (rotations * 2 * math.pi)) / (2 * math.log(theta))
 
-    low, high = pair_turning(beta_fast), pair_turning(beta_slow)
+    low = pair_turning(beta_fast)
+    high = pair_turning(beta_slow)
     if truncate:
-        low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, rotary_dim - 1)
+        low = math.floor(low)
+        high = math.ceil(high)
+    low = max(low, 0)
+    high = min(high, rotary_dim - 1)
     ramp = (np.arange(rotary_dim // 2, dtype=np.float32) - low) / np.float32((high - low) or 0.001)
     kept = 1 - np.clip(ramp, 0, 1).astype(np.float32)
     wavelengths = _wavelengths(rotary_dim, theta)
@@ -184,7 +187,8 @@ def _dynamic(given: Parameters, rotary_dim: int, theta: float, max_positions: in
 
 
 def _llama3(given: Parameters, rotary_dim: int, theta: float, max_positions: int) -> tuple[np.ndarray, float]:
-    low, high = given.number("low_freq_factor"), given.number("high_freq_factor")
+    low = given.number("low_freq_factor")
+    high = given.number("high_freq_factor")
     if high <= low:
         raise UnsupportedRopeError(f"high_freq_factor is {high}; expected more than low_freq_factor, {low}")
     original = given.length("original_max_position_embeddings", max_positions)

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +14,19 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from kamera_jax import rope
-from kamera_jax.backbone import Output
 from kamera_jax.dtypes import DtypeError, floating
 from kamera_jax.guard.calibration import Calibration
 from kamera_jax.identity import content_key
-from kamera_jax.kv import KV, KVSpec, Segment, WindowState, bucket
-from kamera_jax.rope import RopeSpec
-from kamera_jax.window.reuse import attend_in_place
+from kamera_jax.kv import KVSpec, Segment, bucket
 from models.architecture import Architecture, Config
 from models.blocks import decoder
-from models.blocks.attention import grouped_attention
-from models.blocks.decoder import DecoderConfig
 from models.blocks.params import Params
+from models.forward import forward_of
 from models.hub.chat import ChatTemplate
 from models.hub.fields import Fields, UnsupportedConfigError, read_json
 from models.hub.weights import load_params, revision, stored_dtype
 from models.media.images import VERSION, open_item, to_rgb
 
-COLLECTS = ("attention_mass", "queries", "experts", "router_margin")
 CALIBRATION = "calibration.json"
 """Beside the weights: a `kamera_jax.Calibration`."""
 
@@ -87,9 +81,11 @@ class VisionLanguageModel:
             identity=identity,
             max_positions=text.max_positions,
         )
-        self.forward = _forward_of(text)
-        self._chat, self._images = chat, images
-        self.eos, self.closing = chat.eos, chat.closing
+        self.forward = forward_of(text)
+        self._chat = chat
+        self._images = images
+        self.eos = chat.eos
+        self.closing = chat.closing
         self.preamble = self._text_segment(chat.preamble, f"preamble:{list(chat.preamble)}")
 
     @classmethod
@@ -113,7 +109,8 @@ class VisionLanguageModel:
         auto = dtype is None or (isinstance(dtype, str) and dtype.strip().lower() == "auto")
         dtype = _stored_dtype(folder, mapping) if auto else floating(dtype)
         preprocessing = _preprocessing(folder)
-        declared, table = architecture.declaration(config), architecture.weight_table(config)
+        declared = architecture.declaration(config)
+        table = architecture.weight_table(config)
         params = jax.tree.map(jnp.asarray, load_params(folder, declared, table, dtype))
         identity = {"config": mapping, "preprocessing": preprocessing, "weights": revision(folder), "dtype": str(dtype)}
         fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
@@ -183,7 +180,8 @@ class VisionLanguageModel:
         cut.params = {**self.params, "text": decoder.leading_params(self.params["text"], text)}
         cut.fingerprint = _digest(f"{self.fingerprint}: first {layers} layers")
         cut.spec = replace(self.spec, layers=layers, fingerprint=cut.fingerprint)
-        cut.forward, cut.calibration = _forward_of(text), None
+        cut.forward = forward_of(text)
+        cut.calibration = None
         return cut
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -200,13 +198,15 @@ class VisionLanguageModel:
         )
 
     def _image_segment(self, image: Image.Image) -> Segment:
-        port, config = self.architecture, self.config.vision
+        port = self.architecture
+        config = self.config.vision
         preprocessed = port.images.preprocess_image(image, self._images)
         _, rows, columns = preprocessed.grid
         plan = port.vision.plan(rows, columns, config)
         patches = port.vision.pad_patches(preprocessed.patches, plan)
         ids, first = self._chat.image(int(plan.tokens), self.config.image_token_id)
-        length, tokens = len(ids), np.zeros(bucket(len(ids)), np.int32)
+        length = len(ids)
+        tokens = np.zeros(bucket(len(ids)), np.int32)
         tokens[:length] = ids
         is_media = (np.arange(len(tokens)) >= first) & (np.arange(len(tokens)) < first + int(plan.tokens))
         media = _encode_image(
@@ -218,7 +218,8 @@ class VisionLanguageModel:
             encode=port.vision.encode_image,
             config=config,
         )
-        positions, advance = _counting(self.spec.rope.axes, len(tokens)), float(length)
+        positions = _counting(self.spec.rope.axes, len(tokens))
+        advance = float(length)
         if port.image_positions is not None:
             positions = np.zeros_like(positions)
             positions[:, :length], advance = port.image_positions(rows, columns, config, first, length)
@@ -282,105 +283,6 @@ def _encode_image(
     features = encode(params, config, patches, plan)
     rows = jnp.clip(jnp.arange(is_media.shape[0]) - first, 0, features.shape[0] - 1)
     return jnp.where(is_media[:, None], features[rows], jnp.zeros((), features.dtype))
-
-
-@cache
-def _forward_of(text: DecoderConfig) -> Callable[..., Output]:
-    """One object a language model: loaded again, in another dtype or by another name, it shares what is compiled."""
-    return partial(forward, text)
-
-
-def forward(
-    config: DecoderConfig,
-    params: Params,
-    segment: Segment,
-    state: WindowState | None,
-    *,
-    logits_at: jax.Array | None = None,
-    collect: Sequence[str] = (),
-) -> Output:
-    """`kamera_jax.backbone.Backbone.forward` of every port.
-
-    Collects ``attention_mass``, ``queries`` (of an MLA absorbed, which is then how it attends), and of layers with
-    experts ``experts`` i32[layers, T, k] (-1 in padding) and ``router_margin`` f32[layers, T] (infinite in padding; see
-    `models.blocks.moe.Routing`).
-
-    Raises:
-        ValueError: ``collect`` names something else, or experts of a model that has none, or attention_mass where
-            chunks lie in pools, or tokens come with slots there.
-    """
-    if unknown := set(collect) - set(COLLECTS if config.experts else COLLECTS[:2]):
-        raise ValueError(f"this model collects {COLLECTS if config.experts else COLLECTS[:2]}; got {sorted(unknown)}")
-    pools = () if state is None else state.pools
-    if pools and "attention_mass" in collect:
-        raise ValueError(
-            "attention_mass is not collected from chunks that are attended to in place; run on a window of "
-            'mode="materialise"'
-        )
-    if pools and "slots" in segment.inputs:
-        raise ValueError(
-            "tokens that come with slots stand among what is written, and this window keeps its chunks in place; run "
-            'them on a window of mode="materialise"'
-        )
-    tokens, valid = segment.positions.shape[-1], segment.valid
-    embeds = decoder.embed(params["text"], segment.inputs["tokens"])
-    if "media" in segment.inputs:
-        embeds = jnp.where(segment.inputs["is_media"][:, None], segment.inputs["media"].astype(embeds.dtype), embeds)
-    mask = jnp.tril(jnp.ones((tokens, tokens), bool)) & valid[None, :]
-    past = None
-    if state is not None:
-        before = jnp.broadcast_to(state.valid[None, :], (tokens, state.valid.shape[0]))
-        if "slots" in segment.inputs:
-            before &= jnp.arange(before.shape[1])[None, :] < segment.inputs["slots"][:, None]
-        mask = jnp.concatenate([before, mask], axis=1)
-        past = KV(state.rot, state.free)
-
-    def attend(
-        q: jax.Array, k: jax.Array, v: jax.Array, layer: jax.Array | None = None
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        out, probabilities, lse = grouped_attention(q, k, v, mask, config.attention.scale)
-        if layer is not None:
-            here = out.reshape(*q.shape[:2], -1)
-            joined = attend_in_place(q, here, lse, pools, layer, config.attention.scale, config.rope)
-            out = joined.reshape(out.shape)
-        collected = {}
-        if "attention_mass" in collect:
-            # One product over heads and queries: sums over several axes of something so large are slow.
-            rows = probabilities.reshape(-1, *probabilities.shape[-2:])
-            each = jnp.broadcast_to(valid.astype(jnp.float32) / len(rows), rows.shape[:2])
-            mass = jnp.einsum("nt,nts->s", each, rows, precision="highest")
-            collected["attention_mass"] = mass / segment.length.astype(jnp.float32)
-        if "queries" in collect:
-            collected["queries"] = config.attention.scale * _unrotated(q, segment.positions, config.rope)
-            collected["attended"] = out.reshape(*q.shape[:2], -1)
-        return out, collected
-
-    decoded = decoder.decoder(
-        params["text"],
-        config,
-        embeds,
-        segment.positions,
-        attend,
-        past,
-        bool(pools),
-        absorb=True if "queries" in collect else None,
-    )
-    logits = None if logits_at is None else decoder.logits(params["text"], decoded.hidden[logits_at])
-    kv = jax.tree.map(lambda rows: jnp.where(valid[None, :, None], rows, jnp.zeros((), rows.dtype)), decoded.kv)
-    aux = dict(decoded.collected)
-    if decoded.routing is not None:
-        routing = {
-            "experts": jnp.where(valid[None, :, None], decoded.routing.experts, -1),
-            "router_margin": jnp.where(valid[None, :], decoded.routing.margin, jnp.inf),
-        }
-        aux |= {name: value for name, value in routing.items() if name in collect}
-    return Output(logits, kv, aux)
-
-
-def _unrotated(q: jax.Array, positions: jax.Array, spec: RopeSpec) -> jax.Array:
-    """Queries [T, N, ·] as before their last ``head_dim`` dims were rotated, f32."""
-    free, rotated = jnp.split(q.astype(jnp.float32), [q.shape[-1] - spec.head_dim], axis=-1)
-    return jnp.concatenate([free, rope.rotate(rotated, -positions, spec) / spec.scale**2], axis=-1)
 
 
 def _digest(text: str, payload: bytes = b"") -> str:

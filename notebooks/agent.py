@@ -56,7 +56,8 @@ from eval.tiny.story import sample_story
 from models import load
 
 vlm = load("kamera-tiny-gqa")
-screens, questions = [], []
+screens = []
+questions = []
 for seed in range(4):
     story = sample_story(np.random.default_rng((7, seed)))
     for page in (story.first, story.other):
@@ -77,7 +78,8 @@ plt.show()
 
 # %%
 session = kj.Session(vlm, capacity=384, memory_bytes=2**26)
-keys, held = [], []
+keys = []
+held = []
 for i, screen in enumerate(screens):
     keys.append(session.add(screen))
     question, answer = questions[i]

@@ -129,7 +129,9 @@ def loss(window):
     return float(np.mean([kl(logits, kj.query(vlm, window, q)) for logits, q in zip(reference, two_hops)]))
 
 
-ranks, shares, losses = [2, 4, 8, 12], [0.0], [loss(blind)]
+ranks = [2, 4, 8, 12]
+shares = [0.0]
+losses = [loss(blind)]
 for rank in ranks:
     patch = kj.form_patch(vlm, third, antecedents=[first, second], rank=rank)
     # The second page has nothing to take from the first; a patch of its own would only restore the last digits.
@@ -168,7 +170,8 @@ def seconds(function):
     return time.perf_counter() - start
 
 
-swap, prefill = seconds(lambda: kj.reorder(patched, [1, 0, 2])), seconds(lambda: kj.prefill(vlm, pages))
+swap = seconds(lambda: kj.reorder(patched, [1, 0, 2]))
+prefill = seconds(lambda: kj.prefill(vlm, pages))
 print(f"reorder {1e3 * swap:.1f} ms, prefill {1e3 * prefill:.1f} ms")
 swapped = kj.reorder(patched, [1, 0, 2])
 print([kj.generate(vlm, swapped, question, keep=False).text for question in two_hops])

@@ -23,10 +23,12 @@ def merge_states(
     Raises:
         ValueError: there is no part, or shapes or dtypes disagree.
     """
-    outs, lses = list(outs), list(lses)
+    outs = list(outs)
+    lses = list(lses)
     if not outs or len(outs) != len(lses):
         raise ValueError(f"expected as many outputs as log-sum-exps, at least one; got {len(outs)} and {len(lses)}")
-    shape, dtype = outs[0].shape, outs[0].dtype
+    shape = outs[0].shape
+    dtype = outs[0].dtype
     for out, lse in zip(outs, lses, strict=True):
         if out.shape != shape or out.dtype != dtype or lse.shape != shape[:-1] or lse.dtype != jnp.float32:
             raise ValueError(
@@ -38,7 +40,8 @@ def merge_states(
         highest = jnp.maximum(highest, lse)
     # The result does not depend on the shift, so no gradient goes through it; -inf would make it -inf - -inf.
     shift = jax.lax.stop_gradient(jnp.where(highest == -jnp.inf, 0.0, highest))
-    total, weighted = jnp.zeros(shape[:-1], jnp.float32), jnp.zeros(shape, jnp.float32)
+    total = jnp.zeros(shape[:-1], jnp.float32)
+    weighted = jnp.zeros(shape, jnp.float32)
     for out, lse in zip(outs, lses, strict=True):
         weight = jnp.exp(lse - shift)
         total += weight

@@ -19,11 +19,14 @@ def angles(positions, inv_freq, sections, section_layout):
 def rotate(x, radians, layout, scale=1.0):
     """Heads f64[..., T, H, D]: pair (a, b) becomes scale * (a cos - b sin, a sin + b cos); other dims stay."""
     x = np.asarray(x, np.float64)
-    out, pairs = x.copy(), radians.shape[-1]
+    out = x.copy()
+    pairs = radians.shape[-1]
     for j in range(pairs):
         first, second = (j, j + pairs) if layout == "half" else (2 * j, 2 * j + 1)
-        a, b = x[..., first], x[..., second]
-        cos, sin = np.cos(radians[:, j])[:, None], np.sin(radians[:, j])[:, None]
+        a = x[..., first]
+        b = x[..., second]
+        cos = np.cos(radians[:, j])[:, None]
+        sin = np.sin(radians[:, j])[:, None]
         out[..., first] = scale * (a * cos - b * sin)
         out[..., second] = scale * (a * sin + b * cos)
     return out
@@ -37,20 +40,24 @@ def rotate_by(spec, x, positions):
 
 def relocate(spec, rot, free, positions, length, u=None, v=None, ranks=None):
     """(R(rot + patch), free + patch) in f64, rows past ``length`` zero."""
-    rot, free = np.array(rot, np.float64), np.array(free, np.float64)
+    rot = np.array(rot, np.float64)
+    free = np.array(free, np.float64)
     if u is not None:
-        u, v = np.asarray(u, np.float64), np.asarray(v, np.float64)
+        u = np.asarray(u, np.float64)
+        v = np.asarray(v, np.float64)
         for layer, rank in enumerate([u.shape[1]] * len(u) if ranks is None else np.asarray(ranks)):
             delta = u[layer, :rank].T @ v[layer, :rank]
             rot[layer] += delta[:, : rot.shape[-1]]
             free[layer] += delta[:, rot.shape[-1] :]
     rot = rotate_by(spec, rot.reshape(*rot.shape[:2], -1, spec.head_dim), positions).reshape(rot.shape)
-    rot[:, length:], free[:, length:] = 0.0, 0.0
+    rot[:, length:] = 0.0
+    free[:, length:] = 0.0
     return rot, free
 
 
 def relative(given, expected):
     """Frobenius norm of the difference over that of the expected, per leading row (layer); 0 / 0 is 0."""
     given, expected = (np.asarray(x, np.float64).reshape(len(x), -1) for x in (given, expected))
-    error, size = np.linalg.norm(given - expected, axis=-1), np.linalg.norm(expected, axis=-1)
+    error = np.linalg.norm(given - expected, axis=-1)
+    size = np.linalg.norm(expected, axis=-1)
     return np.where(error == 0, 0.0, error / np.where(size > 0, size, 1e-30))

@@ -68,3 +68,44 @@ def test_no_file_names_a_machine_path():
 def test_files_stay_short():
     lengths = {path.relative_to(ROOT): len(path.read_text().splitlines()) for path in FILES if path.suffix == ".py"}
     assert not {str(path): length for path, length in lengths.items() if length >= 600}
+
+
+def unrelated_pairs(tree):
+    """Lines that assign a tuple to a tuple where one assignment a line says the same."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Assign) or len(node.targets) != 1:
+            continue
+        target = node.targets[0]
+        if not isinstance(target, ast.Tuple) or not isinstance(node.value, ast.Tuple):
+            continue
+        names = [ast.unparse(each) for each in target.elts]
+        values = [{ast.unparse(part) for part in ast.walk(each)} for each in node.value.elts]
+        swapped = any(name in value for i, name in enumerate(names) for j, value in enumerate(values) if i != j)
+        starred = any(isinstance(each, ast.Starred) for each in (*target.elts, *node.value.elts))
+        if not swapped and not starred:
+            yield node.lineno
+
+
+@pytest.mark.parametrize(
+    ("code", "unrelated"),
+    [
+        ("a, b = 1, 2", True),
+        ("self.a, b = x, y", True),
+        ("a, b = b, a", False),
+        ("a, b = b, a + b", False),
+        ("a, b = x.shape", False),
+        ("a, *b = 1, 2, 3", False),
+    ],
+)
+def test_the_rule_of_one_assignment_a_line(code, unrelated):
+    assert bool(list(unrelated_pairs(ast.parse(code)))) is unrelated
+
+
+def test_one_assignment_a_line():
+    found = [
+        f"{path.relative_to(ROOT)}:{line}"
+        for path in FILES
+        if path.suffix == ".py"
+        for line in unrelated_pairs(ast.parse(path.read_text()))
+    ]
+    assert not found, "write one assignment a line; only what is exchanged is assigned together"

@@ -34,7 +34,8 @@ def statements():
 
 def called(path):
     """The function of a dotted name, and how many arguments stand before those written: self."""
-    found, owner = OBJECTS[path[0]], None
+    found = OBJECTS[path[0]]
+    owner = None
     for name in path[1:]:
         owner, found = found, getattr(found, name)
     static = inspect.isclass(owner) and isinstance(inspect.getattr_static(owner, path[-1]), (classmethod, staticmethod))

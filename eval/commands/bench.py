@@ -23,7 +23,7 @@ from kamera_jax.window.window import aligned
 from models.blocks.attention import GroupedQuery
 from models.blocks.decoder import DecoderConfig, text_declaration
 from models.blocks.params import init_params
-from models.vlm import forward
+from models.forward import forward
 
 LENGTHS = (256, 512, 1024)
 RANK = 32
@@ -189,8 +189,10 @@ def apply_ranks(vlm: Any, length: int, ranks: dict[str, Sequence[int]], runs: in
         runs: of which the median is kept.
     """
     chunk = kj.encode(vlm, length)
-    tokens, features = chunk.kv.rot.shape[1], vlm.spec.rot_dim + vlm.spec.free_dim
-    state, rng = vlm.spec.empty_state(tokens), np.random.default_rng(0)
+    tokens = chunk.kv.rot.shape[1]
+    features = vlm.spec.rot_dim + vlm.spec.free_dim
+    state = vlm.spec.empty_state(tokens)
+    rng = np.random.default_rng(0)
 
     def applied(used: Sequence[int]) -> Callable[[], Any]:
         u, v = (jnp.asarray(rng.standard_normal((len(used), max(used), n)), jnp.float32) for n in (tokens, features))

@@ -136,7 +136,8 @@ def run(
 
 def compare(runner: BatchRunner, scene: Scene, ranks: Sequence[int]) -> list[dict[str, Any]]:
     """Accuracy, KL, η, bytes and time of full prefill, blind reuse and patches, in the order first, second, third."""
-    trio, kinds = scene.trio, {"one_hop": scene.one_hop, "two_hop": scene.two_hop}
+    trio = scene.trio
+    kinds = {"one_hop": scene.one_hop, "two_hop": scene.two_hop}
     full, seconds = timed(lambda: runner.prefill(trio))
     built: dict[str, tuple[Windows, float, float]] = {"full": (full, seconds, 0.0)}
     built["blind"] = (*timed(lambda: runner.reuse(trio, [None] * 3)), 0.0)
@@ -150,7 +151,8 @@ def compare(runner: BatchRunner, scene: Scene, ranks: Sequence[int]) -> list[dic
         name: {kind: runner.ask(windows, tails) for kind, (tails, _) in kinds.items()}
         for name, (windows, _, _) in built.items()
     }
-    reference, blind = logits["full"]["two_hop"], logits["blind"]["two_hop"]
+    reference = logits["full"]["two_hop"]
+    blind = logits["blind"]["two_hop"]
     token_bytes = runner.vlm.spec.token_bytes
     patched_bytes = sum(chunk.length for chunk in trio[1:]) * token_bytes
     rows = [
@@ -200,7 +202,8 @@ def orbit_factors(runner: BatchRunner, chunks: Sequence[Stack], rank: int) -> li
 
 def reordered(runner: BatchRunner, scene: Scene, rank: int) -> list[dict[str, Any]]:
     """Every order of the three pages with orbit patches, against full prefill in that order."""
-    trio, (tails, answers) = scene.trio, scene.two_hop
+    trio = scene.trio
+    (tails, answers) = scene.two_hop
     factors = orbit_factors(runner, trio, rank)
     rows = []
     for order in itertools.permutations(range(3)):

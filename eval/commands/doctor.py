@@ -29,7 +29,8 @@ BACKBONES = ("qwen2.5-vl-7b", "qwen2.5-vl-3b", "kimi-vl", "llava-1.5-7b")
 """Looked at when no model is named, in bf16."""
 
 OPERATIONS = ("relocate_patch_into", "chunk_attention")
-RANK, CHUNK = 32, 512
+RANK = 32
+CHUNK = 512
 
 
 @dataclass(frozen=True)
@@ -124,11 +125,14 @@ def check() -> float:
     Multiplications in full precision, as the models' own patches take them.
     """
     rng = np.random.default_rng(0)
-    tokens, dim, rank = 64, 64, 8
+    tokens = 64
+    dim = 64
+    rank = 8
     rot, free = (rng.standard_normal((1, tokens, width)) for width in (dim, 32))
     u, v = (rng.standard_normal((1, rank, width)) for width in (tokens, dim + 32))
     angles = np.outer(np.arange(tokens), 10_000.0 ** (-np.arange(dim // 2) / (dim // 2)))
-    cos, sin = np.cos(np.tile(angles, 2)), np.sin(np.tile(angles, 2)) * np.repeat([-1.0, 1.0], dim // 2)
+    cos = np.cos(np.tile(angles, 2))
+    sin = np.sin(np.tile(angles, 2)) * np.repeat([-1.0, 1.0], dim // 2)
     patched = np.concatenate([rot, free], -1) + np.einsum("lmt,lmf->ltf", u, v)
     keys = patched[..., :dim]
     exact = (keys * cos + np.roll(keys, dim // 2, -1) * sin, patched[..., dim:])

@@ -81,7 +81,8 @@ def encode_into(
     for source in found:
         for name, segment in _segments(vlm, source):
             if isinstance(segment, str):
-                result, chunk = Encoded(name, "failed", error=segment), None
+                result = Encoded(name, "failed", error=segment)
+                chunk = None
             else:
                 result, chunk = _encoded(vlm, library, name, segment, {chunk.key for _, chunk in waiting})
             done.append(result)
@@ -132,9 +133,11 @@ def run(options: Namespace) -> dict[str, Any]:
     bar = Progress(
         TextColumn("encoding"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), transient=True
     )
-    total, start = sum(source.count for source in found), time.perf_counter()
+    total = sum(source.count for source in found)
+    start = time.perf_counter()
     with kj.ChunkLibrary.open(options.library, mode="a") as library, bar:
-        task, tokens = bar.add_task("", total=total, rate=""), 0
+        task = bar.add_task("", total=total, rate="")
+        tokens = 0
 
         def tell(each: Encoded) -> None:
             nonlocal tokens

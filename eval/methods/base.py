@@ -38,7 +38,8 @@ class Batch:
     @staticmethod
     def of(runner: BatchRunner, shallow: BatchRunner, chunks: Sequence[Stack]) -> "Batch":
         """Fill the windows of reference and baseline."""
-        full, blind = runner.prefill(chunks), runner.reuse(chunks, [None] * len(chunks))
+        full = runner.prefill(chunks)
+        blind = runner.reuse(chunks, [None] * len(chunks))
         return Batch(runner, shallow, tuple(chunks), full, blind)
 
     @property
@@ -63,7 +64,8 @@ class Batch:
 
     def slots(self, place: int, count: int | None = None) -> np.ndarray:
         """Slots of a chunk's first ``count`` tokens, all by default."""
-        start, length = self.full.slots[place], self.chunks[place].length
+        start = self.full.slots[place]
+        length = self.chunks[place].length
         return np.arange(start, start + (length if count is None else min(count, length)))
 
     @cached_property
@@ -74,7 +76,8 @@ class Batch:
     def factors(self, place: int) -> Factors:
         """The patch of a chunk with every component, exact where it was formed: behind the chunks before it."""
         if place not in self._factors:
-            conditioned, chunk = self.full.conditioned[place], self.chunks[place]
+            conditioned = self.full.conditioned[place]
+            chunk = self.chunks[place]
             rank = min(conditioned.rot.shape[2], conditioned.features.shape[-1])
             self._factors[place] = fit(conditioned, chunk.kv, chunk.length, rank=rank)
         return self._factors[place]
@@ -98,7 +101,8 @@ class Batch:
 
     def tokens_flops(self, counts: Sequence[float | int]) -> float:
         """FLOPs of running so many of each chunk's tokens, which see all up to that chunk's end."""
-        total, before = 0.0, self.runner.preamble_length
+        total = 0.0
+        before = self.runner.preamble_length
         for chunk, count in zip(self.chunks, counts, strict=True):
             before += chunk.length
             total += count * forward_flops(self.runner.vlm, 1, before - 1)

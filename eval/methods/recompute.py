@@ -45,7 +45,8 @@ def recompute(batch: Batch, windows: Windows, selection: Selection) -> Windows:
     Raises:
         ValueError: the model cannot run tokens that stand among a window's slots.
     """
-    vlm, count = batch.runner.vlm, selection.slots.shape[1]
+    vlm = batch.runner.vlm
+    count = selection.slots.shape[1]
     if not getattr(vlm, "fills_slots", False):
         raise ValueError(
             f"{type(vlm).__name__} does not say fills_slots = True, so its forward may not read a segment's slots, as "
@@ -53,7 +54,8 @@ def recompute(batch: Batch, windows: Windows, selection: Selection) -> Windows:
         )
     if not count:
         return windows
-    capacity, padding = windows.state.valid.shape[1], bucket(count) - count
+    capacity = windows.state.valid.shape[1]
+    padding = bucket(count) - count
     slots = jnp.pad(selection.slots.astype(jnp.int32), ((0, 0), (0, padding)), constant_values=capacity)
     layers = np.ones((vlm.spec.layers, count), bool) if selection.layers is None else selection.layers
     state = _recompute(
@@ -101,7 +103,8 @@ def _recompute(
 
 def _put(rows: jax.Array, fresh: jax.Array, at: jax.Array, layers: jax.Array) -> jax.Array:
     """Rows [L, S, F] with fresh ones [L, K, F] where ``at`` [S, K] says, in the layers that keep them [L, K]."""
-    source, hit = at.argmax(-1), at.any(-1)
+    source = at.argmax(-1)
+    hit = at.any(-1)
     kept = hit[None, :] & layers[:, source]
     return jnp.where(kept[..., None], fresh[:, source], rows)
 

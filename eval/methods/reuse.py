@@ -99,7 +99,8 @@ def bytes_budget(share: float) -> Budget:
     """As many components a layer as take at most this share of the chunk's KV bytes."""
 
     def budget(batch: Batch, place: int) -> Factors:
-        spec, chunk = batch.runner.vlm.spec, batch.chunks[place]
+        spec = batch.runner.vlm.spec
+        chunk = batch.chunks[place]
         most = int(share * chunk.length * spec.token_bytes)
         return patch.truncate(batch.factors(place), _rank(spec, chunk, most))
 
@@ -107,7 +108,8 @@ def bytes_budget(share: float) -> Budget:
 
 
 def _rank(spec: KVSpec, chunk: Stack, most: int) -> int:
-    features, itemsize = spec.rot_dim + spec.free_dim, jnp.dtype(spec.dtype).itemsize
+    features = spec.rot_dim + spec.free_dim
+    itemsize = jnp.dtype(spec.dtype).itemsize
     return patch.rank_for_bytes(most, layers=spec.layers, length=chunk.length, features=features, itemsize=itemsize)
 
 
@@ -115,7 +117,8 @@ def energy_budget(share: float) -> Budget:
     """As few components as keep this share of every layer's squared change; ranks differ by layer and context."""
 
     def budget(batch: Batch, place: int) -> Factors:
-        conditioned, chunk = batch.full.conditioned[place], batch.chunks[place]
+        conditioned = batch.full.conditioned[place]
+        chunk = batch.chunks[place]
 
         def own(kv: KV, each: int) -> KV:
             return jax.tree.map(lambda leaf: leaf[each], kv)

@@ -110,7 +110,8 @@ class LargestDeviation:
         if not (count := self._count(batch)):
             return Selection(jnp.zeros((batch.count, 0), jnp.int32))
         fresh = batch.shallow.prefill(batch.chunks).state
-        slots, last = jnp.asarray(batch.reused_slots, jnp.int32), (self.layers - 1, self.layers)
+        slots = jnp.asarray(batch.reused_slots, jnp.int32)
+        last = (self.layers - 1, self.layers)
         return Selection(most_deviating(windows.state, fresh, slots, layers=last, count=count))
 
     def counts(self, batch: Batch) -> list[float]:
@@ -147,7 +148,8 @@ class LayerBudgets:
     def shares(self, layers: int) -> np.ndarray:
         """The share of every layer, at most all tokens."""
         falling = np.arange(layers, 0, -1, dtype=np.float64)
-        low, high = 0.0, float(layers)
+        low = 0.0
+        high = float(layers)
         for _ in range(60):
             middle = (low + high) / 2
             short = np.minimum(1.0, middle * falling).mean() < self.share
@@ -156,7 +158,8 @@ class LayerBudgets:
 
     def select(self, batch: Batch, windows: Windows) -> Selection:
         """The same slots in every context, with the layers that keep them."""
-        slots, kept = [], []
+        slots = []
+        kept = []
         for place in batch.reused:
             budgets = self._budgets(batch, place)
             slots.append(batch.slots(place, int(budgets.max())))
@@ -192,7 +195,8 @@ class OracleTokens:
 
     def prepare(self, batch: Batch) -> jax.Array:
         """The chosen slots."""
-        slots, count = jnp.asarray(batch.reused_slots, jnp.int32), round(self.share * batch.reused_tokens)
+        slots = jnp.asarray(batch.reused_slots, jnp.int32)
+        count = round(self.share * batch.reused_tokens)
         layers = (0, batch.runner.vlm.spec.layers)
         return most_deviating(batch.full.state, batch.blind.state, slots, layers=layers, count=count)
 
@@ -205,7 +209,8 @@ class OracleTokens:
         def copied(ours: jax.Array, true: jax.Array) -> Any:
             return jnp.where(chosen, true, ours)
 
-        state, true = windows.state, batch.full.state
+        state = windows.state
+        true = batch.full.state
         return replace(
             windows, state=replace(state, rot=copied(state.rot, true.rot), free=copied(state.free, true.free))
         )

@@ -88,7 +88,8 @@ def _patched(scores: Record) -> Finding:
 
 def _tokens(scores: Record) -> Finding:
     claim = f"recomputing ≤ {EQUAL_COST:.0%} of the tokens does not recover as many flipped answers"
-    name, other = best(scores, patches(scores, EQUAL_COST)), best(scores, recomputing(scores, EQUAL_COST))
+    name = best(scores, patches(scores, EQUAL_COST))
+    other = best(scores, recomputing(scores, EQUAL_COST))
     if name is None or other is None or not scores["flips"]:
         return Finding(claim, "such methods were not run, or no answer flipped", None)
     ours, theirs = (scores["methods"][each]["recovered"] for each in (name, other))
@@ -97,7 +98,8 @@ def _tokens(scores: Record) -> Finding:
 
 def _same_work(scores: Record) -> Finding:
     claim = f"nor does recomputing within {EQUAL_COST:.0%} of full prefill's FLOPs"
-    patch, methods = best(scores, patches(scores, EQUAL_COST)), scores["methods"]
+    patch = best(scores, patches(scores, EQUAL_COST))
+    methods = scores["methods"]
     affordable = [
         name for name in recomputing(scores, 1.0) if methods[name]["cost"]["flops_share"] <= EQUAL_COST * SLACK
     ]

@@ -77,7 +77,8 @@ def print_demo(result: dict[str, Any], console: Console | None = None) -> None:
         ],
         "* references stand before what they refer to: full prefill cannot bind them",
     )
-    slide, recall = result["slide"], result["recall"]
+    slide = result["slide"]
+    recall = result["recall"]
     show(
         console,
         "Slide: the first page leaves; questions on what only it showed",

@@ -58,7 +58,8 @@ def rows(run: Record) -> list[list[str]]:
     scores = run["scores"]
     found = []
     for name, own in scores["methods"].items():
-        cost, several = own["cost"], [own["hops"][hops] for hops in own["hops"] if int(hops) > 1]
+        cost = own["cost"]
+        several = [own["hops"][hops] for hops in own["hops"] if int(hops) > 1]
         samples = sum(each["samples"] for each in several)
         kl = sum(each["kl"] * each["samples"] for each in several) / samples if samples else None
         seconds = run["ttft_s"].get(name, {}).get("all")
@@ -99,9 +100,11 @@ COSTS = (
 def print_report(run: Record, console: Console | None = None) -> None:
     """A run's tables."""
     console = console or Console(emoji=False, highlight=False)
-    config, scores = run["config"], run["scores"]
+    config = run["config"]
+    scores = run["scores"]
     title = f"{config['task']} on {config['model']}: {scores['contexts']} contexts, {scores['samples']} questions"
-    body, split = rows(run), ACCURACIES
+    body = rows(run)
+    split = ACCURACIES
     show(console, title, COLUMNS[:split], [row[:split] for row in body], ANSWERS)
     costs = [[row[0], *row[split:]] for row in body]
     show(console, "What it costs", (COLUMNS[0], *COLUMNS[split:]), costs, COSTS)
@@ -202,7 +205,8 @@ def page(runs: Sequence[Record], drawn: Mapping[str, Path], folder: Path) -> str
 
 
 def _model(run: Record) -> str:
-    config, scores = run["config"], run["scores"]
+    config = run["config"]
+    scores = run["scores"]
     by_seed = {name: scores["methods"][name]["seeds"].values() for name in figures.shown(run)}
     seeds = "; ".join(
         f"`{name}` " + ", ".join(f"{own['accuracy']:.3f}" for own in cells) for name, cells in by_seed.items()

@@ -97,10 +97,12 @@ def _points(axes: Any, run: Record, names: Sequence[str], x: Callable[[str], flo
 
     Families that are ``quiet`` lie too close for their numbers to be read.
     """
-    scores, labelled = run["scores"], set()
+    scores = run["scores"]
+    labelled = set()
     groups: dict[str, list[tuple[float, float]]] = {}
     for name in names:
-        kind, at = family(name), (x(name), claims.accuracy(scores, name, 2))
+        kind = family(name)
+        at = (x(name), claims.accuracy(scores, name, 2))
         colour, marker = STYLES[kind]
         cell = scores["methods"][name]["hops"].get("2")
         error = None if cell is None else cell["error"]
@@ -179,7 +181,8 @@ def _spectrum(part: Any, run: Record, last: bool) -> None:
 
 
 def _heatmaps(part: Any, run: Record, last: bool) -> None:
-    methods, names = run["scores"]["methods"], shown(run)[:HEATMAPS]
+    methods = run["scores"]["methods"]
+    names = shown(run)[:HEATMAPS]
     lengths = sorted(methods["full"]["lengths"], key=int)
     quarters = sorted({quarter for own in methods["full"]["lengths"].values() for quarter in own})
     grid = part.subplots(1, len(names), sharey=True, squeeze=False)[0]

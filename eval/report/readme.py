@@ -107,7 +107,8 @@ def markdown_demo(results: Sequence[dict[str, Any]]) -> str:
     for result in results:
         first = [row for row in result["reorder"] if row["antecedents_first"]]
         last = [row for row in result["reorder"] if not row["antecedents_first"]]
-        slide, recall = result["slide"], result["recall"]
+        slide = result["slide"]
+        recall = result["recall"]
         for name, reuse, full in (
             (f"reorder, {len(first)} orders: antecedents first", span(first, "two_hop"), span(first, "two_hop_full")),
             (
@@ -146,7 +147,8 @@ def put(text: str, name: str, content: str) -> str:
     Raises:
         ValueError: the page lacks the marks.
     """
-    opening, closing = f"<!-- {name}: written by `make results` -->", f"<!-- /{name} -->"
+    opening = f"<!-- {name}: written by `make results` -->"
+    closing = f"<!-- /{name} -->"
     before, start, rest = text.partition(opening)
     _, end, after = rest.partition(closing)
     if not (start and end):

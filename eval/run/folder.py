@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-RESULTS, CONTEXTS, SAMPLES, TIMING = "results.json", "contexts.jsonl", "samples.jsonl", "timing.json"
+RESULTS = "results.json"
+CONTEXTS = "contexts.jsonl"
+SAMPLES = "samples.jsonl"
+TIMING = "timing.json"
 
 Record = dict[str, Any]
 
@@ -84,8 +87,11 @@ class RunFolder:
         Raises:
             OtherRunError: the lines are those of other contexts.
         """
-        contexts, samples = _complete_lines(self.path / CONTEXTS), _complete_lines(self.path / SAMPLES)
-        done, context_lines, sample_lines = 0, 0, 0
+        contexts = _complete_lines(self.path / CONTEXTS)
+        samples = _complete_lines(self.path / SAMPLES)
+        done = 0
+        context_lines = 0
+        sample_lines = 0
         for group in groups:
             held = [json.loads(line) for line in contexts[context_lines : context_lines + len(group)]]
             expected = [sample for record in held for sample in record["samples"]]
@@ -97,7 +103,9 @@ class RunFolder:
                     f"{self.path / SAMPLES} has other samples than this run from line {sample_lines + 1} on: it was "
                     "changed; run again into an empty folder"
                 )
-            done, context_lines, sample_lines = done + 1, context_lines + len(group), sample_lines + len(expected)
+            done = done + 1
+            context_lines = context_lines + len(group)
+            sample_lines = sample_lines + len(expected)
         _keep(self.path / CONTEXTS, contexts[:context_lines])
         _keep(self.path / SAMPLES, samples[:sample_lines])
         return done

@@ -58,7 +58,8 @@ def clopper_pearson(successes: int, trials: int, confidence: float = 0.95) -> tu
 
 
 def _bisect(falling: Callable[[float], float]) -> float:
-    low, high = 0.0, 1.0
+    low = 0.0
+    high = 1.0
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if falling(middle) > 0 else (low, middle)
@@ -67,7 +68,8 @@ def _bisect(falling: Callable[[float], float]) -> float:
 
 def binomial_tail(successes: int, trials: int, probability: float) -> float:
     """P(X ≤ successes) of a binomial variable, summed in logarithms."""
-    log_p, log_q = math.log(probability), math.log1p(-probability)
+    log_p = math.log(probability)
+    log_q = math.log1p(-probability)
     terms = [
         math.lgamma(trials + 1) - math.lgamma(k + 1) - math.lgamma(trials - k + 1) + k * log_p + (trials - k) * log_q
         for k in range(successes + 1)

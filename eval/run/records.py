@@ -66,7 +66,8 @@ def samples(batch: Batch, group: Sequence[Outline], drawn: Sequence[Context]) ->
 
 def note_costs(contexts: Sequence[Record], batch: Batch, method: Method, prepared: Any, windows: Windows) -> None:
     """Put a method's cost and KV error into the contexts' lines."""
-    cost, error = method.cost(batch, prepared), np.asarray(kv_error(batch, windows))
+    cost = method.cost(batch, prepared)
+    error = np.asarray(kv_error(batch, windows))
     for e, record in enumerate(contexts):
         record["methods"][method.name] = {
             "bytes": _rounded(np.broadcast_to(cost.stored_bytes, batch.count)[e]),
@@ -85,7 +86,8 @@ def note_answers(
     vlm: Backbone,
 ) -> None:
     """Put what a method says, and its KL(reference ‖ method), into the samples' lines."""
-    said, kl = np.asarray(logits.argmax(-1)), np.asarray(metrics.kl(reference, logits))
+    said = np.asarray(logits.argmax(-1))
+    kl = np.asarray(metrics.kl(reference, logits))
     places = [(e, q) for e, context in enumerate(drawn) for q in range(len(context.questions))]
     for sample, place in zip(samples, places, strict=True):
         sample["methods"][name] = {"said": vlm.decode([int(said[place])]), "kl": _rounded(kl[place])}
@@ -96,7 +98,8 @@ def kv_error(batch: Batch, windows: Windows) -> Float[Array, "E L"]:
 
     Of what attention reads: rotation changes no norm.
     """
-    slots, true = batch.reused_slots, batch.full.state
+    slots = batch.reused_slots
+    true = batch.full.state
     wrong = deviation(windows.state, true)[..., slots].sum(-1)
     return jnp.sqrt(wrong / deviation(true, jax.tree.map(jnp.zeros_like, true))[..., slots].sum(-1))
 

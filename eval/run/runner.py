@@ -78,7 +78,8 @@ def evaluate(vlm: Backbone, run: Run, output: Path, progress: Progress = lambda 
         ValueError: an unknown task or method, seeds or a batch that are no good, a context that does not fit the window
             (`ContextTooLongError`), or a folder of another run (`eval.run.folder.OtherRunError`).
     """
-    task, methods = get(run.task), parse_all(run.methods)
+    task = get(run.task)
+    methods = parse_all(run.methods)
     limit = task.contexts if run.limit is None else run.limit
     if limit < 1 or run.batch < 1 or not run.seeds or len(set(run.seeds)) < len(run.seeds):
         raise ValueError(
@@ -109,7 +110,8 @@ def evaluate(vlm: Backbone, run: Run, output: Path, progress: Progress = lambda 
     groups = [group for outlines in layouts.values() for group in _groups(outlines, run.batch)]
     done = folder.resume([[outline.context for outline in group] for group in groups])
     timing = read_json(output / TIMING) if done and (output / TIMING).exists() else {}
-    total, shallow = sum(map(len, groups)), vlm.leading(2) if hasattr(vlm, "leading") else vlm  # type: ignore
+    total = sum(map(len, groups))
+    shallow = vlm.leading(2) if hasattr(vlm, "leading") else vlm  # type: ignore
     runners = [BatchRunner(model, capacity=capacity, mesh=mesh) for model in (vlm, shallow)]
     for number, group in enumerate(groups):
         if number >= done:
@@ -131,7 +133,8 @@ def rescore(output: Path) -> Record:
     """
     held = read_json(output / "results.json")
     identity = {"config": held["config"], "versions": held["versions"]}
-    contexts, samples = read_lines(output / CONTEXTS), read_lines(output / SAMPLES)
+    contexts = read_lines(output / CONTEXTS)
+    samples = read_lines(output / SAMPLES)
     if sum(len(record["samples"]) for record in contexts) != len(samples):
         raise ValueError(f"{output} holds a run that was cut off; run kamera eval with the same arguments to finish it")
     RunFolder(output, identity).finish(scores.score(held["config"]["methods"], contexts, samples))
@@ -178,7 +181,8 @@ def _timed(build: Callable[[], Any], arrays: Callable[[Any], Any]) -> tuple[Any,
         build: what is timed.
         arrays: of what it builds, those that must be there for it to be done.
     """
-    fastest, result = math.inf, None
+    fastest = math.inf
+    result = None
     for _ in range(REPEATS):
         start = time.perf_counter()
         result = build()
@@ -202,7 +206,8 @@ def _run_group(
     first = jax.tree.map(lambda leaf: leaf[:, :1], tails)
     _, asking = _timed(lambda: runner.ask(batch.full, first), lambda logits: logits)
     reference = runner.ask(batch.full, tails)
-    contexts, samples = records.contexts(batch, group, drawn), records.samples(batch, group, drawn)
+    contexts = records.contexts(batch, group, drawn)
+    samples = records.samples(batch, group, drawn)
     seconds = {}
     for method in methods:
         prepared = method.prepare(batch)

@@ -120,7 +120,9 @@ def _drawn(rng: np.random.Generator, condition: Condition) -> Drawn:
             targets = [{glyph: entry for glyph, entry in shown[role].items() if entry[0] == "reference"}]
     shown["again"] = shown["redrawn"] = shown["facts"]
     first = draw_page(rng, Recipe(), shown["facts"])
-    roles, texts, chunks = iter(order), iter(told), []
+    roles = iter(order)
+    texts = iter(told)
+    chunks = []
     for source, letter in enumerate(condition.window):
         if letter == "T":
             held = next(texts)

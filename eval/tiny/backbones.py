@@ -13,7 +13,9 @@ from models.registry import ARCHITECTURES
 
 Attention = Literal["gqa", "mla", "mha"]
 
-WIDTH, LAYERS, HEADS = 128, 5, 4
+WIDTH = 128
+LAYERS = 5
+HEADS = 4
 
 _TOKENS = {
     "vocab_size": len(VOCABULARY),

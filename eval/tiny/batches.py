@@ -73,7 +73,8 @@ class Words:
     @property
     def preamble(self) -> list[int]:
         """System text and user header."""
-        start, end = self.ids["<|im_start|>"], self.ids["<|im_end|>"]
+        start = self.ids["<|im_start|>"]
+        end = self.ids["<|im_end|>"]
         return [start, *self.text("system you read pages"), end, start, self.ids["user"]]
 
     def tail(self, question: str) -> list[int]:
@@ -111,7 +112,9 @@ def pack(
     probe_weight: float = 0.0,
 ) -> Batch:
     """Pack episodes into one batch for ``backbone``; before some chunks the position jumps by up to ``max_gap``."""
-    count, asked, chunks = len(episodes), len(episodes[0].questions), max(len(e.chunks) for e in episodes)
+    count = len(episodes)
+    asked = len(episodes[0].questions)
+    chunks = max(len(e.chunks) for e in episodes)
     batch = Batch(
         ids=np.zeros((count, slots), np.int32),
         positions=np.zeros((count, backbone.axes, slots), np.float32),
@@ -132,7 +135,8 @@ def pack(
         base = float(len(words.preamble))
         truth = {question.glyph: question for question in all_questions(episode.chunks)}
         written = {glyph for chunk in episode.chunks if chunk.text for glyph in chunk.entries}
-        bound, probes = bound_glyphs(episode.chunks), []
+        bound = bound_glyphs(episode.chunks)
+        probes = []
         row.add(words.preamble, backbone.text_positions(len(words.preamble)), -1, 0)
         for c, chunk in enumerate(episode.chunks):
             if max_gap and rng.random() < 0.3:
@@ -163,7 +167,8 @@ def pack(
             # One layer a step, to read a neighbouring word or a cell that is bound itself; and one to spare.
             batch.probe_layer[b, r] = question.hops - 1 + (question.chain[-1] in written)
         for q, question in enumerate(episode.questions):
-            glyph, colour = words.ids[NAMES[question.glyph]], words.ids[COLOUR_NAMES[question.colour]]
+            glyph = words.ids[NAMES[question.glyph]]
+            colour = words.ids[COLOUR_NAMES[question.colour]]
             ids = [*words.tail(question_text(question.glyph, int(rng.choice(phrases)))), colour] if phrases else [glyph]
             start = len(row.ids)
             row.add(ids, base + backbone.text_positions(len(ids)), -1, q + 1)

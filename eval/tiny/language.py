@@ -187,7 +187,9 @@ def train_language(
         updates, state = optimiser.update(grads, state, params)
         return optax.apply_updates(params, updates), state, value, hits
 
-    state, start, seen = optimiser.init(params), time.time(), []
+    state = optimiser.init(params)
+    start = time.time()
+    seen = []
     for number, (stage, batch) in enumerate(batches(stages, words, backbone.attention, seed, workers), start=1):
         params, state, value, hits = step(params, state, batch)
         seen.append((value, hits, batch.hops))

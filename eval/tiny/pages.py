@@ -46,7 +46,8 @@ def fact(glyph: SupportsIndex, colour: SupportsIndex) -> int:
         glyph: index into `NAMES`.
         colour: index into `COLOUR_NAMES`.
     """
-    g, c = _index("glyph", glyph, len(NAMES)), _index("colour", colour, len(COLOURS))
+    g = _index("glyph", glyph, len(NAMES))
+    c = _index("colour", colour, len(COLOURS))
     return _FIRST_FACT + g * len(COLOURS) + c
 
 
@@ -57,7 +58,8 @@ def reference(source: SupportsIndex, target: SupportsIndex) -> int:
         source: index into `NAMES`, the glyph that is explained.
         target: index into `NAMES`, the glyph it points to.
     """
-    s, t = _index("source glyph", source, len(NAMES)), _index("target glyph", target, len(NAMES))
+    s = _index("source glyph", source, len(NAMES))
+    t = _index("target glyph", target, len(NAMES))
     return _FIRST_REFERENCE + s * len(NAMES) + t
 
 

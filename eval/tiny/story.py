@@ -10,7 +10,8 @@ from eval.tiny.glyphs import COLOUR_NAMES, NAMES
 DISTINCT = 12
 """Different entries of a page; the rest of its informative cells repeat them."""
 
-TO_FIRST, TO_SECOND = 5, 4
+TO_FIRST = 5
+TO_SECOND = 4
 """References to the first and to the second page; the third page's other entries are facts."""
 
 ASKED = 3
@@ -46,7 +47,9 @@ def sample_story(rng: np.random.Generator, recipe: Recipe | None = None) -> Stor
     def facts(row: int, start: int = 0) -> dict[int, tuple[str, int]]:
         return {int(g): ("fact", int(c)) for g, c in zip(glyphs[row, start:], colours[row, start:], strict=True)}
 
-    first, second, other = facts(0), facts(1), facts(3)
+    first = facts(0)
+    second = facts(1)
+    other = facts(3)
     targets = [*rng.choice(glyphs[0], TO_FIRST), *rng.choice(glyphs[1], TO_SECOND)]
     references = {int(g): ("reference", int(t)) for g, t in zip(glyphs[2], targets, strict=False)}
     third = {**references, **facts(2, len(references))}

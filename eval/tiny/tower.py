@@ -39,7 +39,9 @@ class Tower:
 
     def embed(self, params: Params, pixels: jax.Array) -> jax.Array:
         """The embeddings of n pages [n, M, E], as the model would get them."""
-        encode, config, plan = self.backbone.architecture.vision.encode_image, self.backbone.config.vision, self._plan
+        encode = self.backbone.architecture.vision.encode_image
+        config = self.backbone.config.vision
+        plan = self._plan
         return jax.vmap(lambda patches: encode(params, config, patches, plan)[: int(plan.tokens)])(pixels)
 
     def table(self, params: Params) -> jax.Array:
@@ -90,7 +92,9 @@ def train_tower(
         updates, state = optimiser.update(grads, state, params)
         return optax.apply_updates(params, updates), state, value
 
-    state, rng, start = optimiser.init(params), np.random.default_rng(seed), time.time()
+    state = optimiser.init(params)
+    rng = np.random.default_rng(seed)
+    start = time.time()
     losses: list[jax.Array] = []
     for number in range(1, steps + 1):
         cells = _draw(rng, batch)
@@ -113,7 +117,8 @@ def _draw(rng: np.random.Generator, count: int) -> np.ndarray:
 
     A tower that sees whole pages must know the empty ones too, or what surrounds a cell changes its embedding.
     """
-    facts, references = pages.fact(0, 0), pages.reference(0, 0)
+    facts = pages.fact(0, 0)
+    references = pages.reference(0, 0)
     shape = (count, _PAGE[0] * _PAGE[1])
     cells = np.where(
         rng.random(shape) < 0.4, rng.integers(facts, references, shape), rng.integers(references, pages.N_CELLS, shape)

@@ -152,7 +152,8 @@ class BatchRunner:
     def _head(self, slots: int) -> WindowState:
         """A window that holds the preamble alone; made once for each size."""
         if slots not in self._heads:
-            head, spec = self._preamble, self.vlm.spec
+            head = self._preamble
+            spec = self.vlm.spec
             empty = spec.empty_state(slots)
             self._heads[slots] = write_jit(empty, 0, head.kv, None, head.positions, head.length, spec=spec.rope)
         return self._heads[slots]
@@ -160,11 +161,15 @@ class BatchRunner:
     def _layout(self, chunks: Sequence[Stack]) -> tuple[WindowState, tuple[int, ...], tuple[float, ...], float]:
         count = chunks[0].kv.rot.shape[0]
         head = self._preamble
-        slot, position, slots, bases = aligned(head.length), head.advance, [], []
+        slot = aligned(head.length)
+        position = head.advance
+        slots = []
+        bases = []
         for chunk in chunks:
             slots.append(slot)
             bases.append(position)
-            slot, position = slot + aligned(chunk.length), position + chunk.advance
+            slot = slot + aligned(chunk.length)
+            position = position + chunk.advance
         state = self._head(max(slot, self.capacity))
         return (
             jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), state),

@@ -53,7 +53,8 @@ class Calibration:
         order = np.argsort(self.changes, kind="stable")
         blocks: list[tuple[float, int]] = []
         for kl in np.asarray(self.kls)[order]:
-            mean, count = float(kl), 1
+            mean = float(kl)
+            count = 1
             while blocks and blocks[-1][0] >= mean:
                 before, n = blocks.pop()
                 mean, count = (before * n + mean * count) / (n + count), n + count
@@ -76,7 +77,8 @@ class Calibration:
             A change; negative if there are too few drifts to say so: 99 without a failure are needed by default.
         """
         order = np.argsort(self.changes, kind="stable")
-        changes, failed = np.asarray(self.changes)[order], np.cumsum(np.asarray(self.kls)[order] > max_kl)
+        changes = np.asarray(self.changes)[order]
+        failed = np.cumsum(np.asarray(self.kls)[order] > max_kl)
         counts = np.arange(1, len(changes) + 1)
         apart = np.append(changes[1:] > changes[:-1], True)  # drifts of one change are accepted together
         safe = np.flatnonzero(apart & (failed + 1 <= failures * (counts + 1)))
@@ -135,7 +137,9 @@ def calibrate(vlm: Backbone, drifts: Iterable[Drift]) -> Calibration:
     Raises:
         ValueError: no drifts, or patches with different sketches; else as `staleness` and `verify`.
     """
-    changes, kls, sketches = [], [], set()
+    changes = []
+    kls = []
+    sketches = set()
     for drift in drifts:
         changes.append(staleness(drift.window, drift.chunk, drift.patch).change)
         assert drift.patch.sketch is not None  # staleness has refused others

@@ -148,7 +148,8 @@ def _seen(full: Window, places: Sequence[int]) -> Window:
 @jax.jit
 def kl(reference: jax.Array, method: jax.Array) -> jax.Array:
     """KL(reference ‖ method) in nats between next-token distributions given as logits [..., V], f32."""
-    log_p, log_q = jax.nn.log_softmax(reference), jax.nn.log_softmax(method)
+    log_p = jax.nn.log_softmax(reference)
+    log_q = jax.nn.log_softmax(method)
     # Never negative, which the rounding of its sum can be.
     return jnp.maximum(jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1), 0.0)
 

@@ -206,7 +206,8 @@ def execute(vlm: Backbone, plan: Plan) -> Plan:
         MissingInputsError: a chunk that must be run again lost its inputs.
         StalePatchError: a forward became necessary, and the policy asks for an error.
     """
-    window, done = plan.window, list(plan.steps[: len(plan.window.entries)])
+    window = plan.window
+    done = list(plan.steps[: len(plan.window.entries)])
     for step in plan.steps[len(done) :]:
         present = step.held[0] if step.held else None
         step = _needed(vlm, window, step.chunk, step.held, present, plan.policy)
@@ -266,7 +267,8 @@ def _needed(
     moved = 2 * chunk.length * window.spec.token_bytes if window.mode == "materialise" else 0
     verdicts = [policy.judge(window, chunk, patch, fresh=fresh) for patch in held] or [_unpatched(window, chunk)]
     best = min(range(len(verdicts)), key=lambda i: (not verdicts[i].accept, verdicts[i].estimate_kl))
-    verdict, patch = verdicts[best], held[best] if held else None
+    verdict = verdicts[best]
+    patch = held[best] if held else None
     nbytes = moved + (0 if patch is None else patch.nbytes)
     if verdict.accept:
         action = Action.ROTATE if patch is present else Action.STORED

@@ -104,7 +104,8 @@ class ReusePolicy:
                 changed = "its antecedents are the same but not their patches or codecs"
             return Verdict(False, float("inf"), f"{changed}, and {unknown}")
         found = staleness(window, chunk, patch, at)
-        estimate, accept = calibration.estimate(found.change), found.change <= limit
+        estimate = calibration.estimate(found.change)
+        accept = found.change <= limit
         reason = (
             f"attention changes by {found.change:.3f}, {'within' if accept else 'above'} the {limit:.3f} "
             f"that is safe for {self.max_kl:g} nats (expected: {estimate:.3g}): {found.reason}"

@@ -116,7 +116,8 @@ def layers_before(
     window: Window, at: int, layers: Sequence[int]
 ) -> tuple[Float[Array, "l S Fr"], Float[Array, "l S Ff"], Bool[Array, " S"]]:
     """Layers of what the chunk at place ``at`` sees: rotated keys, values, and which slots hold them."""
-    before, here = window.entries[:at], np.asarray(layers)
+    before = window.entries[:at]
+    here = np.asarray(layers)
     last = before[-1] if before else window.preamble
     state = window.state
     if window.mode == "materialise":

@@ -92,11 +92,13 @@ def generate(
         raise ValueError(
             "sampling needs randomness: pass key=jax.random.key(seed), or temperature=0 for the greedy answer"
         )
-    tail, closing = question_tail(vlm, window, text), _closing(vlm) if keep else ()
+    tail = question_tail(vlm, window, text)
+    closing = _closing(vlm) if keep else ()
     question = int(tail.length)
     most = turn_slots(vlm, tail, max_new_tokens, keep)
     check_room(window, most, tail.advance + most - question)
-    started, first = time.perf_counter(), 0.0
+    started = time.perf_counter()
+    first = 0.0
     state, start = turn_state(window, most)  # the loop donates it; the caller's window stays
     last_piece = bucket(len(closing) + 1)  # of one length, whether or not the answer's last token is to be run with it
     room = vlm.spec.empty_state(bucket(most) + last_piece)
@@ -111,18 +113,26 @@ def generate(
         forward=vlm.forward,
         rope=vlm.spec.rope,
     )
-    segment, turn, done, tokens, whole, said = tail, KV(room.rot, room.free), 0, [], "", ""
+    segment = tail
+    turn = KV(room.rot, room.free)
+    done = 0
+    tokens = []
+    whole = ""
+    said = ""
     while True:
         token, state, turn = step(segment, state, turn, done)
         done += int(segment.length)
         token = int(token)
         first = first or time.perf_counter() - started
-        finished, stopped = token in vlm.eos, False
+        finished = token in vlm.eos
+        stopped = False
         if not finished:
             tokens.append(token)
             whole = vlm.decode(tokens)
             ends = [whole.index(mark) for mark in stop if mark in whole]
-            finished, stopped, whole = bool(ends), bool(ends), whole[: min(ends, default=len(whole))]
+            finished = bool(ends)
+            stopped = bool(ends)
+            whole = whole[: min(ends, default=len(whole))]
         finished = finished or len(tokens) == max_new_tokens
         settled = whole if finished else whole[: _settled(whole, stop)]
         if stream is not None and len(settled) > len(said):
@@ -227,7 +237,8 @@ def _turn(vlm: Backbone, window: Window, tail: Segment, kv: KV, said: Sequence[i
     length = question + len(said)
     padded = bucket(length)
     after = np.arange(1, padded - question + 1, dtype=np.float32)
-    positions, ids = np.asarray(tail.positions), np.zeros(padded, np.int32)
+    positions = np.asarray(tail.positions)
+    ids = np.zeros(padded, np.int32)
     positions = np.concatenate([positions[:, :question], positions[:, question - 1 : question] + after], axis=1)
     ids[:length] = [*np.asarray(tail.inputs["tokens"])[:question], *said]
     content = content_key({"turn": ids[:length].tolist(), "question": content_of(tail)})

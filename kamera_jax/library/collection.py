@@ -19,7 +19,9 @@ SMALL_ROWS = 16
 def checked(index: Index) -> LibraryReport:
     """Read everything and hold it against its digests."""
     index.refresh(force=True)
-    damaged, rows, packs = dict(index.damaged), 0, index.packs()
+    damaged = dict(index.damaged)
+    rows = 0
+    packs = index.packs()
     for name, keys in packs.items():
         try:
             wrong = index.pack(name).check()
@@ -36,11 +38,14 @@ def checked(index: Index) -> LibraryReport:
 
 def collect(committer: Committer) -> Collected:
     """Drop packs of which less than half is alive, and put small ones together; on the writer's thread."""
-    index, root = committer.index, committer.root
+    index = committer.index
+    root = committer.root
     with committer.writing():
         swept = committer.sweep()
         before = size(root)
-        moved, dropped, kept = 0, [], []
+        moved = 0
+        dropped = []
+        kept = []
         for kind in FOLDERS:
             rows: list[Row] = []
             for name in _worthless(index, kind):

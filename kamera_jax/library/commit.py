@@ -22,7 +22,8 @@ from kamera_jax.library.index import FOLDERS, Index
 from kamera_jax.library.packs import write_pack
 from kamera_jax.library.rows import Kind, Row
 
-STAGING, LOCK = "staging", "LOCK"
+STAGING = "staging"
+LOCK = "LOCK"
 
 PACK_BYTES = 2**28
 """Rows are put into one pack until they have so many bytes."""
@@ -57,7 +58,8 @@ class Committer:
 
     def __init__(self, root: Path, index: Index) -> None:
         """Have nothing to write yet."""
-        self.root, self.index = root, index
+        self.root = root
+        self.index = index
         self._pending: deque[tuple[Row, Future[str]]] = deque()
         self._bytes = 0
         self._changed = threading.Condition()
@@ -84,7 +86,8 @@ class Committer:
                     self._commit(kind, of_kind)
 
     def _batch(self) -> list[tuple[Row, "Future[str]"]]:
-        batch, size = [], 0
+        batch = []
+        size = 0
         with self._changed:
             while self._pending and size < PACK_BYTES:
                 row, future = self._pending.popleft()
@@ -121,14 +124,16 @@ class Committer:
         Raises:
             LibraryFullError: there is no room.
         """
-        needed, free = sum(row.nbytes for row in rows) + _ROOM, shutil.disk_usage(self.root).free
+        needed = sum(row.nbytes for row in rows) + _ROOM
+        free = shutil.disk_usage(self.root).free
         if needed > free:
             raise LibraryFullError(
                 f"{len(rows)} {kind} need {needed} bytes, and the disk of {self.root} has {free}; nothing was stored. "
                 "Make room, or delete chunks and collect"
             )
         name = uuid.uuid4().hex
-        staged, place = self.root / STAGING / name, self.index.folder(kind)
+        staged = self.root / STAGING / name
+        place = self.index.folder(kind)
         try:
             write_pack(staged, kind, rows)
             staged.rename(place / name)

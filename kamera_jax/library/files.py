@@ -22,7 +22,9 @@ MALFORMED = (
 )
 """What comes of JSON that does not say what it should, or asks for what cannot be."""
 
-_OPENING, _BODY, _CLOSING = b'{"sha256": "', b'", "body": ', b"}\n"
+_OPENING = b'{"sha256": "'
+_BODY = b'", "body": '
+_CLOSING = b"}\n"
 _BEGIN = len(_OPENING) + 64 + len(_BODY)
 
 

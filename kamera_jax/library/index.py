@@ -22,7 +22,8 @@ from kamera_jax.library.rows import Kind
 FOLDERS: dict[Kind, str] = {"chunks": "packs", "patches": "patches"}
 """Of the packs of each kind."""
 
-TOMBSTONES, INDEX = "tombstones", "index.json"
+TOMBSTONES = "tombstones"
+INDEX = "index.json"
 
 PACK = re.compile(r"[0-9a-f]{32}")
 OPEN_PACKS = 64

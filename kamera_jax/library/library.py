@@ -44,7 +44,8 @@ class ChunkLibrary:
 
     def __init__(self, root: Path, mode: Mode, verify: Verify) -> None:
         """Use `open`."""
-        self.root, self.mode = root, mode
+        self.root = root
+        self.mode = mode
         self._verify = verify
         self._index = Index(root)
         self._committer = Committer(root, self._index)
@@ -114,7 +115,8 @@ class ChunkLibrary:
     def put_many(self, items: Iterable[Chunk | Patch], *, storage: Storage = "exact") -> list[str]:
         """As `put` of each, in packs of 256 MiB: the way to store many."""
         self._check_writable()
-        futures, size = [], 0
+        futures = []
+        size = 0
         try:
             for item in items:
                 row = row_of(item, storage)
@@ -262,7 +264,8 @@ class ChunkLibrary:
         self._index.refresh()
         check = self._verify == "always" or (self._verify == "first" and pack not in self._checked)
         try:
-            found, live = self._index.pack(pack), self._index.live(pack)
+            found = self._index.pack(pack)
+            live = self._index.live(pack)
             stacked = bulk.restore(found, live, sharding, verified=check)
         except (KeyError, FileNotFoundError) as error:
             raise ChunkNotFoundError(f"{self.root} has no pack {pack!r} of chunks; packs() names them") from error

@@ -127,7 +127,10 @@ def arranged(kind: Kind, rows: Iterable[Row]) -> tuple[dict[str, np.ndarray], Ma
     Chunks of equal shapes are stacked [N, …]. Patches, of which no two are alike, lie one after the other.
     """
     parts: dict[str, list[np.ndarray]] = {}
-    entries, specs, groups, sizes = {}, {}, {}, {}
+    entries = {}
+    specs = {}
+    groups = {}
+    sizes = {}
     for row in rows:
         shapes = tuple((name, leaf.dtype.name, leaf.shape) for name, leaf in row.leaves.items())
         group = groups.setdefault(shapes, len(groups)) if kind == "chunks" else None

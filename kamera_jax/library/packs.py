@@ -111,12 +111,16 @@ class Pack:
     def _read(self, name: str, leaf: Leaf, layers: slice, verified: bool, into: np.ndarray | None = None) -> np.ndarray:
         if not leaf.array:
             return np.zeros(leaf.shape, leaf.dtype)
-        shape, start, parts = leaf.shape, leaf.start, blocks(name, leaf.shape)
-        first, count = 0, parts
+        shape = leaf.shape
+        start = leaf.start
+        parts = blocks(name, leaf.shape)
+        first = 0
+        count = parts
         if name.startswith("kv."):
             first, stop, _ = layers.indices(leaf.shape[0])
             count = max(stop - first, 0)
-            shape, start = (count, *shape[1:]), start + first * (leaf.nbytes // parts)
+            shape = (count, *shape[1:])
+            start = start + first * (leaf.nbytes // parts)
         if into is None:
             into = _aligned(self._size(leaf.array, leaf.nbytes // parts * count))
         descriptor = os.open(path := self._data[leaf.array], os.O_RDONLY | os.O_CLOEXEC)

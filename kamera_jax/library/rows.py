@@ -156,7 +156,8 @@ def patch_of(about: Mapping[str, Any], leaves: Arrays) -> Patch:
 
 
 def _unpacked(about: Mapping[str, Any], leaves: Arrays) -> Arrays:
-    used, whole = _used(about), dict(leaves)
+    used = _used(about)
+    whole = dict(leaves)
     for name in _FACTORS:
         if name in leaves:
             packed = leaves[name]

@@ -19,7 +19,8 @@ from kamera_jax.library.files import digests, read_sealed, sync_tree, write_seal
 SCHEMA = 3
 """Up to 2, keys did not say which patches a chunk was run behind."""
 
-_DESCRIPTION, _ARRAYS = "description.json", "arrays-"
+_DESCRIPTION = "description.json"
+_ARRAYS = "arrays-"
 
 
 def write(folder: Path, description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:

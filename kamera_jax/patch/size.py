@@ -79,7 +79,8 @@ class Size:
         elif self.max_bytes < one:
             raise ValueError(f"max_bytes={self.max_bytes} is below one component of this chunk, {one} bytes")
         else:
-            most, widest = self.max_bytes, min(tokens, features)
+            most = self.max_bytes
+            widest = min(tokens, features)
         count = most // one
         # Every length has a count of its own; few shapes, so that nothing recompiles.
         widest = min(widest, bucket(-(-patches.UNEVEN * count // layers)), tokens, features)

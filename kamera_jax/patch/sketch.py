@@ -34,7 +34,8 @@ def take(
     if max(spec.layers) >= queries.shape[0]:
         raise ValueError(f"{spec} names a layer past the model's {queries.shape[0]}")
     here = np.asarray(spec.layers)
-    asked, given = queries[here], attended[here]
+    asked = queries[here]
+    given = attended[here]
     kept = jax.vmap(lambda rows: _apart(rows.reshape(rows.shape[0], -1), length, spec.tokens))(asked)
     asked, given = (jax.vmap(lambda rows, which: rows[which])(x, kept) for x in (asked, given))
     return Sketch(asked.astype(attended.dtype), given, kept, spec)
@@ -130,7 +131,8 @@ def _read(
 
 def changes(then: Float[Array, "l K N Dv"], now: Float[Array, "l K N Dv"]) -> Float[Array, " l"]:
     """How far attention outputs have moved in each layer; see `Staleness.change`."""
-    then, now = then.astype(jnp.float32), now.astype(jnp.float32)
+    then = then.astype(jnp.float32)
+    now = now.astype(jnp.float32)
     moved = jnp.sqrt(jnp.sum(jnp.square(now - then), axis=(2, 3)))
     return moved.max(axis=1) / jnp.sqrt(jnp.mean(jnp.sum(jnp.square(then), axis=(2, 3)), axis=1))
 

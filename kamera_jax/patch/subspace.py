@@ -89,7 +89,8 @@ def _iterated(change: Float[Array, "L T F"], width: int, seed: int) -> Component
     within = _product("ltk,ltf->lkf", tokens, change)
     _, basis = jnp.linalg.eigh(_product("lkf,lmf->lkm", within, within))
     basis = basis[..., ::-1]
-    u, v = _product("ltk,lkm->lmt", tokens, basis), _product("lkm,lkf->lmf", basis, within)
+    u = _product("ltk,lkm->lmt", tokens, basis)
+    v = _product("lkm,lkf->lmf", basis, within)
     energy = jnp.sum(v * v, axis=-1)
     rest = jnp.sum(change * change, axis=(1, 2)) - jnp.sum(energy, axis=-1)
     return Components(u, v, energy, jnp.maximum(rest, 0.0))

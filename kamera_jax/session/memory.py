@@ -17,7 +17,8 @@ class ChunkMemory:
 
     def __init__(self, limit: int | None, records: Iterable[Record] = ()) -> None:
         """Hold ``records``, the longest unused first."""
-        self.limit, self.nbytes = limit, 0
+        self.limit = limit
+        self.nbytes = 0
         self._records: OrderedDict[str, Record] = OrderedDict()
         for record in records:
             self._hold(record)

@@ -39,7 +39,9 @@ class SavedSession:
 
 def save_session(folder: Path, session: SavedSession) -> None:
     """Write a session; see `snapshot.write`. A chunk that stands several times with the same patch is written once."""
-    window, records, places = session.window, list(session.held), {}
+    window = session.window
+    records = list(session.held)
+    places = {}
     for entry in window.entries:
         if (id(entry.chunk), id(entry.patch)) not in places:
             places[id(entry.chunk), id(entry.patch)] = len(records)

@@ -62,8 +62,11 @@ class Session:
         """
         if rank < 1 or (memory_bytes or 0) < 0:
             raise ValueError(f"rank must be ≥ 1 and memory_bytes ≥ 0 or None; got {rank} and {memory_bytes}")
-        self._vlm, self._window = vlm, Window.empty(vlm, capacity, mode=mode)
-        self._memory, self._rank, self._policy = ChunkMemory(memory_bytes), rank, policy
+        self._vlm = vlm
+        self._window = Window.empty(vlm, capacity, mode=mode)
+        self._memory = ChunkMemory(memory_bytes)
+        self._rank = rank
+        self._policy = policy
         self._pinned: frozenset[str] = frozenset()
         self._stats = SessionStats()
         self._lent = False
@@ -210,7 +213,8 @@ class Session:
         gone = in_the_way(self._window, self._pinned, layout)
         window = without(self._window, gone)
         index = place - sum(other < place for other in gone)
-        new, formed = None, 0
+        new = None
+        formed = 0
         if patch:
             new, formed = self._patch(chunk, old, without(window, range(index, len(window.entries))))
         pinned = key in self._pinned
@@ -243,7 +247,8 @@ class Session:
         Raises:
             ValueError: the folder holds something else.
         """
-        memory, pinned = self._memory, tuple(sorted(self._pinned))
+        memory = self._memory
+        pinned = tuple(sorted(self._pinned))
         saved = SavedSession(self._window, memory.records, pinned, memory.limit, self._rank, asdict(self.stats))
         save_session(Path(folder), saved)
 
@@ -265,11 +270,9 @@ class Session:
             rank=saved.rank,
             policy=policy,
         )
-        session._window, session._pinned, session._stats = (
-            saved.window,
-            frozenset(saved.pinned),
-            SessionStats(**saved.stats),
-        )
+        session._window = saved.window
+        session._pinned = frozenset(saved.pinned)
+        session._stats = SessionStats(**saved.stats)
         session._memory = ChunkMemory(saved.memory_bytes, saved.held)
         return session
 
@@ -333,7 +336,8 @@ class Session:
         What was run again has another key there: it stays pinned, and as it was it can be recalled.
         """
         entries = [self._window.entries[place] for place in gone]
-        self._window, self._lent = window, self._lent and window.mode == "in_place"
+        self._window = window
+        self._lent = self._lent and window.mode == "in_place"
         self._pinned |= {new.key for old, _, new in rerun if old.key in self._pinned}
         self._pinned &= set(window.keys)
         if used is not None:

@@ -76,7 +76,8 @@ def check_pair(chunk: Chunk, patch: Patch) -> None:
         raise ModelMismatchError(
             f"the patch was formed by model {patch.model[:12]}, the chunk by {chunk.model[:12]}; form it anew"
         )
-    rows, width = patch.factors.u.shape[-1], patch.factors.v.shape[-1]
+    rows = patch.factors.u.shape[-1]
+    width = patch.factors.v.shape[-1]
     if (rows, width) != (chunk.kv.rot.shape[-2], chunk.kv.rot.shape[-1] + chunk.kv.free.shape[-1]):
         raise PatchMismatchError(
             f"the patch is of a chunk of {rows} rows and {width} features, {describe(chunk)} has "

@@ -36,7 +36,8 @@ def in_the_way(window: Window, pinned: Collection[str], layout: Layout) -> list[
 
 
 def _fits(window: Window, entries: Iterable[tuple[int, float]]) -> bool:
-    end, position = window.preamble.chunk.length, window.preamble.chunk.advance
+    end = window.preamble.chunk.length
+    position = window.preamble.chunk.advance
     for tokens, advance in entries:
         end = aligned(end) + tokens
         position += advance

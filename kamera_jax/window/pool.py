@@ -101,7 +101,8 @@ def _allocated(
             known = [each for each in known if not traced(places[i]) and each[1] != places[i]]
             if _named(entry) and not traced(places[i]):
                 known.append((entry.identity, places[i]))
-    lengths, bases = [entry.chunk.length for entry in entries], [entry.base for entry in entries]
+    lengths = [entry.chunk.length for entry in entries]
+    bases = [entry.base for entry in entries]
     count = len(arrays["positions"])
     pool = ChunkPool(
         **arrays, lengths=_table(count, places, lengths, np.int32), bases=_table(count, places, bases, np.float32)
@@ -191,7 +192,8 @@ def _write(
         "positions": arrays["positions"].at[place].set(positions),
     }
     if factors is not None:
-        rank, dtype = factors.u.shape[1], arrays["u"].dtype
+        rank = factors.u.shape[1]
+        dtype = arrays["u"].dtype
         u, v = factors.floats(dtype)
         written["u"] = arrays["u"].at[:, place, :rank].set(u)
         written["v"] = arrays["v"].at[:, place, :rank].set(v)

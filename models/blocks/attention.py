@@ -139,7 +139,8 @@ class GroupedQuery:
         """
         tokens = h.shape[0]
         q, k, v = (dense(layer[name], h).reshape(tokens, -1, self.head_dim) for name in "qkv")
-        keys, values = rotated(k), v
+        keys = rotated(k)
+        values = v
         if past is not None:
             keys = jnp.concatenate([past.rot.reshape(-1, *k.shape[1:]), keys])
             values = jnp.concatenate([past.free.reshape(-1, *v.shape[1:]), values])
@@ -254,7 +255,8 @@ class Latent:
         kv = KV(k_pe, latent)
         k_pe = rotated(k_pe[:, None])[:, 0]
         if past is not None:
-            k_pe, latent = jnp.concatenate([past.rot, k_pe]), jnp.concatenate([past.free, latent])
+            k_pe = jnp.concatenate([past.rot, k_pe])
+            latent = jnp.concatenate([past.free, latent])
 
         pooled = index is not None
         if pooled and absorb is False:

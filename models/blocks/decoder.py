@@ -157,11 +157,14 @@ def decoder(
             assert config.experts is not None
             out, routing = mixture(config.experts, weights["mlp"], h)
         else:
-            out, routing = swiglu(weights["mlp"], h), None
+            out = swiglu(weights["mlp"], h)
+            routing = None
         x = x + out
         return x, (kv, collected, observe(x), routing)
 
-    x, routing, outputs = embeds, None, []
+    x = embeds
+    routing = None
+    outputs = []
     for name, layers in config.stacks.items():
         x, (*output, routing) = jax.lax.scan(layer, x, (params[name], jnp.arange(layers.start, layers.stop)))
         outputs.append(output)

@@ -177,7 +177,8 @@ def _by_expert(
         size = _block(rows.shape[0], count)
         number = min(rows.shape[0], -(-rows.shape[0] // size) + count)
         padded = -(-sizes // size) * size
-        first, start = jnp.cumsum(sizes) - sizes, jnp.cumsum(padded) - padded
+        first = jnp.cumsum(sizes) - sizes
+        start = jnp.cumsum(padded) - padded
         place = jnp.zeros_like(order).at[order].set(jnp.arange(rows.shape[0]) + (start - first)[rows[order]])
         source = jnp.zeros(number * size, order.dtype).at[place].set(jnp.arange(rows.shape[0]) // per_token)
         owner = jnp.searchsorted(jnp.cumsum(padded), jnp.arange(number) * size, side="right")

@@ -206,7 +206,8 @@ def run_blocks(
         else:
             q, k, v = (dense(attn[name], h).reshape(tokens, config.num_heads, -1) for name in "qkv")
         if rotate is not None:
-            q, k = rotate(q), rotate(k)
+            q = rotate(q)
+            k = rotate(k)
         x = x + dense(attn["o"], grouped_attention(q, k, v, mask, config.head_dim**-0.5)[0])
         h = layer_norm(weights["mlp_norm"], x, config.layer_norm_eps)
         return x + mlp(weights["mlp"], h, config.hidden_act), None

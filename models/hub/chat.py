@@ -11,8 +11,11 @@ from jinja2 import TemplateError
 from models.hub.control_tokens import ControlTokens
 from models.hub.fields import Fields, read_json
 
-_MARK, _ANSWER, _NEXT = "kamera-chunks-go-here", "kamera-answer-goes-here", "kamera-question-goes-here"
-_SYSTEM, _PADDED = "kamera-system-goes-here", " \n{} \n"
+_MARK = "kamera-chunks-go-here"
+_ANSWER = "kamera-answer-goes-here"
+_NEXT = "kamera-question-goes-here"
+_SYSTEM = "kamera-system-goes-here"
+_PADDED = " \n{} \n"
 _STARTS = ("", "x", "1", ".", "\n")
 """What stands before a text within a turn, to see what it becomes there: one of them joins no token of it."""
 
@@ -150,7 +153,8 @@ class ChatTemplate:
     def _following(self, before: str, text: str) -> list[int]:
         """Token ids of text where it follows other text, whose own tokens stay as they are."""
         for start in ("",) if self._control.ends_with_one(before) or not before else _STARTS:
-            first, whole = self._control.ids(before + start), self._control.ids(before + start + text)
+            first = self._control.ids(before + start)
+            whole = self._control.ids(before + start + text)
             if whole[: len(first)] == first:
                 return whole[len(first) :]
         return self._control.ids(text)
@@ -198,7 +202,8 @@ def _turn(role: str, *content: str | None) -> dict[str, Any]:
 def _stripping(written: str, mark: str) -> Callable[[str], str]:
     """What the template does to the white space around a text, seen by what it made of `_PADDED`."""
     before, after = _PADDED.split("{}")
-    left, right = f"{before}{mark}" not in written, f"{mark}{after}" not in written
+    left = f"{before}{mark}" not in written
+    right = f"{mark}{after}" not in written
 
     def strip(text: str) -> str:
         text = text.lstrip() if left else text

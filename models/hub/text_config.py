@@ -57,7 +57,8 @@ def llama_config(mapping: Mapping[str, Any]) -> DecoderConfig:
     fields.expect("hidden_act", "silu")
     fields.expect("attention_bias", False)
     fields.expect("mlp_bias", False)
-    hidden, heads = fields.size("hidden_size", 4096), fields.size("num_attention_heads", 32)
+    hidden = fields.size("hidden_size", 4096)
+    heads = fields.size("num_attention_heads", 32)
     kv_heads = fields.size("num_key_value_heads", heads)
     if heads % kv_heads or ("head_dim" not in fields.rest and hidden % heads):
         raise UnsupportedConfigError(
@@ -102,10 +103,12 @@ def deepseek_v3_config(mapping: Mapping[str, Any]) -> DecoderConfig:
     fields.expect("rope_interleave", True)
     heads = fields.size("num_attention_heads")
     fields.expect("num_key_value_heads", heads)
-    rope_dim, nope_dim = fields.size("qk_rope_head_dim"), fields.size("qk_nope_head_dim")
+    rope_dim = fields.size("qk_rope_head_dim")
+    nope_dim = fields.size("qk_nope_head_dim")
     fields.expect("head_dim", rope_dim, rope_dim + nope_dim)
     fields.expect("qk_head_dim", rope_dim + nope_dim)
-    layers, dense_layers = fields.size("num_hidden_layers"), fields.size("first_k_dense_replace", least=0)
+    layers = fields.size("num_hidden_layers")
+    dense_layers = fields.size("first_k_dense_replace", least=0)
     if dense_layers > layers:
         raise UnsupportedConfigError(
             f"text_config: first_k_dense_replace is {dense_layers}; expected 0 to {layers}, the number of layers"
@@ -140,7 +143,8 @@ def deepseek_v3_config(mapping: Mapping[str, Any]) -> DecoderConfig:
 
 
 def _experts(fields: Fields) -> Experts:
-    count, groups = fields.size("n_routed_experts"), fields.size("n_group", 1)
+    count = fields.size("n_routed_experts")
+    groups = fields.size("n_group", 1)
     inner = fields.size("moe_intermediate_size")
     experts = Experts(
         count=count,
@@ -246,7 +250,8 @@ def _rope_parameters(fields: Fields, theta: float) -> dict[str, Any]:
 
     ``rope_theta`` beside them counts where they have none, and the original length beside them before theirs.
     """
-    scaling, parameters = fields.take("rope_scaling", dict, {}), fields.take("rope_parameters", dict, {})
+    scaling = fields.take("rope_scaling", dict, {})
+    parameters = fields.take("rope_parameters", dict, {})
     chosen = {name: value for name, value in (scaling or parameters).items() if value is not None}
     chosen = {"rope_theta": fields.positive("rope_theta", theta), **chosen}
     if "original_max_position_embeddings" in fields.rest:
@@ -258,6 +263,7 @@ def _rope_parameters(fields: Fields, theta: float) -> dict[str, Any]:
 
 def _score_factor(parameters: Mapping[str, Any]) -> float:
     """YaRN's mscale squared (HF ``DeepseekV3Attention``)."""
-    factor, weight = parameters.get("factor"), parameters.get("mscale_all_dim")
+    factor = parameters.get("factor")
+    weight = parameters.get("mscale_all_dim")
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
     return magnitude(float(factor), float(weight)) ** 2 if kind != "default" and factor and weight else 1.0

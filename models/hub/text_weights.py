@@ -19,7 +19,8 @@ def text_rows(config: DecoderConfig, *, model: str = "model", head: str = "lm_he
     if not config.tie_word_embeddings:
         rows += dense_rows(head, "text/head", bias=False)
     for stack, layers in config.stacks.items():
-        hub, path = f"{model}.layers.{{}}", f"text/{stack}"
+        hub = f"{model}.layers.{{}}"
+        path = f"text/{stack}"
         stacked = [
             Row(f"{hub}.input_layernorm.weight", f"{path}/attn_norm"),
             Row(f"{hub}.post_attention_layernorm.weight", f"{path}/mlp_norm"),

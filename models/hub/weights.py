@@ -270,7 +270,8 @@ def _slots(shapes: Mapping[str, tuple[int, ...]], table: WeightTable) -> dict[st
     """Every hub name that leaves of these shapes are made of."""
     rows = {row.path: row for row in table.rows}
     if rows.keys() != shapes.keys():
-        unknown, unfilled = sorted(rows.keys() - shapes.keys()), sorted(shapes.keys() - rows.keys())
+        unknown = sorted(rows.keys() - shapes.keys())
+        unfilled = sorted(shapes.keys() - rows.keys())
         raise (MissingTensorError if unfilled else UnexpectedTensorError)(
             f"weight table and parameters do not agree: no row for {few(unfilled)}, no parameter for {few(unknown)}"
         )

@@ -149,7 +149,8 @@ def take_square(fields: Fields, name: str, default: int) -> int:
     if not isinstance(fields.rest.get(name), Mapping):
         return fields.size(name, default)
     sides = Fields(f"{fields.section}: {name}", fields.take(name, dict))
-    height, width = sides.size("height", default), sides.size("width", default)
+    height = sides.size("height", default)
+    width = sides.size("width", default)
     sides.close()
     if height != width:
         raise UnsupportedConfigError(f"{sides.section} is {width} x {height}; only a square is supported")
@@ -202,6 +203,7 @@ def normalise(image: Image.Image, config: PatchConfig) -> Float32[np.ndarray, "H
 def raster_patches(image: Image.Image, config: PatchConfig) -> ImagePatches:
     """An RGB image of whole patches, normalised and cut row by row."""
     patch = config.patch_size
-    rows, columns = image.height // patch, image.width // patch
+    rows = image.height // patch
+    columns = image.width // patch
     blocks = normalise(image, config).reshape(rows, patch, columns, patch, 3).transpose(0, 2, 4, 1, 3)
     return ImagePatches(blocks.reshape(rows * columns, -1), (1, rows, columns))

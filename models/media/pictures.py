@@ -200,10 +200,12 @@ def _eight_bits(image: Image.Image, file_format: str | None) -> Image.Image:
     """
     if not image.mode.startswith(("I", "F")):
         return image
-    values, factor = np.asarray(image), 255 / WHITE_16
+    values = np.asarray(image)
+    factor = 255 / WHITE_16
     deep = file_format is not None and (image.mode.startswith("I;") or file_format in DEEP_FORMATS)
     if not deep:
-        low, high = float(values.min()), float(values.max())
+        low = float(values.min())
+        high = float(values.max())
         told = f"the image has mode {image.mode} and values from {low:g} to {high:g}"
         if not 0 <= low <= high <= WHITE_16:
             raise ImageFormatError(

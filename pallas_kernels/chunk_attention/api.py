@@ -96,7 +96,8 @@ def chunk_attention(
         given = [name for name, array in (("u", u), ("v", v), ("ranks", ranks)) if array is not None]
         raise ValueError(f"a patch needs both factors u and v; got {' and '.join(given)}")
     if u is not None and v is not None:
-        rank, features = (u.shape[-2] if u.ndim == rot.ndim else 0), width + free.shape[-1]
+        rank = u.shape[-2] if u.ndim == rot.ndim else 0
+        features = width + free.shape[-1]
         if not rank or u.shape != (*lead, chunks, rank, tokens) or v.shape != (*lead, chunks, rank, features):
             raise ValueError(
                 f"patch factors must be u [{named}{chunks}, m, {tokens}] and v [{named}{chunks}, m, {features}], m at "

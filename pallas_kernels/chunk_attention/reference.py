@@ -19,10 +19,15 @@ def tables(positions: jax.Array, inv_freq: jax.Array, scale: float) -> tuple[jax
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array, layout: PairLayout) -> jax.Array:
     """Heads f32[T, G, D] rotated by tables [T, R/2]; dims past R stay."""
     pairs = cos.shape[-1]
-    first, second = (slice(0, pairs), slice(pairs, 2 * pairs))
+    first = slice(0, pairs)
+    second = slice(pairs, 2 * pairs)
     if layout == "interleaved":
-        first, second = (slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2))
-    a, b, cos, sin = x[..., first], x[..., second], cos[:, None, :], sin[:, None, :]
+        first = slice(0, 2 * pairs, 2)
+        second = slice(1, 2 * pairs, 2)
+    a = x[..., first]
+    b = x[..., second]
+    cos = cos[:, None, :]
+    sin = sin[:, None, :]
     x = x.at[..., first].set(a * cos - b * sin)
     return x.at[..., second].set(b * cos + a * sin)
 
@@ -50,7 +55,8 @@ def chunk_attention_reference(
     Args:
         first: where the C chunks that lengths and bases tell of begin in rot, free, u and v.
     """
-    dtype, queries = q.dtype, q.shape[0]
+    dtype = q.dtype
+    queries = q.shape[0]
     precision = "highest" if dtype == jnp.float32 else "default"
     # A KV head's queries share one axis: plain batched matrix products, which every backend runs well.
     rows = q.reshape(queries, heads.groups, heads.per_group, -1).transpose(1, 2, 0, 3)
@@ -68,7 +74,8 @@ def chunk_attention_reference(
         }
         tokens = chunk["rot"].shape[0]
         valid = jnp.arange(tokens) < chunk["length"]
-        keys, values = chunk["rot"].astype(jnp.float32), chunk["free"].astype(jnp.float32)
+        keys = chunk["rot"].astype(jnp.float32)
+        values = chunk["free"].astype(jnp.float32)
         if "u" in chunk:
             delta = low_rank(*(chunk[name][None] for name in ("u", "v", "rank")))[0]
             keys, values = keys + delta[:, : keys.shape[1]], values + delta[:, keys.shape[1] :]

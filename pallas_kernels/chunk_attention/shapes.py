@@ -94,7 +94,9 @@ class Shape:
 
     def arguments(self, dtype: Any = jnp.bfloat16, sharding: Any = None) -> dict[str, jax.ShapeDtypeStruct]:
         """Arrays of the call, by name of `pallas_kernels.chunk_attention`."""
-        chunks, tokens, rank = self.chunks, self.tokens, self.rank
+        chunks = self.chunks
+        tokens = self.tokens
+        rank = self.rank
         arrays = {
             "q": ((self.queries, self.heads, self.width), dtype),
             "rot": ((chunks, tokens, self.rot), dtype),

@@ -83,7 +83,9 @@ def _vmem(tiles: Tiles, heads: Heads, rank: int, itemsize: int) -> int:
     """Bytes of a step: blocks twice, since the next are fetched meanwhile, scratch, and the larger temporaries."""
     rot, free = (_up(tiles.heads * width, LANES) for width in (heads.rotated, heads.value))
     width = _up(heads.rotated + (heads.value if heads.latent else 0), LANES)
-    rows, tokens, value = tiles.heads * tiles.rows, _up(tiles.tokens, LANES), _up(heads.value, LANES)
+    rows = tiles.heads * tiles.rows
+    tokens = _up(tiles.tokens, LANES)
+    value = _up(heads.value, LANES)
     blocks = tokens * (rot + free) + rows * (width + value) + _up(rank, 32 // itemsize) * (tokens + rot + free)
     scratch = rows * (value + 2 * LANES)
     temporaries = 2 * tiles.rows * tokens + 2 * rot * tokens + (0 if tiles.absorb else value * tokens)
@@ -206,7 +208,9 @@ def _call(
     """Operands leading with B or 1, q [B, G, rows, width], to out [B, G, rows, Dv] and lse f32[B, G, rows, 1]."""
     q, rot, free, positions = (operands[name] for name in ("q", "rot", "free", "positions"))
     batch = max(array.shape[0] for array in operands.values())
-    chunks, tokens, rows = positions.shape[1], positions.shape[3], q.shape[2]
+    chunks = positions.shape[1]
+    tokens = positions.shape[3]
+    rows = q.shape[2]
     rank = operands["u"].shape[2] if "u" in operands else 0
     if tiles is None:
         tiles = choose_tiles(heads, rows, tokens, rank, q.dtype.itemsize)
@@ -234,7 +238,8 @@ def _call(
 
         def index(b: Any, h: Any, i: Any, c: Any, t: Any, *scalars: Any):
             _, _, source, last, first, *_ = scalars
-            at, end = source[b, c], last[b, c]
+            at = source[b, c]
+            end = last[b, c]
             known = {
                 "head": h,
                 "row": i,
@@ -248,7 +253,8 @@ def _call(
 
         return pl.BlockSpec((1, *shape), index)
 
-    key_width, value_width = tiles.heads * heads.rotated, tiles.heads * heads.value
+    key_width = tiles.heads * heads.rotated
+    value_width = tiles.heads * heads.value
     inputs = [
         (q, block(q, (tiles.heads, tiles.rows, q.shape[-1]), "head", "row", "0")),
         (positions, block(positions, (1, positions.shape[2], tiles.tokens), "place", "0", "tile")),
@@ -264,7 +270,8 @@ def _call(
         else:
             inputs.append((array, block(array, (1, tiles.tokens, width), "chunk", "tile", "head")))
     if rank:
-        u, v = operands["u"], operands["v"]
+        u = operands["u"]
+        v = operands["v"]
         inputs.append((u, block(u, (1, rank, tiles.tokens), "chunk", "0", "tile")))
         if tiles.heads == heads.groups:
             inputs.append((v, block(v, (1, *v.shape[2:]), "chunk", "0", "0")))
@@ -328,7 +335,8 @@ def _dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
     """Product of matrices in f32; bf16 by bf16 is exact in one pass of the matrix unit, anything else takes six."""
     narrow = a.dtype == b.dtype == jnp.bfloat16
     if not narrow:
-        a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+        a = a.astype(jnp.float32)
+        b = b.astype(jnp.float32)
     precision = jax.lax.Precision.DEFAULT if narrow else jax.lax.Precision.HIGHEST
     dimensions = (((contract[0],), (contract[1],)), ((), ()))
     return jax.lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)
@@ -356,10 +364,13 @@ def _rotated(x: jax.Array, cos: jax.Array, sin: jax.Array, layout: PairLayout) -
     """A head f32[D, tokens] rotated by tables [R/2, tokens] (half) or [R, tokens] (interleaved)."""
     count = cos.shape[0]
     if layout == "half":
-        a, b, rest = x[:count], x[count : 2 * count], x[2 * count :]
+        a = x[:count]
+        b = x[count : 2 * count]
+        rest = x[2 * count :]
         parts = [a * cos - b * sin, b * cos + a * sin]
     else:
-        turned, rest = x[:count], x[count:]
+        turned = x[:count]
+        rest = x[count:]
         even = jax.lax.broadcasted_iota(jnp.int32, turned.shape, 0) % 2 == 0
         partner = jnp.where(even, -pltpu.roll(turned, count - 1, axis=0), pltpu.roll(turned, 1, axis=0))
         parts = [turned * cos + partner * sin]
@@ -388,9 +399,13 @@ def _kernel(
     q, positions, inv_freq, rot, free, *rest = rest
     factors = [rest.pop(0) for _ in range((2 if tiles.heads == heads.groups else 3) if patched else 0)]
     out, lse, weighted, highest, total, *absorbed = rest
-    batch, chunk, step = pl.program_id(0), pl.program_id(3), pl.program_id(4)
-    length, base = lengths[batch, chunk], bases[batch, chunk]
-    key_width, dtype = tiles.heads * heads.rotated, q.dtype
+    batch = pl.program_id(0)
+    chunk = pl.program_id(3)
+    step = pl.program_id(4)
+    length = lengths[batch, chunk]
+    base = bases[batch, chunk]
+    key_width = tiles.heads * heads.rotated
+    dtype = q.dtype
     by_token = 1 if minor[1] else 0  # the axis of values that tokens are on
 
     @pl.when((chunk == 0) & (step == 0))
@@ -431,7 +446,8 @@ def _kernel(
             angles += inv_freq[0, :, axis : axis + 1] * at[axis : axis + 1]
         cos, sin = _cos_sin(angles)
         if rope_scale != 1.0:
-            cos, sin = cos * rope_scale, sin * rope_scale
+            cos = cos * rope_scale
+            sin = sin * rope_scale
 
         keys = rot[0, 0].astype(jnp.float32)
         keys = keys if minor[0] else keys.T
@@ -463,7 +479,8 @@ def _kernel(
             before = highest[head, :, :1]
             now = jnp.maximum(before, scores.max(axis=1, keepdims=True))
             # Some token of this tile is seen, so `now` is a score, and what is not seen comes out as exactly 0.
-            p, kept = jnp.exp(scores - now), jnp.exp(before - now)
+            p = jnp.exp(scores - now)
+            kept = jnp.exp(before - now)
             highest[head] = jnp.broadcast_to(now, highest.shape[1:])
             total[head] = kept * total[head] + p.sum(axis=1, keepdims=True)
             p = p.astype(dtype)

@@ -231,7 +231,8 @@ def _check_cache(cache_rot: jax.Array, cache_free: jax.Array, place: Any, chunk:
             )
     elif not isinstance(place, Tracer) and jnp.ndim(place) == 0:
         known = not isinstance(chunk.length, Tracer)
-        slots, end = cache_rot.shape[1], int(place) + (int(chunk.length) if known else 0)
+        slots = cache_rot.shape[1]
+        end = int(place) + (int(chunk.length) if known else 0)
         if int(place) % multiple or int(place) < 0 or end > slots:
             raise ValueError(
                 f"the chunk must start at a multiple of {multiple} and end within the cache's {slots} slots; got "

@@ -140,7 +140,8 @@ def _call(
     into: bool,
     page: int | None,
 ) -> Call:
-    head_dim, packed = cos.shape[-1], layout == "interleaved"
+    head_dim = cos.shape[-1]
+    packed = layout == "interleaved"
     tiles = choose_tiles(rot.shape[0], _padded(rot.shape[1]), _rank(u))
     # All neighbours are pairs to it: outside the rotary dims the tables rotate by nothing.
     return Call(head_dim, (head_dim if packed else rotary_dim) // 2, packed, into, page, tiles)
@@ -166,7 +167,9 @@ def _launch(
         patch = _prepare_patch(u, v, ranks, call, rot.shape[-1])
     if call.packed:
         # Of a pair's two columns one has its cosine, the second its sine with the sign it is used with.
-        rot, cos, sin = _pack(rot), cos[:, 0::2], sin[:, 1::2]
+        rot = _pack(rot)
+        cos = cos[:, 0::2]
+        sin = sin[:, 1::2]
     if missing := _padded(rot.shape[1]) - rot.shape[1]:
         rot, free = (jnp.pad(x, ((0, 0), (0, missing), (0, 0))) for x in (rot, free))
         cos, sin = (jnp.pad(x, ((0, missing), (0, 0))) for x in (cos, sin))

@@ -106,7 +106,8 @@ def _multiply(u: Any, v: Any, width: int) -> jax.Array:
 
 def _unpack(word: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The two bf16 of a u32 as f32, the first in memory first."""
-    first, second = word << jnp.uint32(16), word & jnp.uint32(0xFFFF0000)
+    first = word << jnp.uint32(16)
+    second = word & jnp.uint32(0xFFFF0000)
     return lax.bitcast_convert_type(first, jnp.float32), lax.bitcast_convert_type(second, jnp.float32)
 
 
@@ -121,7 +122,8 @@ def _rotation(cos: jax.Array, sin: jax.Array, packed: bool) -> Callable[..., lis
     def compute(tiles: list[jax.Array], patches: list[jax.Array]) -> list[jax.Array]:
         a, b = _unpack(tiles[0]) if packed else (tile.astype(jnp.float32) for tile in tiles)
         if patches:
-            a, b = a + patches[0], b + patches[1]
+            a = a + patches[0]
+            b = b + patches[1]
         a, b = a * cos - b * sin, b * cos + a * sin
         return [_pack(a, b)] if packed else [a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)]
 
@@ -157,10 +159,12 @@ def _specs(stream: _Stream, block: _Block) -> tuple[list[Any], list[Any], int]:
         ]
 
     specs = columns(stream.at, stream.aligned, block.tile, ROWS, stream.width, stream.source.dtype)
-    refs, tiles = [stream.source] * len(specs), len(specs)
+    refs = [stream.source] * len(specs)
+    tiles = len(specs)
     if block.patch:
         u, v = block.patch
-        rank, width = u.shape[1], pad_columns(stream.width)
+        rank = u.shape[1]
+        width = pad_columns(stream.width)
         # Both sides of the multiply have one swizzle, and it divides the depth.
         aligned = math.gcd(rank, width, stream.patch_aligned, v.shape[-1])
         specs.append(spec((rank, ROWS), lambda _: (0, block.tile), math.gcd(ROWS, aligned), u.dtype))
@@ -172,7 +176,9 @@ def _specs(stream: _Stream, block: _Block) -> tuple[list[Any], list[Any], int]:
 def _run(stream: _Stream, block: _Block, call: Call) -> None:
     """One stream over the block's layers."""
     specs, refs, tiles = _specs(stream, block)
-    width, run, left = stream.width, block.run, block.left
+    width = stream.width
+    run = block.run
+    left = block.left
 
     def scoped(outs: list[Any], fetched: Any) -> None:
         def step(index: tuple[Any, Any], *refs: Any) -> None:
@@ -232,14 +238,18 @@ def _run(stream: _Stream, block: _Block, call: Call) -> None:
 
 def _streams(rot: tuple[Any, Any], free: tuple[Any, Any], cos: Any, sin: Any, tile: Any, call: Call) -> list[_Stream]:
     """The pairs of the heads, what is left of the heads, and `free`; rot and free are a (source, target) each."""
-    units, head_patch, pairs = call.units, call.head_patch, call.pairs
-    heads, half = rot[0].shape[-1] // units, pad_columns(pairs)
+    units = call.units
+    head_patch = call.head_patch
+    pairs = call.pairs
+    heads = rot[0].shape[-1] // units
+    half = pad_columns(pairs)
     streams = []
     wide = min(pairs, call.tiles.pairs)
     for chunk in range(0, pairs, wide):
         members = [chunk] if call.packed else [chunk, pairs + chunk]
         rows = pl.ds(tile * ROWS, ROWS)
-        cosine, sine = _load(cos.at[rows, pl.ds(chunk, wide)]), _load(sin.at[rows, pl.ds(members[-1], wide)])
+        cosine = _load(cos.at[rows, pl.ds(chunk, wide)])
+        sine = _load(sin.at[rows, pl.ds(members[-1], wide)])
         streams.append(
             _Stream(
                 steps=heads,
@@ -329,7 +339,8 @@ def relocate(
 
     def kernel(rot_in: Any, free_in: Any, cos_in: Any, sin_in: Any, place_in: Any, *refs: Any) -> None:
         *patch_in, rot_out, free_out = refs
-        tile, group = lax.axis_index("tile"), lax.axis_index("group")
+        tile = lax.axis_index("tile")
+        group = lax.axis_index("group")
         left = place_in[0] - tile * ROWS
 
         def work() -> None:

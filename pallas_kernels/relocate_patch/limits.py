@@ -30,7 +30,8 @@ def tpu_refusal(rot: Any, free: Any, cos: Any, factors: tuple[Any, ...] = ()) ->
 def tpu_cache_refusal(cache_rot: Any, cache_free: Any, *, paged: bool) -> str | None:
     """Why ``"pallas_tpu"`` cannot write to these caches, or None."""
     for name, cache in (("cache_rot", cache_rot), ("cache_free", cache_free)):
-        slots, narrow = cache.shape[2 if paged else 1], transposed(cache.shape[-1])
+        slots = cache.shape[2 if paged else 1]
+        narrow = transposed(cache.shape[-1])
         granule = LANES if narrow else ROWS
         why = f" because the {cache.shape[-1]} features of {name} are no multiple of {LANES}" if narrow else ""
         if str(cache.dtype) not in DTYPES:

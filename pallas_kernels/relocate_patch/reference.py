@@ -20,7 +20,8 @@ PAIR_LAYOUTS: tuple[PairLayout, ...] = ("half", "interleaved")
 
 def partner(x: jax.Array, rotary_dim: int, layout: PairLayout) -> jax.Array:
     """The other member of every rotated pair of the last axis; identity outside the first ``rotary_dim`` entries."""
-    rotary, rest = x[..., :rotary_dim], x[..., rotary_dim:]
+    rotary = x[..., :rotary_dim]
+    rest = x[..., rotary_dim:]
     if layout == "half":
         swapped = jnp.roll(rotary, rotary_dim // 2, axis=-1)
     else:
@@ -85,7 +86,8 @@ def relocate_patch_reference(
 def at_once(arguments: tuple, *, rotary_dim: int, layout: PairLayout) -> tuple[jax.Array, jax.Array]:
     """The definition, all layers together."""
     rot, free, cos, sin, u, v, ranks, length = arguments
-    new_rot, new_free = rot.astype(jnp.float32), free.astype(jnp.float32)
+    new_rot = rot.astype(jnp.float32)
+    new_free = free.astype(jnp.float32)
     if u is not None and v is not None and ranks is not None:
         delta = low_rank(u, v, ranks)
         new_rot = new_rot + delta[..., : rot.shape[-1]]
@@ -113,8 +115,10 @@ def _part(
 ) -> tuple[jax.Array, jax.Array]:
     """Part ``index``, counted over all layers: [1, T / parts, F]."""
     rot, free, cos, sin, u, v, ranks, length = arguments
-    rows, width = rot.shape[1] // parts, rot.shape[2]
-    layer, start = index // parts, index % parts * rows
+    rows = rot.shape[1] // parts
+    width = rot.shape[2]
+    layer = index // parts
+    start = index % parts * rows
 
     def here(array: jax.Array, *lead: Any) -> jax.Array:
         return jax.lax.dynamic_slice(array, (*lead, start, 0), (1,) * len(lead) + (rows, array.shape[-1]))
@@ -144,7 +148,8 @@ def rotate_by_product(
     The partners come from a product with a permutation, block-diagonal over the heads, which XLA fuses with the rest
     (exact at the highest precision).
     """
-    width, head_dim = x.shape[-1], cos.shape[-1]
+    width = x.shape[-1]
+    head_dim = cos.shape[-1]
     heads = width // head_dim
     together = next(n for n in range(min(heads, max(1, BLOCK // head_dim)), 0, -1) if heads % n == 0)
     lanes = together * head_dim
@@ -173,7 +178,8 @@ def relocate_patch_into_reference(
     layout: PairLayout,
 ) -> tuple[jax.Array, jax.Array]:
     """See `pallas_kernels.relocate_patch_into`; every argument is already checked."""
-    arguments, rotation = (rot, free, cos, sin, u, v, ranks, length), {"rotary_dim": rotary_dim, "layout": layout}
+    arguments = (rot, free, cos, sin, u, v, ranks, length)
+    rotation = {"rotary_dim": rotary_dim, "layout": layout}
     return jax.lax.platform_dependent(
         (cache_rot, cache_free, place, arguments),
         cpu=partial(into_by_part, parts=1, rotate=partial(rotate_flat, **rotation), product=low_rank_by_width),
@@ -232,7 +238,8 @@ def put(cache: jax.Array, layer: Any, place: jax.Array, rows: jax.Array, length:
 
 def into_slot(cache: jax.Array, layer: Any, slot: jax.Array, rows: jax.Array, length: jax.Array) -> jax.Array:
     """A cache [L, S, F], written from ``slot`` on; the padding need not fit."""
-    slots, tokens = cache.shape[1], min(rows.shape[1], cache.shape[1])
+    slots = cache.shape[1]
+    tokens = min(rows.shape[1], cache.shape[1])
     # A slice that would reach past the end starts earlier instead, and the rows move right by as much.
     start = jnp.minimum(slot, slots - tokens)
     shift = slot - start

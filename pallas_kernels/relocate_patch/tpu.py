@@ -69,7 +69,8 @@ def choose_tiles(
 
     Wide layers are cut into groups of heads first, and into shorter blocks after.
     """
-    groups, step = 1, max(multiple, LANES)
+    groups = 1
+    step = max(multiple, LANES)
     cuttable = rot_width == free_width and not transposed(rot_width)
     lanes = period(head_dim, rot_width)
 
@@ -114,7 +115,8 @@ def cost(plan: Plan, rot: Any, free: Any, u: Any, v: Any, batch: int) -> pl.Cost
 
 def swap(x: jax.Array, plan: Plan, axis: int) -> jax.Array:
     """The other member of every rotated pair along ``axis``, which holds whole heads; zero where nothing rotates."""
-    shift, width = plan.rotary_dim // 2 if plan.layout == "half" else 1, x.shape[axis]
+    shift = plan.rotary_dim // 2 if plan.layout == "half" else 1
+    width = x.shape[axis]
     if 2 * shift == width:
         return pltpu.roll(x, shift, axis)
     place = jax.lax.broadcasted_iota(jnp.int32, x.shape, axis)
@@ -137,7 +139,8 @@ def patched(x: jax.Array, u: Any, v: Any, columns: slice, rank: jax.Array, flip:
             kept = jnp.where(component < rank, values.astype(jnp.float32), 0.0)
             return kept.astype(jnp.bfloat16) if exact else kept
 
-        left, right = read(u[rows, :]), read(v[rows, columns])
+        left = read(u[rows, :])
+        right = read(v[rows, columns])
         return total + jax.lax.dot_general(
             right if flip else left,
             left if flip else right,
@@ -182,7 +185,8 @@ def tile(
             features = slice(start, start + width)
             x = values(rot, features, flip, 0)
             put_rot(features, x * cos[...] + swap(x, plan, 0 if flip else 1) * sin[...])
-        flip, size = plan.free_transposed, free.shape[0 if plan.free_transposed else 1]
+        flip = plan.free_transposed
+        size = free.shape[0 if plan.free_transposed else 1]
         for start in range(0, size, LANES):
             features = slice(start, min(start + LANES, size))
             put_free(features, values(free, features, flip, 1))
@@ -202,7 +206,9 @@ def _kernel(
     plan: Plan, patched_call: bool, length: Any, ranks: Any, cos: Any, sin: Any, rot: Any, free: Any, *refs: Any
 ):
     *patch, new_rot, new_free = refs
-    batch, index, layer = pl.program_id(0), pl.program_id(1), pl.program_id(2)
+    batch = pl.program_id(0)
+    index = pl.program_id(1)
+    layer = pl.program_id(2)
     valid = length[batch] - index * plan.tiles.tokens
 
     def put(out: Any, flip: bool) -> Callable[[slice, jax.Array], None]:
@@ -230,10 +236,12 @@ def in_specs(plan: Plan, cos, sin, rot, free, u, v) -> tuple[list[pl.BlockSpec],
 
     Blocks of tokens past the length, and factors of an unpatched layer, name a block that is at hand or soon needed.
     """
-    tokens, groups = plan.tiles.tokens, plan.tiles.groups
+    tokens = plan.tiles.tokens
+    groups = plan.tiles.groups
 
     def spec(array: jax.Array, size: tuple[int, int], place: Callable[..., Any], factor: bool = False) -> pl.BlockSpec:
-        shared, layered = array.shape[0] == 1, array.ndim == 4
+        shared = array.shape[0] == 1
+        layered = array.ndim == 4
 
         def index_map(b, i, layer, h, length, ranks, *_):
             block = jnp.minimum(i, jax.lax.div(jnp.maximum(length[b] - 1, 0), tokens))
@@ -255,7 +263,8 @@ def in_specs(plan: Plan, cos, sin, rot, free, u, v) -> tuple[list[pl.BlockSpec],
     specs += [rows(rot, plan.rot_transposed), rows(free, plan.free_transposed)]
     if u is None:
         return specs, [cos, sin, rot, free]
-    rank, width = u.shape[2], v.shape[3]
+    rank = u.shape[2]
+    width = v.shape[3]
     specs.append(spec(u, (rank, tokens), lambda block, h: (0, block), factor=True))
     if rot.shape[-1] == free.shape[-1] and not (plan.rot_transposed or plan.free_transposed):
         size = (rank, width // (2 * groups))
@@ -274,7 +283,9 @@ def varying(shape: tuple[int, ...], like: jax.Array, operands: list[jax.Array]) 
 
 
 def _relocate(plan: Plan, length, ranks, cos, sin, rot, free, u, v):
-    batch, groups, tokens = length.shape[0], plan.tiles.groups, plan.tiles.tokens
+    batch = length.shape[0]
+    groups = plan.tiles.groups
+    tokens = plan.tiles.tokens
     specs, operands = in_specs(plan, cos, sin, rot, free, u, v)
 
     def out(array: jax.Array, flip: bool) -> pl.BlockSpec:
@@ -333,7 +344,8 @@ SCALARS = (0, 1)
 def plan_call(rot, free, cos, u, *, rotary_dim, layout, interpret=False, tiles=None, multiple=LANES) -> Plan:
     """What is static in a call on [L, T, F] arrays."""
     rank = 0 if u is None else u.shape[1]
-    width, itemsize = rot.shape[-1], max(rot.dtype.itemsize, free.dtype.itemsize)
+    width = rot.shape[-1]
+    itemsize = max(rot.dtype.itemsize, free.dtype.itemsize)
     tiles = tiles or choose_tiles(rot.shape[1], width, free.shape[-1], rank, cos.shape[-1], itemsize, multiple)
     return Plan(
         tiles, cos.shape[-1], rotary_dim, layout, period(cos.shape[-1], width), transposed(width),
@@ -354,7 +366,8 @@ def laid_out(plan: Plan, cos, sin, rot, free, u, v, ranks, length):
         missing = -u.shape[1] % multiple
         if missing:
             u, v = (jnp.pad(x, ((0, 0), (0, missing), (0, 0))) for x in (u, v))
-        u, v = u[None], v[None]
+        u = u[None]
+        v = v[None]
     length = jnp.minimum(length, total_tokens(plan, rot[None]))[None]
     return length, length if ranks is None else ranks[None], cos[None], sin[None], rot[None], free[None], u, v
 

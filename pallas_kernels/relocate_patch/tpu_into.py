@@ -130,7 +130,8 @@ class Writer:
             size //= 2
 
     def _copies(self, at: Step, slot: Any, do: Callable[[Any], None]) -> None:
-        end, page = self.end(at), self.page
+        end = self.end(at)
+        page = self.page
         if page is None:
             return self._pieces(at, slot, 0, end, self.tokens + (LANES if self.carry is not None else 0), do)
 
@@ -177,7 +178,8 @@ class Writer:
         def merge(which: int, start: Any, keep: Callable[[jax.Array], jax.Array]) -> None:
             self._fetch(at, which, start).wait()
             part = self.staged(at.slot, start, self.granule)
-            old, new = self.edge[which].astype(jnp.float32), part[...].astype(jnp.float32)
+            old = self.edge[which].astype(jnp.float32)
+            new = part[...].astype(jnp.float32)
             token = jax.lax.broadcasted_iota(jnp.int32, old.shape, 1 if self.flip else 0)
             part[...] = jnp.where(keep(token), old, new).astype(part.dtype)
 
@@ -199,7 +201,8 @@ def _kernel(
 ):
     refs = list(refs)
     patch = tuple(refs.pop(0) for _ in range(len(refs) - 4 - 8 - sum(carried(plan, page)))) or None
-    (_, _, *caches), scratch = refs[:4], refs[4:]
+    (_, _, *caches) = refs[:4]
+    scratch = refs[4:]
     writers = []
     for flip, carry, cache in zip(
         (plan.rot_transposed, plan.free_transposed), carried(plan, page), caches, strict=True
@@ -208,7 +211,8 @@ def _kernel(
         held = scratch.pop(0) if carry else None
         writers.append(Writer(flip, plan.tiles.tokens, page, pages, cache, stage, edge, sent, fetched, held))
     batch, index, layer, group = (pl.program_id(axis) for axis in range(4))
-    step, steps = layer * plan.tiles.groups + group, pl.num_programs(2) * plan.tiles.groups
+    step = layer * plan.tiles.groups + group
+    steps = pl.num_programs(2) * plan.tiles.groups
     remaining = length[batch] - index * plan.tiles.tokens
     at = Step(batch, index, layer, group, jax.lax.rem(step, 2), place, remaining)
 
@@ -245,17 +249,23 @@ def carried(plan: Plan, page: int | None) -> tuple[bool, bool]:
 
 
 def _into(plan: Plan, page: int | None, cache_rot, cache_free, place, length, ranks, cos, sin, rot, free, u, v):
-    batch, layers, tokens, groups = length.shape[0], rot.shape[1], plan.tiles.tokens, plan.tiles.groups
+    batch = length.shape[0]
+    layers = rot.shape[1]
+    tokens = plan.tiles.tokens
+    groups = plan.tiles.groups
     specs, operands = in_specs(plan, cos, sin, rot, free, u, v)
-    scratch, anywhere = [], pl.BlockSpec(memory_space=pl.ANY)
+    scratch = []
+    anywhere = pl.BlockSpec(memory_space=pl.ANY)
     flips = plan.rot_transposed, plan.free_transposed
     for flip, carry, cache in zip(flips, carried(plan, page), (cache_rot, cache_free), strict=True):
         if flip:
             width = cache.shape[-2]
-            stage, edge = (2, width, tokens + (LANES if carry else 0)), (2, width, LANES)
+            stage = (2, width, tokens + (LANES if carry else 0))
+            edge = (2, width, LANES)
         else:
             width = cache.shape[-1] // groups
-            stage, edge = (2, tokens, width), (2, ROWS, width)
+            stage = (2, tokens, width)
+            edge = (2, ROWS, width)
         scratch += [pltpu.VMEM(stage, cache.dtype), pltpu.VMEM(edge, cache.dtype)]
         scratch += [pltpu.SemaphoreType.DMA((2,)), pltpu.SemaphoreType.DMA((2,))]
         scratch += [pltpu.VMEM((layers, width, LANES), cache.dtype)] if carry else []

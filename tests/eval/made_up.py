@@ -8,7 +8,8 @@ COLOURS = ("red", "blue", "green")
 
 def make(rng, contexts=12, methods=METHODS):
     """Contexts and samples of random answers, all methods as good as a coin each."""
-    lines, samples = [], []
+    lines = []
+    samples = []
     for c in range(contexts):
         ids = [f"{c}/{q}" for q in range(4)]
         own = {

@@ -30,7 +30,8 @@ def read(item, cells):
     if isinstance(item, str):
         words = item.replace(".", "").split()
         return {glyph: ("fact", colour) for _, colour, glyph in zip(*[iter(words)] * 3, strict=True)}
-    pixels, shown = np.asarray(item), {}
+    pixels = np.asarray(item)
+    shown = {}
     for row in range(0, pixels.shape[0], CELL):
         for column in range(0, pixels.shape[1], CELL):
             kind, first, second = pages.parse(cells[pixels[row : row + CELL, column : column + CELL].tobytes()])
@@ -88,7 +89,8 @@ def test_conditions_are_what_they_say(drawn, cells):
 
 def test_a_draw_depends_on_its_outline_alone():
     task = get("binding")
-    short, long = task.outline([1, 2], 3), task.outline([1, 2], 30)
+    short = task.outline([1, 2], 3)
+    long = task.outline([1, 2], 30)
     assert set(short) <= set(long) and len({outline.context for outline in long}) == 60
     assert [outline.seed for outline in short] == [1] * 3 + [2] * 3
     first, again = (task.draw(short[1]) for _ in range(2))

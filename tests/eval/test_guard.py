@@ -32,7 +32,8 @@ def test_drifts_stack_and_are_what_they_are_called(seed):
         assert len(shapes) == 1
         for scene, drift in zip(scenes, rows, strict=True):
             assert tuple(drift.before) != scene.formed
-            gone, come = set(scene.formed) - set(drift.before), set(drift.before) - set(scene.formed)
+            gone = set(scene.formed) - set(drift.before)
+            come = set(drift.before) - set(scene.formed)
             if kind == "order":
                 assert not gone and not come
             elif kind == "moved behind":
@@ -57,13 +58,15 @@ def test_references_lead_to_a_page_or_to_nothing_there():
 
 @pytest.mark.soak
 def test_what_is_measured_is_what_the_library_says():
-    vlm, spec = load("kamera-tiny-gqa"), kj.SketchSpec((0, 2), (1.0, 2.0))
+    vlm = load("kamera-tiny-gqa")
+    spec = kj.SketchSpec((0, 2), (1.0, 2.0))
     scenes, drifts = group(60, count=2)
     runner = BatchRunner(vlm, capacity=512)
     formed = measure.Formed.of(vlm, runner, scenes)
     kl, changes = measure.drifted(vlm, runner, formed, drifts["deletion"])
 
-    scene, drift = scenes[1], drifts["deletion"][1]
+    scene = scenes[1]
+    drift = drifts["deletion"][1]
     chunks = {name: kj.encode(vlm, pages.render(cells)) for name, cells in scene.cells.items()}
     chunks["passage"] = kj.encode(vlm, scene.passage)
     judged = chunks["judged"]

@@ -86,7 +86,8 @@ def test_all_of_it_is_full_prefill(batch, fill, name):
 
 @pytest.mark.parametrize("attention", ["mla", pytest.param("mha", marks=pytest.mark.soak)])
 def test_recomputing_serves_every_attention(attention):
-    vlm, rng = load(f"kamera-tiny-{attention}"), np.random.default_rng(2)
+    vlm = load(f"kamera-tiny-{attention}")
+    rng = np.random.default_rng(2)
     chunks = [Stack.of([kj.encode(vlm, told(rng))]) for _ in range(2)]
     runners = [BatchRunner(model, capacity=48) for model in (vlm, vlm.leading(2))]
     small = Batch.of(*runners, chunks)
@@ -131,7 +132,8 @@ def test_epic_runs_the_first_tokens_and_no_others(batch, fill):
 
 def test_mpic_runs_text_whole_and_images_first_tokens(batch, fill):
     assert batch.is_media == (True, False, True)
-    mpic, text = fill("mpic:5"), batch.slots(1)
+    mpic = fill("mpic:5")
+    text = batch.slots(1)
     assert np.allclose(rows(mpic, text), rows(batch.full, text), atol=1e-4)
     others = np.setdiff1d(batch.reused_slots, np.concatenate([text, batch.slots(2, 5)]))
     assert (rows(mpic, others) == rows(batch.blind, others)).all()
@@ -147,7 +149,9 @@ def test_vlcache_budgets_fall_with_depth_and_keep_their_mean(share):
 
 def test_vlcache_keeps_fresh_kv_in_the_layers_of_its_budget(batch, fill):
     """Each layer has its own share of the second chunk's first tokens, as full prefill has them, and the rest blind."""
-    vlcache, slots, layers = fill("vlcache:0.4"), batch.slots(1), batch.runner.vlm.spec.layers
+    vlcache = fill("vlcache:0.4")
+    slots = batch.slots(1)
+    layers = batch.runner.vlm.spec.layers
     budgets = np.rint(LayerBudgets(0.4).shares(layers) * len(slots)).astype(int)
     assert len(set(budgets)) > 2
     ours, full, blind = (rows(windows, slots) for windows in (vlcache, batch.full, batch.blind))
@@ -158,7 +162,8 @@ def test_vlcache_keeps_fresh_kv_in_the_layers_of_its_budget(batch, fill):
 
 def test_the_oracle_has_the_best_tokens_and_no_error_in_them(batch, fill):
     change = np.asarray(deviation(batch.full.state, batch.blind.state)).sum(1)
-    oracle, count = fill("oracle-tokens:0.3"), round(0.3 * batch.reused_tokens)
+    oracle = fill("oracle-tokens:0.3")
+    count = round(0.3 * batch.reused_tokens)
     for e in range(CONTEXTS):
         best = batch.reused_slots[np.argsort(-change[e][batch.reused_slots])[:count]]
         assert (rows(oracle, best)[e] == rows(batch.full, best)[e]).all()
@@ -197,7 +202,8 @@ def test_patches_keep_their_budgets(batch, fill):
     stored = [float(np.mean(cost(batch, name).stored_bytes)) for name in ("patch:1", "patch:2", "patch:4")]
     assert 0 < stored[0] < stored[1] < stored[2]
     factors = parse("patch:energy=0.8").prepare(batch)[0][2]
-    chunk, conditioned = batch.chunks[2], batch.full.conditioned[2]
+    chunk = batch.chunks[2]
+    conditioned = batch.full.conditioned[2]
     for e in range(CONTEXTS):
         own = [jax.tree.map(lambda leaf, e=e: leaf[e], tree) for tree in (conditioned, chunk.kv, factors)]
         left = np.asarray(patch.residual(*own, chunk.length))
@@ -217,29 +223,34 @@ def test_half_a_patch_repairs_its_half(batch, fill):
 
 def test_a_patch_and_recomputed_tokens_add_up(batch, fill):
     """The tokens that are run again see a window that is patched, and the others keep the patch."""
-    both, patched = fill("patch:2+epic:5"), fill("patch:2")
+    both = fill("patch:2+epic:5")
+    patched = fill("patch:2")
     ran = np.concatenate([batch.slots(place, 5) for place in batch.reused])
     others = np.setdiff1d(batch.reused_slots, ran)
     assert (rows(both, others) == rows(patched, others)).all()
     last = batch.slots(2, 5)
     assert not np.allclose(rows(both, last), rows(fill("epic:5"), last), atol=1e-4)
     assert kv_error(batch, both).mean() < kv_error(batch, patched).mean()
-    total, parts = cost(batch, "patch:2+epic:5"), [cost(batch, name) for name in ("patch:2", "epic:5")]
+    total = cost(batch, "patch:2+epic:5")
+    parts = [cost(batch, name) for name in ("patch:2", "epic:5")]
     assert np.allclose(total.stored_bytes, sum(part.stored_bytes for part in parts))
     assert np.allclose(total.flops, sum(part.flops for part in parts))
 
 
 def test_without_relocation_only_what_rotates_is_wrong(batch, fill):
-    still, blind = fill("blind-norotate").state, batch.blind.state
+    still = fill("blind-norotate").state
+    blind = batch.blind.state
     assert (still.free == blind.free).all()
-    first, later = batch.slots(0), batch.reused_slots
+    first = batch.slots(0)
+    later = batch.reused_slots
     assert (np.asarray(still.rot == blind.rot)[:, :, first]).all()
     assert not np.asarray(still.rot == blind.rot)[:, :, later].all()
 
 
 def test_flops_are_counted_layer_by_layer(batch):
     """As many as full prefill of the same chunks, where all is run; CacheBlend's choice costs two layers of them."""
-    vlm, spec = batch.runner.vlm, batch.runner.vlm.spec
+    vlm = batch.runner.vlm
+    spec = batch.runner.vlm.spec
     behind = batch.tokens_flops([0, *(batch.chunks[place].length for place in batch.reused)])
     assert np.isclose(cost(batch, "epic:1000").flops, behind) and np.isclose(cost(batch, "cacheblend:1").flops, behind)
     least = cost(batch, "cacheblend:0.02").flops

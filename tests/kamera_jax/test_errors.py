@@ -37,7 +37,8 @@ ERRORS = (
 def window(build, chunks, patches):
     """Two chunks and a patch, checked to be as they were when the test is over."""
     window = build((chunks[0], None), (chunks[1], patches[1]))
-    before, entries = jax.tree.map(np.array, window.state), window.entries
+    before = jax.tree.map(np.array, window.state)
+    entries = window.entries
     yield window
     assert window.entries == entries
     assert jax.tree.all(jax.tree.map(lambda old, new: bool((old == np.asarray(new)).all()), before, window.state))

@@ -101,7 +101,8 @@ def test_a_patch_formed_on_a_prefill_stands_behind_chunks_with_their_patches_onl
 
 
 def test_a_chunk_encoded_behind_nothing_is_not_one_encoded_behind_the_preamble(random_vlm):
-    alone, behind = kj.encode(random_vlm, TEXTS[0], preamble=None), kj.encode(random_vlm, TEXTS[0])
+    alone = kj.encode(random_vlm, TEXTS[0], preamble=None)
+    behind = kj.encode(random_vlm, TEXTS[0])
     assert far(alone.kv, behind.kv) > 1e-3
     assert alone.key != behind.key and alone.content == behind.content
     window = kj.Window.empty(random_vlm, CAPACITY)
@@ -207,7 +208,8 @@ def test_a_lineage_says_everything_and_in_order():
 
 
 def test_names_do_not_survive_what_may_change_bits(random_vlm, texts, windows):
-    chunk, (window, _) = texts[0], windows
+    chunk = texts[0]
+    (window, _) = windows
     patch = window.entries[1].patch
     for change in (lambda x: jax.tree.map(lambda leaf: leaf, x), jax.jit(lambda x: x), lambda x: jax.device_put(x)):
         assert (change(chunk).key, change(chunk).content, change(chunk).lineage) == ("", "", "")
@@ -388,7 +390,8 @@ def test_one_key_and_codec_is_one_value(random_vlm, texts, stored, seen, mode, n
     for choices in puts:
         steps = [(name, number, size) for (name, size), number in zip(choices, numbers, strict=False)]
         steps += [(edit, numbers[0], SIZES[0]), *((name, number, SIZES[1]) for name, number in runs)]
-        window, patches = kj.Window.empty(random_vlm, CAPACITY, mode=mode), [None] * len(texts)
+        window = kj.Window.empty(random_vlm, CAPACITY, mode=mode)
+        patches = [None] * len(texts)
         for name, number, size in steps:
             window = changed(random_vlm, window, name, number, size, texts, stored, patches)
             for entry in window.entries:

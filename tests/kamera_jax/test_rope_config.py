@@ -117,7 +117,8 @@ def test_the_length_it_holds_to(parameters, limit):
     assert position_limit(parameters, 4096) == limit
 
 
-NAN, HUGE = float("nan"), 10**400
+NAN = float("nan")
+HUGE = 10**400
 NO_NUMBERS = [NAN, float("inf"), -float("inf"), -1.0, True, "2", [2.0], HUGE, 1e-320, 1e39]
 YARN = {"rope_type": "yarn", "factor": 4.0}
 LONG = {"rope_type": "longrope", "short_factor": [1.0] * 8}

@@ -10,12 +10,16 @@ import kamera_jax as kj
 from kamera_jax.backbone import Output
 from kamera_jax.kv import bucket
 
-VOCABULARY, LAYERS, ROT, FREE = 64, 2, 16, 6
+VOCABULARY = 64
+LAYERS = 2
+ROT = 16
+FREE = 6
 ROPE = kj.RopeSpec((1.0, 0.3, 0.1, 0.03), head_dim=8, sections=(1, 1, 2))
 
 
 def forward(params, segment, state, *, logits_at=None, collect=()):
-    tokens, valid = segment.inputs["tokens"], segment.valid
+    tokens = segment.inputs["tokens"]
+    valid = segment.valid
     before = jnp.int32(0)
     if state is not None:
         before = state.valid.sum() + sum(pool.lengths.sum() for pool in state.pools)
@@ -78,7 +82,8 @@ class Toy:
 
 def forwards(vlm):
     """The same toy, and a function that says how many forwards were run, compiled or not."""
-    counted, seen = Toy.__new__(Toy), []
+    counted = Toy.__new__(Toy)
+    seen = []
     counted.__dict__.update(vlm.__dict__)
 
     def counting(params, segment, state, **options):

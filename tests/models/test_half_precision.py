@@ -17,7 +17,8 @@ from tests.models import tiny_llava
 
 WHOLE = 1000
 """A rank that leaves nothing out."""
-KV, LOGITS = 2.0**-9, 2.0**-8
+KV = 2.0**-9
+LOGITS = 2.0**-8
 """Relative errors (Frobenius) that three layers of float16 stay below; bfloat16, which rounds by 2⁻⁸, does not."""
 QUESTION = "what colour is the star?"
 
@@ -73,7 +74,8 @@ def test_chunks_and_patches_are_those_of_f32(both):
     for chunk, patch, other, wide_patch in zip(chunks, patches, wide, wide_patches, strict=True):
         if patch is not None:
             assert patch.factors.u.dtype == patch.factors.v.dtype == jnp.float16
-            ours, theirs = kj.patch.apply(chunk.kv, patch.factors), kj.patch.apply(other.kv, wide_patch.factors)
+            ours = kj.patch.apply(chunk.kv, patch.factors)
+            theirs = kj.patch.apply(other.kv, wide_patch.factors)
             assert relative(ours.features, theirs.features) <= KV
 
 
@@ -147,7 +149,9 @@ def test_patches_of_every_size_and_storage(half, both):
 def test_a_library_keeps_them_bit_for_bit_or_in_int8(half, both, tmp_path):
     (chunks, patches), _ = both
     library = kj.ChunkLibrary.open(tmp_path / "lib", mode="a")
-    exact, rounded, key = library.put(chunks[0]), library.put(chunks[1], storage="int8"), library.put(patches[1])
+    exact = library.put(chunks[0])
+    rounded = library.put(chunks[1], storage="int8")
+    key = library.put(patches[1])
     library.close()
     library = kj.ChunkLibrary.open(tmp_path / "lib")
     assert library.verify().ok
@@ -187,7 +191,8 @@ def test_every_attention_runs_in_float16(name, mode):
     logits = []
     for dtype in ("fp16", "f32"):
         vlm = load(name, dtype=dtype)
-        first, second = kj.encode(vlm, "a red star."), kj.encode(vlm, "a blue moon.")
+        first = kj.encode(vlm, "a red star.")
+        second = kj.encode(vlm, "a blue moon.")
         patch = kj.form_patch(vlm, second, antecedents=[first], rank=WHOLE)
         window = kj.append(kj.append(kj.Window.empty(vlm, 64, mode=mode), first), second, patch)
         logits.append(kj.query(vlm, window, QUESTION))

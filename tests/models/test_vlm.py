@@ -20,7 +20,8 @@ from models.hub.fields import MissingConfigFieldError, MissingConfigFileError
 @pytest.fixture(scope="module", params=BACKBONES)
 def folder(request, tmp_path_factory):
     """A tiny model of each attention with random weights."""
-    backbone, rng = BACKBONES[request.param], np.random.default_rng(5)
+    backbone = BACKBONES[request.param]
+    rng = np.random.default_rng(5)
 
     def leaf(info):
         return np.float32(info.init == "ones") + 0.1 * rng.standard_normal(info.shape, np.float32)
@@ -54,14 +55,16 @@ def test_image_settings_may_stand_in_the_processors_file(folder, vlm, tmp_path):
 def test_what_images_become_is_in_their_key_and_no_fingerprint(vlm, monkeypatch):
     """A library written with other preprocessing does not answer for this one; texts and calibrations stay."""
     image = np.random.default_rng(1).integers(0, 256, (56, 28, 3), np.uint8)
-    now, text = kj.encode(vlm, image), kj.encode(vlm, "a red star.")
+    now = kj.encode(vlm, image)
+    text = kj.encode(vlm, "a red star.")
     monkeypatch.setattr("models.vlm.VERSION", 1)
     assert kj.encode(vlm, image).key != now.key and kj.encode(vlm, "a red star.").key == text.key
 
 
 def test_what_the_template_writes_around_an_image_is_in_its_key(vlm, monkeypatch):
     image = np.random.default_rng(1).integers(0, 256, (56, 28, 3), np.uint8)
-    now, kind = kj.encode(vlm, image), type(vlm._chat)
+    now = kj.encode(vlm, image)
+    kind = type(vlm._chat)
     written = kind.image
 
     def numbered(self, count, placeholder):
@@ -90,11 +93,13 @@ def test_a_forward_collects_what_is_asked_for(vlm):
     segment = vlm.prepare("a red star. a blue moon.")
     asked = ("attention_mass", "experts", "router_margin") if vlm.config.text.experts else ("attention_mass",)
     aux = run(vlm.params, segment, None, forward=vlm.forward, collect=asked).aux
-    length, layers = int(segment.length), vlm.spec.layers
+    length = int(segment.length)
+    layers = vlm.spec.layers
     assert aux.keys() == set(asked)
     np.testing.assert_allclose(aux["attention_mass"].sum(-1), np.ones(layers), rtol=1e-5)
     if vlm.config.text.experts:
-        experts, margin = np.asarray(aux["experts"]), np.asarray(aux["router_margin"])
+        experts = np.asarray(aux["experts"])
+        margin = np.asarray(aux["router_margin"])
         assert experts.shape == (2, len(segment.valid), 2) and margin.shape == experts.shape[:2]
         assert (experts[:, :length] >= 0).all() and (experts[:, length:] == -1).all()
         assert (margin[:, :length] > 0).all() and np.isfinite(margin[:, :length]).all()
@@ -126,7 +131,8 @@ def test_the_leading_layers_compute_what_the_whole_model_does_there(vlm):
 def test_tokens_with_slots_see_only_what_stands_below_them(vlm):
     """Every other token of a text, on a window that holds the rest, is what one forward of the whole text gives it."""
     segment = vlm.prepare("a red star. a blue moon.")
-    length, spec = int(segment.length), vlm.spec
+    length = int(segment.length)
+    spec = vlm.spec
     whole = run(vlm.params, segment, None, jnp.arange(length), forward=vlm.forward)
     state = kj.window.reuse.write(spec.empty_state(16), 0, whole.kv, None, segment.positions, length, spec.rope)
     slots = jnp.arange(1, length, 2)

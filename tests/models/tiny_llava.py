@@ -12,7 +12,8 @@ from models.blocks.params import is_info
 from models.hub.weights import save_params
 from models.ports.llava.port import ARCHITECTURE
 
-SIDE, PATCH = 12, 4
+SIDE = 12
+PATCH = 4
 
 CONFIG: dict[str, Any] = {
     "model_type": "llava",

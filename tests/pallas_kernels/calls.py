@@ -41,12 +41,14 @@ class Call:
             return jnp.asarray(rng.standard_normal(shape), self.dtype)
 
         width = self.heads * self.rope.head_dim
-        rot, free = normal(self.layers, self.tokens, width), normal(self.layers, self.tokens, self.free)
+        rot = normal(self.layers, self.tokens, width)
+        free = normal(self.layers, self.tokens, self.free)
         # Small angles: what f32 loses in an angle is not what is tested here.
         positions = jnp.asarray(rng.integers(0, 8, (self.rope.axes, self.tokens)) / 4, jnp.float32)
         if not self.rank:
             return rot, free, positions, None, None, None
-        u, v = normal(self.layers, self.rank, self.tokens), normal(self.layers, self.rank, width + self.free)
+        u = normal(self.layers, self.rank, self.tokens)
+        v = normal(self.layers, self.rank, width + self.free)
         ranks = jnp.asarray(rng.integers(0, self.rank + 1, self.layers), jnp.int32)
         return rot, free, positions, u, v, ranks
 
@@ -74,7 +76,8 @@ def poisoned(drawn, length):
     positions = spoil(positions, padding[None, :], np.nan)
     if u is not None:
         unused = np.arange(u.shape[1])[None, :] >= np.asarray(ranks)[:, None]
-        u, v = spoil(u, unused[..., None] | padding[None, None, :], np.nan), spoil(v, unused[..., None], np.inf)
+        u = spoil(u, unused[..., None] | padding[None, None, :], np.nan)
+        v = spoil(v, unused[..., None], np.inf)
     return rot, free, positions, u, v, ranks
 
 

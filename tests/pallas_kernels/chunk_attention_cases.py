@@ -66,8 +66,10 @@ CASES = {
 
 @st.composite
 def cases(draw, dtype="float32"):
-    chunks, latent = draw(st.integers(1, 4)), draw(st.booleans())
-    tokens, rank = draw(st.sampled_from([16, 32, 64, 128])), draw(st.sampled_from([0, 1, 4, 8]))
+    chunks = draw(st.integers(1, 4))
+    latent = draw(st.booleans())
+    tokens = draw(st.sampled_from([16, 32, 64, 128]))
+    rank = draw(st.sampled_from([0, 1, 4, 8]))
     head_dim = draw(st.sampled_from([8, 16, 24]))
     return Case(
         queries=draw(st.sampled_from([1, 2, 9])),
@@ -89,7 +91,9 @@ def cases(draw, dtype="float32"):
 def arrays(case, seed=0):
     """Arguments of the call, by name."""
     rng = np.random.default_rng(seed)
-    chunks, tokens, spec = len(case.lengths), case.tokens, case.spec
+    chunks = len(case.lengths)
+    tokens = case.tokens
+    spec = case.spec
     widths = case.groups * case.head_dim, case.groups * case.value_dim
     dtype = jnp.dtype(case.dtype)
 
@@ -153,9 +157,11 @@ def run(attend, case, call, **options):
 
 def window(case, call):
     """What is valid, in f64: keys [S, G, D], values [S, G, Dv], and Σ|u||w| of the patch that is in each."""
-    parts, width = [], case.groups * case.head_dim
+    parts = []
+    width = case.groups * case.head_dim
     for c, length in enumerate(case.lengths):
-        factors, positions = (), call["positions"][c] + call["bases"][c]
+        factors = ()
+        positions = call["positions"][c] + call["bases"][c]
         if case.rank:
             factors = (call["u"][c][None], call["v"][c][None], call["ranks"][c][None])
         rot, free = oracles.relocate(
@@ -192,8 +198,10 @@ def expected(case, call):
     top = scores.max(-1, keepdims=True)
     weights = np.exp(scores - top)
     total = weights.sum(-1, keepdims=True)
-    p, lse = weights / total, (top + np.log(total))[..., 0]
-    out, sizes = np.einsum("qgns,sgd->qgnd", p, values), np.einsum("qgns,sgd->qgnd", p, np.abs(values))
+    p = weights / total
+    lse = (top + np.log(total))[..., 0]
+    out = np.einsum("qgns,sgd->qgnd", p, values)
+    sizes = np.einsum("qgns,sgd->qgnd", p, np.abs(values))
     patches = np.einsum("qgns,sgd->qgnd", p, size)
     unit = UNIT[case.dtype]
     moved = case.scale * unit * np.einsum("qgnd,sgd->qgns", np.abs(q), np.abs(keys) + size_of_keys).max(-1)

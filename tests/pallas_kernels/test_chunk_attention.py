@@ -44,7 +44,10 @@ def test_equals_float64_of_any_shape(case, seed):
 @pytest.mark.parametrize("name", ["gqa", "gqa, interleaved pairs", "m-rope, yarn", "mla"])
 def test_merged_buckets_equal_attention_over_the_materialised_window(name):
     """relocate_patch writes what chunk_attention attends to; another bucket and an empty part join by merging."""
-    case, parts, keys, values = CASES[name], [], [], []
+    case = CASES[name]
+    parts = []
+    keys = []
+    values = []
     q = arrays(case)["q"]
     for seed, lengths, tokens in ((0, case.lengths, case.tokens), (1, (16, 3), 16), (2, (0,), 64)):
         other = replace(case, lengths=lengths, tokens=tokens)

@@ -72,7 +72,8 @@ def test_one_layer_of_many(name):
 
 def batch(case, batched, size=2):
     """Calls that differ in the arguments named, stacked; and how they are mapped."""
-    base, others = arrays(case), [arrays(case, seed) for seed in range(1, size)]
+    base = arrays(case)
+    others = [arrays(case, seed) for seed in range(1, size)]
     axes = {name: 0 if name in batched else None for name in base}
     call = {name: jnp.stack([x, *(o[name] for o in others)]) if name in batched else x for name, x in base.items()}
     return call, axes
@@ -136,7 +137,8 @@ def test_shard_map():
     """Over heads, and over chunks: here on one device, which types the program as many would."""
     case = CASES["no patch"]
     call = arrays(case)
-    mesh, over = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,)), jax.sharding.PartitionSpec
+    mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    over = jax.sharding.PartitionSpec
     heads = {name: over() for name in call} | {"q": over(None, "x")}
     heads |= {name: over(None, None, "x") for name in ("rot", "free")}
     chunks = {name: over() if name in ("q", "inv_freq") else over("x") for name in call}
@@ -194,7 +196,8 @@ def test_tiles_fit(name):
 
 
 def test_decoding_absorbs_and_prefill_does_not():
-    grouped, latent = Heads(28, 4, 128, 128, latent=False), Heads(16, 1, 64, 512, latent=True)
+    grouped = Heads(28, 4, 128, 128, latent=False)
+    latent = Heads(16, 1, 64, 512, latent=True)
     assert choose_tiles(grouped, 7, 512, 32, 2) == Tiles(16, 512, 4, True)
     assert choose_tiles(latent, 16, 512, 32, 2) == Tiles(16, 512, 1, True)
     assert not choose_tiles(grouped, 3584, 512, 32, 2).absorb
@@ -219,7 +222,8 @@ def test_compiled_it_reads_the_chunks_once_and_writes_no_kv(name, target):
     kv = 2 * shape.kv_values
     queries = 2 * shape.queries * shape.heads * shape.width
     # Nothing of the size of keys is made but what the queries ask for.
-    positions, keys = call["positions"].size * 4, 2 * shape.chunks * shape.tokens * shape.rot
+    positions = call["positions"].size * 4
+    keys = 2 * shape.chunks * shape.tokens * shape.rot
     lse = 512 * shape.queries * shape.heads
     assert compiled.largest_result(program) <= max(keys - 1, queries, lse)
     # What is as large as the queries may be laid out anew: q, out, and lse on 128 lanes of f32; where VMEM is small
@@ -233,7 +237,8 @@ def test_compiled_it_reads_the_chunks_once_and_writes_no_kv(name, target):
 
 def test_compiled_a_loop_over_layers_cuts_none_out():
     """Where layers lie behind each other, as in a window's pools, no layer's chunks are copied to be read."""
-    shape, layers = SHAPES["kimi-vl decode"], 4
+    shape = SHAPES["kimi-vl decode"]
+    layers = 4
     call = shape.arguments()
     for name in ("rot", "free", "u", "v"):
         call[name] = jax.ShapeDtypeStruct((layers * shape.chunks, *call[name].shape[1:]), call[name].dtype)

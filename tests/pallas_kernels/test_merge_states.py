@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from pallas_kernels import merge_states
 from tests import oracles
 
-Q, N, D = 3, 2, 8
+Q = 3
+N = 2
+D = 8
 
 
 def parts(sizes, seed, dtype=jnp.float32, spread=1.0):
@@ -61,7 +63,8 @@ def test_bfloat16_is_rounded_once():
 def test_in_any_order_and_grouping():
     outs, lses, _ = parts([3, 0, 4, 2], 0)
     at_once = merge_states(outs, lses)
-    first, second = merge_states(outs[:2], lses[:2]), merge_states(outs[2:], lses[2:])
+    first = merge_states(outs[:2], lses[:2])
+    second = merge_states(outs[2:], lses[2:])
     for a, b in zip(at_once, merge_states(*zip(second, first, strict=True)), strict=True):
         assert np.allclose(a, b, rtol=0, atol=1e-6)
 

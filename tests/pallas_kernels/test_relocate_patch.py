@@ -15,7 +15,9 @@ from pallas_kernels import dispatch, relocate_patch, relocate_patch_into
 from pallas_kernels.relocate_patch import reference
 from tests.pallas_kernels.calls import Call, caches, close, placed, poisoned, spec
 
-L, T, M = 3, 16, 4
+L = 3
+T = 16
+M = 4
 
 CASES = {
     "gqa": Call(spec(), 2, 32),
@@ -71,7 +73,8 @@ def test_as_every_platform_computes_it(name, dtype, parts, monkeypatch):
     call = typed(name, dtype)
     relocate, into = forms(call, parts)
     for drawn in (call.draw(), (*call.draw()[:3], None, None, None)):
-        expected, operands = call.expected(drawn, 11), call.operands(poisoned(drawn, 11), 11)
+        expected = call.expected(drawn, 11)
+        operands = call.operands(poisoned(drawn, 11), 11)
         close(jax.jit(relocate)(operands), expected, dtype)
         for slot in (16, 24):  # from 24 on the padding does not fit
             cached = caches(call, 36)
@@ -90,7 +93,8 @@ def test_nothing_past_length_or_rank_is_read(length, ranks, seed):
 
 @pytest.mark.parametrize("ranks", [(0, 1, 4), (3, 4, 2), (0, 0, 0), (4, 4, 4)])
 def test_on_a_cpu_a_layer_is_multiplied_no_further_than_its_rank(ranks, monkeypatch):
-    multiplied, product = [], reference.low_rank
+    multiplied = []
+    product = reference.low_rank
 
     def counted(u, v, ranks):
         jax.debug.callback(lambda: multiplied.append((u.shape[1], v.shape[2])))
@@ -126,7 +130,8 @@ def test_all_rows_all_ranks_and_all_dims_by_default():
 
 def test_vmap():
     call = CASES["mrope"]
-    ranks, lengths = jnp.array([[4, 2, 0], [1, 1, 4]]), jnp.array([16, 5])
+    ranks = jnp.array([[4, 2, 0], [1, 1, 4]])
+    lengths = jnp.array([16, 5])
     rows = [(*call.draw(seed)[:-1], ranks[seed]) for seed in (0, 1)]
     batched = jax.jit(jax.vmap(lambda drawn, length: relocated(call, drawn, length, relocate_patch)))(
         jax.tree.map(lambda *arrays: jnp.stack(arrays), *rows), lengths
@@ -143,9 +148,12 @@ def test_vmap():
 )
 @settings(max_examples=20)
 def test_into_a_slot_writes_its_rows_and_no_others(dtype, slot, length, seed):
-    call, slots = typed("mrope", dtype), 40  # in the last slot the padding does not fit
+    # in the last slot the padding does not fit
+    call = typed("mrope", dtype)
+    slots = 40
     length = min(length, slots - 16 * slot)
-    drawn, cached = call.draw(seed), caches(call, slots, seed=seed)
+    drawn = call.draw(seed)
+    cached = caches(call, slots, seed=seed)
     operands = call.operands(poisoned(drawn, length), length)
     given = jitted_into(*cached, jnp.int32(16 * slot), *operands[:-1], length=operands[-1], **call.options)
     placed(call, cached, 16 * slot, given, call.expected(drawn, length), length)
@@ -153,7 +161,8 @@ def test_into_a_slot_writes_its_rows_and_no_others(dtype, slot, length, seed):
 
 def test_into_any_slot_without_a_kernel():
     call = CASES["gqa"]
-    drawn, cached = call.draw(), caches(call, 36)
+    drawn = call.draw()
+    cached = caches(call, 36)
     given = relocate_patch_into(
         *cached, 7, *call.operands(drawn, 9)[:-1], length=9, implementation="xla", **call.options
     )
@@ -164,7 +173,8 @@ def test_into_any_slot_without_a_kernel():
 
 def test_into_a_cache_shorter_than_the_bucket():
     call = CASES["mla"]
-    drawn, cached = call.draw(), caches(call, 12)
+    drawn = call.draw()
+    cached = caches(call, 12)
     given = relocate_patch_into(*cached, 0, *call.operands(drawn, 9)[:-1], length=9, **call.options)
     placed(call, cached, 0, given, call.expected(drawn, 9), 9)
 
@@ -172,8 +182,10 @@ def test_into_a_cache_shorter_than_the_bucket():
 @given(table=st.permutations(range(6)), length=st.integers(0, T), seed=st.integers(0, 99))
 @settings(max_examples=20)
 def test_into_pages_writes_its_rows_and_no_others(table, length, seed):
-    call, table = CASES["gqa"], table[:4]
-    drawn, cached = call.draw(seed), caches(call, 24, 4, seed)
+    call = CASES["gqa"]
+    table = table[:4]
+    drawn = call.draw(seed)
+    cached = caches(call, 24, 4, seed)
     operands = call.operands(poisoned(drawn, length), length)
     given = jitted_into(*cached, jnp.array(table, jnp.int32), *operands[:-1], length=operands[-1], **call.options)
     placed(call, cached, table, given, call.expected(drawn, length), length)
@@ -246,7 +258,8 @@ def test_what_does_not_fit_the_cache_is_refused(changes, message):
 
 
 def test_a_backend_is_chosen_by_platform_and_call(monkeypatch):
-    serves, refuses = {"pallas_tpu": None, "xla": None}, {"pallas_tpu": "it needs more", "xla": None}
+    serves = {"pallas_tpu": None, "xla": None}
+    refuses = {"pallas_tpu": "it needs more", "xla": None}
     assert dispatch.choose("op", None, serves) == "xla"
     monkeypatch.setattr(dispatch, "platform", lambda: "tpu")
     assert dispatch.choose("op", None, serves) == dispatch.choose("op", "pallas_tpu", serves) == "pallas_tpu"

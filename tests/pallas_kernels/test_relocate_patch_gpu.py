@@ -45,14 +45,16 @@ def spec(head_dim, rotary_dim=None, layout="half", sections=None):
 def tables(spec, positions):
     """Full width, the sign in sin, (1, 0) outside the rotary dims."""
     radians = oracles.angles(positions, spec.inv_freq, spec.sections, spec.section_layout)
-    cos, sin = np.ones((len(radians), spec.head_dim)), np.zeros((len(radians), spec.head_dim))
+    cos = np.ones((len(radians), spec.head_dim))
+    sin = np.zeros((len(radians), spec.head_dim))
     pairs = radians.shape[-1]
     half = spec.layout == "half"
     first, second = (
         (slice(pairs), slice(pairs, 2 * pairs)) if half else (slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2))
     )
     cos[:, first] = cos[:, second] = np.cos(radians)
-    sin[:, first], sin[:, second] = -np.sin(radians), np.sin(radians)
+    sin[:, first] = -np.sin(radians)
+    sin[:, second] = np.sin(radians)
     return jnp.asarray(cos, jnp.float32), jnp.asarray(sin, jnp.float32)
 
 
@@ -80,11 +82,15 @@ def arrays(name, seed=0):
     def normal(*shape):
         return jnp.asarray(rng.standard_normal(shape), jnp.bfloat16)
 
-    rot, free = normal(layers, tokens, heads * case.head_dim), normal(layers, tokens, width)
+    rot = normal(layers, tokens, heads * case.head_dim)
+    free = normal(layers, tokens, width)
     positions = rng.integers(0, 8, (3 if case.sections else 1, tokens)) / 4
-    u, v, ranks = None, None, None
+    u = None
+    v = None
+    ranks = None
     if rank is not None:
-        u, v = normal(layers, rank, tokens), normal(layers, rank, heads * case.head_dim + width)
+        u = normal(layers, rank, tokens)
+        v = normal(layers, rank, heads * case.head_dim + width)
         ranks = jnp.array([rank, *rng.integers(0, rank + 1, layers - 1)], jnp.int32)
     expected = oracles.relocate(case, rot, free, positions, length, *(() if u is None else (u, v, ranks)))
     past = (np.arange(tokens) >= length)[None, :, None]
@@ -166,7 +172,8 @@ def test_writes_into_a_cache_up_to_its_edge_and_leaves_the_rest(name, slot, slot
 @pytest.mark.parametrize("name, page", [("gqa-64", 16), ("gqa-64", 128), ("mla", 64)])
 def test_writes_into_pages(name, page):
     given, expected = arrays(name)
-    tokens, length = given[0].shape[1], int(given[-1])
+    tokens = given[0].shape[1]
+    length = int(given[-1])
     pages = np.random.default_rng(2).permutation(tokens // page + 3)[: tokens // page]
     # A page past the end is not looked at: here it is not one.
     table = np.where(np.arange(tokens // page) * page < length, pages, 10**6)

@@ -58,13 +58,15 @@ def test_equals_float64(name):
 @given(data=st.data())
 @settings(max_examples=5)
 def test_any_shape(data):
-    head_dim, layout = data.draw(st.sampled_from(limits.HEAD_DIMS)), data.draw(st.sampled_from(("half", "interleaved")))
+    head_dim = data.draw(st.sampled_from(limits.HEAD_DIMS))
+    layout = data.draw(st.sampled_from(("half", "interleaved")))
     rotary = data.draw(st.sampled_from((head_dim, head_dim // 2)))
     call = Call(
         spec(head_dim, rotary, layout=layout), data.draw(st.integers(1, 3)), data.draw(st.sampled_from((64, 128, 192))),
         1, data.draw(st.integers(1, 40)), data.draw(st.integers(0, 9)), data.draw(st.sampled_from((jnp.float32, BF16))),
     )  # fmt: skip
-    length, drawn = data.draw(st.integers(0, call.tokens)), call.draw()
+    length = data.draw(st.integers(0, call.tokens))
+    drawn = call.draw()
     given = relocate_patch_tpu(*call.operands(poisoned(drawn, length), length), interpret=INTERPRET, **call.options)
     close(given, call.expected(drawn, length), call.dtype)
 
@@ -85,7 +87,8 @@ def test_writes_its_rows_and_no_others(name):
     call, slots, page, tiles, tried = INTO[name]
     run = jax.jit(partial(relocate_patch_into_tpu, interpret=INTERPRET, tiles=tiles, **call.options))
     for seed, (place, length) in enumerate(tried):
-        drawn, cached = call.draw(seed), caches(call, slots, page, seed)
+        drawn = call.draw(seed)
+        cached = caches(call, slots, page, seed)
         operands = call.operands(poisoned(drawn, length), length)
         given = run(*cached, jnp.asarray(place, jnp.int32), *operands)
         assert not raced()
@@ -118,7 +121,8 @@ def test_vmap_is_one_call():
     call = Call(spec(128), 1, 128, 2, 32, 8)
     draws = [call.draw(seed) for seed in range(4)]
     rot, free = draws[0][:2]  # one chunk, put at several places with several patches
-    lengths, slots = jnp.array([[32, 11], [0, 17]]), jnp.array([[0, 16], [48, 32]])
+    lengths = jnp.array([[32, 11], [0, 17]])
+    slots = jnp.array([[0, 16], [48, 32]])
     operands = [call.operands(drawn, 0)[2:7] for drawn in draws]
     batch = jax.tree.map(lambda *x: jnp.stack(x).reshape(2, 2, *x[0].shape), *operands)
     cached = caches(call, 80)
@@ -133,7 +137,8 @@ def test_vmap_is_one_call():
     new = jax.jit(batched)(slots, lengths, batch)
     assert not raced()
     for i, drawn in enumerate(draws):
-        place, length = slots[divmod(i, 2)], int(lengths[divmod(i, 2)])
+        place = slots[divmod(i, 2)]
+        length = int(lengths[divmod(i, 2)])
         expected = call.expected((rot, free, *drawn[2:]), length)
         placed(call, cached, place, [x[divmod(i, 2)] for x in new], expected, length)
 

@@ -115,7 +115,8 @@ def test_a_batch_is_one_kernel_in_place(target):
 def test_heads_split_over_devices_without_talking(target):
     shape = SHAPES["qwen2.5-vl-7b"]
     mesh = jax.sharding.Mesh(compiled.mesh(target).devices[: shape.heads], ("heads",))
-    split, whole = P(None, None, "heads"), P()
+    split = P(None, None, "heads")
+    whole = P()
     rot, free, cos, sin, u, v, ranks, length = shape.arguments()
     # The columns of v are those of rot and then those of free: each splits over the heads by itself.
     v = jax.ShapeDtypeStruct((*v.shape[:2], 2, v.shape[2] // 2), v.dtype)

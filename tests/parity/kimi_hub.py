@@ -59,7 +59,8 @@ def _model_name(name: str, part: str) -> str:
 
 def hub_config(model: Any, *, rope_parameters: bool = False) -> dict[str, Any]:
     """config.json as the hub has it; ``rope_parameters`` spells the RoPE as transformers 5 does."""
-    config, vision = model.config, model.config.vision_config
+    config = model.config
+    vision = model.config.vision_config
     text = {name: value for name, value in config.text_config.to_dict().items() if name in TEXT_FIELDS}
     rope = dict(config.text_config.rope_parameters)
     if rope_parameters:

@@ -25,7 +25,8 @@ def measure() -> dict[str, dict[str, float]]:
             pair = kind(config, Path(folder), seed=len(name.partition(": ")[2]))
             for names in PROMPTS:
                 prompt = pair.prompt(pair.items(names), QUESTION)
-                segment, tokens = prompt.joined(), len(prompt.ids)
+                segment = prompt.joined()
+                tokens = len(prompt.ids)
                 at = jnp.arange(segment.positions.shape[1])
                 output = run(pair.vlm.params, segment, None, at, forward=pair.vlm.forward)
                 rot = pair.rotated(output.kv, segment.positions)[:, :tokens]

@@ -72,7 +72,8 @@ class Pair:
         self.save(folder)
         build_tokenizer(folder)
         (folder / "preprocessor_config.json").write_text(json.dumps(self.preprocessing()))
-        self.folder, self.vlm = folder, load(folder)
+        self.folder = folder
+        self.vlm = load(folder)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
 
     def build(self, seed: int) -> Any:
@@ -153,7 +154,8 @@ class Pair:
         if mask is not None:
             hidden = torch.finfo(torch.float32).min
             given["attention_mask"] = torch.where(torch.from_numpy(mask), 0.0, hidden)[None, None]
-        scores, experts = [], []
+        scores = []
+        experts = []
 
         def routed(gate: Any, _: Any, output: tuple[torch.Tensor, ...]) -> None:
             scores.append(output[0].sigmoid() + gate.e_score_correction_bias)
@@ -201,12 +203,15 @@ class Prompt:
     """One user turn, in both spellings: transformers' tokens, and the port's segments at their places."""
 
     def __init__(self, pair: Pair, items: Sequence[Any], question: str) -> None:
-        self.pair, self.items, self.question = pair, items, question
+        self.pair = pair
+        self.items = items
+        self.question = question
         content = [{"type": "text", "text": item} if isinstance(item, str) else {"type": "image"} for item in items]
         messages = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
         template = pair.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         self.media = pair.media(items)
-        counts, image = iter(self.media.counts), token("image_pad")
+        counts = iter(self.media.counts)
+        image = token("image_pad")
         self.ids = np.array([copy for each in template for copy in [each] * (next(counts) if each == image else 1)])
 
     @cached_property
@@ -231,7 +236,8 @@ class Prompt:
 
     def segments_of(self, vlm: Any) -> list[kj.Segment]:
         """As `segments`, of the same files loaded otherwise."""
-        segments, base = [], 0.0
+        segments = []
+        base = 0.0
         for segment in (vlm.preamble, *map(vlm.prepare, self.items), vlm.tail(self.question)):
             segments.append(segment.at(base))
             base += segment.advance

@@ -59,7 +59,8 @@ def test_array_equals_hf_to_the_bit():
 
 def test_where_pillow_resizes_height_first_transformers_follows_it():
     """From Pillow 13 on: this image grows by 3 columns and shrinks by 4 rows, to whole tokens."""
-    image, processor = picture(641, 480), Qwen2VLImageProcessorPil()
+    image = picture(641, 480)
+    processor = Qwen2VLImageProcessorPil()
     with width_first() as unlike:
         processor(images=[image], return_tensors="np")
     theirs = processor(images=[image], return_tensors="np")["pixel_values"]

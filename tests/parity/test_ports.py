@@ -49,7 +49,8 @@ def test_tokens_and_positions_are_hf_s(prompt):
 
 
 def test_whole_prompt_equals_hf(pair, prompt):
-    segment, tokens = prompt.joined(), len(prompt.ids)
+    segment = prompt.joined()
+    tokens = len(prompt.ids)
     at = jnp.arange(segment.positions.shape[1])
     collect = ("experts", "router_margin") if pair.vlm.config.text.experts else ()
     output = run(pair.vlm.params, segment, None, at, forward=pair.vlm.forward, collect=collect)
@@ -68,13 +69,17 @@ def test_prefill_and_query_equal_hf(pair, prompt):
 
 def test_the_tail_token_by_token_equals_hf_s_prefill(pair):
     """One token over a long past: latents are then attended to as they are, where HF expands them."""
-    prompt, vlm = pair.prompt(pair.items(("wide", "tall")), QUESTION), pair.vlm
+    prompt = pair.prompt(pair.items(("wide", "tall")), QUESTION)
+    vlm = pair.vlm
     if isinstance(vlm.config.text.attention, Latent):
         assert vlm.config.text.attention.absorbs(1, CAPACITY)
-    window, tail = kj.prefill(vlm, prompt.items, capacity=CAPACITY), prompt.spans[-1]
-    state, logits = window.state, []
+    window = kj.prefill(vlm, prompt.items, capacity=CAPACITY)
+    tail = prompt.spans[-1]
+    state = window.state
+    logits = []
     for i, token in enumerate(prompt.ids[tail]):
-        inputs, positions = {"tokens": jnp.array([token], jnp.int32)}, np.float32(prompt.positions[:, tail.start + i])
+        inputs = {"tokens": jnp.array([token], jnp.int32)}
+        positions = np.float32(prompt.positions[:, tail.start + i])
         segment = kj.Segment(inputs, jnp.asarray(positions)[:, None], jnp.int32(1))
         output = run(vlm.params, segment, state, jnp.arange(1), forward=vlm.forward)
         logits.append(np.asarray(output.logits)[0])
@@ -123,7 +128,8 @@ def test_bf16_is_as_near_to_f32_as_hf_s(pair, low):
         ours, exact, other = (
             np.where(kept, x[:, :until], 0) for x in (ours, getattr(prompt.full, name), getattr(theirs, name))
         )
-        error, bound = frobenius(ours, exact), 1.15 * frobenius(other, exact)
+        error = frobenius(ours, exact)
+        bound = 1.15 * frobenius(other, exact)
         assert (error <= bound).all(), (error, bound)
 
 
@@ -134,13 +140,15 @@ def test_bf16_prefills_of_other_shapes_are_draws_of_one_noise(pair, low):
     What it sends elsewhere for that was a close call: the margin in either run is within what rounding changes.
     """
     prompt = pair.prompt(pair.items(("large", "wide")), QUESTION)
-    until, layers = prompt.spans[-1].start, low.spec.layers
+    until = prompt.spans[-1].start
+    layers = low.spec.layers
     runs = [prefill_with_routes(low, prompt.items, capacity) for capacity in (CAPACITY, 64)]
     kept = comparable(prompt.full, [routes.experts for _, routes in runs], layers, until)
     for part, name in enumerate(("rot", "free")):
         exact = np.where(kept, getattr(prompt.full, name)[:, :until], 0)
         first, second = (np.where(kept, window_kv(window)[part], 0) for window, _ in runs)
-        apart, errors = frobenius(first, second), [frobenius(each, exact) for each in (first, second)]
+        apart = frobenius(first, second)
+        errors = [frobenius(each, exact) for each in (first, second)]
         assert (apart <= 1.15 * np.hypot(*errors)).all(), (apart, errors)
     elsewhere = differs(*(routes.experts for _, routes in runs))
     theirs = pair.run(prompt.ids, prompt.positions, prompt.media, model=pair.hf_bf16)

@@ -61,7 +61,9 @@ def blind_hf(prompt, preamble):
     """
     head, *chunks, tail = prompt.spans
     size = head.stop if preamble else 0
-    order, positions, owner = [np.arange(head.stop)], [prompt.positions[:, head]], [0] * head.stop
+    order = [np.arange(head.stop)]
+    positions = [prompt.positions[:, head]]
+    owner = [0] * head.stop
     for i, chunk in enumerate(chunks, start=1):
         start = prompt.positions[:, chunk.start][:, None]
         order += [np.arange(size), np.arange(chunk.start, chunk.stop)]
@@ -71,10 +73,13 @@ def blind_hf(prompt, preamble):
     positions.append(prompt.positions[:, tail])
     owner = np.array(owner + [len(chunks) + 1] * (tail.stop - tail.start))
 
-    ghost, row, column = owner < 0, owner[:, None], owner[None, :]
+    ghost = owner < 0
+    row = owner[:, None]
+    column = owner[None, :]
     sees = (abs(row) == abs(column)) | (row == len(chunks) + 1) & (column >= 0)
     mask = sees & np.tri(len(owner), dtype=bool)
-    ids, positions = prompt.ids[np.concatenate(order)], np.concatenate(positions, axis=1)
+    ids = prompt.ids[np.concatenate(order)]
+    positions = np.concatenate(positions, axis=1)
     run = prompt.pair.run(ids, positions, prompt.media, mask=mask)
     return Run(run.logits[~ghost], run.rot[:, ~ghost], run.free[:, ~ghost])
 
@@ -84,7 +89,8 @@ def test_blind_reuse_equals_hf_under_a_mask(pair, prompt, preamble):
     window = kj.Window.empty(pair.vlm, CAPACITY)
     for item in prompt.items:
         window = kj.append(window, kj.encode(pair.vlm, item, preamble=preamble))
-    tail, blind = prompt.spans[-1], blind_hf(prompt, preamble)
+    tail = prompt.spans[-1]
+    blind = blind_hf(prompt, preamble)
     rot, free = window_kv(window)
     assert_close(rot, blind.rot[:, : tail.start], layers=True)
     assert_close(free, blind.free[:, : tail.start], layers=True)
@@ -99,12 +105,14 @@ def test_blind_reuse_equals_hf_under_a_mask(pair, prompt, preamble):
 
 def patched(vlm, items, form):
     """A window of canonical chunks, each with the full-rank patch formed after those before it."""
-    window, chunks = kj.Window.empty(vlm, CAPACITY), []
+    window = kj.Window.empty(vlm, CAPACITY)
+    chunks = []
     for item in items:
         chunk = kj.encode(vlm, item)
         before = {"antecedents": chunks, "context": window}[form]
         patch = kj.form_patch(vlm, chunk, **{form: before}, rank=10_000) if chunks else None
-        window, chunks = kj.append(window, chunk, patch), [*chunks, chunk]
+        window = kj.append(window, chunk, patch)
+        chunks = [*chunks, chunk]
     return window
 
 
@@ -124,7 +132,8 @@ def test_full_rank_patches_give_back_the_prefill_in_bf16(pair, low):
         # may send a token to other experts. So chunks are conditioned in the shapes of the reference, the first too.
         window = kj.Window.empty(low, CAPACITY)
         for i, item in enumerate(items):
-            chunk, before = kj.encode(low, item), kj.prefill(low, items[:i], capacity=CAPACITY)
+            chunk = kj.encode(low, item)
+            before = kj.prefill(low, items[:i], capacity=CAPACITY)
             window = kj.append(window, chunk, kj.form_patch(low, chunk, context=before, rank=10_000))
     else:
         window = patched(low, items, "antecedents")
@@ -137,8 +146,11 @@ def test_full_rank_patches_give_back_the_prefill_in_bf16(pair, low):
 
 def test_the_residual_of_a_patch_falls_with_its_rank(pair):
     prompt = pair.prompt(pair.items(("wide", "tall")), QUESTION)
-    chunks, window = [kj.encode(pair.vlm, item) for item in prompt.items], kj.Window.empty(pair.vlm, CAPACITY)
-    span, residuals, errors = prompt.spans[2], [], []
+    chunks = [kj.encode(pair.vlm, item) for item in prompt.items]
+    window = kj.Window.empty(pair.vlm, CAPACITY)
+    span = prompt.spans[2]
+    residuals = []
+    errors = []
     for rank in (1, 2, 4, 10_000):
         patch = kj.form_patch(pair.vlm, chunks[1], antecedents=chunks[:1], rank=rank)
         assert patch.factors.ranks.max() <= rank

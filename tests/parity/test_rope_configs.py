@@ -20,7 +20,8 @@ from models.ports.qwen2_5_vl.config import config_from_hf
 from tests.parity.oracle import assert_close
 from tests.parity.pairs import DeepseekVLPair, KimiVLPair, LlavaPair, Qwen2_5VLPair
 
-LENGTH, ORIGINAL = 256, 64
+LENGTH = 256
+ORIGINAL = 64
 COMMON = {
     "hidden_size": 64,
     "num_attention_heads": 4,
@@ -49,7 +50,9 @@ SECTIONS = {"mrope_section": [2, 3, 3]}
 class Llama:
     """Of LLaVA and DeepSeek-VL."""
 
-    config, rotary, sections = LlamaConfig, LlamaRotaryEmbedding, {}
+    config = LlamaConfig
+    rotary = LlamaRotaryEmbedding
+    sections = {}
 
     def ours(self, said):
         return llama_config({"model_type": "llama", **COMMON, **said})
@@ -58,14 +61,18 @@ class Llama:
 class Deepseek:
     """Of Kimi-VL."""
 
-    config, rotary, sections = DeepseekV3Config, DeepseekV3RotaryEmbedding, {}
+    config = DeepseekV3Config
+    rotary = DeepseekV3RotaryEmbedding
+    sections = {}
 
     def ours(self, said):
         return deepseek_v3_config({"model_type": "deepseek_v3", **COMMON, **MLA, **said})
 
 
 class Qwen:
-    config, rotary, sections = Qwen2_5_VLTextConfig, Qwen2_5_VLRotaryEmbedding, SECTIONS
+    config = Qwen2_5_VLTextConfig
+    rotary = Qwen2_5_VLRotaryEmbedding
+    sections = SECTIONS
 
     def ours(self, said):
         text = {"model_type": "qwen2_5_vl_text", **COMMON, "num_key_value_heads": 4, **said}

@@ -64,7 +64,8 @@ def test_margins_are_those_of_hf_s_scores(pair, prompt):
 
 
 def test_what_bf16_sends_elsewhere_was_a_close_call(pair, low, prompt):
-    config, layers = pair.vlm.config.text.experts, pair.vlm.spec.layers
+    config = pair.vlm.config.text.experts
+    layers = pair.vlm.spec.layers
     exact, experts, margin = routes(pair.vlm, prompt)
     scores, others, _ = routes(low, prompt)
     change = np.abs(scores - exact).max(-1)

@@ -200,7 +200,8 @@ def test_learned_positions_are_interpolated_as_torch_does(size, learned):
 def test_moonvit_is_saved_as_it_was(moonvit, tmp_path):
     _, folder, _, params, table = moonvit
     save_params(tmp_path, params, table, jnp.float32)
-    given, expected = load_file(tmp_path / SINGLE), load_file(folder / SINGLE)
+    given = load_file(tmp_path / SINGLE)
+    expected = load_file(folder / SINGLE)
     assert given.keys() == expected.keys()
     assert_same_tensors(given, expected)
 
@@ -276,12 +277,14 @@ def llava_model(seed, variation, top):
 
 
 def load_deepseek(folder):
-    rows, renames = deepseek_weights.vision_rows, deepseek_weights.VISION_RENAMES
+    rows = deepseek_weights.vision_rows
+    renames = deepseek_weights.VISION_RENAMES
     return load_tower(folder, deepseek, rows, renames, deepseek_weights.VISION_IGNORED)
 
 
 def load_llava(folder):
-    rows, renames = llava_weights.vision_rows, llava_weights.VISION_RENAMES
+    rows = llava_weights.vision_rows
+    renames = llava_weights.VISION_RENAMES
     return load_tower(folder, llava, rows, renames, llava_weights.vision_ignored)
 
 

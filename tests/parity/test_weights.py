@@ -83,7 +83,8 @@ def test_what_is_saved_transformers_loads(tmp_path, name, tied):
     params = read(folder)
     assert ("head" in params["text"]) != tied
 
-    ours, (config, port) = tmp_path / "ours", config_of(folder)
+    ours = tmp_path / "ours"
+    (config, port) = config_of(folder)
     save_params(ours, params, port.weight_table(config), jnp.float32)
     model.config.save_pretrained(ours)
     assert_same(params, read(ours))
@@ -101,7 +102,8 @@ def test_what_is_saved_transformers_loads(tmp_path, name, tied):
 def test_kimi_vl_is_saved_as_it_was(tmp_path, tied, shared):
     model = tiny_kimi_k25(5, text={"n_shared_experts": shared, "q_lora_rank": 24}, tie_word_embeddings=tied)
     folder = save_kimi_vl(model, tmp_path / "hf")
-    params, (config, port) = read(folder), config_of(folder)
+    params = read(folder)
+    (config, port) = config_of(folder)
     assert ("head" in params["text"]) != tied and ("shared" in params["text"]["moe_layers"]["mlp"]) == bool(shared)
     experts = params["text"]["moe_layers"]["mlp"]["experts"]
     fused = model.model.language_model.layers[2].mlp.experts
@@ -111,14 +113,16 @@ def test_kimi_vl_is_saved_as_it_was(tmp_path, tied, shared):
     np.testing.assert_array_equal(experts["down"][1, 5], fused.down_proj[5].detach().numpy().T)
 
     save_params(tmp_path / "ours", params, port.weight_table(config), jnp.float32)
-    given, expected = load_file(tmp_path / "ours" / SINGLE), load_file(folder / SINGLE)
+    given = load_file(tmp_path / "ours" / SINGLE)
+    expected = load_file(folder / SINGLE)
     assert given.keys() == expected.keys()
     assert all(torch.equal(given[key], expected[key]) for key in expected)
 
 
 def test_kimi_vl_in_bf16_keeps_what_sways_the_router_in_f32(tmp_path):
     folder = save_kimi_vl(tiny_kimi_k25(5), tmp_path)
-    exact, low = read(folder), read(folder, jnp.bfloat16)
+    exact = read(folder)
+    low = read(folder, jnp.bfloat16)
     routers = [params["text"]["moe_layers"]["mlp"]["router"] for params in (exact, low)]
     np.testing.assert_array_equal(*[router["bias"] for router in routers])
     assert routers[1]["w"].dtype == low["text"]["embed"]["w"].dtype == jnp.bfloat16
@@ -127,11 +131,13 @@ def test_kimi_vl_in_bf16_keeps_what_sways_the_router_in_f32(tmp_path):
 @pytest.mark.parametrize("name", [*MODELS, "kimi_vl"])
 def test_a_tied_head_saved_again_must_be_the_embeddings(tmp_path, name):
     if name == "kimi_vl":
-        model, head = tiny_kimi_k25(6, tie_word_embeddings=True), "language_model.lm_head.weight"
+        model = tiny_kimi_k25(6, tie_word_embeddings=True)
+        head = "language_model.lm_head.weight"
         save_kimi_vl(model, tmp_path)
         state = hub_state(model)
     else:
-        model, head = MODELS[name](seed=6, tie_word_embeddings=True), "lm_head.weight"
+        model = MODELS[name](seed=6, tie_word_embeddings=True)
+        head = "lm_head.weight"
         model.config.save_pretrained(tmp_path)
         state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     save_file(state, tmp_path / SINGLE)

@@ -11,7 +11,10 @@ torch.set_num_threads(1)
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
-IMAGE, VIDEO, START, END = 90, 91, 92, 93
+IMAGE = 90
+VIDEO = 91
+START = 92
+END = 93
 """Special tokens of the tiny vocabulary of 100."""
 
 TOKENS = {"image_token_id": IMAGE, "video_token_id": VIDEO, "vision_start_token_id": START, "vision_end_token_id": END}

@@ -51,7 +51,8 @@ def browser():
 
 def visit(browser, url):
     """The links, anchors and broken pictures of a page, and what went wrong while it loaded."""
-    page, wrong = browser.new_page(), []
+    page = browser.new_page()
+    wrong = []
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("requestfailed", lambda request: wrong.append(f"not loaded: {request.url}"))
     page.on("response", lambda response: response.status >= 400 and wrong.append(f"{response.status}: {response.url}"))
@@ -73,7 +74,8 @@ def visit(browser, url):
 @pytest.fixture(scope="module")
 def pages(browser, address):
     """Every page that can be reached from the first, by its address."""
-    found, waiting = {}, [f"{address}/index.html"]
+    found = {}
+    waiting = [f"{address}/index.html"]
     while waiting:
         url = waiting.pop()
         if url in found:

@@ -59,7 +59,8 @@ def vision_config_from_hf(top: Fields, out_hidden_size: int) -> VisionConfig:
 
 def vision_declaration(config: VisionConfig) -> Params:
     """Every parameter of the tower and its projector; blocks stacked on the leading axis."""
-    width, out = config.hidden_size, config.out_hidden_size
+    width = config.hidden_size
+    out = config.out_hidden_size
     return square_declaration(config) | {"norm": norm(width), "projector": mlp_declaration(width, out, out)}
 
 

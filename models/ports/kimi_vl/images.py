@@ -93,7 +93,8 @@ def preprocess_image(image: Image.Image | np.ndarray, config: ImageConfig) -> Im
     """
     rgb = to_rgb(image)
     height, width = shrunk_size(rgb.height, rgb.width, config)
-    patch, (merge_rows, merge_columns) = config.patch_size, config.merge
+    patch = config.patch_size
+    (merge_rows, merge_columns) = config.merge
     rows = math.ceil(height / (patch * merge_rows)) * merge_rows
     columns = math.ceil(width / (patch * merge_columns)) * merge_columns
     if max(rows, columns) >= MAX_SIDE:

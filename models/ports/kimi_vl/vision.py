@@ -126,7 +126,8 @@ def vision_config_from_hf(top: Fields, out_hidden_size: int) -> VisionConfig:
 
 def vision_declaration(config: VisionConfig) -> Params:
     """Every parameter of the tower and its projector; blocks stacked on the leading axis."""
-    width, merged = config.hidden_size, config.hidden_size * config.spatial_merge_size**2
+    width = config.hidden_size
+    merged = config.hidden_size * config.spatial_merge_size**2
     return {
         "patch_embed": linear(config.pixels, width, bias=True),
         "positions": ParamInfo((config.init_pos_emb_height, config.init_pos_emb_width, width), "embedding"),

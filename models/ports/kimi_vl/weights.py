@@ -12,7 +12,8 @@ from models.ports.kimi_vl.vision import VisionConfig
 def weight_table(config: Config) -> WeightTable:
     """The table for `models.hub.weights`, in the hub's spelling (``language_model.model.*``, ``vision_tower.*``)."""
     tied = config.text.tie_word_embeddings
-    model, head = "language_model.model", "language_model.lm_head"
+    model = "language_model.model"
+    head = "language_model.lm_head"
     return WeightTable(
         rows=(*text_rows(config.text, model=model, head=head), *vision_rows(config.vision)),
         copies=((f"{head}.weight", f"{model}.embed_tokens.weight"),) if tied else (),
@@ -23,7 +24,8 @@ def weight_table(config: Config) -> WeightTable:
 def vision_rows(config: VisionConfig) -> list[Row]:
     """Rows of the vision tower and its projector."""
     kernel = (config.in_channels, config.patch_size, config.patch_size)
-    block, blocks = "vision_tower.encoder.blocks.{}", "vision/blocks"
+    block = "vision_tower.encoder.blocks.{}"
+    blocks = "vision/blocks"
     return [
         Row("vision_tower.patch_embed.proj.weight", "vision/patch_embed/w", flattened_kernel(kernel)),
         Row("vision_tower.patch_embed.proj.bias", "vision/patch_embed/b"),

@@ -79,7 +79,8 @@ def vision_config_from_hf(top: Fields, out_hidden_size: int) -> VisionConfig:
 
 def vision_declaration(config: VisionConfig) -> Params:
     """Every parameter that runs, of the tower and its projector; blocks stacked on the leading axis."""
-    width, out = config.hidden_size, config.out_hidden_size
+    width = config.hidden_size
+    out = config.out_hidden_size
     projector = mlp_declaration(width, out, out, bias=config.projector_bias)
     return square_declaration(config, class_token=True) | {"projector": projector}
 

@@ -21,7 +21,8 @@ VISION_RENAMES = (
 def weight_table(config: Config) -> WeightTable:
     """The table for `models.hub.weights`, in the hub's spelling (``language_model.model.*``, ``vision_tower.*``)."""
     tied = config.text.tie_word_embeddings
-    model, head = "language_model.model", "language_model.lm_head"
+    model = "language_model.model"
+    head = "language_model.lm_head"
     return WeightTable(
         rows=(*text_rows(config.text, model=model, head=head), *vision_rows(config.vision)),
         renames=(*_TEXT_RENAMES, *VISION_RENAMES),

@@ -124,8 +124,10 @@ def preprocess_image(image: Image.Image | np.ndarray, config: ImageConfig) -> Im
     rgb = to_rgb(image)
     height, width = smart_resize(rgb.height, rgb.width, config)
     pixels = normalise(resized(rgb, width, height), config)
-    patch, merge = config.patch_size, config.merge_size
-    rows, columns = height // patch, width // patch
+    patch = config.patch_size
+    merge = config.merge_size
+    rows = height // patch
+    columns = width // patch
     blocks = pixels.reshape(rows // merge, merge, patch, columns // merge, merge, patch, 3)
     blocks = blocks.transpose(0, 3, 1, 4, 6, 2, 5)[:, :, :, :, :, None]
     frames = np.broadcast_to(blocks, (*blocks.shape[:5], config.temporal_patch_size, patch, patch))

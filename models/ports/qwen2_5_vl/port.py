@@ -20,7 +20,8 @@ def image_positions(rows: int, columns: int, config: VisionConfig, first: int, l
         first: tokens before the image's own.
         length: tokens of the chunk.
     """
-    rows, columns = rows // config.spatial_merge_size, columns // config.spatial_merge_size
+    rows = rows // config.spatial_merge_size
+    columns = columns // config.spatial_merge_size
     row, column = np.divmod(np.arange(rows * columns), columns)
     after = first + rows * columns
     positions = np.empty((3, length), np.float32)

@@ -86,8 +86,10 @@ def plan(grid_h: int, grid_w: int, config: VisionConfig, bucket: int = 256) -> V
     merge = config.spatial_merge_size
     if grid_h < 1 or grid_w < 1 or grid_h % merge or grid_w % merge:
         raise ValueError(f"the grid is {grid_h} x {grid_w} patches; expected positive multiples of {merge}")
-    unit, side = merge**2, config.window_size // (merge * config.patch_size)
-    height, width = grid_h // merge, grid_w // merge
+    unit = merge**2
+    side = config.window_size // (merge * config.patch_size)
+    height = grid_h // merge
+    width = grid_w // merge
 
     token = np.full((-(-height // side) * side, -(-width // side) * side), -1)
     token[:height, :width] = np.arange(height * width).reshape(height, width)
@@ -150,7 +152,8 @@ def encode_image(
         attn = weights["attn"]
         h = rms_norm(x, weights["attn_norm"], EPS)
         q, k, v = dense(attn["qkv"], h).reshape(windows * size, 3, config.num_heads, -1).swapaxes(0, 1)
-        q, k = rotated(q), rotated(k)
+        q = rotated(q)
+        k = rotated(k)
         if full.any() and not full.all():
             out = jax.lax.cond(sees_all, everywhere, within_windows, q, k, v)
         else:

@@ -34,10 +34,12 @@ def test_uneven_ranks_are_timed(small):
 
 def test_the_command_writes_what_it_shows(small, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(forming, "RandomDecoder", lambda: small)
-    where, drawn = tmp_path / "form.json", tmp_path / "form.png"
+    where = tmp_path / "form.json"
+    drawn = tmp_path / "form.png"
     command = ["bench", "form", "--tokens", "16", "32", "--runs", "1", "--json", str(where), "--plot", str(drawn)]
     assert cli.main(command) == 0
-    result, shown = json.loads(where.read_text()), capsys.readouterr().out
+    result = json.loads(where.read_text())
+    shown = capsys.readouterr().out
     assert [row["tokens"] for row in result["rows"]] == [16, 32] and result["rank"] is None
     for row in result["rows"]:
         assert f"{row['form_ms']:.1f}" in shown and f"{row['break_even']:.2f}" in shown

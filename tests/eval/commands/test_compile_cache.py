@@ -95,7 +95,8 @@ def test_a_second_run_compiles_nothing_and_says_the_same(tmp_path):
 
 def test_what_a_model_computes_is_the_same_to_the_bit(own):
     assert compile_cache.enable()
-    vlm, told = load("kamera-tiny-gqa"), []
+    vlm = load("kamera-tiny-gqa")
+    told = []
     for _ in ("cold", "warm"):
         jax.clear_caches()
         chunk = kj.encode(vlm, "a red star.")

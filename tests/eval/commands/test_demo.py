@@ -43,7 +43,8 @@ def by_name(result):
 
 def test_blind_reuse_loses_the_second_hop_and_a_patch_gives_it_back(result):
     rows = by_name(result)
-    full, blind = rows["full"], rows["blind"]
+    full = rows["full"]
+    blind = rows["blind"]
     assert full["one_hop"] >= 0.97 and full["two_hop"] >= 0.97
     assert blind["one_hop"] >= 0.95 and blind["two_hop"] <= 0.6 * full["two_hop"]
     assert any(

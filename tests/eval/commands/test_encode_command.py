@@ -38,7 +38,8 @@ def test_everything_comes_in_once_and_is_told(folder, tmp_path, capsys):
     told = json.loads((tmp_path / "a.json").read_text())
     assert [item["name"] for item in told["items"]][-1] == "report.pdf, page 4"
     assert (told["encoded"], told["known"], told["failed"]) == (7, 1, 0)
-    library, vlm = kj.ChunkLibrary.open(tmp_path / "lib"), load("kamera-tiny-gqa")
+    library = kj.ChunkLibrary.open(tmp_path / "lib")
+    vlm = load("kamera-tiny-gqa")
     assert {item["key"] for item in told["items"]} == set(library.keys())
     fresh = kj.encode(vlm, folder / "1.png")
     stored = library.get(fresh.key)
@@ -50,7 +51,8 @@ def test_everything_comes_in_once_and_is_told(folder, tmp_path, capsys):
 
 
 def test_what_was_interrupted_goes_on(folder, tmp_path, monkeypatch, capsys):
-    real, count = command.encode_segment, []
+    real = command.encode_segment
+    count = []
 
     def interrupted(*arguments):
         if len(count) == 3:
@@ -82,7 +84,8 @@ def test_a_broken_file_is_named_and_the_others_go_on(folder, tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def film(tmp_path_factory):
-    rng, path = np.random.default_rng(12), tmp_path_factory.mktemp("film") / "film.tiff"
+    rng = np.random.default_rng(12)
+    path = tmp_path_factory.mktemp("film") / "film.tiff"
     drawn = [pages.render(rng.integers(0, pages.N_CELLS, (2, 3))) for _ in range(3)]
     drawn[0].save(path, save_all=True, append_images=drawn[1:])
     return path, drawn
@@ -102,7 +105,8 @@ def test_all_frames_are_read_where_asked_for(film, tmp_path, capsys):
     path, drawn = film
     assert encode(path, tmp_path / "lib", tmp_path / "a.json", "--frames", "all") == 0
     assert "only the first" not in capsys.readouterr().out
-    told, vlm = json.loads((tmp_path / "a.json").read_text()), load("kamera-tiny-gqa")
+    told = json.loads((tmp_path / "a.json").read_text())
+    vlm = load("kamera-tiny-gqa")
     assert [item["name"] for item in told["items"]] == [f"film.tiff, page {i}" for i in (1, 2, 3)]
     assert [item["key"] for item in told["items"]] == [kj.encode(vlm, page).key for page in drawn]
     assert told["frames_left_out"] == {}

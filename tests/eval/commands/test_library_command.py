@@ -27,7 +27,8 @@ def filled(pages, tmp_path_factory):
         factors = kj.patch.fit(second.kv, kj.KV(second.kv.rot * 2, second.kv.free), second.length, 2)
         import jax.numpy as jnp
 
-        mass, residual = jnp.zeros((5, 3)), jnp.zeros(5)
+        mass = jnp.zeros((5, 3))
+        residual = jnp.zeros(5)
         lib.put(kj.Patch(factors, second.key, second.model, (first.key,), mass, residual, second.length, key="5" * 64))
     return folder
 
@@ -40,7 +41,8 @@ def told(capsys, *arguments):
 
 
 def test_ls_info_verify_gc(filled, capsys, tmp_path):
-    out, report = told(capsys, "ls", filled, "--json", tmp_path / "ls.json"), tmp_path / "ls.json"
+    out = told(capsys, "ls", filled, "--json", tmp_path / "ls.json")
+    report = tmp_path / "ls.json"
     items = json.loads(report.read_text())["items"]
     assert "3 chunks and 1 patches" in out and len(items) == 4
     assert all(item["key"][:12] in out for item in items)

@@ -116,7 +116,8 @@ def test_samples_say_what_was_measured(unbroken):
 
 def test_it_is_the_windows_that_are_waited_for_and_not_their_dispatch(monkeypatch):
     """On a clock of its own: what is built is there 2 s after its dispatch at the first time, and then after 1 s."""
-    now, left = [0.0], [2.0, 1.0, 1.0, 1.0]
+    now = [0.0]
+    left = [2.0, 1.0, 1.0, 1.0]
     monkeypatch.setattr(runner.time, "perf_counter", lambda: now[0])
 
     class Late:
@@ -148,10 +149,12 @@ def test_a_run_that_was_cut_off_is_not_scored_as_if_it_were_whole(copied):
 
 def test_the_command_goes_on_and_reports(unbroken, tmp_path, capsys):
     arguments = ["--methods", "patch:2,cacheblend:0.25", "--seeds", "5,6,7", "--limit", "1", "--batch", "1"]
-    before, out = content(unbroken), tmp_path / "run.json"
+    before = content(unbroken)
+    out = tmp_path / "run.json"
     assert main(["eval", "binding", "--model", MODEL, *arguments, "--output", str(unbroken), "--json", str(out)]) == 0
     assert content(unbroken) == before and "cacheblend:0.25" in capsys.readouterr().out
-    figures, page = tmp_path / "figures", tmp_path / "page.md"
+    figures = tmp_path / "figures"
+    page = tmp_path / "page.md"
     shown = ["eval", "report", str(unbroken), "--figures", str(figures), "--page", str(page)]
     assert main(shown) == 0
     for path in figures.iterdir():

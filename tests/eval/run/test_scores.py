@@ -52,7 +52,8 @@ def test_standard_errors_count_contexts():
     values = rng.random(40)
     mean, error = metrics.mean_and_error(values.tolist(), [str(i) for i in range(40)])
     assert math.isclose(mean, values.mean()) and math.isclose(error, values.std(ddof=1) / math.sqrt(40))
-    repeated, names = np.repeat(values, 5).tolist(), [str(i) for i in range(40) for _ in range(5)]
+    repeated = np.repeat(values, 5).tolist()
+    names = [str(i) for i in range(40) for _ in range(5)]
     assert math.isclose(metrics.mean_and_error(repeated, names)[1], error)  # five copies tell nothing new
     assert math.isnan(metrics.mean_and_error([0.0, 1.0], ["a", "a"])[1])
     with pytest.raises(ValueError, match="a cluster for each"):
@@ -72,7 +73,8 @@ def measured(**accuracies):
 def test_claims_hold_and_fail():
     good = measured(blind=0.5) | {"flips": 3}
     good["methods"]["blind"]["hops"]["1"]["accuracy"] = 0.98
-    good["methods"]["patch:2"]["recovered"], good["methods"]["cacheblend:0.25"]["recovered"] = 0.9, 0.3
+    good["methods"]["patch:2"]["recovered"] = 0.9
+    good["methods"]["cacheblend:0.25"]["recovered"] = 0.3
     found = {each.claim.split(":")[0]: each.holds for each in claims.findings(good)}
     assert found["blind reuse keeps one hop"] and found["and loses two hops"]
     assert found["a patch of ≤ 25% of the bytes keeps two hops"]

@@ -22,7 +22,8 @@ WORDS = Words({word: i for i, word in enumerate(VOCABULARY)}, len(VOCABULARY))
 
 def looked_up(chunks, glyph):
     """What the pages and passages themselves say, followed by hand: (colour, hops)."""
-    facts, references = {}, {}
+    facts = {}
+    references = {}
     for chunk in chunks:
         if chunk.cells is None:
             words = chunk.text.replace(".", "").split()
@@ -36,7 +37,8 @@ def looked_up(chunks, glyph):
                 references[first] = second
     hops = 1
     while glyph not in facts:
-        glyph, hops = references[glyph], hops + 1
+        glyph = references[glyph]
+        hops = hops + 1
     return facts[glyph], hops
 
 
@@ -96,7 +98,8 @@ def test_training_and_serving_use_the_same_sequence(backbone, tmp_path):
     slots = slots_for(recipe, WORDS, 3, backbone)
     batch = pack(episodes, WORDS, rng, backbone=backbone, phrases=(1,), max_gap=0, slots=slots)
     tails = [vlm.tail(question.text) for question in episode.questions]
-    base, place = 0.0, 0
+    base = 0.0
+    place = 0
     chunks = [pages.render(c.cells) if c.text is None else c.text for c in episode.chunks]
     for segment in (vlm.preamble, *map(vlm.prepare, chunks), tails[0]):
         length = int(segment.length)
@@ -106,7 +109,8 @@ def test_training_and_serving_use_the_same_sequence(backbone, tmp_path):
         packed = batch.ids[0, place : place + length]
         shown = tokens == vlm.config.image_token_id
         assert np.array_equal(packed >= WORDS.size, shown) and np.array_equal(packed[~shown], tokens[~shown])
-        base, place = base + segment.advance, place + length
+        base = base + segment.advance
+        place = place + length
 
 
 def random_params(backbone):

@@ -43,7 +43,9 @@ def test_parse_inverts():
 
 
 def test_describe():
-    star, moon, red = NAMES.index("star"), NAMES.index("moon"), COLOUR_NAMES.index("red")
+    star = NAMES.index("star")
+    moon = NAMES.index("moon")
+    red = COLOUR_NAMES.index("red")
     assert pages.describe(pages.fact(star, red)) == "red star"
     assert pages.describe(pages.reference(star, moon)) == "star → moon"
     assert pages.describe(3) == "background 3"
@@ -57,7 +59,8 @@ def test_every_cell_has_its_own_picture():
 
 
 def test_pictures_show_what_they_say():
-    glyph, colour = 11, 4
+    glyph = 11
+    colour = 4
     drawn = (pages.cell_pixels(pages.fact(glyph, colour)) == COLOURS[colour][1]).all(-1)
     np.testing.assert_array_equal(drawn[4:25, 4:25], np.kron(GLYPHS[glyph][1], np.ones((3, 3), bool)))
     assert drawn.sum() == 9 * GLYPHS[glyph][1].sum()

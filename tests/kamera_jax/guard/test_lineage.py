@@ -45,12 +45,14 @@ def window_of(vlm, chunks, mode="materialise", capacity=CAPACITY):
 
 def attention(spec, queries, keys, values, seen):
     """f64 attention of rotated queries [K, N, D] in one layer to flat keys and values [S, ·]; (outputs, weights)."""
-    keys, values = np.asarray(keys, np.float64), np.asarray(values, np.float64)
+    keys = np.asarray(keys, np.float64)
+    values = np.asarray(values, np.float64)
     keys, values = (x.reshape(len(x), spec.heads, -1) for x in (keys, values))
     if queries.shape[-1] > spec.rope.head_dim:
         keys = np.concatenate([values, keys], -1)
     shared = queries.shape[1] // spec.heads
-    outputs, weights = [], []
+    outputs = []
+    weights = []
     for head in range(queries.shape[1]):
         scores = np.where(seen, queries[:, head] @ keys[:, head // shared].T, -np.inf)
         p = np.exp(scores - scores.max(-1, keepdims=True))
@@ -81,13 +83,15 @@ def sees(window, tokens, own):
 
 def test_collected_queries_give_back_what_attention_gave(vlm):
     first, second, _ = (kj.encode(vlm, text) for text in texts(0))
-    window, spec = window_of(vlm, [first]), vlm.spec
+    window = window_of(vlm, [first])
+    spec = vlm.spec
     segment = second.segment.at(window.next_position)
     output = run(vlm.params, segment, window.state, forward=vlm.forward, collect=("queries",))
     tokens = np.arange(second.length)
     positions = np.asarray(segment.positions)
     for layer in range(spec.layers):
-        rot, free = output.kv.rot[layer], output.kv.free[layer]
+        rot = output.kv.rot[layer]
+        free = output.kv.free[layer]
         keys, values = beside(window, rot, free, positions, spec, layer)
         queries = rotated_queries(spec, output.aux["queries"][layer, : second.length], positions[:, : second.length])
         expected, _ = attention(spec, queries, keys, values, sees(window, tokens, rot.shape[0]))
@@ -97,7 +101,9 @@ def test_collected_queries_give_back_what_attention_gave(vlm):
 
 def test_staleness_is_what_float64_says(vlm):
     first, second, third = (kj.encode(vlm, text) for text in texts(1))
-    spec, layers, weights = vlm.spec, (2, 4), (1.0, 0.7)
+    spec = vlm.spec
+    layers = (2, 4)
+    weights = (1.0, 0.7)
     patch = kj.form_patch(vlm, second, antecedents=[first], rank=4, sketch=kj.SketchSpec(layers, weights, tokens=5))
     sketch = patch.sketch
     assert sketch.queries.shape[:3] == (2, 5, 4) and len({*np.asarray(sketch.tokens[0]).tolist()}) == 5
@@ -106,7 +112,8 @@ def test_staleness_is_what_float64_says(vlm):
     context = window_of(vlm, [third, first, third])
     kv = kj.patch.apply(second.kv, patch.factors)
     positions = np.asarray(second.positions) + context.next_position
-    moved, received = [], []
+    moved = []
+    received = []
     for i, layer in enumerate(layers):
         keys, values = beside(context, kv.rot[layer], kv.free[layer], positions, spec, layer)
         queries = rotated_queries(spec, sketch.queries[i], positions[:, np.asarray(sketch.tokens[i])])
@@ -158,7 +165,8 @@ def test_a_sketch_covers_the_queries_of_a_chunk(gqa):
 
 def story_changes(vlm, seed):
     """The change of attention of a story's third page after each of several drifts."""
-    story, rng = sample_story(np.random.default_rng(seed)), np.random.default_rng(seed + 1)
+    story = sample_story(np.random.default_rng(seed))
+    rng = np.random.default_rng(seed + 1)
 
     def encoded(cells):
         return kj.encode(vlm, pages.render(cells))
@@ -186,7 +194,8 @@ def story_changes(vlm, seed):
 def test_loss_is_seen_and_company_is_not(gqa):
     rows = [story_changes(gqa, seed) for seed in (100, 200)]
     mean = {name: np.mean([row[name] for row in rows]) for name in rows[0]}
-    harmless, harmful = ("rearranged", "swapped", "unrelated in"), ("edited", "deleted", "all deleted")
+    harmless = ("rearranged", "swapped", "unrelated in")
+    harmful = ("edited", "deleted", "all deleted")
     assert all(row["unchanged"] < 1e-4 for row in rows)
     assert max(mean[name] for name in harmless) < min(mean[name] for name in harmful)
 

@@ -77,7 +77,8 @@ def test_what_comes_back_to_its_old_place_needs_no_forward(random_vlm, chain, mo
     assert done.window.entries == whole.entries and done.steps == found.steps
     close(random_vlm, done.window, whole)
     if mode == "materialise":
-        given, wanted = done.window.state, whole.state
+        given = done.window.state
+        wanted = whole.state
         np.testing.assert_array_equal(given.valid, wanted.valid)
         np.testing.assert_array_equal(given.positions[:, given.valid], wanted.positions[:, given.valid])
         np.testing.assert_array_equal(given.rot[:, given.valid], wanted.rot[:, given.valid])
@@ -149,10 +150,12 @@ def test_chunks_run_in_place_are_run_again(random_vlm, texts):
 def test_flops_are_those_of_the_products(random_vlm):
     """Against XLA's count of the forward's products, layer by layer."""
     text = random_vlm.config.text
-    tokens, slots = 16, 0
+    tokens = 16
+    slots = 0
     compiled = jax.jit(lambda q, k: q @ k).lower(jnp.zeros((tokens, 8)), jnp.zeros((8, tokens))).cost_analysis()
     assert compiled["flops"] == pytest.approx(2 * tokens * tokens * 8)
-    attention, wide = text.attention, text.hidden_size
+    attention = text.attention
+    wide = text.hidden_size
     heads = attention.heads * attention.head_dim + 2 * attention.kv_heads * attention.head_dim
     layer = (
         2 * tokens * (wide * heads + attention.heads * attention.head_dim * wide + 3 * wide * text.intermediate_size)
@@ -172,7 +175,8 @@ def test_a_plan_reads(random_vlm, chain):
 
 
 def test_what_cannot_be_is_refused(random_vlm, chain):
-    window, policy = filled(random_vlm, chain), ReusePolicy()
+    window = filled(random_vlm, chain)
+    policy = ReusePolicy()
     for change in (Recall(*chain[0], at=5), Evict((4,)), Replace(-1, chain[0][0])):
         with pytest.raises(ValueError, match=r"names place .*; the window then has places 0\.\."):
             plan(random_vlm, window, change, policy=policy)

@@ -83,7 +83,8 @@ def test_fallbacks_run_the_chunk_on_the_window_as_it_stands(random_vlm, calibrat
     policy = kj.ReusePolicy(fallback=fallback, calibration=calibration)
     window, verdict = kj.append_checked(random_vlm, stale, chunks[1], patch, policy)
     assert not verdict.accept
-    entry, full = window.entries[-1], kj.prefill(random_vlm, [chunks[2], chunks[1]]).entries[-1]
+    entry = window.entries[-1]
+    full = kj.prefill(random_vlm, [chunks[2], chunks[1]]).entries[-1]
     if fallback == "patch":
         assert entry.chunk is chunks[1] and entry.patch.antecedents == stale.keys and entry.patch.sketch.spec == SPEC
         kv = kj.patch.apply(entry.chunk.kv, entry.patch.factors)

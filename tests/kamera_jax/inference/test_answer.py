@@ -90,7 +90,8 @@ def test_an_answer_that_ends_itself_is_kept_whole(random_vlm, patched, greedy, b
     ending.eos = (greedy.tokens[n],)
     answer = kj.generate(ending, patched, QUESTION, max_new_tokens=N)
     assert answer.tokens == greedy.tokens[:n] and answer.text == random_vlm.decode(answer.tokens)
-    tail, closing = random_vlm.tail(QUESTION), random_vlm.closing
+    tail = random_vlm.tail(QUESTION)
+    closing = random_vlm.closing
     assert answer.window.entries[-1].chunk.length == int(tail.length) + n + len(closing)
     said = [*answer.tokens, *closing]
     _, wanted = whole(random_vlm, *before, tail, text(said), random_vlm.follow_up(FOLLOW_UP))

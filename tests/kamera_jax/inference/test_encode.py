@@ -25,7 +25,8 @@ def rows(kv, start=0, stop=None):
 @pytest.mark.parametrize("base", [0.0, 1.0, 37.0, 250.0])
 @pytest.mark.parametrize("item", [0, 2], ids=["image", "text"])
 def test_a_chunk_encoded_alone_is_the_chunk_run_anywhere(random_vlm, items, item, base):
-    vlm, chunk = random_vlm, kj.encode(random_vlm, items[item], preamble=None)
+    vlm = random_vlm
+    chunk = kj.encode(random_vlm, items[item], preamble=None)
     there = chunk.segment.at(base)
     output = run(vlm.params, there, None, forward=vlm.forward)
     rot, free = reuse.relocate(chunk.kv, None, there.positions, chunk.length, vlm.spec.rope)
@@ -115,7 +116,9 @@ def test_full_rank_patches_give_back_full_prefill_in_bf16(random_vlm_bf16, items
 
 def test_residual_falls_with_the_rank(random_vlm, items, chunks):
     full = kj.prefill(random_vlm, items[:2]).entries[1].chunk
-    n, errors, residuals = chunks[1].length, [], []
+    n = chunks[1].length
+    errors = []
+    residuals = []
     for rank in (1, 2, 4, 8, 1000):
         patch = kj.form_patch(random_vlm, chunks[1], antecedents=chunks[:1], rank=rank)
         given = rows(kj.patch.apply(chunks[1].kv, patch.factors), 0, n)
@@ -162,7 +165,8 @@ def test_energy_and_bytes_choose_the_rank(random_vlm, chunks):
         patch = kj.form_patch(random_vlm, chunks[1], energy=energy, **form)
         fewer = kj.patch.truncate(patch.factors, int(patch.factors.ranks.max()) - 1)
         assert (patch.residual <= 1 - energy + 1e-5).all() and kj.patch.nbytes(fewer, patch.length) < patch.nbytes
-    most, features = chunks[1].nbytes // 8, random_vlm.spec.rot_dim + random_vlm.spec.free_dim
+    most = chunks[1].nbytes // 8
+    features = random_vlm.spec.rot_dim + random_vlm.spec.free_dim
     for int8, one in ((None, chunks[1].length + features + 4), (False, 4 * (chunks[1].length + features))):
         patch = kj.form_patch(random_vlm, chunks[1], max_bytes=most, int8=int8, **form)
         assert (patch.factors.scale is None) == (int8 is False)

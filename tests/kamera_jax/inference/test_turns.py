@@ -29,10 +29,12 @@ def test_a_conversation_is_the_template_s_tokens():
     page = "a red star. a blue moon."
     window = kj.append(kj.Window.empty(vlm, 160), kj.encode(vlm, page))
     content = [{"type": "text", "text": page + " " + QUESTIONS[0]}]
-    messages, ends = [{"role": "user", "content": content}], []
+    messages = [{"role": "user", "content": content}]
+    ends = []
     for question, following, bound in zip(QUESTIONS, QUESTIONS[1:], (4, 1), strict=False):
         answer = kj.generate(vlm, window, question, max_new_tokens=bound)
-        window, ends = answer.window, [*ends, len(answer.tokens) < bound]
+        window = answer.window
+        ends = [*ends, len(answer.tokens) < bound]
         messages += [
             {"role": "assistant", "content": [{"type": "text", "text": answer.text}]},
             {"role": "user", "content": [{"type": "text", "text": following}]},
@@ -68,7 +70,8 @@ def test_the_last_token_is_run(begun):
         answer = kj.generate(toy, window, "what is it", max_new_tokens=n)
         assert said(toy, answer) == answer.tokens and len(answer.tokens) == n
         # Its KV is there: the toy's rows are the token's, but for a factor.
-        turn, place = turn_of(answer), len("what is it!") + n - 1
+        turn = turn_of(answer)
+        place = len("what is it!") + n - 1
         kv = np.asarray(turn.kv.features)[:, place]
         row = np.asarray(toy.params["rows"])[answer.tokens[-1]]
         factor = kv / row
@@ -80,7 +83,8 @@ def test_an_answer_closed_by_eos_is_not_closed_twice(begun):
     free = kj.generate(toy, window, "what is it", max_new_tokens=5)
     for closing in (toy.closing, (free.tokens[2], *toy.closing)):  # eos may be the closing's first token, or not
         ending = copy(toy)
-        ending.closing, ending.eos = closing, (free.tokens[2],)
+        ending.closing = closing
+        ending.eos = (free.tokens[2],)
         answer = kj.generate(ending, window, "what is it", max_new_tokens=5)
         cut = free.tokens[: free.tokens.index(free.tokens[2])]
         assert answer.tokens == cut and said(ending, answer) == cut

@@ -14,7 +14,8 @@ import time
 import traceback
 
 BATCH = 4
-KINDS, STEPS = ("put", "patch", "delete", "gc"), 3
+KINDS = ("put", "patch", "delete", "gc")
+STEPS = 3
 """A writer is killed during an operation of each kind in turn: its first, its second or its third."""
 
 SHORT = 0.02
@@ -59,7 +60,9 @@ def write(folder, seed, say):
     import kamera_jax as kj
     from tests.kamera_jax.library.made import chunk, key_of, patch
 
-    rng, fresh, mine = random.Random(seed), 1000 * seed, []
+    rng = random.Random(seed)
+    fresh = 1000 * seed
+    mine = []
     lib = kj.ChunkLibrary.open(folder, mode="a")
     say("open")
     while True:
@@ -109,16 +112,21 @@ def check(folder, wanted, say):
 
 def journal(lines, chunks, patches):
     """What must be there after what a writer said, what may be, and what it was about when it died."""
-    chunks, patches, perhaps, during = set(chunks), set(patches), set(), "between"
+    chunks = set(chunks)
+    patches = set(patches)
+    perhaps = set()
+    during = "between"
     for line in lines:
         stage, act, *numbers = line.split()
         numbers = set(map(int, numbers)) if act != "gc" else set()
         if stage == "begin":
-            during, perhaps = act, numbers
+            during = act
+            perhaps = numbers
             if act == "delete":
                 chunks -= numbers
         else:
-            during, perhaps = "between", set()
+            during = "between"
+            perhaps = set()
             if act == "put":
                 chunks |= numbers
             if act == "patch":
@@ -134,12 +142,16 @@ def main(folder, count, seed):
 
     rng = random.Random(seed)
     there = {"chunks": [], "patches": []}
-    during, rows, took = dict.fromkeys((*KINDS, "between"), 0), 0, {}
+    during = dict.fromkeys((*KINDS, "between"), 0)
+    rows = 0
+    took = {}
     for trial in range(1, count + 1):
         child, told = forked(lambda say, trial=trial: write(folder, seed + trial, say))
         lines = [told.readline()]
         assert lines[0].startswith(b"open"), "a writer could not open the library"
-        victim, begun, seen = KINDS[trial % len(KINDS)], 0.0, 0
+        victim = KINDS[trial % len(KINDS)]
+        begun = 0.0
+        seen = 0
         while seen < 1 + trial % STEPS:
             lines.append(told.readline())
             stage, act = lines[-1].decode().split()[:2]

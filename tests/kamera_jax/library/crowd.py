@@ -11,7 +11,8 @@ import traceback
 
 from tests.kamera_jax.library.crashes import forked
 
-SHARED, OWN = 24, 1000
+SHARED = 24
+OWN = 1000
 KEEP = 3
 """Of its own chunks, a thread deletes those whose number is no multiple of this."""
 
@@ -34,7 +35,8 @@ def work(lib, number, until, counts):
     from kamera_jax.errors import ChunkNotFoundError
     from tests.kamera_jax.library.made import bits, chunk, key_of, patch
 
-    rng, own = random.Random(number), OWN * (number + 1)
+    rng = random.Random(number)
+    own = OWN * (number + 1)
     alive = set()
     while time.monotonic() < until:
         act = rng.choice(("put", "put", "own", "own", "get", "get", "get", "patch", "delete", "gc"))
@@ -71,7 +73,10 @@ def process(folder, first, threads, seconds, say):
     import kamera_jax as kj
 
     lib = kj.ChunkLibrary.open(folder, mode="a")
-    until, errors, alive, counts = time.monotonic() + seconds, [], set(), {}
+    until = time.monotonic() + seconds
+    errors = []
+    alive = set()
+    counts = {}
 
     def run(number):
         try:
@@ -115,13 +120,17 @@ def main(folder, processes, threads, seconds):
     crowd = [
         forked(lambda say, first=i * threads: process(folder, first, threads, seconds, say)) for i in range(processes)
     ]
-    alive, operations, errors = [], 0, []
+    alive = []
+    operations = 0
+    errors = []
     for child, said in crowd:
         answer = said.read()
         if os.waitpid(child, 0)[1]:
             sys.exit("a process failed")
         told = json.loads(answer)
-        alive, operations, errors = alive + told["alive"], operations + told["operations"], errors + told["errors"]
+        alive = alive + told["alive"]
+        operations = operations + told["operations"]
+        errors = errors + told["errors"]
     if errors:
         print(*errors)
         sys.exit(f"{len(errors)} threads failed")

@@ -10,7 +10,8 @@ from kamera_jax.errors import ChunkNotFoundError, LibraryCorruptError, LibraryNo
 from tests.kamera_jax.library.made import bits, chunk, key_of, patch
 
 NAMED = (ChunkNotFoundError, LibraryCorruptError, LibraryNotFoundError, LibraryVersionError)
-CHUNKS, PATCHES = 5, 4
+CHUNKS = 5
+PATCHES = 4
 BULK_EVERY = 4
 """Whole packs are restored through Orbax in one of so many trials: it takes as long as all the rest."""
 

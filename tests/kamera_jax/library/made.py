@@ -10,7 +10,9 @@ import numpy as np
 import kamera_jax as kj
 from kamera_jax.kv import KV, Factors
 
-LAYERS, ROT, FREE = 4, 32, 16
+LAYERS = 4
+ROT = 32
+FREE = 16
 SPEC = kj.KVSpec(
     LAYERS,
     ROT,

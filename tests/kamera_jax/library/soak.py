@@ -10,7 +10,11 @@ from tests.kamera_jax.library.crashes import kills
 from tests.kamera_jax.library.crowd import crowd
 from tests.kamera_jax.library.flips import flips
 
-KILLS, FLIPS, PROCESSES, THREADS, SECONDS = 200, 1000, 4, 4, 60
+KILLS = 200
+FLIPS = 1000
+PROCESSES = 4
+THREADS = 4
+SECONDS = 60
 
 
 def measure(folder, parts=("kills", "flips", "crowd")):

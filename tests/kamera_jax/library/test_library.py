@@ -110,7 +110,8 @@ def test_only_components_in_use_are_stored(lib):
 
 
 def test_factors_of_eight_bits_are_kept(lib):
-    rng, exact = np.random.default_rng(5), patch(9)
+    rng = np.random.default_rng(5)
+    exact = patch(9)
     eight = exact.factors.replace(
         u=np.sign(exact.factors.u.astype(np.float32)).astype(np.int8)
         * rng.integers(1, 127, exact.factors.u.shape, np.int8),
@@ -239,10 +240,12 @@ def test_a_library_feeds_a_window(lib):
     chunks = [kj.encode(toy, text) for text in ("a red star", "the cell", "which it is")]
     formed = kj.form_patch(toy, chunks[2], antecedents=chunks[:2], rank=4)
     lib.put_many([*chunks, formed])
-    fresh, stored = kj.Window.empty(toy, 80), reopened(lib)
+    fresh = kj.Window.empty(toy, 80)
+    stored = reopened(lib)
     window = fresh
     for each in chunks[:2]:
-        fresh, window = kj.append(fresh, stored.get(each.key)), kj.append(window, each)
+        fresh = kj.append(fresh, stored.get(each.key))
+        window = kj.append(window, each)
     (again,) = stored.patches(chunks[2].key, antecedents=fresh.keys)
     fresh = kj.append(fresh, stored.get(chunks[2].key), again)
     window = kj.append(window, chunks[2], formed)

@@ -41,7 +41,8 @@ def pair(shape, dtype=jnp.float32, seed=0, change=0.5, rank=None, junk=0.0):
     )
     difference *= change * np.linalg.norm(canonical) / max(np.linalg.norm(difference), 1e-30)
     conditioned = canonical + difference
-    canonical[:, length:], conditioned[:, length:] = junk, -junk
+    canonical[:, length:] = junk
+    conditioned[:, length:] = -junk
     return split(conditioned, rot, dtype), split(canonical, rot, dtype), length
 
 
@@ -67,7 +68,8 @@ def test_fit_is_optimal(shape, rank):
     conditioned, canonical, length = pair(shape)
     factors = fit(conditioned, canonical, length, rank=rank)
     squares = spectrum(conditioned, canonical, length)
-    best, total = squares[:, rank:].sum(-1), squares.sum(-1)
+    best = squares[:, rank:].sum(-1)
+    total = squares.sum(-1)
     assert (left_over(conditioned, canonical, factors, length) <= 1.01 * best + 1e-6 * total).all()
     assert (np.asarray(factors.ranks) == rank).all() and factors.u.shape == (L, rank, SHAPES[shape][0])
 
@@ -121,7 +123,8 @@ def test_residual_is_the_share_left_and_falls_with_the_rank(shape):
 def test_padding_does_not_matter(shape, junk):
     clean = pair(shape)
     dirty = pair(shape, junk=junk)
-    factors, length = fit(*clean, rank=8), clean[-1]
+    factors = fit(*clean, rank=8)
+    length = clean[-1]
     same = fit(*dirty, rank=8)
     assert all((a == b).all() for a, b in zip(jax.tree.leaves(factors), jax.tree.leaves(same), strict=True))
     assert (factors.u[..., length:] == 0).all()
@@ -198,7 +201,8 @@ def test_truncate_equals_the_fit_at_that_rank(rank):
 def test_limit_is_truncate_in_the_same_shape():
     conditioned, canonical, length = pair("padded")
     factors = full(conditioned, canonical, length)
-    limited, cut = patch.limit(factors, 3), patch.truncate(factors, 3)
+    limited = patch.limit(factors, 3)
+    cut = patch.truncate(factors, 3)
     assert limited.u.shape == factors.u.shape and (limited.ranks == cut.ranks).all()
     assert (limited.u[:, :3] == cut.u).all() and (limited.v[:, :3] == cut.v).all()
     assert (limited.u[:, 3:] == 0).all() and (limited.v[:, 3:] == 0).all()
@@ -288,10 +292,12 @@ def test_int8_factors_are_cut_and_counted_as_others_are():
     conditioned, canonical, length = pair("padded")
     factors = patch.fit_rank(conditioned, canonical, length, 6, int8=True).factors
     assert patch.nbytes(factors, length) == L * 6 * (length + 48 + 4)
-    cut, limited = patch.truncate(factors, 2), patch.limit(factors, 2)
+    cut = patch.truncate(factors, 2)
+    limited = patch.limit(factors, 2)
     assert cut.scale.shape == (L, 2) and (limited.scale[:, :2] == cut.scale).all() and (limited.scale[:, 2:] == 0).all()
     for name in ("u", "v"):
-        whole, part = getattr(limited, name), getattr(cut, name)
+        whole = getattr(limited, name)
+        part = getattr(cut, name)
         assert (whole[:, :2] == part).all() and (whole[:, 2:] == 0).all()
     one, other = (patch.apply(canonical, each) for each in (cut, limited))
     # Products of two widths round apart in their last bit.

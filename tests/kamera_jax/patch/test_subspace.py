@@ -44,7 +44,8 @@ def change(tokens, features, length, dtype=jnp.float32, seed=0):
 def left(delta, components, ranks):
     """Energy that the first components leave of each layer, f64 [ranks, L], and the least that can be."""
     u, v = (np.asarray(x, np.float64) for x in (components.u, components.v))
-    rest, lefts = np.array(delta, np.float64), []
+    rest = np.array(delta, np.float64)
+    lefts = []
     squares = np.linalg.svd(rest, compute_uv=False) ** 2
     for rank in range(ranks):
         rest -= u[:, rank, :, None] * v[:, rank, None, :]
@@ -90,17 +91,22 @@ def test_small_changes_are_decomposed_whole(shape):
 
 def test_the_same_seed_gives_the_same_bits():
     delta = change(N, N, N)
-    one, again, other = found(delta, 8, 3), jax.jit(lambda x: subspace.components(x, 8, 3))(delta), found(delta, 8, 4)
+    one = found(delta, 8, 3)
+    again = jax.jit(lambda x: subspace.components(x, 8, 3))(delta)
+    other = found(delta, 8, 4)
     assert all((a == b).all() for a, b in zip(one, again, strict=True))
     assert (one.v != other.v).any()
 
 
 def test_a_large_chunks_patch():
-    rng, length, rot = np.random.default_rng(7), 150, 96
+    rng = np.random.default_rng(7)
+    length = 150
+    rot = 96
     canonical = rng.standard_normal((3, N, 192))
     delta = np.einsum("ltm,m,lmf->ltf", rng.standard_normal((3, N, 30)), 0.8 ** np.arange(30),
                       rng.standard_normal((3, 30, 192)))  # fmt: skip
-    delta[0], delta[1, :, :] = 0.0, delta[1] * 0.1
+    delta[0] = 0.0
+    delta[1, :, :] = delta[1] * 0.1
     kvs = [
         KV(*(jnp.asarray(part, jnp.float32) for part in np.split(x, [rot], -1))) for x in (canonical + delta, canonical)
     ]

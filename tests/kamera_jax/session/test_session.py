@@ -49,7 +49,8 @@ def assert_same(given, wanted):
 
 def test_it_is_the_operations(toy, mode):
     """Full, then sliding: every chunk patched on the window as it stood."""
-    session, window = kj.Session(toy, CAPACITY, mode=mode, rank=4), kj.Window.empty(toy, CAPACITY, mode=mode)
+    session = kj.Session(toy, CAPACITY, mode=mode, rank=4)
+    window = kj.Window.empty(toy, CAPACITY, mode=mode)
     for i, item in enumerate(ITEMS):
         chunk = kj.encode(toy, item)
         window = kj.slide(window) if len(window.entries) == 4 else window
@@ -107,7 +108,8 @@ def test_what_is_known_is_not_encoded_again(toy):
 def test_a_session_of_nothing_but_hits_runs_nothing(toy, mode):
     vlm, seen = forwards(toy)
     chunks = [kj.encode(vlm, item) for item in ITEMS]
-    before, session = seen(), kj.Session(vlm, CAPACITY, mode=mode)
+    before = seen()
+    session = kj.Session(vlm, CAPACITY, mode=mode)
     for chunk in (*chunks, *chunks):
         session.add(chunk, patch=False)
     for item in ITEMS:
@@ -122,7 +124,8 @@ def test_a_patch_formed_after_the_same_chunks_is_taken_again(toy):
     vlm, seen = forwards(toy)
     session = kj.Session(vlm, CAPACITY)
     keys = [session.add(item) for item in ITEMS[:3]]
-    before, old = seen(), session.window.entries[2].patch
+    before = seen()
+    old = session.window.entries[2].patch
     session.replace(keys[2], ITEMS[3])
     assert seen() == before + 2  # encoded, and a patch
     session.replace(session.keys[2], ITEMS[2])
@@ -217,7 +220,8 @@ def test_the_memory_is_bounded_and_says_what_it_lost(toy):
 
 
 def test_windows_that_were_handed_out_stay(toy, mode):
-    session, windows = kj.Session(toy, CAPACITY, mode=mode), []
+    session = kj.Session(toy, CAPACITY, mode=mode)
+    windows = []
     for item in ITEMS:
         session.add(item)
         windows.append((session.window, session.keys))
@@ -242,7 +246,8 @@ def test_a_failing_operation_changes_nothing(toy, mode):
     session = kj.Session(toy, CAPACITY, mode=mode)
     key = session.add(ITEMS[0])
     session.add(ITEMS[1])
-    window, stats = session.window, session.stats
+    window = session.window
+    stats = session.stats
     other = Toy(seed=3)
     for error, operation in (
         (WindowFullError, lambda: session.add("a" * 65)),
@@ -342,7 +347,8 @@ def test_a_save_that_dies_leaves_what_was_there(toy, tmp_path, monkeypatch, poin
 
 
 def test_what_cannot_be_restored_is_named(toy, tmp_path):
-    session, folder = kj.Session(toy, CAPACITY), tmp_path / "s"
+    session = kj.Session(toy, CAPACITY)
+    folder = tmp_path / "s"
     session.add(ITEMS[0])
     session.save(folder)
     with pytest.raises(ModelMismatchError, match="belongs to model .*; restore it with its model"):
@@ -355,7 +361,8 @@ def test_what_cannot_be_restored_is_named(toy, tmp_path):
     with pytest.raises(ValueError, match="holds letter.txt"):
         session.save(other)
     assert [path.name for path in other.iterdir()] == ["letter.txt"]
-    description, text = folder / "description.json", (folder / "description.json").read_text()
+    description = folder / "description.json"
+    text = (folder / "description.json").read_text()
     for broken in (text[: len(text) // 2], "{}", "[]", text.replace("float32", "float16"), text.replace("80", "96")):
         description.write_text(broken)
         with pytest.raises(SnapshotCorruptError):

@@ -64,7 +64,8 @@ def live():
 
 def streamed(vlm, frames, every, **options):
     """A stream with a question and a recall now and then; what was live every so often, and the session."""
-    session, seen = kj.Session(vlm, 128, memory_bytes=400_000, rank=4, **options), []
+    session = kj.Session(vlm, 128, memory_bytes=400_000, rank=4, **options)
+    seen = []
     for number in range(frames):
         session.add(frame(number))
         if number % 10 == 9:

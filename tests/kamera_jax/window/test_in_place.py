@@ -25,7 +25,8 @@ TEXTS = ("a red star. a blue moon.", "the page is red and the cell is blue", "th
 
 
 def relative(given, wanted):
-    given, wanted = np.asarray(given, np.float64), np.asarray(wanted, np.float64)
+    given = np.asarray(given, np.float64)
+    wanted = np.asarray(wanted, np.float64)
     return np.linalg.norm(given - wanted) / np.linalg.norm(wanted)
 
 
@@ -40,7 +41,8 @@ def big(window):
 @pytest.fixture(scope="module", params=BACKBONES)
 def vlm(request, tmp_path_factory):
     """A tiny model of each attention with random weights."""
-    backbone, rng = BACKBONES[request.param], np.random.default_rng(5)
+    backbone = BACKBONES[request.param]
+    rng = np.random.default_rng(5)
 
     def leaf(info):
         return np.float32(info.init == "ones") + 0.1 * rng.standard_normal(info.shape, np.float32)
@@ -118,7 +120,8 @@ def test_generate_gives_the_same_turn(vlm, both):
 
 
 def test_moving_chunks_moves_no_kv(vlm, pairs, both):
-    window, (_, b, c, _) = both[1], pairs
+    window = both[1]
+    (_, b, c, _) = pairs
     slid = kj.slide(window, 2)
     others = (
         kj.reorder(window, [3, 2, 1, 0]),
@@ -176,7 +179,8 @@ def test_a_stream_of_chunks_stays_in_a_pool_of_its_size(random_vlm):
     for chunk in chunks:
         window = kj.append(window, chunk) if len(window.entries) < 3 else kj.append(kj.slide(window), chunk)
     assert [pool.lengths.shape[0] for pool in window.state.pools] == [4] and held(window) == 4
-    again, pointers = kj.recall(window, chunks[-4], None, at=0), big(window)
+    again = kj.recall(window, chunks[-4], None, at=0)
+    pointers = big(window)
     assert big(again) == pointers
     lost = kj.recall(window, first, None, at=1)
     assert big(lost) != pointers and big(window) == pointers

@@ -123,7 +123,8 @@ def test_it_is_recorded_and_rows_of_before_read():
 
 def test_a_session_makes_room_for_positions():
     session = kj.Session(toy(), 512)
-    first, second = session.add("a" * 15), session.add("b" * 15)
+    first = session.add("a" * 15)
+    second = session.add("b" * 15)
     third = session.add("c" * 10)
     assert session.window.keys == (second, third)
     session.ask("d" * 6, max_new_tokens=4)

@@ -12,7 +12,10 @@ from kamera_jax.rope import RopeSpec
 from kamera_jax.window.reuse import write, write_donated, write_jit
 from tests import oracles
 
-L, S, F, M = 2, 24, 16, 3
+L = 2
+S = 24
+F = 16
+M = 3
 SPEC = RopeSpec(tuple(rope.inverse_frequencies(8, 1e4).tolist()), 8, sections=(1, 1, 2))
 
 
@@ -36,8 +39,10 @@ def expected(state, slot, kv, factors, positions, length):
     )
     old = [np.array(leaf) for leaf in (state.rot, state.free, state.positions, state.valid)]
     for i in range(length):
-        old[0][:, slot + i], old[1][:, slot + i] = rot[:, i], free[:, i]
-        old[2][:, slot + i], old[3][slot + i] = positions[:, i], True
+        old[0][:, slot + i] = rot[:, i]
+        old[1][:, slot + i] = free[:, i]
+        old[2][:, slot + i] = positions[:, i]
+        old[3][slot + i] = True
     return old
 
 
@@ -70,7 +75,8 @@ def test_write_equals_numpy(slot, length, bucket, patched, seed):
 
 def test_at_the_end_only_the_chunk_need_fit():
     state, kv, factors, positions = sample(16)
-    slot, length = S - 5, 5
+    slot = S - 5
+    length = 5
     given = write_jit(state, slot, kv, factors, positions, length, spec=SPEC)
     check(given, expected(state, slot, kv, factors, positions, length), slot, length)
 
@@ -93,9 +99,11 @@ def test_donating_gives_the_same_state_and_takes_the_old_one():
 def test_vmap():
     rows = [sample(8, seed) for seed in (0, 1)]
     state, kv, factors, positions = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
-    slots, lengths = jnp.array([0, 19]), jnp.array([8, 5])
+    slots = jnp.array([0, 19])
+    lengths = jnp.array([8, 5])
     batched = jax.jit(jax.vmap(lambda *row: write(*row, SPEC)))(state, slots, kv, factors, positions, lengths)
     for i, (state, kv, factors, positions) in enumerate(rows):
-        slot, length = int(slots[i]), int(lengths[i])
+        slot = int(slots[i])
+        length = int(lengths[i])
         one = jax.tree.map(lambda leaf, i=i: leaf[i], batched)
         check(one, expected(state, slot, kv, factors, positions, length), slot, length)

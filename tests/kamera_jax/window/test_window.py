@@ -38,7 +38,8 @@ def assert_same(given, wanted):
 
 
 def test_empty_holds_the_preamble_alone(random_vlm, build, whole):
-    window, length = build(), int(random_vlm.preamble.length)
+    window = build()
+    length = int(random_vlm.preamble.length)
     assert (window.entries, window.keys, window.tokens) == ((), (), length)
     assert np.asarray(window.state.valid).tolist() == [i < length for i in range(128)]
     kv, _ = whole(random_vlm, random_vlm.preamble)
@@ -48,7 +49,8 @@ def test_empty_holds_the_preamble_alone(random_vlm, build, whole):
 
 
 def test_append_places_chunks_one_after_another(random_vlm, chunks, patched):
-    base, tokens = float(random_vlm.preamble.advance), int(random_vlm.preamble.length)
+    base = float(random_vlm.preamble.advance)
+    tokens = int(random_vlm.preamble.length)
     valid = np.asarray(patched.state.valid)
     for i, (entry, chunk) in enumerate(zip(patched.entries, chunks, strict=True)):
         assert (entry.slot, entry.base) == (16 * (i + 1), base)
@@ -56,7 +58,8 @@ def test_append_places_chunks_one_after_another(random_vlm, chunks, patched):
         assert (
             np.asarray(patched.state.positions)[:, there] == np.asarray(chunk.positions)[:, : chunk.length] + base
         ).all()
-        base, tokens = base + chunk.advance, tokens + chunk.length
+        base = base + chunk.advance
+        tokens = tokens + chunk.length
     assert patched.next_position == base and patched.tokens == valid.sum() == tokens
     assert patched.keys == tuple(chunk.key for chunk in chunks)
 
@@ -108,7 +111,8 @@ def test_reordering_back_is_as_if_nothing_happened(patched):
 
 @pytest.mark.parametrize("drop", [0, 1, 2, 3])
 def test_slide_equals_a_window_of_the_survivors(random_vlm, patched, chunks, patches, build, drop):
-    slid, fresh = kj.slide(patched, drop=drop), build(*pairs(chunks, patches)[drop:])
+    slid = kj.slide(patched, drop=drop)
+    fresh = build(*pairs(chunks, patches)[drop:])
     assert_same(slid, fresh)
     assert (kj.query(random_vlm, slid, QUESTION) == kj.query(random_vlm, fresh, QUESTION)).all()
 
@@ -133,7 +137,8 @@ def test_replace_puts_another_chunk_in_place(patched, chunks, patches, build, in
 
 
 def test_two_hundred_slides_drift_no_more_than_one(patched, chunks, patches):
-    window, stock = patched, pairs(chunks, patches)
+    window = patched
+    stock = pairs(chunks, patches)
     for i in range(200):
         window = kj.recall(kj.slide(window), *stock[i % 3])
     assert_same(window, kj.reorder(patched, [2, 0, 1]))
@@ -145,7 +150,8 @@ def test_a_chunk_may_stand_twice(random_vlm, chunks, build, whole):
     assert window.keys == (a.key, b.key, a.key)
     first, _, second = window.entries
     rows = [slice(entry.slot, entry.slot + a.length) for entry in (first, second)]
-    free, rot = np.asarray(window.state.free), np.asarray(window.state.rot)
+    free = np.asarray(window.state.free)
+    rot = np.asarray(window.state.rot)
     assert (free[:, rows[0]] == free[:, rows[1]]).all() and (rot[:, rows[0]] != rot[:, rows[1]]).any()
     patch = kj.form_patch(random_vlm, a, antecedents=[a, b], rank=1000)
     window = build((a, None), (b, kj.form_patch(random_vlm, b, antecedents=[a], rank=1000)), (a, patch))

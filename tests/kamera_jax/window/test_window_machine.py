@@ -22,7 +22,8 @@ TOLERANCE = 1e-5
 
 def random_chunk(vlm, rng, name, length):
     """A chunk of noise: any length, any positions, an advance that is not the token count."""
-    spec, padded = vlm.spec, kj.kv.bucket(length)
+    spec = vlm.spec
+    padded = kj.kv.bucket(length)
     rows = (np.arange(padded) < length)[None, :, None]
     rot, free = (
         jnp.asarray(np.where(rows, rng.standard_normal((spec.layers, padded, width)), 0), spec.dtype)
@@ -35,14 +36,16 @@ def random_chunk(vlm, rng, name, length):
 
 
 def random_patch(vlm, rng, chunk, name, rank=3):
-    spec, padded = vlm.spec, chunk.kv.rot.shape[1]
+    spec = vlm.spec
+    padded = chunk.kv.rot.shape[1]
     u, v = (
         jnp.asarray(0.3 * rng.standard_normal((spec.layers, rank, width)), spec.dtype)
         for width in (padded, spec.rot_dim + spec.free_dim)
     )
     ranks = jnp.asarray(rng.integers(0, rank + 1, spec.layers), jnp.int32)
     shape = (spec.layers, 2)
-    mass, residual = jnp.zeros(shape, jnp.float32), jnp.zeros(spec.layers, jnp.float32)
+    mass = jnp.zeros(shape, jnp.float32)
+    residual = jnp.zeros(spec.layers, jnp.float32)
     factors = kj.Factors(u, v, ranks)
     return kj.Patch(factors, chunk.key, spec.fingerprint, (), mass, residual, chunk.length, key=chunk.key + name)
 
@@ -56,10 +59,13 @@ def random_stock(vlm, seed=0):
 
 def layout(head, chunks):
     """Where chunks stand: [(slot, base)], and the slot and base after them."""
-    slot, base, places = 16 * -(-head.length // 16), head.advance, []
+    slot = 16 * -(-head.length // 16)
+    base = head.advance
+    places = []
     for chunk in chunks:
         places.append((slot, base))
-        slot, base = slot + 16 * -(-chunk.length // 16), base + chunk.advance
+        slot = slot + 16 * -(-chunk.length // 16)
+        base = base + chunk.advance
     return places, (slot, base)
 
 
@@ -80,7 +86,8 @@ def relocated(spec, chunk, patch, base):
 
 def assert_state(window, pairs):
     """The window is its chunks, one hop from their canonical KV, and nothing else."""
-    spec, head = window.spec, window.preamble.chunk
+    spec = window.spec
+    head = window.preamble.chunk
     places, (slot, base) = layout(head, [chunk for chunk, _ in pairs])
     assert [(entry.chunk, entry.patch) for entry in window.entries] == pairs
     assert [(entry.slot, entry.base) for entry in window.entries] == places
@@ -110,7 +117,8 @@ def assert_pools(window, pairs, bases):
     lying = []
     for pool in window.state.pools:
         arrays = {name: np.asarray(array) for name, array in pool.layers.items()}
-        lengths, at = np.asarray(pool.lengths), np.asarray(pool.bases)
+        lengths = np.asarray(pool.lengths)
+        at = np.asarray(pool.bases)
         for place in np.flatnonzero(lengths):
             ranks = arrays["ranks"][:, place] if "ranks" in arrays else np.zeros(window.spec.layers, int)
             lying.append((pool, arrays, int(place), int(lengths[place]), float(at[place]), ranks))
@@ -124,7 +132,8 @@ def assert_pools(window, pairs, bases):
         assert (ranks == (0 if patch is None else np.asarray(patch.factors.ranks))).all()
         for layer, rank in enumerate(ranks if patch is not None else ()):
             for name in ("u", "v"):
-                given, factor = arrays[name][layer, place, :rank], getattr(patch.factors, name)[layer, :rank]
+                given = arrays[name][layer, place, :rank]
+                factor = getattr(patch.factors, name)[layer, :rank]
                 assert (given == np.asarray(factor)).all()
 
 
@@ -135,7 +144,8 @@ class WindowMachine(RuleBasedStateMachine):
 
     def __init__(self, vlm, stock):
         super().__init__()
-        self.vlm, self.stock = vlm, stock
+        self.vlm = vlm
+        self.stock = stock
         self.windows = {mode: kj.Window.empty(vlm, CAPACITY, mode=mode) for mode in MODES}
         self.pairs = {mode: [] for mode in MODES}
         self.evicted = []  # (pairs by mode, the place it had)
@@ -213,7 +223,8 @@ class WindowMachine(RuleBasedStateMachine):
     @rule(data=st.data(), number=st.integers(0, 11), blind=st.booleans())
     def replace(self, data, number, blind):
         place = data.draw(st.integers(0, self.count - 1))
-        new, old = self.drawn(number, blind), {mode: self.pairs[mode][place] for mode in MODES}
+        new = self.drawn(number, blind)
+        old = {mode: self.pairs[mode][place] for mode in MODES}
         wanted = {mode: [*self.pairs[mode][:place], new[mode], *self.pairs[mode][place + 1 :]] for mode in MODES}
         if self.change(lambda mode, window: kj.replace(window, place, *new[mode]), wanted):
             self.evicted = [*self.evicted, (old, place)][-5:]
@@ -221,7 +232,8 @@ class WindowMachine(RuleBasedStateMachine):
     @rule(question=st.sampled_from(QUESTIONS), tokens=st.integers(1, 3))
     def ask(self, question, tokens):
         type(self).steps += 1
-        before, answers = self.pairs, {}
+        before = self.pairs
+        answers = {}
         follows = bool(self.count) and before["in_place"][-1][0].turn
         tail = (self.vlm.follow_up if follows else self.vlm.tail)(question)
         most = int(tail.length) + tokens + len(self.vlm.closing)

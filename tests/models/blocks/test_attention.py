@@ -25,7 +25,8 @@ SHAPES = [(9, 0, 0), (1, 13, 4), (5, 32, 0)]
 
 def case(name, tokens, slots, dtype=jnp.float32):
     """Attention, parameters, residual stream, absolute positions and what came before."""
-    attention, rng = CASES[name], np.random.default_rng(tokens * 100 + slots)
+    attention = CASES[name]
+    rng = np.random.default_rng(tokens * 100 + slots)
 
     def leaf(info):
         return jnp.asarray(rng.normal(info.init == "ones", info.shape[0] ** -0.5, info.shape), dtype)
@@ -68,7 +69,8 @@ rotate = jax.jit(rope.rotate, static_argnames="spec")
 def in_f64(attention, layer, h, positions, past, hidden=0):
     """The definition: every head's keys and values written out, one query at a time."""
     layer = jax.tree.map(np.float64, layer)
-    h, positions = np.float64(h), np.float64(positions)
+    h = np.float64(h)
+    positions = np.float64(positions)
 
     def norm(x, weight):
         return x / np.sqrt(np.mean(x**2, -1, keepdims=True) + 1e-6) * weight
@@ -78,14 +80,17 @@ def in_f64(attention, layer, h, positions, past, hidden=0):
 
     q = h @ layer["q"]["w"] if "q" in layer else norm(h @ layer["q_a"]["w"], layer["q_norm"]) @ layer["q_b"]["w"]
     q = q.reshape(len(h), attention.heads, -1)
-    q_nope, q_rope = q[..., : attention.nope_dim], rotate(q[..., attention.nope_dim :])
+    q_nope = q[..., : attention.nope_dim]
+    q_rope = rotate(q[..., attention.nope_dim :])
     down = h @ layer["kv_a"]["w"]
-    latent, k_pe = norm(down[:, : attention.latent_dim], layer["kv_norm"]), down[:, attention.latent_dim :]
+    latent = norm(down[:, : attention.latent_dim], layer["kv_norm"])
+    k_pe = down[:, attention.latent_dim :]
     own = (k_pe, latent)
     k_pe = rotate(k_pe[:, None])[:, 0]
     slots = 0 if past is None else len(past.rot)
     if past is not None:
-        k_pe, latent = np.concatenate([past.rot, k_pe]), np.concatenate([past.free, latent])
+        k_pe = np.concatenate([past.rot, k_pe])
+        latent = np.concatenate([past.free, latent])
     up = layer["kv_b"]["w"].reshape(attention.latent_dim, attention.heads, -1)
     out = np.zeros((len(h), attention.heads, attention.value_dim))
     for t, head in np.ndindex(*out.shape[:2]):
@@ -99,7 +104,8 @@ def in_f64(attention, layer, h, positions, past, hidden=0):
 
 
 def error(given, expected):
-    given, expected = np.float64(given), np.float64(expected)
+    given = np.float64(given)
+    expected = np.float64(expected)
     assert given.shape == expected.shape
     return np.abs(given - expected).max() / np.abs(expected).max()
 
@@ -153,7 +159,8 @@ def test_what_is_cached_stands_for_itself(name):
 
 def flops(attention, tokens, slots, absorb):
     """Multiply-adds of T tokens' attention over S past ones that depend on the form; per head."""
-    pairs, expanded = tokens * (slots + tokens), attention.nope_dim + attention.value_dim
+    pairs = tokens * (slots + tokens)
+    expanded = attention.nope_dim + attention.value_dim
     if absorb:  # queries into the latent space, scores and sums over it, and outputs back
         return tokens * attention.latent_dim * expanded + pairs * (2 * attention.latent_dim + attention.rope_dim)
     return (slots + tokens) * attention.latent_dim * expanded + pairs * (expanded + attention.rope_dim)

@@ -9,7 +9,8 @@ from models.blocks import moe
 from models.blocks.moe import Experts, mixture, route
 from models.blocks.params import init_params, is_info, stacked
 
-WIDTH, INNER = 24, 10
+WIDTH = 24
+INNER = 10
 
 
 def weights(rng, count, width=WIDTH, inner=INNER):
@@ -19,7 +20,9 @@ def weights(rng, count, width=WIDTH, inner=INNER):
 
 def by_loop(experts, x, chosen, given):
     """Each token through its experts, one at a time, in f64."""
-    experts, x, given = ({k: np.float64(v) for k, v in experts.items()}, np.float64(x), np.float64(given))
+    experts = {k: np.float64(v) for k, v in experts.items()}
+    x = np.float64(x)
+    given = np.float64(given)
     out = np.zeros_like(x)
     for t, k in np.ndindex(chosen.shape):
         gate, up, down = (experts[name][chosen[t, k]] for name in ("gate", "up", "down"))
@@ -58,7 +61,8 @@ CASES = {
 
 
 def assert_close(given, expected, bound=1e-5):
-    given, expected = np.asarray(given), np.asarray(expected)
+    given = np.asarray(given)
+    expected = np.asarray(expected)
     assert given.shape == expected.shape
     error = np.abs(given - expected).max() / np.abs(expected).max()
     assert error <= bound, error
@@ -130,7 +134,9 @@ def routed_by_sorting(config, router, x):
     """Experts in order of their number, their weights, and the margin, in f64."""
     scores = 1 / (1 + np.exp(-(np.float64(x) @ np.float64(router["w"]))))
     choice = scores + np.float64(router["bias"])
-    experts, given, margin = [], [], []
+    experts = []
+    given = []
+    margin = []
     for row, own in zip(choice, scores, strict=True):
         groups = np.split(np.arange(config.count), config.groups)
         rated = sorted(groups, key=lambda group: -np.sort(row[group])[-2:].sum()) if config.groups > 1 else groups
@@ -163,7 +169,8 @@ ROUTERS = {
 @pytest.mark.parametrize("name", ROUTERS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_routing_equals_a_restatement_by_sorting(name, dtype):
-    config, rng = ROUTERS[name], np.random.default_rng(len(name))
+    config = ROUTERS[name]
+    rng = np.random.default_rng(len(name))
     x = jnp.asarray(rng.normal(size=(200, WIDTH)), dtype)
     router = {"w": jnp.asarray(rng.normal(size=(WIDTH, config.count)) * 0.3, dtype)}
     router["bias"] = jnp.asarray(rng.normal(size=config.count) * 0.2, jnp.float32)
@@ -190,7 +197,8 @@ def test_the_best_expert_comes_first():
 @pytest.mark.parametrize("name", ROUTERS)
 def test_a_choice_changes_only_if_scores_change_by_the_margin(name):
     """Half of it, or with groups, which are rated by the sum of two, a quarter: then it may, and short of it never."""
-    config, rng = ROUTERS[name], np.random.default_rng(3)
+    config = ROUTERS[name]
+    rng = np.random.default_rng(3)
     x = jnp.eye(WIDTH, dtype=jnp.float32)
     # One token a row of the router, so that a row can be moved by itself; logits by which scores change as wanted.
     scores = rng.uniform(0.2, 0.8, (WIDTH, config.count))

@@ -206,7 +206,8 @@ def test_bf16_stays_bf16_and_near(port):
     layout = vision.plan(4, 4, config)
     patches = vision.pad_patches(pixels(4, 4), layout)
     encode = jax.jit(vision.encode_image, static_argnums=1)
-    given, expected = encode(narrow, config, patches, layout), encode(wide, config, patches, layout)
+    given = encode(narrow, config, patches, layout)
+    expected = encode(wide, config, patches, layout)
     assert given.dtype == jnp.bfloat16
     assert np.linalg.norm(given.astype(np.float32) - expected) / np.linalg.norm(expected) <= 2**-5
 
@@ -335,7 +336,9 @@ def read(port, section=None, **top):
 
 
 def test_published_configurations():
-    moonvit, siglip, clip = read("kimi"), read("deepseek"), read("llava", image_seq_length=576)
+    moonvit = read("kimi")
+    siglip = read("deepseek")
+    clip = read("llava", image_seq_length=576)
     assert (moonvit.init_pos_emb_height, moonvit.spatial_merge_size, moonvit.layer_norm_eps) == (64, 2, 1e-5)
     assert (siglip.side, siglip.hidden_act, siglip.layer_norm_eps) == (24, "gelu", 1e-6)
     assert (clip.side, clip.depth, clip.stored_depth, clip.hidden_act) == (24, 23, 24, "quick_gelu")

@@ -66,7 +66,8 @@ def sentencepiece_tokenizer(special, template):
     """As Llama's: a space is a letter, and what begins a text, or follows a special token, has one before it."""
     letters = sorted({letter for word in WORDS for letter in word.upper() + word} | {"▁"})
     bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
-    merges, pieces = [], dict.fromkeys(["<unk>", *special, *bytes_, *letters])
+    merges = []
+    pieces = dict.fromkeys(["<unk>", *special, *bytes_, *letters])
     for word in [*WORDS, "USER", "ASSISTANT"]:
         whole = f"▁{word}"
         # From the right, so that a word is a token with its space and without it.

@@ -18,7 +18,9 @@ from models.registry import ARCHITECTURES, CHECKPOINTS
 from tests.models.ports.test_port_configs import PUBLISHED
 from tests.models.ports.test_qwen2_5_vl_config import HUB, nested
 
-NAN, INFINITY, HUGE = float("nan"), float("inf"), 10**400
+NAN = float("nan")
+INFINITY = float("inf")
+HUGE = 10**400
 NO_NUMBERS = [NAN, INFINITY, -INFINITY, True, False, "1", [1.0], {}, HUGE, -HUGE]
 NOT_POSITIVE = [*NO_NUMBERS, 0, 0.0, -1, -1e-6, 1e-320]
 NO_SIZES = [*NO_NUMBERS, 0, -1, 1.5, 2.0, 2**31, 10**30]

@@ -45,7 +45,8 @@ def test_it_is_refused_by_name(tmp_path, reason, config):
         load(tmp_path)
 
 
-LLAMA, LONG = {**TEXT, "model_type": "llama"}, {**TEXT, "model_type": "llama", "max_position_embeddings": 131072}
+LLAMA = {**TEXT, "model_type": "llama"}
+LONG = {**TEXT, "model_type": "llama", "max_position_embeddings": 131072}
 PARAMETERS = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
 SERVED = {
     "llava, dynamic": {"model_type": "llava", "text_config": {**LLAMA, "rope_scaling": DYNAMIC}},

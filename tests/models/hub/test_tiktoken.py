@@ -112,7 +112,8 @@ def random_vocabulary(rng, size):
 def test_ids_are_tiktokens(tmp_path, seed):
     rng = np.random.default_rng(seed)
     tokens = random_vocabulary(rng, [256, 400, 1200][seed % 3])
-    tokenizer, reference = load_tokenizer(write_tokenizer(tmp_path, tokens)), Reference(tokens)
+    tokenizer = load_tokenizer(write_tokenizer(tmp_path, tokens))
+    reference = Reference(tokens)
     for text in random_texts(rng, 200):
         ids = tokenizer.encode(text, add_special_tokens=False)
         assert ids == reference.encode(text), repr(text)
@@ -183,7 +184,8 @@ def test_tokens_may_be_written_as_objects(tmp_path):
 def test_chat_template_splits_with_it(tmp_path):
     chat = ChatTemplate.load(write_tokenizer(tmp_path))
     assert chat.eos == (257,)
-    middle, end = 256 + 17, 258
+    middle = 256 + 17
+    end = 258
     system = [266, *b"system", middle, *b"You help.", end]
     assert chat.preamble == [*system, 259, *b"user", middle]
     assert chat.tail("why?") == [*b"why?", end, 260, *b"assistant", middle]

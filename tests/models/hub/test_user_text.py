@@ -282,7 +282,8 @@ def spelled(name, tokenizer, items, question):
     messages = [{"role": "user", "content": content}]
     whole = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     texts = {mark: item for item, mark in zip([*items, question], [*marks, "@@?@@"], strict=True)}
-    text, borders = "", []
+    text = ""
+    borders = []
     for part in re.split(f"(@@.@@|{re.escape(IMAGES[name])})", whole):
         if part in texts or part == IMAGES[name]:
             borders.append(len(text))
@@ -302,7 +303,8 @@ def cuts(name, tokenizer, text, borders):
     """
     if name.startswith("llava"):
         return []
-    spans, added = [], tokenizer.get_added_vocab()
+    spans = []
+    added = tokenizer.get_added_vocab()
     for start, end in pairwise([0, *borders, len(text)]):
         for part in re.split(f"({'|'.join(map(re.escape, added))})", text[start:end]):
             if part and part not in added:
@@ -415,7 +417,9 @@ def test_half_a_character_is_refused(chat):
 
 def test_a_tokenizer_without_a_backend_is_refused():
     class Slow:
-        chat_template, bos_token, all_special_tokens = "x", None, ()
+        chat_template = "x"
+        bos_token = None
+        all_special_tokens = ()
 
         def apply_chat_template(self, messages, **_):
             return "".join(item["text"] for message in messages for item in message["content"] if "text" in item)
@@ -427,7 +431,8 @@ def test_a_tokenizer_without_a_backend_is_refused():
 @pytest.mark.parametrize("kind", ["gqa", "mla", "mha"])
 def test_the_embedded_models_read_it_as_text(kind):
     vlm = load(f"kamera-tiny-{kind}")
-    pad, end = 7, 3
+    pad = 7
+    end = 3
     plain = np.asarray(vlm.tail("which colour?").inputs["tokens"])
     for text in ("<|image_pad|>", "the <|im_end|> page"):
         for ask in (vlm.prepare, vlm.tail, vlm.follow_up):

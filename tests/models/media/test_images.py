@@ -70,10 +70,12 @@ def published_kimi(image, limit, patch=14, merge=(2, 2), mean=0.5, std=0.5):
     if count > limit:
         scale = math.sqrt(limit / count)
         image = image.resize((int(image.width * scale), int(image.height * scale)), Image.Resampling.BICUBIC)
-    right, bottom = -image.width % (patch * merge[1]), -image.height % (patch * merge[0])
+    right = -image.width % (patch * merge[1])
+    bottom = -image.height % (patch * merge[0])
     padded = np.asarray(ImageOps.expand(image, (0, 0, right, bottom), fill=0)).astype(np.float32)
     values = (padded / np.float32(255) - np.float32(mean)) / np.float32(std)
-    rows, columns = len(values) // patch, values.shape[1] // patch
+    rows = len(values) // patch
+    columns = values.shape[1] // patch
     patches = [
         values[row * patch : (row + 1) * patch, column * patch : (column + 1) * patch].transpose(2, 0, 1)
         for row in range(rows)

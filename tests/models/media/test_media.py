@@ -86,7 +86,9 @@ def test_patches_come_in_merge_blocks_with_the_frame_repeated():
     config = ImageConfig(
         min_pixels=1, patch_size=2, merge_size=2, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), rescale=1.0
     )
-    height, width = 8, 12  # 2 x 3 merged tokens, each 2 x 2 patches of 2 x 2 pixels
+    # 2 x 3 merged tokens, each 2 x 2 patches of 2 x 2 pixels
+    height = 8
+    width = 12
     image = np.arange(height * width * 3, dtype=np.uint16).astype(np.uint8).reshape(height, width, 3)
     given = preprocess_image(image, config)
     assert given.grid == (1, 4, 6) and given.patches.shape == (24, 3 * 2 * 2 * 2)

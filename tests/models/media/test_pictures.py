@@ -324,12 +324,14 @@ def bicubic(levels, size):
     """Pillow's bicubic resampling of one axis (the first) of u8 levels, in float64 and rounded once."""
     length = len(levels)
     scale = length / size
-    support, out = 2.0 * max(scale, 1.0), np.zeros((size, *levels.shape[1:]))
+    support = 2.0 * max(scale, 1.0)
+    out = np.zeros((size, *levels.shape[1:]))
     for i in range(size):
         centre = (i + 0.5) * scale
         rows = np.arange(max(int(centre - support + 0.5), 0), min(int(centre + support + 0.5), length))
         x = np.abs((rows + 0.5 - centre) / max(scale, 1.0))
-        near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
+        near = (1.5 * x - 2.5) * x * x + 1
+        far = ((-0.5 * x + 2.5) * x - 4) * x + 2
         weights = np.where(x < 1, near, np.where(x < 2, far, 0.0))
         out[i] = np.tensordot(weights / weights.sum(), levels[rows].astype(np.float64), 1)
     return np.clip(np.floor(out + 0.5), 0, 255)
@@ -357,7 +359,8 @@ def test_where_the_installed_pillow_resizes_height_first():
         before, after = (tuple(np.exp(rng.uniform(0, np.log(250), 2)).astype(int).tolist()) for _ in range(2))
         image = picture(*before)
         apart = not np.array_equal(image.resize(after, Image.Resampling.BICUBIC), resized(image, *after))
-        shrinks, narrows = before[1] - after[1], before[0] - after[0]
+        shrinks = before[1] - after[1]
+        narrows = before[0] - after[0]
         if version >= (13, 0):
             first = shrinks > 0 and shrinks > 2 * narrows and narrows != 0  # with one pass there is no order
         else:

@@ -84,7 +84,8 @@ def test_impossible_towers_are_refused(change):
 @pytest.mark.parametrize("config", [CONFIG, ALONE, replace(CONFIG, fullatt_block_indexes=(0, 1, 2))])
 def test_padding_changes_nothing(params, config):
     patches = pixels(6, 10)
-    tight, loose = encode(params, config, patches, 6, 10, bucket=1), encode(params, config, patches, 6, 10, bucket=512)
+    tight = encode(params, config, patches, 6, 10, bucket=1)
+    loose = encode(params, config, patches, 6, 10, bucket=512)
     assert np.abs(tight - loose).max() / np.abs(tight).max() <= 1e-5
     layout = plan(6, 10, config, 512)
     noisy = pad_patches(patches, layout)
@@ -95,16 +96,20 @@ def test_padding_changes_nothing(params, config):
 
 
 def test_a_lone_window_sees_only_itself(params):
-    patches, other = pixels(6, 10), pixels(6, 10)
+    patches = pixels(6, 10)
+    other = pixels(6, 10)
     other[4:8] += 1  # the second merged token
-    given, changed = encode(params, ALONE, patches, 6, 10), encode(params, ALONE, other, 6, 10)
+    given = encode(params, ALONE, patches, 6, 10)
+    changed = encode(params, ALONE, other, 6, 10)
     np.testing.assert_array_equal(np.flatnonzero((given != changed).any(-1)), [1])
 
 
 def test_a_full_block_sees_everything(params):
-    patches, other = pixels(6, 10), pixels(6, 10)
+    patches = pixels(6, 10)
+    other = pixels(6, 10)
     other[4:8] += 1
-    given, changed = encode(params, CONFIG, patches, 6, 10), encode(params, CONFIG, other, 6, 10)
+    given = encode(params, CONFIG, patches, 6, 10)
+    changed = encode(params, CONFIG, other, 6, 10)
     assert (given != changed).any(-1).all()
 
 
@@ -129,7 +134,8 @@ def test_images_of_a_bucket_share_a_program_and_batch(params):
 def test_bf16_stays_bf16_and_near(params):
     narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), narrow)
-    given, expected = encode(narrow, CONFIG, pixels(6, 10), 6, 10), encode(wide, CONFIG, pixels(6, 10), 6, 10)
+    given = encode(narrow, CONFIG, pixels(6, 10), 6, 10)
+    expected = encode(wide, CONFIG, pixels(6, 10), 6, 10)
     assert given.dtype == jnp.bfloat16
     assert np.linalg.norm(given.astype(np.float32) - expected) / np.linalg.norm(expected) <= 2**-5
 

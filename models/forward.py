@@ -1,0 +1,119 @@
+"""The forward of every port: embeddings with media in their rows, the decoder behind a window, collected extras."""
+
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+
+from kamera_jax import rope
+from kamera_jax.backbone import Output
+from kamera_jax.kv import KV, Segment, WindowState
+from kamera_jax.rope import RopeSpec
+from kamera_jax.window.reuse import attend_in_place
+from models.blocks import decoder
+from models.blocks.attention import grouped_attention
+from models.blocks.decoder import DecoderConfig
+from models.blocks.params import Params
+
+COLLECTS = ("attention_mass", "queries", "experts", "router_margin")
+
+
+@cache
+def forward_of(text: DecoderConfig) -> Callable[..., Output]:
+    """One object a language model: loaded again, in another dtype or by another name, it shares what is compiled."""
+    return partial(forward, text)
+
+
+def forward(
+    config: DecoderConfig,
+    params: Params,
+    segment: Segment,
+    state: WindowState | None,
+    *,
+    logits_at: jax.Array | None = None,
+    collect: Sequence[str] = (),
+) -> Output:
+    """`kamera_jax.backbone.Backbone.forward` of every port.
+
+    Collects ``attention_mass``, ``queries`` (of an MLA absorbed, which is then how it attends), and of layers with
+    experts ``experts`` i32[layers, T, k] (-1 in padding) and ``router_margin`` f32[layers, T] (infinite in padding; see
+    `models.blocks.moe.Routing`).
+
+    Raises:
+        ValueError: ``collect`` names something else, or experts of a model that has none, or attention_mass where
+            chunks lie in pools, or tokens come with slots there.
+    """
+    if unknown := set(collect) - set(COLLECTS if config.experts else COLLECTS[:2]):
+        raise ValueError(f"this model collects {COLLECTS if config.experts else COLLECTS[:2]}; got {sorted(unknown)}")
+    pools = () if state is None else state.pools
+    if pools and "attention_mass" in collect:
+        raise ValueError(
+            "attention_mass is not collected from chunks that are attended to in place; run on a window of "
+            'mode="materialise"'
+        )
+    if pools and "slots" in segment.inputs:
+        raise ValueError(
+            "tokens that come with slots stand among what is written, and this window keeps its chunks in place; run "
+            'them on a window of mode="materialise"'
+        )
+    tokens = segment.positions.shape[-1]
+    valid = segment.valid
+    embeds = decoder.embed(params["text"], segment.inputs["tokens"])
+    if "media" in segment.inputs:
+        embeds = jnp.where(segment.inputs["is_media"][:, None], segment.inputs["media"].astype(embeds.dtype), embeds)
+    mask = jnp.tril(jnp.ones((tokens, tokens), bool)) & valid[None, :]
+    past = None
+    if state is not None:
+        before = jnp.broadcast_to(state.valid[None, :], (tokens, state.valid.shape[0]))
+        if "slots" in segment.inputs:
+            before &= jnp.arange(before.shape[1])[None, :] < segment.inputs["slots"][:, None]
+        mask = jnp.concatenate([before, mask], axis=1)
+        past = KV(state.rot, state.free)
+
+    def attend(
+        q: jax.Array, k: jax.Array, v: jax.Array, layer: jax.Array | None = None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        out, probabilities, lse = grouped_attention(q, k, v, mask, config.attention.scale)
+        if layer is not None:
+            here = out.reshape(*q.shape[:2], -1)
+            joined = attend_in_place(q, here, lse, pools, layer, config.attention.scale, config.rope)
+            out = joined.reshape(out.shape)
+        collected = {}
+        if "attention_mass" in collect:
+            # One product over heads and queries: sums over several axes of something so large are slow.
+            rows = probabilities.reshape(-1, *probabilities.shape[-2:])
+            each = jnp.broadcast_to(valid.astype(jnp.float32) / len(rows), rows.shape[:2])
+            mass = jnp.einsum("nt,nts->s", each, rows, precision="highest")
+            collected["attention_mass"] = mass / segment.length.astype(jnp.float32)
+        if "queries" in collect:
+            collected["queries"] = config.attention.scale * _unrotated(q, segment.positions, config.rope)
+            collected["attended"] = out.reshape(*q.shape[:2], -1)
+        return out, collected
+
+    decoded = decoder.decoder(
+        params["text"],
+        config,
+        embeds,
+        segment.positions,
+        attend,
+        past,
+        bool(pools),
+        absorb=True if "queries" in collect else None,
+    )
+    logits = None if logits_at is None else decoder.logits(params["text"], decoded.hidden[logits_at])
+    kv = jax.tree.map(lambda rows: jnp.where(valid[None, :, None], rows, jnp.zeros((), rows.dtype)), decoded.kv)
+    aux = dict(decoded.collected)
+    if decoded.routing is not None:
+        routing = {
+            "experts": jnp.where(valid[None, :, None], decoded.routing.experts, -1),
+            "router_margin": jnp.where(valid[None, :], decoded.routing.margin, jnp.inf),
+        }
+        aux |= {name: value for name, value in routing.items() if name in collect}
+    return Output(logits, kv, aux)
+
+
+def _unrotated(q: jax.Array, positions: jax.Array, spec: RopeSpec) -> jax.Array:
+    """Queries [T, N, ·] as before their last ``head_dim`` dims were rotated, f32."""
+    free, rotated = jnp.split(q.astype(jnp.float32), [q.shape[-1] - spec.head_dim], axis=-1)
+    return jnp.concatenate([free, rope.rotate(rotated, -positions, spec) / spec.scale**2], axis=-1)
