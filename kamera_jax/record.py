@@ -41,10 +41,14 @@ class Record:
     def of(chunk: Chunk, patch: Patch | None) -> "Record":
         """A copy that shares nothing with the device."""
         about, arrays = split_chunk(chunk)
-        if patch is None:
-            return Record(about, None, arrays)
-        about_patch, more = split_patch(patch)
-        return Record(about, about_patch, arrays | more)
+        record = Record(about, None, arrays)
+        return record if patch is None else record.with_patch(patch)
+
+    def with_patch(self, patch: Patch) -> "Record":
+        """The same chunk with a copy of a patch of it, in place of the one it had."""
+        about, arrays = split_patch(patch)
+        own = {name: array for name, array in self.arrays.items() if not name.startswith(_PATCH_ARRAYS)}
+        return Record(self.chunk, about, own | arrays)
 
     def unpacked(self) -> tuple[Chunk, Patch | None]:
         """The chunk and its patch, on the device."""
@@ -90,7 +94,7 @@ def split_patch(patch: Patch) -> tuple[Plain, Arrays]:
 
 def join_patch(about: Mapping[str, Any], arrays: Mapping[str, Any]) -> Patch:
     """What `split_patch` took apart, on the device; arrays that are not a patch's are left alone."""
-    found = {name: jax.device_put(array) for name, array in arrays.items() if name.startswith(("patch.", "sketch."))}
+    found = {name: jax.device_put(array) for name, array in arrays.items() if name.startswith(_PATCH_ARRAYS)}
     leaves = {field.name: f"patch.{field.name}" for field in fields(Factors)}
     plain: Plain = {name: about[name] for name in _PATCH} | {"antecedents": tuple(about["antecedents"])}
     sketch = None
@@ -122,4 +126,5 @@ _CHUNK = (
     *("key", "content", "lineage"),
 )
 _PATCH = ("chunk", "model", "antecedents", "length", "codec", "key", "lineage")
+_PATCH_ARRAYS = ("patch.", "sketch.")
 _SKETCH = ("queries", "outputs", "tokens")

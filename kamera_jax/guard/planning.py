@@ -1,63 +1,55 @@
 """Planning a change of a window: what each chunk needs then, in dependency order, and doing it.
 
 A chunk that comes back, goes, moves or is edited changes what every chunk after it would have read. Most of them need
-no more than rotation, or a patch that is still held; for the others a patch is formed anew, which changes what comes
+no more than rotation, or a patch that is still stored; for the others a patch is formed anew, which changes what comes
 after them in turn. That cascade stops where the estimated error falls under the budget.
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from kamera_jax.backbone import Backbone, forward_flops
-from kamera_jax.chunk import Chunk, Patch, describe
+from kamera_jax.chunk import Chunk, Entry, Patch, describe
 from kamera_jax.errors import StalePatchError
 from kamera_jax.guard.policy import ReusePolicy, Verdict
 from kamera_jax.inference.encode import form_patch, run_chunk
 from kamera_jax.patch.size import Size
 from kamera_jax.window.changes import append, without
 from kamera_jax.window.checks import check_model
+from kamera_jax.window.edits import (
+    Append,
+    Change,
+    Changes,
+    Evict,
+    Pair,
+    Recall,
+    Reorder,
+    Replace,
+    applied,
+    unchanged,
+)
 from kamera_jax.window.window import Window
+
+__all__ = [
+    "Action",
+    "Append",
+    "Change",
+    "Evict",
+    "Pair",
+    "Plan",
+    "Recall",
+    "Reorder",
+    "Replace",
+    "Step",
+    "execute",
+    "plan",
+]
 
 RANK = 32
 """Components of a fresh patch for a chunk that had none."""
-
-
-@dataclass(frozen=True)
-class Recall:
-    """A chunk comes back, with a patch that was formed for it if one is held, at the end or before entry ``at``."""
-
-    chunk: Chunk
-    patch: Patch | None = None
-    at: int | None = None
-
-
-@dataclass(frozen=True)
-class Evict:
-    """The entries at these places leave."""
-
-    places: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Reorder:
-    """Entry ``order[i]`` comes to place i."""
-
-    order: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Replace:
-    """Another chunk comes in place of entry ``index``."""
-
-    index: int
-    chunk: Chunk
-    patch: Patch | None = None
-
-
-Change = Recall | Evict | Reorder | Replace
-Pair = tuple[Chunk, Patch | None]
 
 
 class Action(StrEnum):
@@ -71,7 +63,7 @@ class Action(StrEnum):
 
 
 FORWARDS = (Action.FORM, Action.PREFILL)
-"""What runs the model."""
+"""Actions that run the model."""
 
 
 @dataclass(frozen=True)
@@ -80,24 +72,30 @@ class Step:
 
     Attributes:
         chunk: what comes to stand there; the steps' order is the window's.
-        held: patches of it that may be used, its present one first.
+        stored: patches of it that may be used, its present one first.
         patch: the one in use; None for none, and in a plan for one that is still to be formed.
         action: what is done.
         estimate_kl: next-token KL, in nats, that is expected of its reuse; 0 behind a forward, infinite where nothing
             is known.
         reason: why, in words.
-        flops: of its forward; 0 without one.
-        bytes: of KV and patch that are read and written for it.
+        flops: FLOPs of its forward; 0 without one.
+        bytes: bytes of KV and patch that are read and written for it.
     """
 
     chunk: Chunk
-    held: tuple[Patch, ...]
+    stored: tuple[Patch, ...]
     patch: Patch | None
     action: Action
     estimate_kl: float
     reason: str
     flops: float = 0.0
     bytes: int = 0
+
+    @property
+    def held(self) -> tuple[Patch, ...]:
+        """The old name of `stored`."""
+        warnings.warn("Step.held is now Step.stored", DeprecationWarning, stacklevel=2)
+        return self.stored
 
 
 @dataclass(frozen=True)
@@ -108,7 +106,7 @@ class Plan:
         steps: one for each chunk of the changed window, in its order: a chunk depends on those before it alone.
         window: the changed window, as far as the first forward that is still to be run.
         policy: the budget it keeps to.
-        prefill_flops: of running every chunk of the changed window.
+        prefill_flops: FLOPs of running every chunk of the changed window.
     """
 
     steps: tuple[Step, ...]
@@ -118,21 +116,21 @@ class Plan:
 
     @property
     def flops(self) -> float:
-        """Of all forwards."""
+        """FLOPs of all forwards."""
         return sum(step.flops for step in self.steps)
 
     @property
     def bytes(self) -> int:
-        """Of KV and patches that are read and written."""
+        """Bytes of KV and patches that are read and written."""
         return sum(step.bytes for step in self.steps)
 
     @property
     def estimate_kl(self) -> float:
-        """The largest of the steps', in nats."""
+        """The largest KL that is expected of any step, in nats."""
         return max((step.estimate_kl for step in self.steps), default=0.0)
 
     def count(self, action: Action) -> int:
-        """Chunks that need just this."""
+        """How many chunks need just this."""
         return sum(step.action is action for step in self.steps)
 
     def __str__(self) -> str:
@@ -145,7 +143,7 @@ class Plan:
 def plan(
     vlm: Backbone,
     window: Window,
-    change: Change | Sequence[Change],
+    change: Changes,
     *,
     policy: ReusePolicy,
     stored: Sequence[Patch] = (),
@@ -159,37 +157,32 @@ def plan(
         vlm: the model: its FLOPs are stated.
         window: as it stands; stays as it is.
         change: what is to happen, one after the other.
-        policy: the budget, and what is done where no patch that is held keeps to it.
+        policy: the budget, and what is done where no stored patch keeps to it.
         stored: more patches, of any chunks.
 
     Raises:
-        ValueError: a place that there is not, or an order that is none; else as `append`.
+        ValueError: a place that there is not, or an order that is none; else see `append`.
         StalePatchError: a forward is needed, and the policy asks for an error.
     """
     check_model(vlm, window)
-    pairs: list[Pair] = [(entry.chunk, entry.patch) for entry in window.entries]
-    for each in change if isinstance(change, Sequence) else (change,):
-        pairs = _changed(pairs, each)
-    kept = 0
-    for entry, (chunk, patch) in zip(window.entries, pairs, strict=False):
-        if entry.chunk is not chunk or entry.patch is not patch:
-            break
-        kept += 1
+    after = applied(window.entries, change)
+    kept = unchanged(window.entries, after)
     steps = [
-        Step(chunk, _held(chunk, patch, stored), patch, Action.KEEP, 0.0, "nothing before it changes")
-        for chunk, patch in pairs[:kept]
+        Step(each.chunk, _stored(each, stored), each.patch, Action.KEEP, 0.0, "nothing before it changes")
+        for each in after[:kept]
     ]
-    ready = built = without(window, range(kept, len(window.entries)))
-    for chunk, patch in pairs[kept:]:
+    built = without(window, range(kept, len(window.entries)))
+    ready = built
+    for each in after[kept:]:
         fresh = [place for place, step in enumerate(steps) if step.action in FORWARDS]
-        step = _needed(vlm, built, chunk, _held(chunk, patch, stored), patch, policy, fresh)
+        step = _needed(vlm, built, each.chunk, _stored(each, stored), each.patch, policy, fresh)
         # The caller has its window, and the plan has `ready` from its first forward on; pools may be shared.
         lent = built is window or (built is ready and step.action in FORWARDS)
-        built = append(built, chunk, step.patch, donate=window.mode == "materialise" and not lent)
+        built = append(built, each.chunk, step.patch, donate=window.mode == "materialise" and not lent)
         steps.append(step)
         if not any(step.action in FORWARDS for step in steps):
             ready = built
-    total = sum(_flops(vlm, built, place) for place in range(len(pairs)))
+    total = sum(_flops(vlm, built, place) for place in range(len(after)))
     return Plan(tuple(steps), ready, policy, total)
 
 
@@ -209,8 +202,8 @@ def execute(vlm: Backbone, plan: Plan) -> Plan:
     window = plan.window
     done = list(plan.steps[: len(plan.window.entries)])
     for step in plan.steps[len(done) :]:
-        present = step.held[0] if step.held else None
-        step = _needed(vlm, window, step.chunk, step.held, present, plan.policy)
+        present = step.stored[0] if step.stored else None
+        step = _needed(vlm, window, step.chunk, step.stored, present, plan.policy)
         if step.action is Action.PREFILL:
             chunk, _ = run_chunk(vlm, window, step.chunk)
             step = replace(step, chunk=chunk, patch=None)
@@ -224,66 +217,43 @@ def execute(vlm: Backbone, plan: Plan) -> Plan:
     return replace(plan, steps=tuple(done), window=window)
 
 
-def _changed(pairs: list[Pair], change: Change) -> list[Pair]:
-    count = len(pairs)
-
-    def check(place: int, last: int) -> None:
-        if not 0 <= place <= last:
-            raise ValueError(f"{change} names place {place}; the window then has places 0..{last}")
-
-    match change:
-        case Recall(chunk, patch, at):
-            at = count if at is None else at
-            check(at, count)
-            return [*pairs[:at], (chunk, patch), *pairs[at:]]
-        case Evict(places):
-            for place in places:
-                check(place, count - 1)
-            return [pair for i, pair in enumerate(pairs) if i not in places]
-        case Reorder(order):
-            if sorted(order) != list(range(count)):
-                raise ValueError(f"order must be a permutation of 0..{count - 1}; got {list(order)}")
-            return [pairs[i] for i in order]
-        case Replace(index, chunk, patch):
-            check(index, count - 1)
-            return [*pairs[:index], (chunk, patch), *pairs[index + 1 :]]
-
-
-def _held(chunk: Chunk, patch: Patch | None, stored: Sequence[Patch]) -> tuple[Patch, ...]:
-    more = [other for other in stored if chunk.key and other.chunk == chunk.key and other is not patch]
-    return (*(() if patch is None else (patch,)), *more)
+def _stored(each: Entry | Pair, stored: Sequence[Patch]) -> tuple[Patch, ...]:
+    """The patches of a chunk that may be used, its present one first."""
+    key = each.chunk.key
+    more = [other for other in stored if key and other.chunk == key and other is not each.patch]
+    return (*(() if each.patch is None else (each.patch,)), *more)
 
 
 def _needed(
     vlm: Backbone,
     window: Window,
     chunk: Chunk,
-    held: tuple[Patch, ...],
+    stored: tuple[Patch, ...],
     present: Patch | None,
     policy: ReusePolicy,
     fresh: Sequence[int] = (),
 ) -> Step:
     """What a chunk needs at a window's end, where the entries ``fresh`` are still to be made right."""
     moved = 2 * chunk.length * window.spec.token_bytes if window.mode == "materialise" else 0
-    verdicts = [policy.judge(window, chunk, patch, fresh=fresh) for patch in held] or [_unpatched(window, chunk)]
+    verdicts = [policy.judge(window, chunk, patch, fresh=fresh) for patch in stored] or [_unpatched(window, chunk)]
     best = min(range(len(verdicts)), key=lambda i: (not verdicts[i].accept, verdicts[i].estimate_kl))
     verdict = verdicts[best]
-    patch = held[best] if held else None
+    patch = stored[best] if stored else None
     nbytes = moved + (0 if patch is None else patch.nbytes)
     if verdict.accept:
         action = Action.ROTATE if patch is present else Action.STORED
-        return Step(chunk, held, patch, action, verdict.estimate_kl, verdict.reason, bytes=nbytes)
+        return Step(chunk, stored, patch, action, verdict.estimate_kl, verdict.reason, bytes=nbytes)
     if policy.fallback == "error":
         raise StalePatchError(
             f'{describe(chunk)} needs a forward here: {verdict.reason}; choose fallback="patch" or "reprefill"'
         )
     action = Action.PREFILL if chunk.conditioned or policy.fallback == "reprefill" else Action.FORM
     flops = forward_flops(vlm, chunk.length, window.tokens)
-    return Step(chunk, held, patch, action, 0.0, verdict.reason, flops=flops, bytes=nbytes)
+    return Step(chunk, stored, patch, action, 0.0, verdict.reason, flops=flops, bytes=nbytes)
 
 
 def _unpatched(window: Window, chunk: Chunk) -> Verdict:
-    """Of a chunk without a patch: canonical, or with the KV it was given by a forward."""
+    """The verdict on a chunk without a patch: canonical, or with the KV that a forward gave it."""
     if chunk.lineage and chunk.lineage == window.lineage:
         return Verdict(True, 0.0, "it stands behind what it was run behind")
     if not chunk.key or not window.lineage:
@@ -297,7 +267,7 @@ def _unpatched(window: Window, chunk: Chunk) -> Verdict:
 
 
 def _fresh(vlm: Backbone, window: Window, step: Step, policy: ReusePolicy) -> Patch:
-    largest = max(step.held, key=lambda patch: patch.nbytes, default=None)
+    largest = max(step.stored, key=lambda patch: patch.nbytes, default=None)
     size = Size(rank=RANK) if largest is None else Size.like(largest.factors, largest.length)
     sketch = None if policy.calibration is None else policy.calibration.sketch
     return form_patch(vlm, step.chunk, context=window, sketch=sketch, **size.asked)

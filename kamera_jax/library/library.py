@@ -138,6 +138,21 @@ class ChunkLibrary:
         """
         return chunk_of(*self._row(key, "chunks"))
 
+    def find(self, key: str, codec: str | None = None) -> Chunk | None:
+        """See `kamera_jax.store.Store.find`.
+
+        Raises:
+            LibraryCorruptError: it is there, and not as it was written.
+        """
+        try:
+            chunk = self.get(key)
+        except ChunkNotFoundError:
+            return None
+        return chunk if codec in (None, chunk.codec) else None
+
+    def release(self, key: str) -> None:
+        """See `kamera_jax.store.Store.release`; a library keeps what it has until `delete`."""
+
     def get_many(self, keys: Iterable[str]) -> list[Chunk]:
         """As `get` of each, several at once."""
         with ThreadPoolExecutor(THREADS) as pool:

@@ -21,16 +21,18 @@ class SavedSession:
     """What a session goes on with.
 
     Attributes:
-        window: as it stands.
-        held: evicted chunks, the longest unused first.
-        pinned: keys.
-        memory_bytes: bound on what is held, None for none.
-        rank: of the patches that are formed.
-        stats: what it has done.
+        window: the window as it stands.
+        memory: evicted chunks in host memory, the least recently used first.
+        evicted: keys of the evicted chunks, wherever they are stored, the least recently used first.
+        pinned: keys of the chunks that stay when others are evicted.
+        memory_bytes: at most so many bytes of them; None for no bound.
+        rank: components of the patches that are formed.
+        stats: what the session has done, by the names of `SessionStats`.
     """
 
     window: Window
-    held: tuple[Record, ...]
+    memory: tuple[Record, ...]
+    evicted: tuple[str, ...]
     pinned: tuple[str, ...]
     memory_bytes: int | None
     rank: int
@@ -40,7 +42,7 @@ class SavedSession:
 def save_session(folder: Path, session: SavedSession) -> None:
     """Write a session; see `snapshot.write`. A chunk that stands several times with the same patch is written once."""
     window = session.window
-    records = list(session.held)
+    records = list(session.memory)
     places = {}
     for entry in window.entries:
         if (id(entry.chunk), id(entry.patch)) not in places:
@@ -57,7 +59,8 @@ def save_session(folder: Path, session: SavedSession) -> None:
             for entry in window.entries
         ],
         "records": [{"chunk": record.chunk, "patch": record.patch} for record in records],
-        "held": len(session.held),
+        "held": len(session.memory),
+        "evicted": session.evicted,
         "pinned": session.pinned,
         "memory_bytes": session.memory_bytes,
         "rank": session.rank,
@@ -104,11 +107,16 @@ def load_session(vlm: Backbone, folder: Path) -> SavedSession:
         window = append(window, *unpacked[place], donate=True)
         if (window.entries[-1].base, window.entries[-1].slot) != (entry["base"], entry["slot"]):
             raise SnapshotCorruptError(f"the window in {folder} does not come to stand where it stood; use another")
+    memory = tuple(records[: described["held"]])
+    stats = {str(name): count for name, count in described["stats"].items()}
+    if "held_bytes" in stats:  # its name in what was saved before
+        stats["evicted_bytes"] = stats.pop("held_bytes")
     return SavedSession(
         window=window,
-        held=tuple(records[: described["held"]]),
+        memory=memory,
+        evicted=tuple(described.get("evicted", [record.chunk["key"] for record in memory])),
         pinned=tuple(described["pinned"]),
         memory_bytes=described["memory_bytes"],
         rank=described["rank"],
-        stats=described["stats"],
+        stats=stats,
     )

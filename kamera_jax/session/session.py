@@ -1,30 +1,34 @@
 """The loop an agent's author writes: add what comes, ask, slide when the window is full, recall by key."""
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from kamera_jax.backbone import Backbone
-from kamera_jax.chunk import Chunk, Patch
+from kamera_jax.chunk import Chunk, Entry, Patch
 from kamera_jax.errors import ChunkNotHeldError, MissingKeyError
-from kamera_jax.guard.planning import FORWARDS, Change, Recall, Replace, execute, plan
+from kamera_jax.guard.planning import FORWARDS, execute, plan
 from kamera_jax.guard.policy import ReusePolicy
 from kamera_jax.identity import canonical_key
 from kamera_jax.inference.encode import encode_segment, form_patch
 from kamera_jax.inference.generate import Generation, generate, question_tail, turn_slots
+from kamera_jax.session.choice import best_patch
 from kamera_jax.session.memory import ChunkMemory
 from kamera_jax.session.saved import SavedSession, load_session, save_session
 from kamera_jax.session.stats import SessionStats
-from kamera_jax.window.changes import append, recall, replace_entry, without
-from kamera_jax.window.eviction import in_the_way, layout_of
+from kamera_jax.store import Store
+from kamera_jax.window.changes import changed, check_changes, without
+from kamera_jax.window.edits import Append, Change, Pair, Recall, Replace, applied
+from kamera_jax.window.eviction import in_the_way
 from kamera_jax.window.window import Mode, Window
 
 Rerun = tuple[Chunk, Patch | None, Chunk]
 """A chunk with the patch it had, and what it is where it was run again."""
 
 MEMORY = 2**30
-"""Bytes of host memory for evicted chunks unless said: 1 GiB."""
+"""Bytes of host memory for evicted chunks by default: 1 GiB."""
 
 
 class Session:
@@ -44,17 +48,20 @@ class Session:
         memory_bytes: int | None = MEMORY,
         rank: int = 32,
         policy: ReusePolicy | None = None,
+        store: Store | None = None,
     ) -> None:
         """Begin with the preamble alone.
 
         Args:
             vlm: the model.
             capacity: slots of the window.
-            mode: as of `Window.empty`.
-            memory_bytes: at most so much host memory for evicted chunks, the longest unused of which are dropped; None
-                for no bound.
+            mode: how the window keeps its chunks; see `Window.empty`.
+            memory_bytes: at most so much host memory for evicted chunks, the least recently used of which are dropped;
+                None for no bound. Not used with a store of the caller's.
             rank: components of the patches that are formed.
             policy: when a patch may be trusted behind other chunks than it was formed behind; without one it always is.
+            store: where evicted chunks go and known ones are looked for, in place of host memory: a `ChunkLibrary` that
+                is open for writing, or any other `kamera_jax.store.Store`. What it holds is not encoded again.
 
         Raises:
             WindowFullError: the preamble does not fit.
@@ -64,7 +71,9 @@ class Session:
             raise ValueError(f"rank must be ≥ 1 and memory_bytes ≥ 0 or None; got {rank} and {memory_bytes}")
         self._vlm = vlm
         self._window = Window.empty(vlm, capacity, mode=mode)
-        self._memory = ChunkMemory(memory_bytes)
+        self._memory_bytes = memory_bytes
+        self._store: Store = ChunkMemory(memory_bytes) if store is None else store
+        self._evicted: tuple[str, ...] = ()
         self._rank = rank
         self._policy = policy
         self._pinned: frozenset[str] = frozenset()
@@ -83,14 +92,23 @@ class Session:
         return self._window.keys
 
     @property
+    def evicted(self) -> tuple[str, ...]:
+        """Keys of the evicted chunks that can be recalled, the least recently used first."""
+        return tuple(key for key in self._evicted if self._store.has(key))
+
+    @property
     def held(self) -> tuple[str, ...]:
-        """Keys of the evicted chunks that can be recalled, the longest unused first."""
-        return self._memory.keys
+        """The old name of `evicted`."""
+        warnings.warn("Session.held is now Session.evicted", DeprecationWarning, stacklevel=2)
+        return self.evicted
 
     @property
     def stats(self) -> SessionStats:
         """What the session has done so far."""
-        return replace(self._stats, held_bytes=self._memory.nbytes)
+        if not isinstance(self._store, ChunkMemory):
+            return self._stats
+        forgotten = self._stats.forgotten + self._store.dropped
+        return replace(self._stats, forgotten=forgotten, evicted_bytes=self._store.nbytes)
 
     def add(self, item: Any, key: str | None = None, *, patch: bool = True, pin: bool = False) -> str:
         """Put an item at the window's end.
@@ -111,14 +129,14 @@ class Session:
         Raises:
             WindowFullError: it does not fit beside what is pinned.
             ValueError: the item cannot be read, or has another key.
-            ModelMismatchError, PreambleMismatchError, MissingInputsError: as of `append` and `form_patch`.
+            ModelMismatchError, PreambleMismatchError, MissingInputsError: see `append` and `form_patch`.
             MissingKeyError: a chunk without a key.
         """
-        chunk, old, encoded = self._chunk(item, key)
-        gone = in_the_way(self._window, self._pinned, [*layout_of(self._window), (None, chunk.length, chunk.advance)])
+        chunk, patches, encoded = self._chunk(item, key)
+        gone = in_the_way(self._window, self._pinned, Append(chunk))
         window = without(self._window, gone)
-        new, formed = self._patch(chunk, old, window) if patch else (None, 0)
-        self._commit(append(window, chunk, new, donate=self._owns(window)), gone, chunk.key)
+        new, formed = self._patch(chunk, patches, window) if patch else (None, 0)
+        self._commit(window, gone, chunk.key, change=Append(chunk, new))
         self._count(seen=1, encoded=encoded, patched=formed)
         if pin:
             self.pin(chunk.key)
@@ -131,16 +149,16 @@ class Session:
             text: the question.
             max_new_tokens: at most this many.
             keep: whether the turn stays in the window, as a chunk at its end; else the window stays as it is.
-            options: as of `generate`.
+            options: of `generate`.
 
         Raises:
             WindowFullError: question and answer do not fit beside what is pinned.
-            ValueError: as of `generate`.
+            ValueError: see `generate`.
         """
         tail = question_tail(self._vlm, self._window, text)
         room = turn_slots(self._vlm, tail, max_new_tokens, keep)
         advance = tail.advance + room - int(tail.length)
-        gone = in_the_way(self._window, self._pinned, [*layout_of(self._window), (None, room, advance)])
+        gone = in_the_way(self._window, self._pinned, None, more=(room, advance))
         window = without(self._window, gone)
         answer = generate(self._vlm, window, text, max_new_tokens=max_new_tokens, keep=keep, **options)
         if keep:
@@ -163,30 +181,25 @@ class Session:
             ValueError: ``at`` is no place in the window.
             WindowFullError: it does not fit beside what is pinned.
         """
-        layout = layout_of(self._window)
-        if at is not None and not 0 <= at <= len(layout):
-            raise ValueError(f"at must be in 0..{len(layout)}; got {at}")
-        if (known := self._find(key)) is None:
+        known = self._find(key)
+        if known is None:
             raise ChunkNotHeldError(
-                f"the session holds no chunk {key[:12]}: it was never added, or was dropped to stay within "
-                f"memory_bytes={self._memory.limit}; add the item again"
+                f"the session has no chunk {key[:12]}: it was never added, or was dropped to stay within "
+                f"memory_bytes={self._memory_bytes}; add the item again"
             )
-        chunk, patch = known
-        place = len(layout) if at is None else at
-        gone = in_the_way(
-            self._window, self._pinned, [*layout[:place], (None, chunk.length, chunk.advance), *layout[place:]]
-        )
+        chunk, patches = known
+        change = Recall(chunk, None, at)
+        gone = in_the_way(self._window, self._pinned, change)
         window = without(self._window, gone)
+        change = change.without(gone)
+        change = replace(change, patch=best_patch(window, chunk, patches, change.at))
         formed = 0
         rerun: list[Rerun] = []
-        there = place - sum(other < place for other in gone)
-        if self._policy is not None:
-            window, formed, rerun = self._executed(window, Recall(chunk, patch, there))
-        elif place == len(layout):
-            window = append(window, chunk, patch, donate=self._owns(window))
+        if self._policy is None:
+            self._commit(window, gone, key, change=change)
         else:
-            window = recall(window, chunk, patch, at=there)
-        self._commit(window, gone, key, rerun)
+            window, formed, rerun = self._executed(window, change, patches)
+            self._commit(window, gone, key, rerun)
         self._count(recalls=1, patched=formed)
 
     def replace(self, key: str, item: Any, *, patch: bool = True) -> str:
@@ -203,28 +216,27 @@ class Session:
             The new chunk's key; it is pinned if the old one was.
 
         Raises:
-            ChunkNotHeldError: the window holds no such chunk. Else as of `add`.
+            ChunkNotHeldError: the window holds no such chunk; else see `add`.
         """
         self._check_there(key)
         place = max(i for i, each in enumerate(self.keys) if each == key)
-        chunk, old, encoded = self._chunk(item, None)
-        layout = layout_of(self._window)
-        layout[place] = (None, chunk.length, chunk.advance)
-        gone = in_the_way(self._window, self._pinned, layout)
+        chunk, patches, encoded = self._chunk(item, None)
+        change = Replace(place, chunk)
+        gone = in_the_way(self._window, self._pinned, change)
         window = without(self._window, gone)
-        index = place - sum(other < place for other in gone)
-        new = None
+        change = change.without(gone)
         formed = 0
         if patch:
-            new, formed = self._patch(chunk, old, without(window, range(index, len(window.entries))))
+            before = without(window, range(change.index, len(window.entries)))
+            new, formed = self._patch(chunk, patches, before)
+            change = replace(change, patch=new)
         pinned = key in self._pinned
-        rerun: list[Rerun] = []
         if self._policy is None:
-            window = replace_entry(window, index, chunk, new)
+            self._commit(window, [*gone, place], chunk.key, change=change)
         else:
-            window, cascade, rerun = self._executed(window, Replace(index, chunk, new))
+            window, cascade, rerun = self._executed(window, change)
             formed += cascade
-        self._commit(window, [*gone, place], chunk.key, rerun)
+            self._commit(window, [*gone, place], chunk.key, rerun)
         self._count(seen=1, encoded=encoded, patched=formed)
         if pinned:
             self.pin(chunk.key)
@@ -240,21 +252,29 @@ class Session:
         self._pinned = self._pinned | {key} if pinned else self._pinned - {key}
 
     def save(self, folder: str | Path) -> None:
-        """Write the session to a folder: its window, and what is held in memory.
+        """Write the session to a folder: its window, and the evicted chunks in host memory.
 
         A process that dies meanwhile leaves there what was saved before.
 
         Raises:
             ValueError: the folder holds something else.
         """
-        memory = self._memory
-        pinned = tuple(sorted(self._pinned))
-        saved = SavedSession(self._window, memory.records, pinned, memory.limit, self._rank, asdict(self.stats))
+        saved = SavedSession(
+            window=self._window,
+            memory=self._store.records if isinstance(self._store, ChunkMemory) else (),
+            evicted=self.evicted,
+            pinned=tuple(sorted(self._pinned)),
+            memory_bytes=self._memory_bytes,
+            rank=self._rank,
+            stats=asdict(self.stats),
+        )
         save_session(Path(folder), saved)
 
     @classmethod
-    def restore(cls, vlm: Backbone, folder: str | Path, *, policy: ReusePolicy | None = None) -> "Session":
-        """A saved session, to go on with; its policy is not saved.
+    def restore(
+        cls, vlm: Backbone, folder: str | Path, *, policy: ReusePolicy | None = None, store: Store | None = None
+    ) -> "Session":
+        """A saved session, to go on with; its policy is not saved, nor is a store of the caller's.
 
         Raises:
             SnapshotNotFoundError: nothing was saved in the folder.
@@ -262,22 +282,25 @@ class Session:
             ModelMismatchError, PreambleMismatchError: it was another model's, or stood behind another preamble.
         """
         saved = load_session(vlm, Path(folder))
+        window = saved.window
+        memory = ChunkMemory(saved.memory_bytes, saved.memory) if store is None else store
         session = cls(
             vlm,
-            saved.window.capacity,
-            mode=saved.window.mode,
+            window.capacity,
+            mode=window.mode,
             memory_bytes=saved.memory_bytes,
             rank=saved.rank,
             policy=policy,
+            store=memory,
         )
-        session._window = saved.window
+        session._window = window
+        session._evicted = saved.evicted
         session._pinned = frozenset(saved.pinned)
         session._stats = SessionStats(**saved.stats)
-        session._memory = ChunkMemory(saved.memory_bytes, saved.held)
         return session
 
-    def _chunk(self, item: Any, key: str | None) -> tuple[Chunk, Patch | None, int]:
-        """The item's chunk, the patch that the session last had it with, and how often it had to be encoded."""
+    def _chunk(self, item: Any, key: str | None) -> tuple[Chunk, Sequence[Patch], int]:
+        """The item's chunk, the patches that are known of it, and how often it had to be encoded."""
         if key is not None and (known := self._find(key)) is not None:
             return *known, 0
         item = item if isinstance(item, Chunk) else self._vlm.prepare(item)
@@ -292,36 +315,41 @@ class Session:
             raise ValueError(f"the item has the key {own[:12]}, not {key[:12]}; give its own key, or none")
         known = self._find(own)
         if isinstance(item, Chunk):
-            return item, None if known is None else known[1], 0
-        return (encode_segment(self._vlm, item), None, 1) if known is None else (*known, 0)
+            return item, () if known is None else known[1], 0
+        return (encode_segment(self._vlm, item), (), 1) if known is None else (*known, 0)
 
     def _check_there(self, key: str) -> None:
         if key not in self.keys:
-            raise ChunkNotHeldError(f"the window holds no chunk {key[:12]}; recall it first, or add the item")
+            raise ChunkNotHeldError(f"the window has no chunk {key[:12]}; recall it first, or add the item")
 
-    def _find(self, key: str) -> tuple[Chunk, Patch | None] | None:
+    def _find(self, key: str) -> tuple[Chunk, Sequence[Patch]] | None:
+        """A chunk of the window or the store, and what patches there are of it."""
         for entry in reversed(self._window.entries):
             if entry.chunk.key == key:
-                return entry.chunk, entry.patch
-        return self._memory.find(key)
+                return entry.chunk, () if entry.patch is None else (entry.patch,)
+        chunk = self._store.find(key)
+        return None if chunk is None else (chunk, self._store.patches(key))
 
-    def _patch(self, chunk: Chunk, old: Patch | None, window: Window) -> tuple[Patch | None, int]:
+    def _patch(self, chunk: Chunk, patches: Sequence[Patch], window: Window) -> tuple[Patch | None, int]:
         """The chunk's patch behind a window, and how often one had to be formed."""
         if chunk.conditioned or not window.entries:
             return None, 0
-        if old is not None and window.is_as_formed(chunk, old):
-            return old, 0
+        for patch in patches:
+            if window.is_as_formed(chunk, patch):
+                return patch, 0
         calibration = None if self._policy is None else self._policy.calibration
         sketch = None if calibration is None else calibration.sketch
         return form_patch(self._vlm, chunk, context=window, rank=self._rank, sketch=sketch), 1
 
-    def _executed(self, window: Window, change: Change) -> tuple[Window, int, list[Rerun]]:
+    def _executed(
+        self, window: Window, change: Change, patches: Sequence[Patch] = ()
+    ) -> tuple[Window, int, list[Rerun]]:
         """The window after a change that the policy has judged, how many forwards that took, and what was run again."""
         assert self._policy is not None
-        planned = plan(self._vlm, window, change, policy=self._policy)
+        planned = plan(self._vlm, window, change, policy=self._policy, stored=patches)
         done = execute(self._vlm, planned)
         pairs = [(old, new) for old, new in zip(planned.steps, done.steps, strict=True) if old.chunk is not new.chunk]
-        rerun = [(old.chunk, old.held[0] if old.held else None, new.chunk) for old, new in pairs]
+        rerun = [(old.chunk, old.stored[0] if old.stored else None, new.chunk) for old, new in pairs]
         return done.window, sum(done.count(action) for action in FORWARDS), rerun
 
     def _owns(self, window: Window) -> bool:
@@ -329,25 +357,41 @@ class Session:
         return not self._lent or (window.mode == "materialise" and window is not self._window)
 
     def _commit(
-        self, window: Window, gone: Iterable[int], used: str | None = None, rerun: Sequence[Rerun] = ()
+        self,
+        window: Window,
+        gone: Iterable[int],
+        used: str | None = None,
+        rerun: Sequence[Rerun] = (),
+        change: Change | None = None,
     ) -> None:
         """Go on with a window, which the entries at the places ``gone`` are not in, and ``used`` is.
 
-        What was run again has another key there: it stays pinned, and as it was it can be recalled.
+        A ``change`` is done to the window after what leaves is stored, as a store on disk may fail. What was run again
+        has another key there: it stays pinned, and as it was it can be recalled.
         """
-        entries = [self._window.entries[place] for place in gone]
-        self._window = window
+        after = window.entries if change is None else applied(window.entries, change)
+        keys = {each.chunk.key for each in after}
+        if change is not None:
+            check_changes(window, change)
+        leaving: list[Pair | Entry] = [Pair(old, patch) for old, patch, _ in rerun]
+        left = [self._window.entries[place] for place in gone]
+        leaving = [each for each in (*leaving, *left) if each.chunk.key not in keys]
+        evicted = [key for key in self._evicted if key != used]
+        if used is not None:
+            self._store.release(used)
+        for each in leaving:
+            self._store.put(each.chunk)
+            if each.patch is not None:
+                self._store.put(each.patch)
+            evicted = [*(key for key in evicted if key != each.chunk.key), each.chunk.key]
+        if change is not None:
+            window = changed(window, change, donate=self._owns(window))
+        self._evicted = tuple(evicted)
         self._lent = self._lent and window.mode == "in_place"
+        self._window = window
         self._pinned |= {new.key for old, _, new in rerun if old.key in self._pinned}
         self._pinned &= set(window.keys)
-        if used is not None:
-            self._memory.release(used)
-        for old, patch, _ in rerun:
-            if old.key not in window.keys:
-                self._count(forgotten=self._memory.hold(old, patch))
-        for entry in entries:
-            forgotten = 0 if entry.chunk.key in window.keys else self._memory.hold(entry.chunk, entry.patch)
-            self._count(evicted=1, forgotten=forgotten)
+        self._count(evicted=len(left))
 
     def _count(self, **more: int) -> None:
         self._stats = replace(self._stats, **{name: getattr(self._stats, name) + n for name, n in more.items()})

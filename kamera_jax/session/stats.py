@@ -1,5 +1,6 @@
 """What a session has done, in numbers."""
 
+import warnings
 from dataclasses import dataclass
 
 
@@ -15,7 +16,7 @@ class SessionStats:
         evicted: entries that left the window.
         recalls: chunks brought back.
         forgotten: evicted chunks dropped to stay within the memory.
-        held_bytes: host memory of those that are held, with their patches.
+        evicted_bytes: host memory of the evicted chunks with their patches.
     """
 
     seen: int = 0
@@ -25,4 +26,10 @@ class SessionStats:
     evicted: int = 0
     recalls: int = 0
     forgotten: int = 0
-    held_bytes: int = 0
+    evicted_bytes: int = 0
+
+    @property
+    def held_bytes(self) -> int:
+        """The old name of `evicted_bytes`."""
+        warnings.warn("SessionStats.held_bytes is now evicted_bytes", DeprecationWarning, stacklevel=2)
+        return self.evicted_bytes

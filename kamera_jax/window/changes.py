@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +9,55 @@ import jax.numpy as jnp
 from kamera_jax.chunk import Chunk, Entry, Patch
 from kamera_jax.handle import traced
 from kamera_jax.kv import WindowState, bucket
-from kamera_jax.window.checks import check_chunk, check_pair, check_place, check_room, check_whole
+from kamera_jax.window.checks import check_chunk, check_pair, check_room, check_whole
+from kamera_jax.window.edits import Append, Changes, Evict, Pair, Recall, Reorder, Replace, applied, unchanged
 from kamera_jax.window.pool import Pools, allocate
 from kamera_jax.window.window import Window, aligned, put
 
-Item = tuple[Chunk, Patch | None, Any]
-"""A chunk, its patch, and where both lie in their pool, None if that is to be found out."""
+
+def changed(window: Window, changes: Changes, *, donate: bool = False) -> Window:
+    """The window after one edit of its entries or several, all written at once.
+
+    Entries at the front that stay what they are are not touched; every other one is written again, one hop from its
+    un-rotated KV.
+
+    Args:
+        window: what stands before.
+        changes: see `kamera_jax.window.edits`.
+        donate: give the old window's buffers to the new one; see `append`.
+
+    Raises:
+        ValueError: an edit names an entry or a place that the window does not have; else see `append`.
+    """
+    longer, kept = _placed(window, changes)
+    if window.mode == "in_place":
+        return _poisoned(_allocated(longer, donate=donate))
+    state = window.state
+    if kept < len(window.entries):
+        last = longer.entries[kept - 1] if kept else window.preamble
+        state = replace(state, valid=state.valid & (jnp.arange(window.capacity) < last.slot + last.chunk.length))
+    for entry in longer.entries[kept:]:
+        state = put(window.spec, state, entry, donate=donate)
+        donate = True
+    if not donate:  # nothing was written: a caller who donates the result must not lose the window it came from
+        state = jax.tree.map(jnp.copy, state)
+    return _poisoned(longer.keeping(state=state))
+
+
+def check_changes(window: Window, changes: Changes) -> None:
+    """Raise what `changed` would raise; nothing is written."""
+    _placed(window, changes)
+
+
+def _placed(window: Window, changes: Changes) -> tuple[Window, int]:
+    """The window with its entries to be, checked, whose state is still what it was; and how many of them stay."""
+    check_whole(window)
+    after = applied(window.entries, changes)
+    kept = unchanged(window.entries, after)
+    longer = window.keeping(entries=window.entries[:kept])
+    for each in after[kept:]:
+        longer = _with_entry(longer, each)
+    return longer, kept
 
 
 def append(window: Window, chunk: Chunk, patch: Patch | None = None, *, donate: bool = False) -> Window:
@@ -35,49 +77,25 @@ def append(window: Window, chunk: Chunk, patch: Patch | None = None, *, donate: 
         WindowFullError: too few free slots, or positions of the model (`ModelLengthError`); the window given is
             unchanged.
     """
-    longer = _with_entry(window, chunk, patch)
-    if window.mode == "in_place":
-        return _poisoned(_allocated(longer, donate=donate))
-    state = put(window.spec, window.state, longer.entries[-1], donate=donate)
-    return _poisoned(longer.keeping(state=state))
+    return changed(window, Append(chunk, patch), donate=donate)
 
 
-def _with_entry(window: Window, chunk: Chunk, patch: Patch | None, place: Any = None) -> Window:
+def _with_entry(window: Window, new: Entry | Pair) -> Window:
     """The window with its next entry, checked, whose KV is still to be put there, or lies at a place of its pool."""
-    check_chunk(window, chunk)
-    if patch is not None:
-        check_pair(chunk, patch)
-    check_room(window, chunk.length, chunk.advance)
-    entry = Entry(chunk, patch, window.next_position, window.next_slot, place)
+    check_chunk(window, new.chunk)
+    if new.patch is not None:
+        check_pair(new.chunk, new.patch)
+    check_room(window, new.chunk.length, new.chunk.advance)
+    place = new.place if isinstance(new, Entry) else None
+    entry = Entry(new.chunk, new.patch, window.next_position, window.next_slot, place)
     return window.keeping(entries=(*window.entries, entry))
 
 
 def _allocated(window: Window, *, donate: bool = False) -> Window:
     """An in-place window whose pools hold its entries."""
-    held = Pools(window.state.pools, window.indices)
-    held, entries = allocate(held, window.entries, window.spec, donate=donate)
-    return window.keeping(state=replace(window.state, pools=held.pools), indices=held.indices, entries=entries)
-
-
-def _rebuild(window: Window, items: Sequence[Item], keep: int = 0) -> Window:
-    """The first ``keep`` entries as they are, then ``items`` written again, each one hop from its un-rotated KV."""
-    check_whole(window)
-    kept = window.entries[:keep]
-    fresh = window.keeping(entries=kept)
-    if window.mode == "in_place":
-        for chunk, patch, place in items:
-            fresh = _with_entry(fresh, chunk, patch, place)
-        fresh = _allocated(fresh)
-        return _poisoned(fresh)
-    occupied = jnp.arange(window.capacity) < (fresh.next_slot if kept else window.preamble.chunk.length)
-    fresh = fresh.keeping(state=replace(window.state, valid=window.state.valid & occupied))
-    donate = False
-    for chunk, patch, _ in items:
-        fresh = append(fresh, chunk, patch, donate=donate)
-        donate = True
-    if not donate:  # nothing was written: a caller who donates the result must not lose the window it came from
-        fresh = fresh.keeping(state=jax.tree.map(jnp.copy, fresh.state))
-    return fresh
+    pools = Pools(window.state.pools, window.indices)
+    pools, entries = allocate(pools, window.entries, window.spec, donate=donate)
+    return window.keeping(state=replace(window.state, pools=pools.pools), indices=pools.indices, entries=entries)
 
 
 def _poisoned(window: Window) -> Window:
@@ -123,20 +141,13 @@ def turn_state(window: Window, tokens: int) -> tuple[WindowState, int]:
     return put(window.spec, window.spec.empty_state(slots + bucket(tokens)), window.preamble), slots
 
 
-def _items(entries: Sequence[Entry]) -> list[Item]:
-    return [(entry.chunk, entry.patch, entry.place) for entry in entries]
-
-
 def reorder(window: Window, order: Sequence[int]) -> Window:
     """The same chunks with their patches in another order: entry ``order[i]`` comes to place i.
 
     Raises:
         ValueError: ``order`` is no permutation of the entries.
     """
-    if sorted(order) != list(range(len(window.entries))):
-        raise ValueError(f"order must be a permutation of 0..{len(window.entries) - 1}; got {list(order)}")
-    kept = next((i for i, j in enumerate(order) if i != j), len(order))
-    return _rebuild(window, _items([window.entries[i] for i in order[kept:]]), kept)
+    return changed(window, Reorder(tuple(order)))
 
 
 def slide(window: Window, drop: int = 1) -> Window:
@@ -156,33 +167,22 @@ def without(window: Window, places: Collection[int]) -> Window:
     Raises:
         ValueError: there is no such entry.
     """
-    if unknown := [place for place in places if not 0 <= place < len(window.entries)]:
-        raise ValueError(f"the window has entries 0..{len(window.entries) - 1}; got {unknown}")
-    if not places:
-        return window
-    keep = min(places)
-    rest = [entry for place, entry in enumerate(window.entries) if place > keep and place not in places]
-    return _rebuild(window, _items(rest), keep)
+    return changed(window, Evict(tuple(places))) if places else window
 
 
 def recall(window: Window, chunk: Chunk, patch: Patch | None, at: int | None = None) -> Window:
     """The window with an evicted chunk back, at its end or before entry ``at``; never re-encoded.
 
     Raises:
-        ValueError: ``at`` is no place in the window; else as `append`.
+        ValueError: ``at`` is no place in the window; else see `append`.
     """
-    at = check_place(window, at)
-    if at == len(window.entries):
-        return append(window, chunk, patch)
-    return _rebuild(window, [(chunk, patch, None), *_items(window.entries[at:])], at)
+    return changed(window, Recall(chunk, patch, at))
 
 
 def replace_entry(window: Window, index: int, chunk: Chunk, patch: Patch | None = None) -> Window:
     """The window with another chunk in place of entry ``index``; later chunks keep their patches.
 
     Raises:
-        ValueError: there is no such entry; else as `append`.
+        ValueError: there is no such entry; else see `append`.
     """
-    if not 0 <= index < len(window.entries):
-        raise ValueError(f"the window has entries 0..{len(window.entries) - 1}; got {index}")
-    return _rebuild(window, [(chunk, patch, None), *_items(window.entries[index + 1 :])], index)
+    return changed(window, Replace(index, chunk, patch))

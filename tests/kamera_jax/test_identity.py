@@ -337,7 +337,7 @@ def test_what_a_session_runs_again_can_still_be_recalled_and_stays_pinned(random
     session.recall(keys[1], at=0)
     assert set(session.keys) - set(keys)  # run again behind what now stands before them
     for key in keys:
-        assert key in session.keys or key in session.held
+        assert key in session.keys or key in session.evicted
     if pinned:
         assert session.keys[-1] in session._pinned
     session.recall(keys[2])

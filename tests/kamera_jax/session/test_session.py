@@ -59,7 +59,7 @@ def test_it_is_the_operations(toy, mode):
         assert session.add(item) == chunk.key
         assert session.keys == window.keys == session.window.keys
         stats = kj.SessionStats(seen=i + 1, encoded=i + 1, patched=i, evicted=max(i - 3, 0))
-        assert replace(session.stats, held_bytes=0) == stats
+        assert replace(session.stats, evicted_bytes=0) == stats
     assert_same(session.window, window)
     session.recall(kj.encode(toy, ITEMS[0]).key)
     assert_same(session.window, kj.append(kj.slide(window), kj.encode(toy, ITEMS[0])))
@@ -78,9 +78,9 @@ def test_an_evicted_chunk_comes_back_with_its_patch(toy, mode):
     entry = session.window.entries[1]
     session.add(ITEMS[4])
     session.add(ITEMS[5])
-    assert session.held == (keys[0], keys[1]) and session.stats.held_bytes > 0
+    assert session.evicted == (keys[0], keys[1]) and session.stats.evicted_bytes > 0
     session.recall(keys[1], at=2)
-    assert session.keys[1] == keys[1] and keys[1] not in session.held and keys[2] in session.held
+    assert session.keys[1] == keys[1] and keys[1] not in session.evicted and keys[2] in session.evicted
     again = session.window.entries[1]
     assert again.patch.antecedents == entry.patch.antecedents and session.stats.recalls == 1
     for ours, theirs in (
@@ -114,7 +114,7 @@ def test_a_session_of_nothing_but_hits_runs_nothing(toy, mode):
         session.add(chunk, patch=False)
     for item in ITEMS:
         session.add(item, patch=False)
-    for key in session.held:
+    for key in session.evicted:
         session.recall(key)
     assert seen() == before and session.stats.seen == 21 and session.stats.recalls == 3
     assert session.stats.encoded == session.stats.patched == 0
@@ -140,10 +140,10 @@ def test_a_chunk_may_stand_twice(toy, mode):
     session.recall(key)
     assert session.keys == (key,) * 3 and session.stats.encoded == 1
     session.replace(key, ITEMS[1])  # the last one
-    assert session.keys[:2] == (key, key) and session.held == ()
+    assert session.keys[:2] == (key, key) and session.evicted == ()
     for item in ITEMS[2:6]:
         session.add(item)
-    assert key in session.held and session.held.count(key) == 1
+    assert key in session.evicted and session.evicted.count(key) == 1
 
 
 def test_replacing_keeps_what_stands_later(toy, mode):
@@ -151,11 +151,11 @@ def test_replacing_keeps_what_stands_later(toy, mode):
     keys = [session.add(item) for item in ITEMS[:4]]
     entries = session.window.entries
     new = session.replace(keys[1], ITEMS[5])
-    assert session.keys == (keys[0], new, *keys[2:]) and session.held == (keys[1],)
+    assert session.keys == (keys[0], new, *keys[2:]) and session.evicted == (keys[1],)
     assert session.window.entries[3].patch is entries[3].patch
     assert session.window.entries[1].patch.antecedents == (keys[0],)
     longer = session.replace(new, "more than one tile of letters")  # and so the oldest goes
-    assert session.keys == (longer, *keys[2:]) and set(session.held) == {keys[0], keys[1], new}
+    assert session.keys == (longer, *keys[2:]) and set(session.evicted) == {keys[0], keys[1], new}
 
 
 def test_pinned_chunks_stay(toy):
@@ -169,7 +169,7 @@ def test_pinned_chunks_stay(toy):
     for operation in (lambda: session.add(ITEMS[6]), lambda: session.recall(keys[0], at=1), lambda: session.ask("it?")):
         with pytest.raises(WindowFullError, match="beside the preamble and what is pinned; unpin some"):
             operation()
-    assert session.window is full and session.held == (keys[0], keys[1])
+    assert session.window is full and session.evicted == (keys[0], keys[1])
     session.pin(first, False)
     session.add(ITEMS[6])
     assert first not in session.keys
@@ -190,7 +190,7 @@ def test_asking_keeps_the_turn_or_not(toy, mode):
     turn = session.keys[-1]
     for item in ITEMS[2:6]:
         session.add(item)
-    assert turn in session.held
+    assert turn in session.evicted
     session.recall(turn)
     assert session.window.entries[-1].chunk.turn
     # A question that does not fit pushes out the oldest; one that is not kept pushes nothing out.
@@ -204,19 +204,19 @@ def test_asking_keeps_the_turn_or_not(toy, mode):
 def test_the_memory_is_bounded_and_says_what_it_lost(toy):
     session = kj.Session(toy, CAPACITY)
     keys = [session.add(item) for item in ITEMS]
-    limit = session.stats.held_bytes - 1
+    limit = session.stats.evicted_bytes - 1
     small = kj.Session(toy, CAPACITY, memory_bytes=limit)
     for item in ITEMS:
         small.add(item)
-    assert small.held == tuple(keys[1:3]) and small.stats.held_bytes <= limit and small.stats.forgotten == 1
+    assert small.evicted == tuple(keys[1:3]) and small.stats.evicted_bytes <= limit and small.stats.forgotten == 1
     with pytest.raises(ChunkNotHeldError, match=f"{keys[0][:12]}.*dropped to stay within memory_bytes=.*add the item"):
         small.recall(keys[0])
     small.recall(keys[1])  # used: not the next to go
-    assert small.held == (keys[2], keys[3])
+    assert small.evicted == (keys[2], keys[3])
     none = kj.Session(toy, CAPACITY, memory_bytes=0)
     for item in ITEMS:
         none.add(item)
-    assert none.held == () and none.stats.held_bytes == 0 and none.stats.forgotten == 3
+    assert none.evicted == () and none.stats.evicted_bytes == 0 and none.stats.forgotten == 3
 
 
 def test_windows_that_were_handed_out_stay(toy, mode):
@@ -263,7 +263,7 @@ def test_a_failing_operation_changes_nothing(toy, mode):
     ):
         with pytest.raises(error):
             operation()
-    assert session.window is window and session.stats == stats and session.held == ()
+    assert session.window is window and session.stats == stats and session.evicted == ()
     for options in ({"rank": 0}, {"memory_bytes": -1}):
         with pytest.raises(ValueError):
             kj.Session(toy, CAPACITY, **options)
@@ -280,8 +280,8 @@ def test_save_and_restore(dtype, mode, tmp_path):
     session.pin(keys[0])
     session.save(tmp_path / "s")
     again = kj.Session.restore(toy, tmp_path / "s")
-    assert (again.keys, again.held, again.stats) == (session.keys, session.held, session.stats)
-    assert again.stats.held_bytes > 0 and again.window.capacity == CAPACITY
+    assert (again.keys, again.evicted, again.stats) == (session.keys, session.evicted, session.stats)
+    assert again.stats.evicted_bytes > 0 and again.window.capacity == CAPACITY
     assert_same(again.window, session.window)
     for ours, theirs in zip(again.window.entries, session.window.entries, strict=True):
         assert ours.chunk.turn == theirs.chunk.turn and ours.chunk.antecedents == theirs.chunk.antecedents
@@ -292,9 +292,9 @@ def test_save_and_restore(dtype, mode, tmp_path):
                 assert (pair[0] == pair[1]).all() and pair[0].dtype == pair[1].dtype
     # From here on they go the same way.
     for each in (session, again):
-        each.recall(each.held[0])
+        each.recall(each.evicted[0])
         each.add(ITEMS[6])
-    assert again.stats == session.stats and again.held == session.held and keys[0] in again.keys
+    assert again.stats == session.stats and again.evicted == session.evicted and keys[0] in again.keys
     assert_same(again.window, session.window)
     # Saved over, the second time it is the second state.
     again.save(tmp_path / "s")

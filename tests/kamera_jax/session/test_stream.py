@@ -70,11 +70,13 @@ def streamed(vlm, frames, every, **options):
         session.add(frame(number))
         if number % 10 == 9:
             session.ask(QUESTIONS[number // 10 % 2], max_new_tokens=2, keep=number % 20 == 9)
-            session.recall(session.held[0])
+            session.recall(session.evicted[0])
         if number % every == every - 1:
-            seen.append((*live(), session.stats.held_bytes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+            seen.append(
+                (*live(), session.stats.evicted_bytes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+            )
     assert session.stats.seen == session.stats.encoded == frames
-    assert session.stats.held_bytes <= 400_000 and session.stats.forgotten > 0
+    assert session.stats.evicted_bytes <= 400_000 and session.stats.forgotten > 0
     return seen
 
 
@@ -104,7 +106,7 @@ def story(vlm, sizes, start):
     keys = [session.add(frame(start + i, *size)) for i, size in enumerate(sizes)]
     answer = session.ask(QUESTIONS[start % 2], max_new_tokens=3)
     session.recall(keys[0])
-    session.recall(session.held[-1], at=0)
+    session.recall(session.evicted[-1], at=0)
     session.replace(session.keys[1], frame(start + 50, *sizes[0]))
     session.add(frame(start, *sizes[0]))
     kj.query(vlm, session.window, QUESTIONS[start % 2])

@@ -10,6 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 import kamera_jax as kj
 from kamera_jax.errors import WindowFullError
 from kamera_jax.forward import preamble_chunk
+from kamera_jax.window.changes import changed
+from kamera_jax.window.edits import Evict, Recall, Reorder
 from tests import oracles
 from tests.kamera_jax.toy import Toy
 
@@ -228,6 +230,25 @@ class WindowMachine(RuleBasedStateMachine):
         wanted = {mode: [*self.pairs[mode][:place], new[mode], *self.pairs[mode][place + 1 :]] for mode in MODES}
         if self.change(lambda mode, window: kj.replace(window, place, *new[mode]), wanted):
             self.evicted = [*self.evicted, (old, place)][-5:]
+
+    @precondition(lambda self: self.count)
+    @rule(data=st.data(), number=st.integers(0, 11), blind=st.booleans())
+    def several_at_once(self, data, number, blind):
+        """Entries leave, the others change places, and one comes in between: written once."""
+        gone = data.draw(st.sets(st.integers(0, self.count - 1), max_size=2))
+        order = data.draw(st.permutations(range(self.count - len(gone))))
+        at = data.draw(st.integers(0, len(order)))
+        new = self.drawn(number, blind)
+        stay = [place for place in range(self.count) if place not in gone]
+        wanted = {}
+        for mode in MODES:
+            wanted[mode] = [self.pairs[mode][stay[i]] for i in order]
+            wanted[mode].insert(at, new[mode])
+
+        def operation(mode, window):
+            return changed(window, [Evict(tuple(gone)), Reorder(tuple(order)), Recall(*new[mode], at)])
+
+        self.change(operation, wanted)
 
     @rule(question=st.sampled_from(QUESTIONS), tokens=st.integers(1, 3))
     def ask(self, question, tokens):

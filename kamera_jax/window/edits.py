@@ -1,0 +1,161 @@
+"""What can happen to the entries of a window, as values: one definition of every edit, wherever it is planned or done.
+
+An edit is applied to any sequence that stands for a window's entries (the entries themselves, their places, their
+keys): what stays is handed on as it is, and what is new comes as a `Pair`. Whoever applies it to ``range(n)`` learns
+which entries stay, where, and what comes between them.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeVar
+
+from kamera_jax.chunk import Chunk, Entry, Patch
+
+
+class Pair(NamedTuple):
+    """A chunk with the patch it stands with, or None."""
+
+    chunk: Chunk
+    patch: Patch | None = None
+
+
+Item = TypeVar("Item")
+
+
+class Change(ABC):
+    """An edit of a window's entries."""
+
+    @abstractmethod
+    def apply(self, items: Sequence[Item]) -> list[Item | Pair]:
+        """The items after the edit, in order.
+
+        Args:
+            items: one for each entry of the window.
+
+        Raises:
+            ValueError: the edit names an entry or a place that the window does not have.
+        """
+
+    @abstractmethod
+    def without(self, gone: Collection[int]) -> "Change":
+        """The same edit of a window that the entries at the places ``gone`` have left."""
+
+
+@dataclass(frozen=True)
+class Append(Change):
+    """A chunk comes to the end."""
+
+    chunk: Chunk
+    patch: Patch | None = None
+
+    def apply(self, items: Sequence[Item]) -> list[Item | Pair]:
+        """See `Change.apply`."""
+        return [*items, Pair(self.chunk, self.patch)]
+
+    def without(self, gone: Collection[int]) -> "Append":
+        """See `Change.without`."""
+        return self
+
+
+@dataclass(frozen=True)
+class Recall(Change):
+    """A chunk comes back, with a patch that was formed for it if there is one, at the end or before entry ``at``."""
+
+    chunk: Chunk
+    patch: Patch | None = None
+    at: int | None = None
+
+    def apply(self, items: Sequence[Item]) -> list[Item | Pair]:
+        """See `Change.apply`."""
+        at = len(items) if self.at is None else self.at
+        if not 0 <= at <= len(items):
+            raise ValueError(f"at must be in 0..{len(items)}, an entry to stand before or the end; got {at}")
+        return [*items[:at], Pair(self.chunk, self.patch), *items[at:]]
+
+    def without(self, gone: Collection[int]) -> "Recall":
+        """See `Change.without`."""
+        return replace(self, at=None if self.at is None else _moved(self.at, gone))
+
+
+@dataclass(frozen=True)
+class Evict(Change):
+    """The entries at these places leave."""
+
+    places: tuple[int, ...]
+
+    def apply(self, items: Sequence[Item]) -> list[Item | Pair]:
+        """See `Change.apply`."""
+        _check_entries(self.places, items)
+        return [item for place, item in enumerate(items) if place not in self.places]
+
+    def without(self, gone: Collection[int]) -> "Evict":
+        """See `Change.without`."""
+        return replace(self, places=tuple(_moved(place, gone) for place in self.places if place not in gone))
+
+
+@dataclass(frozen=True)
+class Reorder(Change):
+    """Entry ``order[i]`` comes to place i."""
+
+    order: tuple[int, ...]
+
+    def apply(self, items: Sequence[Item]) -> list[Item | Pair]:
+        """See `Change.apply`."""
+        if sorted(self.order) != list(range(len(items))):
+            raise ValueError(f"order must be a permutation of 0..{len(items) - 1}; got {list(self.order)}")
+        return [items[place] for place in self.order]
+
+    def without(self, gone: Collection[int]) -> "Reorder":
+        """See `Change.without`."""
+        return replace(self, order=tuple(_moved(place, gone) for place in self.order if place not in gone))
+
+
+@dataclass(frozen=True)
+class Replace(Change):
+    """Another chunk comes in place of entry ``index``."""
+
+    index: int
+    chunk: Chunk
+    patch: Patch | None = None
+
+    def apply(self, items: Sequence[Item]) -> list[Item | Pair]:
+        """See `Change.apply`."""
+        _check_entries((self.index,), items)
+        return [*items[: self.index], Pair(self.chunk, self.patch), *items[self.index + 1 :]]
+
+    def without(self, gone: Collection[int]) -> "Replace":
+        """See `Change.without`."""
+        if self.index in gone:
+            raise ValueError(f"entry {self.index} has left the window, so nothing can take its place")
+        return replace(self, index=_moved(self.index, gone))
+
+
+Changes = Change | Iterable[Change]
+"""One edit, or several, each of the window as the one before leaves it."""
+
+
+def applied(items: Sequence[Item], changes: Changes) -> list[Item | Pair]:
+    """The items after one edit or several; see `Change.apply`."""
+    after: list[Item | Pair] = list(items)
+    for change in (changes,) if isinstance(changes, Change) else changes:
+        after = change.apply(after)
+    return after
+
+
+def unchanged(entries: Sequence[Entry], after: Sequence[Entry | Pair]) -> int:
+    """How many entries at the window's front stay as they are: the same chunks with the same patches."""
+    for place, (old, new) in enumerate(zip(entries, after, strict=False)):
+        if old.chunk is not new.chunk or old.patch is not new.patch:
+            return place
+    return min(len(entries), len(after))
+
+
+def _moved(place: int, gone: Collection[int]) -> int:
+    return place - sum(other < place for other in gone)
+
+
+def _check_entries(places: Iterable[int], items: Sequence[Item]) -> None:
+    if unknown := [place for place in places if not 0 <= place < len(items)]:
+        there = f"entries 0..{len(items) - 1}" if items else "no entries"
+        raise ValueError(f"the window has {there}; got {', '.join(map(str, unknown))}")
