@@ -20,7 +20,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.relocate_patch.gpu_call import ROWS, Call, pad_columns
+from pallas_kernels.relocate_patch.gpu_call import ROWS, Call, Operands, pad_columns
 
 WGMMA = plgpu.Layout.WGMMA
 
@@ -298,34 +298,20 @@ def _streams(rot: tuple[Any, Any], free: tuple[Any, Any], cos: Any, sin: Any, ti
     return streams
 
 
-def relocate(
-    rot: jax.Array,
-    free: jax.Array,
-    cos: jax.Array,
-    sin: jax.Array,
-    patch: tuple[jax.Array, jax.Array] | None,
-    place: jax.Array,
-    caches: tuple[Any, Any] | None,
-    call: Call,
-    interpret: Any,
-) -> Any:
+def relocate(operands: Operands, call: Call, interpret: Any) -> Any:
     """Launch it.
 
     Args:
-        rot: [L, T, Fr] bf16, or [L, T, Fr / 2] u32 when packed; T is a multiple of ROWS.
-        free: [L, T, Ff] bf16.
-        cos, sin: full-width tables f32[T, D], or [T, D / 2] when packed: the cosine of every pair, and the sine that
-            its second member adds.
-        patch: u [L, m, T] and v [L, m, heads * `Call.head_patch` + Ff] in bf16, zero past the ranks; m in
-            {16, 32, 64}.
-        place: i32: the length, and then the slot or the page table.
-        caches: refs of [L, S, …] like rot and free (pages joined), or None.
+        operands: what it is launched on.
         call: what is fixed.
         interpret: None or False, or parameters of the interpret mode.
 
     Returns:
         (rot, free), or nothing when they are in the caches.
     """
+    rot = operands.rot
+    free = operands.free
+    caches = operands.caches
     tiles = call.tiles
     depth = rot.shape[0] // tiles.groups
     run = min(ROWS, call.page or ROWS)
@@ -359,4 +345,4 @@ def relocate(
         grid_names=("tile", "group"),
         interpret=interpret,
         kernel_name="relocate_patch",
-    )(rot, free, cos, sin, place, *(patch or ()), *(caches or ()))
+    )(rot, free, operands.cos, operands.sin, operands.place, *(operands.patch or ()), *(caches or ()))

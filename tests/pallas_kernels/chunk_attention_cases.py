@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from kamera_jax import rope
 from kamera_jax.rope import RopeSpec
-from pallas_kernels.chunk_attention.shapes import heads_of
+from pallas_kernels.chunk_attention.call import Call, heads_of
+from pallas_kernels.relocate_patch.chunk import Patch
 from tests import oracles
 
 UNIT = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
@@ -148,11 +149,18 @@ def layered(case, call, layers=3, at=1):
     return call | stored | {"first": jnp.int32(at * chunks)}
 
 
+def as_call(case, call):
+    """What a backend takes."""
+    given = dict(call)
+    patch = Patch(given.pop("u"), given.pop("v"), given.pop("ranks")) if "u" in given else None
+    given.setdefault("first", jnp.int32(0))
+    heads = heads_of(call["q"].shape, call["rot"].shape[-1], call["free"].shape[-1])
+    return Call(**given, patch=patch, heads=heads, **case.options)
+
+
 def run(attend, case, call, **options):
     """Call a backend of checked arguments."""
-    names = ("q", "rot", "free", "positions", "inv_freq", "u", "v", "ranks", "lengths", "bases")
-    heads = heads_of(call["q"].shape, call["rot"].shape[-1], call["free"].shape[-1])
-    return attend(*(call.get(name) for name in names), call.get("first", 0), heads=heads, **case.options, **options)
+    return attend(as_call(case, call), **options)
 
 
 def window(case, call):

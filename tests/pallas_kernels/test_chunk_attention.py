@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from kamera_jax import rope
 from pallas_kernels import chunk_attention, merge_states, relocate_patch
 from pallas_kernels.chunk_attention.api import refusals
+from pallas_kernels.chunk_attention.call import heads_of
 from pallas_kernels.chunk_attention.reference import chunk_attention_reference
-from pallas_kernels.chunk_attention.shapes import heads_of
 from tests import oracles
 from tests.pallas_kernels.chunk_attention_cases import CASES, Case, arrays, cases, check, layered, poisoned, run
 
-reference = jax.jit(chunk_attention_reference, static_argnames=("heads", "scale", "rope_scale", "layout"))
+reference = jax.jit(chunk_attention_reference)
 
 
 def attend(case, call, **options):
