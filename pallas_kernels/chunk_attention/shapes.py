@@ -42,7 +42,7 @@ class Shape:
 
     @property
     def kv_values(self) -> int:
-        """How many numbers the KV of all chunks holds."""
+        """Numbers in the KV of all chunks."""
         return self.chunks * self.tokens * (self.rot + self.free)
 
     def arguments(self, dtype: Any = jnp.bfloat16, sharding: Any = None) -> dict[str, jax.ShapeDtypeStruct]:

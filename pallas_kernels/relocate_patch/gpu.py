@@ -21,8 +21,8 @@ def refusal(chunk: Chunk, cache: Cache | None = None) -> str | None:
         chunk: the call, its arrays or their shapes and dtypes.
         cache: what it is written into, if it is.
     """
-    if platform() == "gpu" and (found := getattr(jax.devices()[0], "compute_capability", "none")) != "9.0":
-        return f"it needs an NVIDIA GPU of compute capability 9.0 (H100, H200), and this one's is {found}"
+    if platform() == "gpu" and (capability := getattr(jax.devices()[0], "compute_capability", "none")) != "9.0":
+        return f"it needs an NVIDIA GPU of compute capability 9.0 (H100, H200), and this one's is {capability}"
     arrays = chunk.stored if cache is None else (*chunk.stored, cache.rot)
     dtypes = {str(x.dtype) for x in arrays}
     if dtypes != {"bfloat16"}:

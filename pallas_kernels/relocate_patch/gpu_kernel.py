@@ -174,7 +174,11 @@ def _specs(stream: _Stream, block: _Block) -> tuple[list[Any], list[Any], int]:
 
 
 def _run(stream: _Stream, block: _Block, call: Call) -> None:
-    """One stream over the block's layers."""
+    """One stream over the block's layers.
+
+    Shared memory has the pipeline's stages, which TMA fills ahead of the step that reads them, and one output tile for
+    each tile of the source. A step's values are in registers between the two.
+    """
     specs, refs, tiles = _specs(stream, block)
     width = stream.width
     run = block.run
@@ -206,6 +210,7 @@ def _run(stream: _Stream, block: _Block, call: Call) -> None:
                     # A run past the end may have no page.
                     pl.when(r * run < left if call.into else True)(functools.partial(do, r))
 
+            # The output tiles are free once TMA has read what the step before put there.
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
             patches = [_multiply(refs[tiles], v, width) for v in refs[tiles + 1 :]]
             news = stream.compute([_load(ref) for ref in refs[:tiles]], patches)
@@ -216,6 +221,7 @@ def _run(stream: _Stream, block: _Block, call: Call) -> None:
                 for out, new in zip(outs, news, strict=True):
                     _store(out, new)
 
+            # The tile that the length cuts is written whole too: past it the cache's own rows, fetched first, or zeros.
             @pl.when(left < ROWS)
             def _():
                 if call.into:
@@ -223,6 +229,7 @@ def _run(stream: _Stream, block: _Block, call: Call) -> None:
                 for out, new in zip(outs, news, strict=True):
                     _store(out, jnp.where(valid, new, _load(out) if call.into else jnp.zeros_like(new)))
 
+            # What the threads stored must be visible to TMA before it reads.
             plgpu.commit_smem()
             each_run(send)
             plgpu.commit_smem_to_gmem_group()
@@ -230,6 +237,7 @@ def _run(stream: _Stream, block: _Block, call: Call) -> None:
         plgpu.emit_pipeline(
             step, grid=(block.depth, stream.steps), in_specs=specs, max_concurrent_steps=call.tiles.stages
         )(*refs)
+        # The next stream uses the same shared memory.
         plgpu.wait_smem_to_gmem(0)
 
     out = plgpu.SMEM((ROWS, width), stream.source.dtype, transforms=_transforms(stream.aligned, stream.source.dtype))

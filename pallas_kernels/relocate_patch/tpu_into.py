@@ -65,7 +65,9 @@ def _whole_granules(chunk: Chunk) -> Chunk:
     return replace(chunk, rot=rot, free=free, cos=cos, sin=sin, patch=patch, length=length)
 
 
-def _into(plan: Plan, page: int | None, everything: tuple[list[jax.Array], jax.Array, Operands]) -> list[jax.Array]:
+def _into(
+    plan: Plan, page: int | None, everything: tuple[list[jax.Array], jax.Array, Operands]
+) -> tuple[jax.Array, jax.Array]:
     """The kernel on (caches, places, operands), which lead with B or 1: caches [B, L, S, F], or features first."""
     caches, place, operands = everything
     batch = batch_of(everything)

@@ -211,9 +211,9 @@ class Layout:
         else:
             stage = (2, self.tokens, self.width)
             edge = (2, ROWS, self.width)
-        found = [pltpu.VMEM(stage, self.dtype), pltpu.VMEM(edge, self.dtype)]
-        found += [pltpu.SemaphoreType.DMA((2,)), pltpu.SemaphoreType.DMA((2,))]
-        return [*found, pltpu.VMEM((layers, self.width, LANES), self.dtype)] if self.carry else found
+        buffers = [pltpu.VMEM(stage, self.dtype), pltpu.VMEM(edge, self.dtype)]
+        buffers += [pltpu.SemaphoreType.DMA((2,)), pltpu.SemaphoreType.DMA((2,))]
+        return [*buffers, pltpu.VMEM((layers, self.width, LANES), self.dtype)] if self.carry else buffers
 
 
 def layouts(plan: Plan, caches: Sequence[jax.Array], page: int | None) -> list[Layout]:

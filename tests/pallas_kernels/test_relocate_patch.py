@@ -71,13 +71,16 @@ def test_as_every_platform_computes_it(name, dtype, parts, monkeypatch):
     monkeypatch.setattr(reference, "BLOCK", 16)  # more heads than one permutation takes
     call = typed(name, dtype)
     relocate, into = forms(call, parts)
+    # One program for both.
+    both = jax.jit(lambda cache, slot, chunk: (relocate(chunk), into(cache, slot, chunk)))
     for drawn in (call.draw(), (*call.draw()[:3], None, None, None)):
         expected = call.expected(drawn, 11)
         chunk = call.chunk(poisoned(drawn, 11), 11)
-        close(jax.jit(relocate)(chunk), expected, dtype)
         for slot in (16, 24):  # from 24 on the padding does not fit
             cached = caches(call, 36)
-            placed(call, cached, slot, jax.jit(into)(Cache(*cached), jnp.int32(slot), chunk), expected, 11)
+            rows, written = both(Cache(*cached), jnp.int32(slot), chunk)
+            close(rows, expected, dtype)
+            placed(call, cached, slot, written, expected, 11)
 
 
 @given(length=st.integers(0, T), ranks=st.lists(st.integers(0, M), min_size=L, max_size=L), seed=st.integers(0, 99))

@@ -304,8 +304,8 @@ def test_it_says_what_it_cannot_serve(changes, reason):
     patch = None if call["u"] is None else Patch(call["u"], call["v"], shape(2, dtype="int32"))
     length = shape(dtype="int32")
     chunk = Chunk(call["rot"], call["free"], table, table, patch, length, call["rotary_dim"], call["layout"])
-    found = gpu.refusal(chunk, None if call["cache"] is None else Cache(call["cache"], call["free"]))
-    assert found is None if reason is None else re.search(reason, found)
+    given = gpu.refusal(chunk, None if call["cache"] is None else Cache(call["cache"], call["free"]))
+    assert given is None if reason is None else re.search(reason, given)
 
 
 def test_tiles_divide_the_layers_and_fit():
