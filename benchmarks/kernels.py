@@ -209,7 +209,7 @@ being run there, in turns: **{apply_ms:.1f} ms against {reprefill_ms:.0f} ms, {r
 {rows}
 
 Each cell: HBM bytes over the ideal; temporaries. `relocate_patch_into` writes into a donated cache, all of it aliased.
-XLA is the fallback, which a call that the kernel does not serve gets; its `chunk_attention` works on one chunk at a time.
+XLA is the fallback, which a call that the kernel does not serve gets; its `chunk_attention` takes one chunk at a time.
 
 ## GPU
 

@@ -68,7 +68,8 @@ CASES = {
 
 SHAPES = (
     Case(queries=1, per_group=1, groups=1, head_dim=8, value_dim=8, tokens=16, lengths=(0,), rank=4),
-    Case(queries=2, per_group=2, groups=3, head_dim=16, value_dim=40, tokens=32, lengths=(0,) * 2, rank=0, rotary_dim=8),
+    Case(queries=2, per_group=2, groups=3, head_dim=16, value_dim=40, tokens=32, lengths=(0,) * 2, rank=0,
+         rotary_dim=8),
     Case(queries=9, per_group=3, groups=2, head_dim=24, value_dim=16, tokens=64, lengths=(0,) * 3, rank=1, rotary_dim=8,
          layout="interleaved"),
     Case(queries=1, per_group=4, groups=2, head_dim=16, value_dim=16, tokens=128, lengths=(0,) * 4, rank=8,
@@ -80,7 +81,7 @@ SHAPES = (
     Case(queries=9, per_group=2, groups=1, head_dim=16, value_dim=8, tokens=128, lengths=(0,), rank=8, latent=True,
          rotary_dim=8),
 )  # fmt: skip
-"""Every value of every field in some shape; lengths and ranks are drawn, which compiles nothing anew."""
+"""Every value of every field is in some shape; lengths and ranks are drawn, and compile nothing anew."""
 
 
 @st.composite

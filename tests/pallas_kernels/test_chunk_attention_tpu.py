@@ -20,8 +20,8 @@ from pallas_kernels.chunk_attention.shapes import SHAPES
 from pallas_kernels.chunk_attention.tpu import chunk_attention_tpu
 from pallas_kernels.chunk_attention.tpu_plan import VMEM, Tiles, choose_tiles, vmem
 from pallas_kernels.chunk_attention.tpu_rotation import cos_sin
-from tests.pallas_kernels.chunk_attention_cases import SHAPES as DRAWN
 from tests.pallas_kernels.chunk_attention_cases import CASES, arrays, check, drawn, every_shape, layered, poisoned, run
+from tests.pallas_kernels.chunk_attention_cases import SHAPES as DRAWN
 
 kernel = partial(jax.jit(chunk_attention_tpu, static_argnames=("tiles", "interpret")), interpret=True)
 
