@@ -72,7 +72,7 @@ def cpu(runs: int = 5) -> dict[str, Any]:
     def apply(state: Any, factors: Factors) -> Any:
         return write(state, CHUNK, canonical, factors, chunk.positions, CHUNK, rope)
 
-    held = {"re-prefill": state, "apply": jax.tree.map(jnp.copy, state)}
+    states = {"re-prefill": state, "apply": jax.tree.map(jnp.copy, state)}
     jitted = {
         "re-prefill": partial(jax.jit(run_there, donate_argnums=1), params),
         "apply": lambda state: jitted_apply(state, factors),
@@ -80,10 +80,10 @@ def cpu(runs: int = 5) -> dict[str, Any]:
     jitted_apply = jax.jit(apply, donate_argnums=0)
 
     def step(name: str) -> Any:
-        held[name] = jitted[name](held[name])
-        return held[name].rot
+        states[name] = jitted[name](states[name])
+        return states[name].rot
 
-    seconds = side_by_side({name: partial(step, name) for name in held}, runs)
+    seconds = side_by_side({name: partial(step, name) for name in states}, runs)
     return {
         "tokens": CHUNK,
         "rank": RANK,
@@ -99,29 +99,28 @@ def tpu() -> list[dict[str, Any]]:
     for target in TPUS:
         for name in RELOCATED:
             shape = SHAPES[name]
-            caches = shape.cache(shape.tokens)
+            into = shape.into(shape.tokens)
             programs = {
-                "relocate_patch": (relocate_patch_tpu, shape.arguments(), ()),
-                "relocate_patch_into": (relocate_patch_into_tpu, (*caches, *shape.arguments()), (0, 1)),
-                "relocate_patch, xla": (relocate_patch_reference, shape.arguments(), ()),
+                "relocate_patch": (relocate_patch_tpu, (shape.chunk(),), ()),
+                "relocate_patch_into": (relocate_patch_into_tpu, into, (0,)),
+                "relocate_patch, xla": (relocate_patch_reference, (shape.chunk(),), ()),
             }
-            for op, (call, arguments, donate) in programs.items():
-                program = compiled.compile_for(target, partial(call, **shape.options), *arguments, donate=donate)
-                cached = sum(x.size * x.dtype.itemsize for x in caches[:2])
+            for op, (backend, arguments, donate) in programs.items():
+                program = compiled.compile_for(target, backend, *arguments, donate=donate)
+                cached = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(into[0]))
                 rows.append(
                     _row(target, op, name, program, shape.ideal_bytes())
                     | ({"aliased": compiled.aliased(program) / cached} if donate else {})
                 )
         for name in ATTENDED:
             shape = attention_shapes.SHAPES[name]
-            call = shape.arguments()
-            kept = 2 * shape.queries * shape.heads * shape.width
-            ideal = sum(x.size * x.dtype.itemsize for x in call.values()) + kept
+            out = 2 * shape.queries * shape.heads * shape.width
+            ideal = sum(x.size * x.dtype.itemsize for x in shape.arguments().values()) + out
             for op, backend in (
                 ("chunk_attention", chunk_attention_tpu),
                 ("chunk_attention, xla", chunk_attention_reference),
             ):
-                program = compiled.compile_for(target, shape.call(backend), call)
+                program = compiled.compile_for(target, backend, shape.call())
                 rows.append(_row(target, op, name, program, ideal) | {"kv_bytes": 2 * shape.kv_values})
     return rows
 
@@ -210,14 +209,14 @@ being run there, in turns: **{apply_ms:.1f} ms against {reprefill_ms:.0f} ms, {r
 {rows}
 
 Each cell: HBM bytes over the ideal; temporaries. `relocate_patch_into` writes into a donated cache, all of it aliased.
-XLA is the fallback, which a call that the kernel does not serve gets; its `chunk_attention` holds one chunk at a time.
+XLA is the fallback, which a call that the kernel does not serve gets; its `chunk_attention` takes one chunk at a time.
 
 ## GPU
 
 {gpu}
 """
 
-NO_GPU = """Not measured yet: no GPU was at hand. The Mosaic GPU kernel is held against float64 in interpret mode and
+NO_GPU = """Not measured yet: no GPU was at hand. The Mosaic GPU kernel is compared with float64 in interpret mode and
 compiled for an H200 with no spilled register; `python -m benchmarks.kernels --only gpu` on a machine with one fills
 this in."""
 
@@ -228,9 +227,9 @@ def page(result: dict[str, Any]) -> str:
     for row in result["tpu"]:
         rows.setdefault((row["op"], row["shape"]), {})[row["target"]] = row
     lines = []
-    for (op, shape), found in sorted(rows.items()):
+    for (op, shape), by_target in sorted(rows.items()):
         name, _, fallback = op.partition(", ")
-        cells = " | ".join(_cell(found[target]) for target in TPUS)
+        cells = " | ".join(_cell(by_target[target]) for target in TPUS)
         lines.append(f"| `{name}`{', XLA' if fallback else ''} | {shape} | {cells} |")
     return PAGE.format(
         jax=result["versions"]["jax"],
@@ -246,16 +245,16 @@ def _cell(row: dict[str, Any]) -> str:
     return f"{row['ratio']:.3f}; {row['temporaries'] / 1e6:.1f} MB" if row["temporaries"] else f"{row['ratio']:.3f}; 0"
 
 
-def _gpu_text(found: dict[str, Any]) -> str:
+def _gpu_text(measured: dict[str, Any]) -> str:
     lines = [
-        f"{found['device']}; a copy moves {found['copy_gb_s']:.0f} GB/s in the same run.",
+        f"{measured['device']}; a copy moves {measured['copy_gb_s']:.0f} GB/s in the same run.",
         "",
         "| shape | ms | of the copy's bandwidth | XLA, ms |",
         "|---|---|---|---|",
-        *(f"| {r['shape']} | {r['ms']:.3f} | {r['of_copy']:.0%} | {r['xla_ms']:.3f} |" for r in found["relocate"]),
+        *(f"| {r['shape']} | {r['ms']:.3f} | {r['of_copy']:.0%} | {r['xla_ms']:.3f} |" for r in measured["relocate"]),
         "",
-        f"Decoding over 64 chunks of 512 tokens in place: {found['decode_in_place_ms']:.3f} ms; attention over the "
-        f"same KV materialised: {found['decode_materialised_ms']:.3f} ms.",
+        f"Decoding over 64 chunks of 512 tokens in place: {measured['decode_in_place_ms']:.3f} ms; attention over the "
+        f"same KV materialised: {measured['decode_materialised_ms']:.3f} ms.",
     ]
     return "\n".join(lines)
 

@@ -6,10 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.chunk_attention.call import Call, Heads, heads_of
+from pallas_kernels.chunk_attention.limits import tpu_refusal
 from pallas_kernels.chunk_attention.reference import chunk_attention_reference
-from pallas_kernels.chunk_attention.shapes import Heads, heads_of, tpu_refusal
 from pallas_kernels.dispatch import Implementation, choose
-from pallas_kernels.relocate_patch.reference import PAIR_LAYOUTS, PairLayout
+from pallas_kernels.relocate_patch.chunk import PAIR_LAYOUTS, PairLayout, Patch, check_complete
 
 DTYPES = tuple(map(jnp.dtype, (jnp.bfloat16, jnp.float16, jnp.float32)))
 
@@ -63,25 +64,9 @@ def chunk_attention(
     Raises:
         ValueError: shapes or dtypes disagree, or the named backend cannot serve the call.
     """
-    lead, named = ((), "") if layer is None else (rot.shape[:1], "L, ")
-    dims = 3 + len(lead)
-    if (q.ndim, rot.ndim, free.ndim) != (3, dims, dims) or rot.shape[:-1] != free.shape[:-1] or 0 in rot.shape:
-        raise ValueError(
-            f"expected q [Tq, N, D], rot [{named}C, T, Fr] and free [{named}C, T, Ff], of at least one chunk and "
-            f"token; got {q.shape}, {rot.shape} and {free.shape}"
-        )
-    if q.dtype not in DTYPES or {rot.dtype, free.dtype} != {q.dtype}:
-        raise ValueError(
-            f"q, rot and free must all be bfloat16 or all float32, or all float16; got {q.dtype}, {rot.dtype} and "
-            f"{free.dtype}; cast the queries to what the chunks are stored in"
-        )
-    chunks, tokens, width = rot.shape[-3:]
-    heads = heads_of(q.shape, width, free.shape[-1])
-    if heads is None:
-        raise ValueError(
-            f"queries of width {q.shape[-1]} fit neither G heads that rot's {width} and free's {free.shape[-1]} split "
-            f"into, with G dividing {q.shape[1]}, nor one [latent | k_pe] of {free.shape[-1]} + {width}"
-        )
+    heads = _heads(q, rot, free, layer)
+    lead = () if layer is None else rot.shape[:1]
+    chunks, tokens = rot.shape[-3:-1]
     if layout not in PAIR_LAYOUTS:
         raise ValueError(f"unknown layout {layout!r}; expected one of {PAIR_LAYOUTS}")
     axes, pairs = inv_freq.shape if inv_freq.ndim == 2 else (0, 0)
@@ -92,50 +77,87 @@ def chunk_attention(
         )
     if lengths.shape != (chunks,) or bases.shape != (chunks,):
         raise ValueError(f"lengths and bases must be [{chunks}], one per chunk; got {lengths.shape} and {bases.shape}")
-    if (u is None) != (v is None) or (u is None and ranks is not None):
-        given = [name for name, array in (("u", u), ("v", v), ("ranks", ranks)) if array is not None]
-        raise ValueError(f"a patch needs both factors u and v; got {' and '.join(given)}")
-    if u is not None and v is not None:
-        rank = u.shape[-2] if u.ndim == rot.ndim else 0
-        features = width + free.shape[-1]
-        if not rank or u.shape != (*lead, chunks, rank, tokens) or v.shape != (*lead, chunks, rank, features):
-            raise ValueError(
-                f"patch factors must be u [{named}{chunks}, m, {tokens}] and v [{named}{chunks}, m, {features}], m at "
-                f"least 1; got {u.shape} and {v.shape}"
-            )
-        if u.dtype not in DTYPES or v.dtype != u.dtype:
-            raise ValueError(f"u and v must both be bfloat16, float16 or float32; got {u.dtype} and {v.dtype}")
-        ranks = jnp.full((*lead, chunks), rank, jnp.int32) if ranks is None else ranks
-        if ranks.shape != (*lead, chunks):
-            raise ValueError(f"ranks must be [{named}{chunks}], one per chunk; got {ranks.shape}")
+    patch = _patch((*lead, chunks), tokens, rot.shape[-1] + free.shape[-1], u, v, ranks)
     first = jnp.int32(0)
     if layer is not None:
         # One row of chunks after the other: views, of which a backend reads C from the first on.
         rot, free = (x.reshape(-1, *x.shape[2:]) for x in (rot, free))
-        u, v = (x if x is None else x.reshape(-1, *x.shape[2:]) for x in (u, v))
-        ranks = None if ranks is None else ranks[layer]
+        if patch is not None:
+            u, v = (x.reshape(-1, *x.shape[2:]) for x in (patch.u, patch.v))
+            patch = Patch(u, v, patch.ranks[layer])
         first = jnp.asarray(layer, jnp.int32) * chunks
-    run = chunk_attention_reference
-    dtypes = [q.dtype] if u is None else [q.dtype, u.dtype]
-    if choose("chunk_attention", implementation, refusals(heads, pairs, dtypes)) == "pallas_tpu":
-        from pallas_kernels.chunk_attention.tpu import chunk_attention_tpu as run
-    return run(
-        q,
-        rot,
-        free,
-        positions.astype(jnp.float32),
-        inv_freq.astype(jnp.float32),
-        u,
-        v,
-        ranks,
-        lengths.astype(jnp.int32),
-        bases.astype(jnp.float32),
-        first,
+    call = Call(
+        q=q,
+        rot=rot,
+        free=free,
+        positions=positions.astype(jnp.float32),
+        inv_freq=inv_freq.astype(jnp.float32),
+        patch=patch,
+        lengths=lengths.astype(jnp.int32),
+        bases=bases.astype(jnp.float32),
+        first=first,
         heads=heads,
         scale=scale,
         rope_scale=rope_scale,
         layout=layout,
     )
+    dtypes = [q.dtype] if patch is None else [q.dtype, patch.u.dtype]
+    if choose("chunk_attention", implementation, refusals(heads, pairs, dtypes)) == "pallas_tpu":
+        from pallas_kernels.chunk_attention.tpu import chunk_attention_tpu
+
+        return chunk_attention_tpu(call)
+    return chunk_attention_reference(call)
+
+
+def _heads(q: jax.Array, rot: jax.Array, free: jax.Array, layer: Any) -> Heads:
+    """How the queries and the chunks split into heads; a ValueError where they do not fit."""
+    named = "" if layer is None else "L, "
+    dims = 3 if layer is None else 4
+    if (q.ndim, rot.ndim, free.ndim) != (3, dims, dims) or rot.shape[:-1] != free.shape[:-1] or 0 in rot.shape:
+        raise ValueError(
+            f"expected q [Tq, N, D], rot [{named}C, T, Fr] and free [{named}C, T, Ff], of at least one chunk and "
+            f"token; got {q.shape}, {rot.shape} and {free.shape}"
+        )
+    if q.dtype not in DTYPES or {rot.dtype, free.dtype} != {q.dtype}:
+        raise ValueError(
+            f"q, rot and free must all be bfloat16 or all float32, or all float16; got {q.dtype}, {rot.dtype} and "
+            f"{free.dtype}; cast the queries to what the chunks are stored in"
+        )
+    heads = heads_of(q.shape, rot.shape[-1], free.shape[-1])
+    if heads is None:
+        raise ValueError(
+            f"queries of width {q.shape[-1]} fit neither G heads that rot's {rot.shape[-1]} and free's "
+            f"{free.shape[-1]} split into, with G dividing {q.shape[1]}, nor one [latent | k_pe] of {free.shape[-1]} + "
+            f"{rot.shape[-1]}"
+        )
+    return heads
+
+
+def _patch(
+    places: tuple[int, ...],
+    tokens: int,
+    features: int,
+    u: jax.Array | None,
+    v: jax.Array | None,
+    ranks: jax.Array | None,
+) -> Patch | None:
+    """The factors of ``places`` ([C], or [L, C]) as one value, checked; None where there are none."""
+    check_complete(u, v, ranks)
+    if u is None or v is None:
+        return None
+    named = f"L, {places[-1]}" if len(places) == 2 else f"{places[0]}"
+    rank = u.shape[-2] if u.ndim == len(places) + 2 else 0
+    if not rank or u.shape != (*places, rank, tokens) or v.shape != (*places, rank, features):
+        raise ValueError(
+            f"patch factors must be u [{named}, m, {tokens}] and v [{named}, m, {features}], m at least 1; got "
+            f"{u.shape} and {v.shape}"
+        )
+    if u.dtype not in DTYPES or v.dtype != u.dtype:
+        raise ValueError(f"u and v must both be bfloat16, float16 or float32; got {u.dtype} and {v.dtype}")
+    ranks = jnp.full(places, rank, jnp.int32) if ranks is None else ranks
+    if ranks.shape != places:
+        raise ValueError(f"ranks must be [{named}], one per chunk; got {ranks.shape}")
+    return Patch(u, v, ranks)
 
 
 def refusals(heads: Heads, pairs: int, dtypes: Sequence[Any] = ()) -> dict[Implementation, str | None]:

@@ -1,10 +1,13 @@
 """The jnp reference of chunk_attention, and its ``"xla"`` backend: one chunk at a time."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.chunk_attention.shapes import Heads
-from pallas_kernels.relocate_patch.reference import PairLayout, low_rank
+from pallas_kernels.chunk_attention.call import Call
+from pallas_kernels.relocate_patch.chunk import PairLayout
+from pallas_kernels.relocate_patch.reference import low_rank
 
 UNSEEN = -1e30
 """Below every score; finite, so that the difference of two is no NaN."""
@@ -32,80 +35,68 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array, layout: PairLayout) -> 
     return x.at[..., second].set(b * cos + a * sin)
 
 
-def chunk_attention_reference(
-    q: jax.Array,
-    rot: jax.Array,
-    free: jax.Array,
-    positions: jax.Array,
-    inv_freq: jax.Array,
-    u: jax.Array | None,
-    v: jax.Array | None,
-    ranks: jax.Array | None,
-    lengths: jax.Array,
-    bases: jax.Array,
-    first: jax.Array | int = 0,
-    *,
-    heads: Heads,
-    scale: float,
-    rope_scale: float,
-    layout: PairLayout,
-) -> tuple[jax.Array, jax.Array]:
-    """See `pallas_kernels.chunk_attention`; every argument is already checked.
-
-    Args:
-        first: where the C chunks that lengths and bases tell of begin in rot, free, u and v.
-    """
-    dtype = q.dtype
-    queries = q.shape[0]
-    precision = "highest" if dtype == jnp.float32 else "default"
+def chunk_attention_reference(call: Call) -> tuple[jax.Array, jax.Array]:
+    """See `pallas_kernels.chunk_attention`."""
+    heads = call.heads
+    queries = call.q.shape[0]
     # A KV head's queries share one axis: plain batched matrix products, which every backend runs well.
-    rows = q.reshape(queries, heads.groups, heads.per_group, -1).transpose(1, 2, 0, 3)
-    rows = rows.reshape(heads.groups, -1, q.shape[-1])
-
-    stored = {"rot": rot, "free": free}
-    if u is not None and v is not None:
-        stored |= {"u": u, "v": v}
-
-    def attend(state: tuple[jax.Array, ...], chunk: dict[str, jax.Array]) -> tuple[tuple[jax.Array, ...], None]:
-        highest, total, weighted = state
-        chunk |= {
-            name: jax.lax.dynamic_index_in_dim(array, first + chunk["index"], keepdims=False)
-            for name, array in stored.items()
-        }
-        tokens = chunk["rot"].shape[0]
-        valid = jnp.arange(tokens) < chunk["length"]
-        keys = chunk["rot"].astype(jnp.float32)
-        values = chunk["free"].astype(jnp.float32)
-        if "u" in chunk:
-            delta = low_rank(*(chunk[name][None] for name in ("u", "v", "rank")))[0]
-            keys, values = keys + delta[:, : keys.shape[1]], values + delta[:, keys.shape[1] :]
-        keys = keys.reshape(tokens, heads.groups, -1)
-        keys = rotate(keys, *tables(chunk["positions"] + chunk["base"], inv_freq, rope_scale), layout)
-        # What lies past the length is not read, and 0 * nan would be, in gradients too.
-        keys = jnp.where(valid[:, None, None], keys, 0.0).astype(dtype)
-        values = jnp.where(valid[:, None], values, 0.0).astype(dtype).reshape(tokens, heads.groups, -1)
-        if heads.latent:
-            keys = jnp.concatenate([values, keys], axis=-1)
-        scores = jnp.einsum("gqd,tgd->gqt", rows, keys, precision=precision, preferred_element_type=jnp.float32)
-        scores = jnp.where(valid[None, None, :], scores * scale, UNSEEN)
-        new = jnp.maximum(highest, scores.max(-1))
-        p = jnp.where(valid[None, None, :], jnp.exp(scores - new[..., None]), 0.0)
-        kept = jnp.exp(highest - new)
-        part = jnp.einsum(
-            "gqt,tgd->gqd", p.astype(dtype), values, precision=precision, preferred_element_type=jnp.float32
-        )
-        return (new, total * kept + p.sum(-1), weighted * kept[..., None] + part), None
-
-    chunks = {"index": jnp.arange(lengths.shape[0]), "positions": positions, "length": lengths, "base": bases}
-    if ranks is not None:
-        chunks |= {"rank": ranks}
+    rows = call.q.reshape(queries, heads.groups, heads.per_group, -1).transpose(1, 2, 0, 3)
+    rows = rows.reshape(heads.groups, -1, call.q.shape[-1])
+    chunks = {
+        "index": jnp.arange(call.lengths.shape[0]),
+        "positions": call.positions,
+        "length": call.lengths,
+        "base": call.bases,
+    }
+    if call.patch is not None:
+        chunks |= {"rank": call.patch.ranks}
     # Zero, and varying over every mesh axis the arguments vary over, as a scan under shard_map asks of its state.
-    start = (jnp.isnan(rows[..., 0]).astype(jnp.int32) * 0 + lengths[0] * 0).astype(jnp.float32)
+    start = (jnp.isnan(rows[..., 0]).astype(jnp.int32) * 0 + call.lengths[0] * 0).astype(jnp.float32)
     state = (start + UNSEEN, start, jnp.broadcast_to(start[..., None], (*start.shape, heads.value)))
-    (highest, total, weighted), _ = jax.lax.scan(attend, state, chunks)
+    (highest, total, weighted), _ = jax.lax.scan(partial(_attend, call, rows), state, chunks)
     out, lse = finish(highest, total, weighted)
     out = out.reshape(heads.queries, queries, -1).transpose(1, 0, 2)
-    return out.astype(dtype), lse.reshape(heads.queries, queries).T
+    return out.astype(call.q.dtype), lse.reshape(heads.queries, queries).T
+
+
+def _attend(
+    call: Call, rows: jax.Array, state: tuple[jax.Array, ...], chunk: dict[str, jax.Array]
+) -> tuple[tuple[jax.Array, ...], None]:
+    """One step of the running softmax over chunks: the highest score, the sum of weights, the weighted values."""
+    highest, total, weighted = state
+    dtype = call.q.dtype
+    precision = "highest" if dtype == jnp.float32 else "default"
+    keys, values = _keys_and_values(call, chunk)
+    valid = jnp.arange(keys.shape[0]) < chunk["length"]
+    # What lies past the length is not read, and 0 * nan would be, in gradients too.
+    keys = jnp.where(valid[:, None, None], keys, 0.0).astype(dtype)
+    values = jnp.where(valid[:, None], values, 0.0).astype(dtype).reshape(keys.shape[0], call.heads.groups, -1)
+    if call.heads.latent:
+        keys = jnp.concatenate([values, keys], axis=-1)
+    scores = jnp.einsum("gqd,tgd->gqt", rows, keys, precision=precision, preferred_element_type=jnp.float32)
+    scores = jnp.where(valid[None, None, :], scores * call.scale, UNSEEN)
+    new = jnp.maximum(highest, scores.max(-1))
+    p = jnp.where(valid[None, None, :], jnp.exp(scores - new[..., None]), 0.0)
+    kept = jnp.exp(highest - new)
+    part = jnp.einsum("gqt,tgd->gqd", p.astype(dtype), values, precision=precision, preferred_element_type=jnp.float32)
+    return (new, total * kept + p.sum(-1), weighted * kept[..., None] + part), None
+
+
+def _keys_and_values(call: Call, chunk: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Of one chunk in f32, patched and rotated: keys [T, G, D] and values [T, Ff]."""
+    at = call.first + chunk["index"]
+
+    def stored(array: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_index_in_dim(array, at, keepdims=False)
+
+    keys = stored(call.rot).astype(jnp.float32)
+    values = stored(call.free).astype(jnp.float32)
+    if call.patch is not None:
+        delta = low_rank(stored(call.patch.u)[None], stored(call.patch.v)[None], chunk["rank"][None])[0]
+        keys, values = keys + delta[:, : keys.shape[1]], values + delta[:, keys.shape[1] :]
+    keys = keys.reshape(keys.shape[0], call.heads.groups, -1)
+    cos_sin = tables(chunk["positions"] + chunk["base"], call.inv_freq, call.rope_scale)
+    return rotate(keys, *cos_sin, call.layout), values
 
 
 def finish(highest: jax.Array, total: jax.Array, weighted: jax.Array) -> tuple[jax.Array, jax.Array]:

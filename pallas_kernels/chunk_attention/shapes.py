@@ -1,60 +1,13 @@
-"""What a call of chunk_attention is made of, and the real ones that tests and benchmarks share."""
+"""Real calls of chunk_attention: one table for tests and benchmarks."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.relocate_patch.limits import DTYPES, HEAD_DIMS
-from pallas_kernels.relocate_patch.reference import PairLayout
-
-
-@dataclass(frozen=True)
-class Heads:
-    """How q, rot and free split into heads.
-
-    Attributes:
-        queries: N.
-        groups: G, KV heads; N // G queries share one.
-        rotated: width of one key head in rot: D (GQA, MHA) or Dr (MLA).
-        value: width of one value head in free: Dv (GQA, MHA) or the latent's R (MLA).
-        latent: MLA in the absorbed form: the key is [latent | k_pe] and the value is the latent.
-    """
-
-    queries: int
-    groups: int
-    rotated: int
-    value: int
-    latent: bool
-
-    @property
-    def per_group(self) -> int:
-        """N // G."""
-        return self.queries // self.groups
-
-
-def heads_of(query: Sequence[int], rot: int, free: int) -> Heads | None:
-    """Heads of q [Tq, N, width] against flat features of the given widths, or None when they do not fit."""
-    count, width = query[-2:]
-    if width == rot + free:
-        return Heads(count, 1, rot, free, latent=True)
-    groups, rest = divmod(rot, width)
-    if groups == 0 or rest or free % groups or count % groups:
-        return None
-    return Heads(count, groups, width, free // groups, latent=False)
-
-
-def tpu_refusal(heads: Heads, pairs: int, dtypes: Sequence[Any] = ()) -> str | None:
-    """Why ``"pallas_tpu"`` cannot serve these heads in arrays of these dtypes, or None."""
-    if wrong := {str(jnp.dtype(dtype)) for dtype in dtypes} - set(DTYPES):
-        return f"it needs arrays in {' or '.join(DTYPES)}, not {', '.join(sorted(wrong))}"
-    if heads.rotated not in HEAD_DIMS:
-        return f"it needs keys whose head dim D is in {HEAD_DIMS}, not {heads.rotated}"
-    if pairs % 8 or heads.value % 16:
-        return f"it needs R/2 in multiples of 8 and values in multiples of 16, not {pairs} and {heads.value}"
-    return None
+from pallas_kernels.chunk_attention.call import Call, Heads, heads_of
+from pallas_kernels.relocate_patch.chunk import PairLayout, Patch
 
 
 @dataclass(frozen=True)
@@ -89,7 +42,7 @@ class Shape:
 
     @property
     def kv_values(self) -> int:
-        """How many numbers the KV of all chunks holds."""
+        """Numbers in the KV of all chunks."""
         return self.chunks * self.tokens * (self.rot + self.free)
 
     def arguments(self, dtype: Any = jnp.bfloat16, sharding: Any = None) -> dict[str, jax.ShapeDtypeStruct]:
@@ -114,12 +67,26 @@ class Shape:
             }
         return {name: jax.ShapeDtypeStruct(shape, kind, sharding=sharding) for name, (shape, kind) in arrays.items()}
 
-    def call(self, backend: Callable[..., Any], **options: Any) -> Callable[[dict[str, Any]], Any]:
-        """A backend as a function of the arrays by name."""
+    @property
+    def split(self) -> Heads:
+        """How q, rot and free split into heads."""
         heads = heads_of((self.queries, self.heads, self.width), self.rot, self.free)
-        fixed = {"heads": heads, "scale": self.width**-0.5, "rope_scale": 1.0, "layout": self.layout} | options
-        names = ("q", "rot", "free", "positions", "inv_freq", "u", "v", "ranks", "lengths", "bases")
-        return lambda arrays: backend(*(arrays.get(name) for name in names), arrays.get("first", 0), **fixed)
+        assert heads is not None
+        return heads
+
+    def call(self, dtype: Any = jnp.bfloat16) -> Call:
+        """The call as a backend takes it, its chunks being all there are."""
+        arrays: dict[str, Any] = dict(self.arguments(dtype))
+        patch = Patch(arrays.pop("u"), arrays.pop("v"), arrays.pop("ranks")) if self.rank else None
+        arrays["first"] = jax.ShapeDtypeStruct((), jnp.int32)
+        return Call(
+            **arrays,
+            patch=patch,
+            heads=self.split,
+            scale=self.width**-0.5,
+            rope_scale=1.0,
+            layout=self.layout,
+        )
 
 
 def _grouped(

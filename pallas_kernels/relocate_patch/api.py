@@ -1,7 +1,7 @@
 """relocate_patch: the reuse operator on arrays (arXiv 2606.23581, eq. 1)."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,25 +9,8 @@ from jax.core import Tracer
 
 from pallas_kernels.dispatch import Implementation, choose
 from pallas_kernels.relocate_patch import gpu, limits
-from pallas_kernels.relocate_patch.reference import (
-    PAIR_LAYOUTS,
-    PairLayout,
-    relocate_patch_into_reference,
-    relocate_patch_reference,
-)
-
-
-class _Chunk(NamedTuple):
-    """Checked arguments, as every backend takes them."""
-
-    rot: jax.Array
-    free: jax.Array
-    cos: jax.Array
-    sin: jax.Array
-    u: jax.Array | None
-    v: jax.Array | None
-    ranks: jax.Array | None
-    length: jax.Array
+from pallas_kernels.relocate_patch.chunk import PAIR_LAYOUTS, Cache, Chunk, PairLayout, Patch, check_complete
+from pallas_kernels.relocate_patch.reference import relocate_patch_into_reference, relocate_patch_reference
 
 
 def relocate_patch(
@@ -64,10 +47,8 @@ def relocate_patch(
     Raises:
         ValueError: shapes disagree, or the named backend cannot serve the call.
     """
-    chunk = _checked(rot, free, cos, sin, u, v, ranks, length, layout)
-    rotary_dim = cos.shape[-1] if rotary_dim is None else rotary_dim
-    reasons = refusals(rot, free, cos, u, v, rotary_dim=rotary_dim, layout=layout)
-    return _backend(choose("relocate_patch", implementation, reasons))(*chunk, rotary_dim=rotary_dim, layout=layout)
+    chunk = _chunk(rot, free, cos, sin, u, v, ranks, length, rotary_dim, layout)
+    return _backend(choose("relocate_patch", implementation, _refusals(chunk, None)))(chunk)
 
 
 def relocate_patch_into(
@@ -105,15 +86,11 @@ def relocate_patch_into(
         ValueError: shapes disagree, the slot is no multiple of 16 or too near the end (where its value is known), or
             the named backend cannot serve the call.
     """
-    chunk = _checked(rot, free, cos, sin, u, v, ranks, length, layout)
-    _check_cache(cache_rot, cache_free, place, chunk, 1 if implementation == "xla" else limits.ROWS)
-    rotary_dim = cos.shape[-1] if rotary_dim is None else rotary_dim
-    place = jnp.asarray(place, jnp.int32)
-    reasons = refusals(
-        rot, free, cos, u, v, rotary_dim=rotary_dim, layout=layout, cache=(cache_rot, cache_free), paged=place.ndim == 1
-    )
-    backend = _backend(choose("relocate_patch_into", implementation, reasons), into=True)
-    return backend(cache_rot, cache_free, place, *chunk, rotary_dim=rotary_dim, layout=layout)
+    chunk = _chunk(rot, free, cos, sin, u, v, ranks, length, rotary_dim, layout)
+    cache = Cache(cache_rot, cache_free)
+    _check_cache(cache, place, chunk, 1 if implementation == "xla" else limits.ROWS)
+    backend = _backend(choose("relocate_patch_into", implementation, _refusals(chunk, cache)), into=True)
+    return backend(cache, jnp.asarray(place, jnp.int32), chunk)
 
 
 def refusals(
@@ -126,32 +103,24 @@ def refusals(
     rotary_dim: int,
     layout: PairLayout,
     cache: tuple[Any, Any] | None = None,
-    paged: bool = False,
 ) -> dict[Implementation, str | None]:
     """Why each backend cannot serve these arrays, or their shapes and dtypes; None where it can, on its own machine.
 
     Args:
         rot, free, cos, u, v, rotary_dim, layout: of the call.
         cache: (cache_rot, cache_free) of `relocate_patch_into`.
-        paged: whether the cache is.
     """
-    tpu = limits.tpu_refusal(rot, free, cos, (u, v))
+    unread: Any = None
+    patch = None if u is None else Patch(u, v, ranks=unread)
+    chunk = Chunk(rot, free, cos, sin=unread, patch=patch, length=unread, rotary_dim=rotary_dim, layout=layout)
+    return _refusals(chunk, None if cache is None else Cache(*cache))
+
+
+def _refusals(chunk: Chunk, cache: Cache | None) -> dict[Implementation, str | None]:
+    tpu = limits.tpu_refusal(chunk)
     if cache is not None:
-        tpu = tpu or limits.tpu_cache_refusal(*cache, paged=paged)
-    return {
-        "pallas_tpu": tpu,
-        "mosaic_gpu": gpu.unsupported(
-            rot,
-            free,
-            u,
-            v,
-            head_dim=cos.shape[-1],
-            rotary_dim=rotary_dim,
-            layout=layout,
-            cache=None if cache is None else cache[0],
-        ),
-        "xla": None,
-    }
+        tpu = tpu or limits.tpu_cache_refusal(cache)
+    return {"pallas_tpu": tpu, "mosaic_gpu": gpu.refusal(chunk, cache), "xla": None}
 
 
 def _backend(name: Implementation, *, into: bool = False) -> Callable[..., tuple[jax.Array, jax.Array]]:
@@ -165,7 +134,7 @@ def _backend(name: Implementation, *, into: bool = False) -> Callable[..., tuple
     return relocate_patch_into_reference if into else relocate_patch_reference
 
 
-def _checked(
+def _chunk(
     rot: jax.Array,
     free: jax.Array,
     cos: jax.Array,
@@ -174,12 +143,14 @@ def _checked(
     v: jax.Array | None,
     ranks: jax.Array | None,
     length: jax.Array | int | None,
+    rotary_dim: int | None,
     layout: PairLayout,
-) -> _Chunk:
+) -> Chunk:
+    """The call as one value, checked."""
     layers, tokens = rot.shape[:2]
-    floating = all(jnp.issubdtype(x.dtype, jnp.floating) for x in (rot, free, u, v) if x is not None)
-    if not floating:
-        given = ", ".join(str(x.dtype) for x in (rot, free, u, v) if x is not None)
+    stored = [x for x in (rot, free, u, v) if x is not None]
+    if not all(jnp.issubdtype(x.dtype, jnp.floating) for x in stored):
+        given = ", ".join(str(x.dtype) for x in stored)
         raise ValueError(f"rot, free, u and v must be floating point; got {given}: make int8 factors floats first")
     if free.shape[:2] != (layers, tokens):
         raise ValueError(
@@ -191,39 +162,54 @@ def _checked(
         raise ValueError(
             f"cos and sin must be [T, D] with T = {tokens} and D dividing {rot.shape[-1]}; got {cos.shape}, {sin.shape}"
         )
-    if (u is None) != (v is None) or (u is None and ranks is not None):
-        given = [name for name, array in (("u", u), ("v", v), ("ranks", ranks)) if array is not None]
-        raise ValueError(f"a patch needs both factors u and v; got {' and '.join(given)}")
-    if u is not None and v is not None:
-        rank = u.shape[1] if u.ndim == 3 else 0
-        if u.shape != (layers, rank, tokens) or v.shape != (layers, rank, rot.shape[-1] + free.shape[-1]):
-            raise ValueError(
-                f"patch factors must be u [{layers}, m, {tokens}] and v [{layers}, m, "
-                f"{rot.shape[-1] + free.shape[-1]}]; "
-                f"got {u.shape} and {v.shape}"
-            )
-        ranks = jnp.full((layers,), rank, jnp.int32) if ranks is None else ranks
-        if ranks.shape != (layers,):
-            raise ValueError(f"ranks must be [{layers}], one per layer; got {ranks.shape}")
-        if rank == 0:
-            u = v = ranks = None
-    return _Chunk(rot, free, cos, sin, u, v, ranks, jnp.asarray(tokens if length is None else length, jnp.int32))
+    return Chunk(
+        rot=rot,
+        free=free,
+        cos=cos,
+        sin=sin,
+        patch=_patch(rot, free, u, v, ranks),
+        length=jnp.asarray(tokens if length is None else length, jnp.int32),
+        rotary_dim=cos.shape[-1] if rotary_dim is None else rotary_dim,
+        layout=layout,
+    )
 
 
-def _check_cache(cache_rot: jax.Array, cache_free: jax.Array, place: Any, chunk: _Chunk, multiple: int) -> None:
-    layers, tokens = chunk.rot.shape[:2]
+def _patch(
+    rot: jax.Array, free: jax.Array, u: jax.Array | None, v: jax.Array | None, ranks: jax.Array | None
+) -> Patch | None:
+    """The factors as one value, checked against what they patch; None where they have no component."""
+    check_complete(u, v, ranks)
+    if u is None or v is None:
+        return None
+    layers, tokens = rot.shape[:2]
+    features = rot.shape[-1] + free.shape[-1]
+    rank = u.shape[1] if u.ndim == 3 else 0
+    if u.shape != (layers, rank, tokens) or v.shape != (layers, rank, features):
+        raise ValueError(
+            f"patch factors must be u [{layers}, m, {tokens}] and v [{layers}, m, {features}]; "
+            f"got {u.shape} and {v.shape}"
+        )
+    ranks = jnp.full((layers,), rank, jnp.int32) if ranks is None else ranks
+    if ranks.shape != (layers,):
+        raise ValueError(f"ranks must be [{layers}], one per layer; got {ranks.shape}")
+    return Patch(u, v, ranks) if rank else None
+
+
+def _check_cache(cache: Cache, place: Any, chunk: Chunk, multiple: int) -> None:
+    layers = chunk.layers
+    tokens = chunk.tokens
     paged = jnp.ndim(place) == 1
     names, dims = ("[L, P, page, F]", 4) if paged else ("[L, S, F]", 3)
-    for name, cache, rows in (("cache_rot", cache_rot, chunk.rot), ("cache_free", cache_free, chunk.free)):
-        if cache.ndim != dims or cache.shape[0] != layers or cache.shape[-1] != rows.shape[-1]:
+    for name, array, rows in (("cache_rot", cache.rot, chunk.rot), ("cache_free", cache.free, chunk.free)):
+        if array.ndim != dims or array.shape[0] != layers or array.shape[-1] != rows.shape[-1]:
             raise ValueError(
                 f"{name} must be {names} with L = {layers} and F = {rows.shape[-1]}, place having {jnp.ndim(place)} "
-                f"dimensions; got {cache.shape}"
+                f"dimensions; got {array.shape}"
             )
-    if cache_rot.shape[:-1] != cache_free.shape[:-1]:
-        raise ValueError(f"the caches must differ in F alone; got {cache_rot.shape} and {cache_free.shape}")
-    if paged:
-        page = cache_rot.shape[2]
+    if cache.rot.shape[:-1] != cache.free.shape[:-1]:
+        raise ValueError(f"the caches must differ in F alone; got {cache.rot.shape} and {cache.free.shape}")
+    page = cache.page
+    if page is not None:
         if tokens % page or jnp.shape(place) != (tokens // page,):
             raise ValueError(
                 f"the chunk's {tokens} tokens must fill whole pages of {page}, named by a table i32[T / page]; "
@@ -231,7 +217,7 @@ def _check_cache(cache_rot: jax.Array, cache_free: jax.Array, place: Any, chunk:
             )
     elif not isinstance(place, Tracer) and jnp.ndim(place) == 0:
         known = not isinstance(chunk.length, Tracer)
-        slots = cache_rot.shape[1]
+        slots = cache.rot.shape[1]
         end = int(place) + (int(chunk.length) if known else 0)
         if int(place) % multiple or int(place) < 0 or end > slots:
             raise ValueError(

@@ -1,6 +1,9 @@
-"""What the Hopper kernel of relocate_patch is compiled for: its tiles, and what is fixed in a call."""
+"""What the Hopper kernel of relocate_patch is given: its tiles, what is fixed when it is compiled, and its operands."""
 
 import dataclasses
+from typing import Any
+
+import jax
 
 ROWS = 64
 """Tokens of a tile: the rows of one warpgroup matrix multiply."""
@@ -80,3 +83,27 @@ class Call:
 def pad_columns(width: int) -> int:
     """The columns that ``width`` of them take in ``v``: the multiply wants multiples of 16."""
     return -(-width // 16) * 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Operands:
+    """What the kernel is launched on.
+
+    Attributes:
+        rot: [L, T, Fr] bf16, or [L, T, Fr / 2] u32 when packed; T is a multiple of ROWS.
+        free: [L, T, Ff] bf16.
+        cos, sin: full-width tables f32[T, D], or [T, D / 2] when packed: the cosine of every pair, and the sine that
+            its second member adds.
+        patch: u [L, m, T] and v [L, m, heads * `Call.head_patch` + Ff] in bf16, zero past the ranks; m in `RANKS`.
+            None without a patch.
+        place: i32: the length, and then the slot or the page table.
+        caches: refs of [L, S, …] like rot and free (pages joined), or None.
+    """
+
+    rot: jax.Array
+    free: jax.Array
+    cos: jax.Array
+    sin: jax.Array
+    patch: tuple[jax.Array, jax.Array] | None
+    place: jax.Array
+    caches: tuple[Any, Any] | None

@@ -20,7 +20,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.relocate_patch.gpu_call import ROWS, Call, pad_columns
+from pallas_kernels.relocate_patch.gpu_call import ROWS, Call, Operands, pad_columns
 
 WGMMA = plgpu.Layout.WGMMA
 
@@ -174,7 +174,11 @@ def _specs(stream: _Stream, block: _Block) -> tuple[list[Any], list[Any], int]:
 
 
 def _run(stream: _Stream, block: _Block, call: Call) -> None:
-    """One stream over the block's layers."""
+    """One stream over the block's layers.
+
+    Shared memory has the pipeline's stages, which TMA fills ahead of the step that reads them, and one output tile for
+    each tile of the source. A step's values are in registers between the two.
+    """
     specs, refs, tiles = _specs(stream, block)
     width = stream.width
     run = block.run
@@ -206,6 +210,7 @@ def _run(stream: _Stream, block: _Block, call: Call) -> None:
                     # A run past the end may have no page.
                     pl.when(r * run < left if call.into else True)(functools.partial(do, r))
 
+            # The output tiles are free once TMA has read what the step before put there.
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
             patches = [_multiply(refs[tiles], v, width) for v in refs[tiles + 1 :]]
             news = stream.compute([_load(ref) for ref in refs[:tiles]], patches)
@@ -216,6 +221,7 @@ def _run(stream: _Stream, block: _Block, call: Call) -> None:
                 for out, new in zip(outs, news, strict=True):
                     _store(out, new)
 
+            # The tile that the length cuts is written whole too: past it the cache's own rows, fetched first, or zeros.
             @pl.when(left < ROWS)
             def _():
                 if call.into:
@@ -223,6 +229,7 @@ def _run(stream: _Stream, block: _Block, call: Call) -> None:
                 for out, new in zip(outs, news, strict=True):
                     _store(out, jnp.where(valid, new, _load(out) if call.into else jnp.zeros_like(new)))
 
+            # What the threads stored must be visible to TMA before it reads.
             plgpu.commit_smem()
             each_run(send)
             plgpu.commit_smem_to_gmem_group()
@@ -230,6 +237,7 @@ def _run(stream: _Stream, block: _Block, call: Call) -> None:
         plgpu.emit_pipeline(
             step, grid=(block.depth, stream.steps), in_specs=specs, max_concurrent_steps=call.tiles.stages
         )(*refs)
+        # The next stream uses the same shared memory.
         plgpu.wait_smem_to_gmem(0)
 
     out = plgpu.SMEM((ROWS, width), stream.source.dtype, transforms=_transforms(stream.aligned, stream.source.dtype))
@@ -298,34 +306,20 @@ def _streams(rot: tuple[Any, Any], free: tuple[Any, Any], cos: Any, sin: Any, ti
     return streams
 
 
-def relocate(
-    rot: jax.Array,
-    free: jax.Array,
-    cos: jax.Array,
-    sin: jax.Array,
-    patch: tuple[jax.Array, jax.Array] | None,
-    place: jax.Array,
-    caches: tuple[Any, Any] | None,
-    call: Call,
-    interpret: Any,
-) -> Any:
+def relocate(operands: Operands, call: Call, interpret: Any) -> Any:
     """Launch it.
 
     Args:
-        rot: [L, T, Fr] bf16, or [L, T, Fr / 2] u32 when packed; T is a multiple of ROWS.
-        free: [L, T, Ff] bf16.
-        cos, sin: full-width tables f32[T, D], or [T, D / 2] when packed: the cosine of every pair, and the sine that
-            its second member adds.
-        patch: u [L, m, T] and v [L, m, heads * `Call.head_patch` + Ff] in bf16, zero past the ranks; m in
-            {16, 32, 64}.
-        place: i32: the length, and then the slot or the page table.
-        caches: refs of [L, S, …] like rot and free (pages joined), or None.
+        operands: what it is launched on.
         call: what is fixed.
         interpret: None or False, or parameters of the interpret mode.
 
     Returns:
         (rot, free), or nothing when they are in the caches.
     """
+    rot = operands.rot
+    free = operands.free
+    caches = operands.caches
     tiles = call.tiles
     depth = rot.shape[0] // tiles.groups
     run = min(ROWS, call.page or ROWS)
@@ -359,4 +353,4 @@ def relocate(
         grid_names=("tile", "group"),
         interpret=interpret,
         kernel_name="relocate_patch",
-    )(rot, free, cos, sin, place, *(patch or ()), *(caches or ()))
+    )(rot, free, operands.cos, operands.sin, operands.place, *(operands.patch or ()), *(caches or ()))

@@ -1,6 +1,6 @@
 """What each kernel serves, known without importing it."""
 
-from typing import Any
+from pallas_kernels.relocate_patch.chunk import Cache, Chunk
 
 HEAD_DIMS = (64, 80, 96, 128, 256)
 DTYPES = ("bfloat16", "float32")
@@ -18,25 +18,25 @@ def transposed(width: int) -> bool:
     return width % LANES != 0
 
 
-def tpu_refusal(rot: Any, free: Any, cos: Any, factors: tuple[Any, ...] = ()) -> str | None:
+def tpu_refusal(chunk: Chunk) -> str | None:
     """Why ``"pallas_tpu"`` cannot serve these arrays, or their shapes and dtypes; None where it can."""
-    if cos.shape[-1] not in HEAD_DIMS:
-        return f"it needs a head dim D in {HEAD_DIMS}, not {cos.shape[-1]}"
-    if wrong := {str(x.dtype) for x in (rot, free, *factors) if x is not None} - set(DTYPES):
+    if chunk.head_dim not in HEAD_DIMS:
+        return f"it needs a head dim D in {HEAD_DIMS}, not {chunk.head_dim}"
+    if wrong := {str(x.dtype) for x in chunk.stored} - set(DTYPES):
         return f"it needs arrays in {' or '.join(DTYPES)}, not {', '.join(sorted(wrong))}"
     return None
 
 
-def tpu_cache_refusal(cache_rot: Any, cache_free: Any, *, paged: bool) -> str | None:
-    """Why ``"pallas_tpu"`` cannot write to these caches, or None."""
-    for name, cache in (("cache_rot", cache_rot), ("cache_free", cache_free)):
-        slots = cache.shape[2 if paged else 1]
-        narrow = transposed(cache.shape[-1])
+def tpu_cache_refusal(cache: Cache) -> str | None:
+    """Why ``"pallas_tpu"`` cannot write to this cache, or None."""
+    for name, array in (("cache_rot", cache.rot), ("cache_free", cache.free)):
+        slots = array.shape[1] if cache.page is None else cache.page
+        narrow = transposed(array.shape[-1])
         granule = LANES if narrow else ROWS
-        why = f" because the {cache.shape[-1]} features of {name} are no multiple of {LANES}" if narrow else ""
-        if str(cache.dtype) not in DTYPES:
-            return f"it needs caches in {' or '.join(DTYPES)}, not {cache.dtype}"
-        if paged and (slots % granule or slots > MAX_PAGE or slots & (slots - 1)):
+        why = f" because the {array.shape[-1]} features of {name} are no multiple of {LANES}" if narrow else ""
+        if str(array.dtype) not in DTYPES:
+            return f"it needs caches in {' or '.join(DTYPES)}, not {array.dtype}"
+        if cache.page is not None and (slots % granule or slots > MAX_PAGE or slots & (slots - 1)):
             return f"it needs pages of a power of two of tokens from {granule} to {MAX_PAGE}{why}, not {slots}"
         if slots % granule:
             return f"it needs a multiple of {granule} slots{why}, not {slots}"

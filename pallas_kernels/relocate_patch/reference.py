@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-PairLayout = Literal["half", "interleaved"]
+from pallas_kernels.relocate_patch.chunk import Cache, Chunk, PairLayout
+
 BLOCK = 512
 """Lanes of the permutation by which a TPU swaps partners."""
 PART = 2**23
@@ -15,7 +16,6 @@ PART = 2**23
 MAX_PARTS = 65
 WIDTH = 32
 """Components by which a CPU's products with the factors grow, so that a layer costs what its own rank does."""
-PAIR_LAYOUTS: tuple[PairLayout, ...] = ("half", "interleaved")
 
 
 def partner(x: jax.Array, rotary_dim: int, layout: PairLayout) -> jax.Array:
@@ -60,79 +60,68 @@ def low_rank_by_width(u: jax.Array, v: jax.Array, ranks: jax.Array) -> jax.Array
     return jax.lax.switch(-(-jnp.clip(ranks[0], 0, u.shape[1]) // WIDTH), products, u, v, ranks)
 
 
-def relocate_patch_reference(
-    rot: jax.Array,
-    free: jax.Array,
-    cos: jax.Array,
-    sin: jax.Array,
-    u: jax.Array | None,
-    v: jax.Array | None,
-    ranks: jax.Array | None,
-    length: jax.Array,
-    *,
-    rotary_dim: int,
-    layout: PairLayout,
-) -> tuple[jax.Array, jax.Array]:
-    """See `pallas_kernels.relocate_patch`; every argument is already checked."""
-    rotation = {"rotary_dim": rotary_dim, "layout": layout}
+def relocate_patch_reference(chunk: Chunk) -> tuple[jax.Array, jax.Array]:
+    """See `pallas_kernels.relocate_patch`."""
+    rotation = {"rotary_dim": chunk.rotary_dim, "layout": chunk.layout}
     return jax.lax.platform_dependent(
-        (rot, free, cos, sin, u, v, ranks, length),
+        chunk,
         cpu=partial(by_part, parts=1, rotate=partial(rotate_flat, **rotation), product=low_rank_by_width),
-        tpu=partial(by_part, parts=_parts(*rot.shape[1:]), rotate=partial(rotate_by_product, **rotation)),
-        default=partial(at_once, **rotation),
+        tpu=partial(by_part, parts=_parts(*chunk.rot.shape[1:]), rotate=partial(rotate_by_product, **rotation)),
+        default=at_once,
     )
 
 
-def at_once(arguments: tuple, *, rotary_dim: int, layout: PairLayout) -> tuple[jax.Array, jax.Array]:
+def at_once(chunk: Chunk) -> tuple[jax.Array, jax.Array]:
     """The definition, all layers together."""
-    rot, free, cos, sin, u, v, ranks, length = arguments
-    new_rot = rot.astype(jnp.float32)
-    new_free = free.astype(jnp.float32)
-    if u is not None and v is not None and ranks is not None:
-        delta = low_rank(u, v, ranks)
-        new_rot = new_rot + delta[..., : rot.shape[-1]]
-        new_free = new_free + delta[..., rot.shape[-1] :]
-    new_rot = rotate_flat(new_rot, cos, sin, rotary_dim=rotary_dim, layout=layout)
-    valid = (jnp.arange(rot.shape[1]) < length)[None, :, None]
-    return jnp.where(valid, new_rot, 0.0).astype(rot.dtype), jnp.where(valid, new_free, 0.0).astype(free.dtype)
+    width = chunk.rot.shape[-1]
+    rot = chunk.rot.astype(jnp.float32)
+    free = chunk.free.astype(jnp.float32)
+    if chunk.patch is not None:
+        delta = low_rank(chunk.patch.u, chunk.patch.v, chunk.patch.ranks)
+        rot = rot + delta[..., :width]
+        free = free + delta[..., width:]
+    rot = rotate_flat(rot, chunk.cos, chunk.sin, rotary_dim=chunk.rotary_dim, layout=chunk.layout)
+    return _stored(chunk, rot, free, jnp.arange(chunk.tokens))
+
+
+def _stored(chunk: Chunk, rot: jax.Array, free: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """f32 rows of these tokens as they are stored: zero past the length, in the chunk's dtypes."""
+    valid = (tokens < chunk.length)[None, :, None]
+    return jnp.where(valid, rot, 0.0).astype(chunk.rot.dtype), jnp.where(valid, free, 0.0).astype(chunk.free.dtype)
 
 
 def by_part(
-    arguments: tuple, *, parts: int, rotate: Callable[..., jax.Array], product: Callable[..., jax.Array] = low_rank
+    chunk: Chunk, *, parts: int, rotate: Callable[..., jax.Array], product: Callable[..., jax.Array] = low_rank
 ) -> tuple[jax.Array, jax.Array]:
     """The same in ``parts`` for each layer, whose f32 patch stays in a CPU's cache or a TPU's VMEM."""
-    rot, free, *_ = arguments
-    new = jax.lax.map(partial(_part, arguments, parts, rotate, product), jnp.arange(rot.shape[0] * parts))
-    return new[0].reshape(rot.shape), new[1].reshape(free.shape)
+    new = jax.lax.map(partial(_part, chunk, parts, rotate, product), jnp.arange(chunk.layers * parts))
+    return new[0].reshape(chunk.rot.shape), new[1].reshape(chunk.free.shape)
 
 
 def _part(
-    arguments: tuple,
+    chunk: Chunk,
     parts: int,
     rotate: Callable[..., jax.Array],
     product: Callable[..., jax.Array],
     index: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Part ``index``, counted over all layers: [1, T / parts, F]."""
-    rot, free, cos, sin, u, v, ranks, length = arguments
-    rows = rot.shape[1] // parts
-    width = rot.shape[2]
+    rows = chunk.tokens // parts
+    width = chunk.rot.shape[2]
     layer = index // parts
     start = index % parts * rows
 
     def here(array: jax.Array, *lead: Any) -> jax.Array:
         return jax.lax.dynamic_slice(array, (*lead, start, 0), (1,) * len(lead) + (rows, array.shape[-1]))
 
-    new_rot, new_free = (here(x, layer).astype(jnp.float32) for x in (rot, free))
-    if u is not None and v is not None and ranks is not None:
-        left = jax.lax.dynamic_slice(u, (layer, 0, start), (1, u.shape[1], rows))
-        right, rank = (jax.lax.dynamic_slice_in_dim(x, layer, 1) for x in (v, ranks))
+    rot, free = (here(x, layer).astype(jnp.float32) for x in (chunk.rot, chunk.free))
+    if chunk.patch is not None:
+        left = jax.lax.dynamic_slice(chunk.patch.u, (layer, 0, start), (1, chunk.patch.rank, rows))
+        right, rank = (jax.lax.dynamic_slice_in_dim(x, layer, 1) for x in (chunk.patch.v, chunk.patch.ranks))
         # Two products, each fused with its sum; a slice of one product would be written first.
-        new_rot = new_rot + product(left, right[..., :width], rank)
-        new_free = new_free + product(left, right[..., width:], rank)
-    new_rot = rotate(new_rot, here(cos), here(sin))
-    valid = (start + jnp.arange(rows) < length)[None, :, None]
-    return jnp.where(valid, new_rot, 0.0).astype(rot.dtype), jnp.where(valid, new_free, 0.0).astype(free.dtype)
+        rot = rot + product(left, right[..., :width], rank)
+        free = free + product(left, right[..., width:], rank)
+    return _stored(chunk, rotate(rot, here(chunk.cos), here(chunk.sin)), free, start + jnp.arange(rows))
 
 
 def _parts(tokens: int, width: int) -> int:
@@ -161,60 +150,51 @@ def rotate_by_product(
     return jnp.concatenate([a * cos + b * sin for a, b in zip(blocks, partners, strict=True)], axis=-1)
 
 
-def relocate_patch_into_reference(
-    cache_rot: jax.Array,
-    cache_free: jax.Array,
-    place: jax.Array,
-    rot: jax.Array,
-    free: jax.Array,
-    cos: jax.Array,
-    sin: jax.Array,
-    u: jax.Array | None,
-    v: jax.Array | None,
-    ranks: jax.Array | None,
-    length: jax.Array,
-    *,
-    rotary_dim: int,
-    layout: PairLayout,
-) -> tuple[jax.Array, jax.Array]:
-    """See `pallas_kernels.relocate_patch_into`; every argument is already checked."""
-    arguments = (rot, free, cos, sin, u, v, ranks, length)
-    rotation = {"rotary_dim": rotary_dim, "layout": layout}
+def relocate_patch_into_reference(cache: Cache, place: jax.Array, chunk: Chunk) -> tuple[jax.Array, jax.Array]:
+    """See `pallas_kernels.relocate_patch_into`."""
+    rotation = {"rotary_dim": chunk.rotary_dim, "layout": chunk.layout}
+    parts = _parts(*chunk.rot.shape[1:]) if place.ndim == 0 else 1
     return jax.lax.platform_dependent(
-        (cache_rot, cache_free, place, arguments),
+        cache,
+        place,
+        chunk,
         cpu=partial(into_by_part, parts=1, rotate=partial(rotate_flat, **rotation), product=low_rank_by_width),
-        tpu=partial(into_by_part, parts=_into_parts(rot, place), rotate=partial(rotate_by_product, **rotation)),
-        default=partial(into_at_once, **rotation),
+        tpu=partial(into_by_part, parts=parts, rotate=partial(rotate_by_product, **rotation)),
+        default=into_at_once,
     )
 
 
-def into_at_once(arguments: tuple, *, rotary_dim: int, layout: PairLayout) -> tuple[jax.Array, jax.Array]:
+def into_at_once(cache: Cache, place: jax.Array, chunk: Chunk) -> tuple[jax.Array, jax.Array]:
     """All rows, and then their place."""
-    *caches, place, chunk = arguments
-    rows = at_once(chunk, rotary_dim=rotary_dim, layout=layout)
-    new_rot, new_free = (put(cache, 0, place, new, chunk[-1]) for cache, new in zip(caches, rows, strict=True))
-    return new_rot, new_free
+    rot, free = at_once(chunk)
+    return put(cache.rot, 0, place, rot, chunk.length), put(cache.free, 0, place, free, chunk.length)
 
 
 def into_by_part(
-    arguments: tuple, *, parts: int, rotate: Callable[..., jax.Array], product: Callable[..., jax.Array] = low_rank
+    cache: Cache,
+    place: jax.Array,
+    chunk: Chunk,
+    *,
+    parts: int,
+    rotate: Callable[..., jax.Array],
+    product: Callable[..., jax.Array] = low_rank,
 ) -> tuple[jax.Array, jax.Array]:
     """Part by part, so that nothing of the chunk's size stands beside the cache."""
-    *caches, place, chunk = arguments
-    layers, tokens = chunk[0].shape[:2]
-    rows = tokens // parts
+    rows = chunk.tokens // parts
 
     def write(index: jax.Array, caches: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         start = index % parts * rows
-        count = jnp.clip(chunk[-1] - start, 0, rows)
+        count = jnp.clip(chunk.length - start, 0, rows)
         there = place + start if place.ndim == 0 else place  # pages are not cut
         new_rot, new_free = (
-            put(cache, index // parts, there, new, count)
-            for cache, new in zip(caches, _part(chunk, parts, rotate, product, index), strict=True)
+            put(array, index // parts, there, new, count)
+            for array, new in zip(caches, _part(chunk, parts, rotate, product, index), strict=True)
         )
         return new_rot, new_free
 
-    return jax.lax.fori_loop(0, layers * parts, write, tuple(varying_like(arguments, cache) for cache in caches))
+    everything = (cache, place, chunk)
+    carries = varying_like(everything, cache.rot), varying_like(everything, cache.free)
+    return jax.lax.fori_loop(0, chunk.layers * parts, write, carries)
 
 
 def varying_like(arguments: Any, carry: jax.Array) -> jax.Array:
@@ -225,10 +205,6 @@ def varying_like(arguments: Any, carry: jax.Array) -> jax.Array:
     """
     never = sum(jnp.ravel(leaf)[0].astype(jnp.float32) for leaf in jax.tree.leaves(arguments)) != 0
     return jnp.where(never & False, jnp.zeros((), carry.dtype), carry)
-
-
-def _into_parts(rot: jax.Array, place: jax.Array) -> int:
-    return _parts(*rot.shape[1:]) if place.ndim == 0 else 1
 
 
 def put(cache: jax.Array, layer: Any, place: jax.Array, rows: jax.Array, length: jax.Array) -> jax.Array:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.relocate_patch.reference import PairLayout
+from pallas_kernels.relocate_patch.chunk import Cache, Chunk, PairLayout, Patch
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Shape:
         return {"rotary_dim": self.rotary_dim, "layout": self.layout}
 
     def arguments(self, dtype: Any = jnp.bfloat16) -> tuple[jax.ShapeDtypeStruct | None, ...]:
-        """What a backend takes: (rot, free, cos, sin, u, v, ranks, length)."""
+        """Arrays of the call: (rot, free, cos, sin, u, v, ranks, length)."""
         rot = jax.ShapeDtypeStruct((self.layers, self.tokens, self.heads * self.head_dim), dtype)
         free = jax.ShapeDtypeStruct((self.layers, self.tokens, self.free), dtype)
         table = jax.ShapeDtypeStruct((self.tokens, self.head_dim), jnp.float32)
@@ -55,6 +55,20 @@ class Shape:
             jax.ShapeDtypeStruct((self.layers, *rows, self.free), dtype),
             jax.ShapeDtypeStruct(place, jnp.int32),
         )
+
+    def chunk(self, dtype: Any = jnp.bfloat16) -> Chunk:
+        """The call as a backend takes it."""
+        arrays: tuple[Any, ...] = self.arguments(dtype)
+        rot, free, cos, sin, u, v, ranks, length = arrays
+        patch = Patch(u, v, ranks) if self.rank else None
+        return Chunk(rot, free, cos, sin, patch, length, self.rotary_dim, self.layout)
+
+    def into(
+        self, slots: int, dtype: Any = jnp.bfloat16, page: int | None = None
+    ) -> tuple[Cache, jax.ShapeDtypeStruct, Chunk]:
+        """A call that writes into a cache of so many slots, as a backend takes it."""
+        arrays: tuple[Any, ...] = self.cache(slots, dtype, page)
+        return Cache(*arrays[:2]), arrays[2], self.chunk(dtype)
 
     def ideal_bytes(self, dtype: Any = jnp.bfloat16) -> int:
         """What must cross HBM: every argument read once, rot and free written once."""

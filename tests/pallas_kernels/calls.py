@@ -8,6 +8,7 @@ import numpy as np
 
 from kamera_jax import rope
 from kamera_jax.rope import RopeSpec
+from pallas_kernels.relocate_patch.chunk import Chunk, Patch
 from tests import oracles
 
 tables = jax.jit(rope.tables, static_argnums=0)
@@ -57,10 +58,16 @@ class Call:
         rot, free, positions, *patch = drawn
         return oracles.relocate(self.rope, rot, free, positions, length, *patch)
 
-    def operands(self, drawn, length):
-        """What a backend takes."""
+    def operands(self, drawn):
+        """Arguments of the public call."""
         rot, free, positions, *patch = drawn
-        return rot, free, *tables(self.rope, positions), *patch, jnp.int32(length)
+        return rot, free, *tables(self.rope, positions), *patch
+
+    def chunk(self, drawn, length):
+        """What a backend takes."""
+        rot, free, cos, sin, *factors = self.operands(drawn)
+        patch = Patch(*factors) if self.rank and factors[0] is not None else None
+        return Chunk(rot, free, cos, sin, patch, jnp.int32(length), **self.options)
 
 
 def poisoned(drawn, length):

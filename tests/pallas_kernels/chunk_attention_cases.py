@@ -1,14 +1,16 @@
 """Calls of chunk_attention, and what they give in float64 over keys and values written out."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 
 from kamera_jax import rope
 from kamera_jax.rope import RopeSpec
-from pallas_kernels.chunk_attention.shapes import heads_of
+from pallas_kernels.chunk_attention.call import Call, heads_of
+from pallas_kernels.relocate_patch.chunk import Patch
 from tests import oracles
 
 UNIT = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
@@ -64,28 +66,36 @@ CASES = {
 }
 
 
+SHAPES = (
+    Case(queries=1, per_group=1, groups=1, head_dim=8, value_dim=8, tokens=16, lengths=(0,), rank=4),
+    Case(queries=2, per_group=2, groups=3, head_dim=16, value_dim=40, tokens=32, lengths=(0,) * 2, rank=0,
+         rotary_dim=8),
+    Case(queries=9, per_group=3, groups=2, head_dim=24, value_dim=16, tokens=64, lengths=(0,) * 3, rank=1, rotary_dim=8,
+         layout="interleaved"),
+    Case(queries=1, per_group=4, groups=2, head_dim=16, value_dim=16, tokens=128, lengths=(0,) * 4, rank=8,
+         layout="interleaved"),
+    Case(queries=9, per_group=1, groups=3, head_dim=24, value_dim=8, tokens=32, lengths=(0,) * 4, rank=8),
+    Case(queries=2, per_group=3, groups=1, head_dim=8, value_dim=40, tokens=64, lengths=(0,) * 2, rank=4, latent=True,
+         layout="interleaved"),
+    Case(queries=1, per_group=4, groups=1, head_dim=24, value_dim=16, tokens=16, lengths=(0,) * 3, rank=1, latent=True),
+    Case(queries=9, per_group=2, groups=1, head_dim=16, value_dim=8, tokens=128, lengths=(0,), rank=8, latent=True,
+         rotary_dim=8),
+)  # fmt: skip
+"""Every value of every field is in some shape; lengths and ranks are drawn, and compile nothing anew."""
+
+
 @st.composite
-def cases(draw, dtype="float32"):
-    chunks = draw(st.integers(1, 4))
-    latent = draw(st.booleans())
-    tokens = draw(st.sampled_from([16, 32, 64, 128]))
-    rank = draw(st.sampled_from([0, 1, 4, 8]))
-    head_dim = draw(st.sampled_from([8, 16, 24]))
-    return Case(
-        queries=draw(st.sampled_from([1, 2, 9])),
-        per_group=draw(st.integers(1, 4)),
-        groups=1 if latent else draw(st.integers(1, 3)),
-        head_dim=head_dim,
-        value_dim=draw(st.sampled_from([8, 16, 40])),
-        latent=latent,
-        tokens=tokens,
-        lengths=tuple(draw(st.lists(st.integers(0, tokens), min_size=chunks, max_size=chunks))),
-        rank=rank,
-        ranks=tuple(draw(st.lists(st.integers(0, rank), min_size=chunks, max_size=chunks))) if rank else None,
-        rotary_dim=draw(st.sampled_from([8, head_dim])),
-        layout=draw(st.sampled_from(["half", "interleaved"])),
-        dtype=dtype,
-    )
+def drawn(draw, shape):
+    """A case of one of the `SHAPES`."""
+    chunks = len(shape.lengths)
+
+    def each(highest):
+        return tuple(draw(st.lists(st.integers(0, highest), min_size=chunks, max_size=chunks)))
+
+    return replace(shape, lengths=each(shape.tokens), ranks=each(shape.rank) if shape.rank else None)
+
+
+every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
 
 def arrays(case, seed=0):
@@ -148,11 +158,18 @@ def layered(case, call, layers=3, at=1):
     return call | stored | {"first": jnp.int32(at * chunks)}
 
 
+def as_call(case, call):
+    """What a backend takes."""
+    given = dict(call)
+    patch = Patch(given.pop("u"), given.pop("v"), given.pop("ranks")) if "u" in given else None
+    given.setdefault("first", jnp.int32(0))
+    heads = heads_of(call["q"].shape, call["rot"].shape[-1], call["free"].shape[-1])
+    return Call(**given, patch=patch, heads=heads, **case.options)
+
+
 def run(attend, case, call, **options):
     """Call a backend of checked arguments."""
-    names = ("q", "rot", "free", "positions", "inv_freq", "u", "v", "ranks", "lengths", "bases")
-    heads = heads_of(call["q"].shape, call["rot"].shape[-1], call["free"].shape[-1])
-    return attend(*(call.get(name) for name in names), call.get("first", 0), heads=heads, **case.options, **options)
+    return attend(as_call(case, call), **options)
 
 
 def window(case, call):

@@ -14,13 +14,16 @@ from jax.experimental.pallas import tpu as pltpu
 
 from benchmarks import compiled
 from pallas_kernels import chunk_attention, dispatch
+from pallas_kernels.chunk_attention.call import Heads
 from pallas_kernels.chunk_attention.reference import chunk_attention_reference
-from pallas_kernels.chunk_attention.shapes import SHAPES, Heads, heads_of
-from pallas_kernels.chunk_attention.tpu import VMEM, Tiles, _cos_sin, _vmem, choose_tiles, chunk_attention_tpu
-from tests.pallas_kernels.chunk_attention_cases import CASES, arrays, cases, check, layered, poisoned, run
+from pallas_kernels.chunk_attention.shapes import SHAPES
+from pallas_kernels.chunk_attention.tpu import chunk_attention_tpu
+from pallas_kernels.chunk_attention.tpu_plan import VMEM, Tiles, choose_tiles, vmem
+from pallas_kernels.chunk_attention.tpu_rotation import cos_sin
+from tests.pallas_kernels.chunk_attention_cases import CASES, arrays, check, drawn, every_shape, layered, poisoned, run
+from tests.pallas_kernels.chunk_attention_cases import SHAPES as DRAWN
 
-STATIC = ("heads", "scale", "rope_scale", "layout", "tiles", "interpret")
-kernel = partial(jax.jit(chunk_attention_tpu, static_argnames=STATIC), interpret=True)
+kernel = partial(jax.jit(chunk_attention_tpu, static_argnames=("tiles", "interpret")), interpret=True)
 
 
 PATCHED = [name for name, case in CASES.items() if case.rank]
@@ -44,12 +47,15 @@ def test_bfloat16_with_the_tiles_chosen(name):
     check(case, call, run(kernel, case, poisoned(case, call)))
 
 
-@given(case=cases(), seed=st.integers(0, 99), heads=st.booleans(), absorb=st.booleans())
-@settings(max_examples=12)
-def test_equals_float64_of_any_shape(case, seed, heads, absorb):
+@every_shape
+@given(data=st.data(), seed=st.integers(0, 99))
+@settings(max_examples=3)
+def test_equals_float64_of_any_lengths_and_ranks(shape, data, seed):
+    case = data.draw(drawn(shape))
     call = arrays(case, seed)
-    split = heads or case.head_dim != case.value_dim
-    tiles = Tiles(8, 16, case.groups if split else 1, absorb)
+    # Heads are split where they may be; every second shape absorbs its patch.
+    heads = 1 if case.head_dim == case.value_dim else case.groups
+    tiles = Tiles(8, 16, heads, absorb=DRAWN.index(shape) % 2 == 0)
     check(case, call, run(kernel, case, poisoned(case, call), tiles=tiles))
 
 
@@ -115,13 +121,13 @@ def test_vmap_of_vmap():
 def copies(jaxpr, size):
     """Equations outside the kernel, views of the arguments aside, that write as much as the keys of all chunks."""
     views = {"reshape", "transpose", "squeeze", "pallas_call"}
-    found = []
+    copying = []
     for equation in jaxpr.eqns:
         inner = [x for x in jax.tree.leaves(equation.params) if hasattr(x, "jaxpr") or hasattr(x, "eqns")]
         if equation.primitive.name == "pallas_call":
             continue
         for sub in inner:
-            found += copies(getattr(sub, "jaxpr", sub), size)
+            copying += copies(getattr(sub, "jaxpr", sub), size)
         written = max((out.aval.size for out in equation.outvars), default=0)
         one_view = written == max((x.aval.size for x in equation.invars), default=0)
         if (
@@ -129,8 +135,8 @@ def copies(jaxpr, size):
             and written >= size
             and not (equation.primitive.name in views or (equation.primitive.name == "broadcast_in_dim" and one_view))
         ):
-            found.append(equation)
-    return found
+            copying.append(equation)
+    return copying
 
 
 def test_shard_map():
@@ -159,7 +165,7 @@ def test_shard_map():
 def test_cos_and_sin(reach, error):
     angles = np.random.default_rng(0).uniform(0, reach, 100_000).astype(np.float32)
     angles[:4] = 0, np.pi / 4, np.pi / 2, np.pi
-    cos, sin = jax.jit(_cos_sin)(jnp.asarray(angles))
+    cos, sin = jax.jit(cos_sin)(jnp.asarray(angles))
     exact = angles.astype(np.float64)
     assert np.abs(np.asarray(cos, np.float64) - np.cos(exact)).max() <= error
     assert np.abs(np.asarray(sin, np.float64) - np.sin(exact)).max() <= error
@@ -186,10 +192,10 @@ def test_heads_the_kernel_cannot_take_fall_back(monkeypatch):
 @pytest.mark.parametrize("name", SHAPES)
 def test_tiles_fit(name):
     shape = SHAPES[name]
-    heads = heads_of((shape.queries, shape.heads, shape.width), shape.rot, shape.free)
+    heads = shape.split
     for itemsize in (2, 4):
         tiles = choose_tiles(heads, shape.queries * heads.per_group, shape.tokens, shape.rank, itemsize)
-        assert _vmem(tiles, heads, shape.rank, itemsize) <= VMEM
+        assert vmem(tiles, heads, shape.rank, itemsize) <= VMEM
         assert heads.groups % tiles.heads == 0 and tiles.rows % (32 // itemsize) == 0
         assert tiles.tokens == shape.tokens or tiles.tokens % 128 == 0
         assert tiles.absorb == (shape.rank > 0 and shape.queries < 32)
@@ -216,13 +222,13 @@ compilations = [
 @pytest.mark.parametrize("name, target", compilations)
 def test_compiled_it_reads_the_chunks_once_and_writes_no_kv(name, target):
     shape = SHAPES[name]
-    call = shape.arguments()
-    program = compiled.compile_for(target, shape.call(chunk_attention_tpu), call)
+    call = shape.call()
+    program = compiled.compile_for(target, chunk_attention_tpu, call)
     assert compiled.kernels(program) == ["chunk_attention"]
     kv = 2 * shape.kv_values
     queries = 2 * shape.queries * shape.heads * shape.width
     # Nothing of the size of keys is made but what the queries ask for.
-    positions = call["positions"].size * 4
+    positions = call.positions.size * 4
     keys = 2 * shape.chunks * shape.tokens * shape.rot
     lse = 512 * shape.queries * shape.heads
     assert compiled.largest_result(program) <= max(keys - 1, queries, lse)
@@ -231,7 +237,7 @@ def test_compiled_it_reads_the_chunks_once_and_writes_no_kv(name, target):
     small = target == "v5p"
     anew = (12 if small else 8) * queries
     assert compiled.temporaries(program) <= 0.01 * kv + anew + (2 * positions if small else 0)
-    ideal = sum(x.size * x.dtype.itemsize for x in call.values()) + 2 * queries
+    ideal = sum(x.size * x.dtype.itemsize for x in shape.arguments().values()) + 2 * queries
     assert compiled.hbm_bytes(program) <= 1.05 * ideal + anew
 
 
@@ -239,16 +245,20 @@ def test_compiled_a_loop_over_layers_cuts_none_out():
     """Where layers lie behind each other, as in a window's pools, no layer's chunks are copied to be read."""
     shape = SHAPES["kimi-vl decode"]
     layers = 4
-    call = shape.arguments()
-    for name in ("rot", "free", "u", "v"):
-        call[name] = jax.ShapeDtypeStruct((layers * shape.chunks, *call[name].shape[1:]), call[name].dtype)
+    call = shape.call()
+
+    def of_all(array):
+        return jax.ShapeDtypeStruct((layers * shape.chunks, *array.shape[1:]), array.dtype)
+
+    patch = replace(call.patch, u=of_all(call.patch.u), v=of_all(call.patch.v))
+    call = replace(call, rot=of_all(call.rot), free=of_all(call.free), patch=patch)
 
     def decode(call):
         def layer(q, index):
-            out, _ = shape.call(chunk_attention_tpu)(call | {"q": q, "first": index * shape.chunks})
+            out, _ = chunk_attention_tpu(replace(call, q=q, first=index * shape.chunks))
             return q.at[..., : out.shape[-1]].set(out), None
 
-        return jax.lax.scan(layer, call["q"], jnp.arange(layers))[0]
+        return jax.lax.scan(layer, call.q, jnp.arange(layers))[0]
 
     program = compiled.compile_for("v5e", decode, call)
     assert compiled.kernels(program) == ["chunk_attention"]
@@ -257,6 +267,6 @@ def test_compiled_a_loop_over_layers_cuts_none_out():
 
 def test_compiled_the_fallback_holds_one_chunk_at_a_time():
     shape = replace(SHAPES["qwen2.5-vl-7b decode"], rank=0)
-    program = compiled.compile_for("v5e", shape.call(chunk_attention_reference), shape.arguments())
+    program = compiled.compile_for("v5e", chunk_attention_reference, shape.call())
     assert compiled.kernels(program) == []
     assert compiled.temporaries(program) <= 0.1 * 2 * shape.kv_values

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from kamera_jax import rope
 from pallas_kernels import dispatch, relocate_patch, relocate_patch_into
 from pallas_kernels.relocate_patch import reference
+from pallas_kernels.relocate_patch.chunk import Cache
 from tests.pallas_kernels.calls import Call, caches, close, placed, poisoned, spec
 
 L = 3
@@ -40,8 +41,7 @@ def typed(name, dtype):
 
 
 def relocated(call, drawn, length, relocate=jitted, **options):
-    *operands, length = call.operands(drawn, length)
-    return relocate(*operands, length=length, **call.options, **options)
+    return relocate(*call.operands(drawn), length=jnp.int32(length), **call.options, **options)
 
 
 @every_case
@@ -56,9 +56,8 @@ def test_equals_float64(name, dtype, patched):
 
 def forms(call, parts):
     """What each platform runs without a kernel: the pass, and the pass into a cache."""
-    at_once = (partial(reference.at_once, **call.options), partial(reference.into_at_once, **call.options))
     if parts is None:
-        return at_once
+        return reference.at_once, reference.into_at_once
     rotate = reference.rotate_flat if parts == 1 else reference.rotate_by_product
     product = reference.low_rank_by_width if parts == 1 else reference.low_rank
     options = {"parts": parts, "rotate": partial(rotate, **call.options), "product": product}
@@ -72,13 +71,16 @@ def test_as_every_platform_computes_it(name, dtype, parts, monkeypatch):
     monkeypatch.setattr(reference, "BLOCK", 16)  # more heads than one permutation takes
     call = typed(name, dtype)
     relocate, into = forms(call, parts)
+    # One program for both.
+    both = jax.jit(lambda cache, slot, chunk: (relocate(chunk), into(cache, slot, chunk)))
     for drawn in (call.draw(), (*call.draw()[:3], None, None, None)):
         expected = call.expected(drawn, 11)
-        operands = call.operands(poisoned(drawn, 11), 11)
-        close(jax.jit(relocate)(operands), expected, dtype)
+        chunk = call.chunk(poisoned(drawn, 11), 11)
         for slot in (16, 24):  # from 24 on the padding does not fit
             cached = caches(call, 36)
-            placed(call, cached, slot, jax.jit(into)((*cached, jnp.int32(slot), operands)), expected, 11)
+            rows, written = both(Cache(*cached), jnp.int32(slot), chunk)
+            close(rows, expected, dtype)
+            placed(call, cached, slot, written, expected, 11)
 
 
 @given(length=st.integers(0, T), ranks=st.lists(st.integers(0, M), min_size=L, max_size=L), seed=st.integers(0, 99))
@@ -104,16 +106,17 @@ def test_on_a_cpu_a_layer_is_multiplied_no_further_than_its_rank(ranks, monkeypa
     monkeypatch.setattr(reference, "WIDTH", 2)
     call = CASES["gqa"]
     drawn = (*call.draw()[:-1], jnp.array(ranks, jnp.int32))
-    operands = call.operands(poisoned(drawn, 11), 11)
+    chunk = call.chunk(poisoned(drawn, 11), 11)
     relocate, into = forms(call, 1)
-    close(jax.jit(relocate)(operands), call.expected(drawn, 11), jnp.float32)
+    close(jax.jit(relocate)(chunk), call.expected(drawn, 11), jnp.float32)
     jax.effects_barrier()
     # In steps of two components, for the rotated features and the others.
     steps = sorted(-(-rank // 2) * 2 for rank in ranks if rank)
     assert sorted(multiplied) == sorted((width, features) for width in steps for features in (32, 32))
     multiplied.clear()
     cached = caches(call, 36)
-    placed(call, cached, 16, jax.jit(into)((*cached, jnp.int32(16), operands)), call.expected(drawn, 11), 11)
+    given = jax.jit(into)(Cache(*cached), jnp.int32(16), chunk)
+    placed(call, cached, 16, given, call.expected(drawn, 11), 11)
     jax.effects_barrier()
     assert sum(width for width, _ in multiplied) == 2 * sum(steps)
 
@@ -121,7 +124,7 @@ def test_on_a_cpu_a_layer_is_multiplied_no_further_than_its_rank(ranks, monkeypa
 def test_all_rows_all_ranks_and_all_dims_by_default():
     call = CASES["gqa"]
     drawn = (*call.draw()[:-1], jnp.full(L, M, jnp.int32))
-    operands = call.operands(drawn, T)[:6]
+    operands = call.operands(drawn)[:6]
     given = relocate_patch(*operands)
     assert all(np.allclose(a, b, rtol=0, atol=1e-5) for a, b in zip(given, relocated(call, drawn, T), strict=True))
     named = relocate_patch(*operands, implementation="xla")
@@ -154,8 +157,8 @@ def test_into_a_slot_writes_its_rows_and_no_others(dtype, slot, length, seed):
     length = min(length, slots - 16 * slot)
     drawn = call.draw(seed)
     cached = caches(call, slots, seed=seed)
-    operands = call.operands(poisoned(drawn, length), length)
-    given = jitted_into(*cached, jnp.int32(16 * slot), *operands[:-1], length=operands[-1], **call.options)
+    operands = call.operands(poisoned(drawn, length))
+    given = jitted_into(*cached, jnp.int32(16 * slot), *operands, length=jnp.int32(length), **call.options)
     placed(call, cached, 16 * slot, given, call.expected(drawn, length), length)
 
 
@@ -163,19 +166,17 @@ def test_into_any_slot_without_a_kernel():
     call = CASES["gqa"]
     drawn = call.draw()
     cached = caches(call, 36)
-    given = relocate_patch_into(
-        *cached, 7, *call.operands(drawn, 9)[:-1], length=9, implementation="xla", **call.options
-    )
+    given = relocate_patch_into(*cached, 7, *call.operands(drawn), length=9, implementation="xla", **call.options)
     placed(call, cached, 7, given, call.expected(drawn, 9), 9)
     with pytest.raises(ValueError, match="start at a multiple of 16 .* got slot 7"):
-        relocate_patch_into(*cached, 7, *call.operands(drawn, 9)[:-1], length=9, **call.options)
+        relocate_patch_into(*cached, 7, *call.operands(drawn), length=9, **call.options)
 
 
 def test_into_a_cache_shorter_than_the_bucket():
     call = CASES["mla"]
     drawn = call.draw()
     cached = caches(call, 12)
-    given = relocate_patch_into(*cached, 0, *call.operands(drawn, 9)[:-1], length=9, **call.options)
+    given = relocate_patch_into(*cached, 0, *call.operands(drawn), length=9, **call.options)
     placed(call, cached, 0, given, call.expected(drawn, 9), 9)
 
 
@@ -186,8 +187,8 @@ def test_into_pages_writes_its_rows_and_no_others(table, length, seed):
     table = table[:4]
     drawn = call.draw(seed)
     cached = caches(call, 24, 4, seed)
-    operands = call.operands(poisoned(drawn, length), length)
-    given = jitted_into(*cached, jnp.array(table, jnp.int32), *operands[:-1], length=operands[-1], **call.options)
+    operands = call.operands(poisoned(drawn, length))
+    given = jitted_into(*cached, jnp.array(table, jnp.int32), *operands, length=jnp.int32(length), **call.options)
     placed(call, cached, table, given, call.expected(drawn, length), length)
 
 

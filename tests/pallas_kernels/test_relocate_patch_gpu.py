@@ -18,6 +18,7 @@ from jax.experimental import topologies
 from benchmarks.compiled import uncached
 from pallas_kernels.dispatch import GPU_JAX
 from pallas_kernels.relocate_patch import gpu, gpu_call
+from pallas_kernels.relocate_patch.chunk import Cache, Chunk, Patch
 from pallas_kernels.relocate_patch.shapes import SHAPES
 from tests import oracles
 
@@ -100,12 +101,8 @@ def arrays(name, seed=0):
         u = jnp.where(unused | past.swapaxes(1, 2), jnp.nan, u).astype(u.dtype)
         v = jnp.where(unused, jnp.inf, v).astype(v.dtype)
     cos, sin = (jnp.where(past[0], jnp.nan, table) for table in tables(case, positions))
-    return (rot, free, cos, sin, u, v, ranks, jnp.int32(length)), expected
-
-
-def options(name, **more):
-    case = CASES[name][0]
-    return {"rotary_dim": case.rotary_dim, "layout": case.layout, **more}
+    patch = None if rank is None else Patch(u, v, ranks)
+    return Chunk(rot, free, cos, sin, patch, jnp.int32(length), case.rotary_dim, case.layout), expected
 
 
 def interpreted(**fields):
@@ -114,13 +111,13 @@ def interpreted(**fields):
     return plgpu.InterpretGPUParams(**fields)
 
 
-def relocated(name, given, interpret):
-    return jax.jit(functools.partial(gpu.relocate_patch_gpu, **options(name, interpret=interpret)))(*given)
+def relocated(chunk, interpret):
+    return jax.jit(functools.partial(gpu.relocate_patch_gpu, interpret=interpret))(chunk)
 
 
-def written(name, caches, place, given, interpret):
-    into = functools.partial(gpu.relocate_patch_into_gpu, **options(name, interpret=interpret))
-    return jax.jit(into)(*caches, place, *given)
+def written(caches, place, chunk, interpret):
+    into = functools.partial(gpu.relocate_patch_into_gpu, interpret=interpret)
+    return jax.jit(into)(Cache(*caches), place, chunk)
 
 
 def close(given, expected):
@@ -152,8 +149,8 @@ def kept_and_written(caches, after, expected, slots):
 @needs_mosaic
 @pytest.mark.parametrize("name", CASES)
 def test_equals_float64_and_reads_nothing_past_length_or_rank(name):
-    given, expected = arrays(name)
-    close(relocated(name, given, interpreted()), expected)
+    chunk, expected = arrays(name)
+    close(relocated(chunk, interpreted()), expected)
 
 
 @needs_mosaic
@@ -162,23 +159,23 @@ def test_equals_float64_and_reads_nothing_past_length_or_rank(name):
     [("gqa-64", 16, 160), ("mla", 0, 64), ("gqa-128-partial-interleaved-pairs", 32, 80), ("decoding", 48, 64)],
 )
 def test_writes_into_a_cache_up_to_its_edge_and_leaves_the_rest(name, slot, slots):
-    given, expected = arrays(name)
+    chunk, expected = arrays(name)
     caches = random_caches(name, slots)
-    after = written(name, caches, jnp.int32(slot), given, interpreted())
-    kept_and_written(caches, after, expected, slot + np.arange(int(given[-1])))
+    after = written(caches, jnp.int32(slot), chunk, interpreted())
+    kept_and_written(caches, after, expected, slot + np.arange(int(chunk.length)))
 
 
 @needs_mosaic
 @pytest.mark.parametrize("name, page", [("gqa-64", 16), ("gqa-64", 128), ("mla", 64)])
 def test_writes_into_pages(name, page):
-    given, expected = arrays(name)
-    tokens = given[0].shape[1]
-    length = int(given[-1])
+    chunk, expected = arrays(name)
+    tokens = chunk.tokens
+    length = int(chunk.length)
     pages = np.random.default_rng(2).permutation(tokens // page + 3)[: tokens // page]
     # A page past the end is not looked at: here it is not one.
     table = np.where(np.arange(tokens // page) * page < length, pages, 10**6)
     caches = random_caches(name, tokens // page + 3, page)
-    after = written(name, caches, jnp.asarray(table, jnp.int32), given, interpreted())
+    after = written(caches, jnp.asarray(table, jnp.int32), chunk, interpreted())
     kept_and_written(caches, after, expected, (pages[:, None] * page + np.arange(page)).reshape(-1)[:length])
 
 
@@ -186,9 +183,9 @@ def test_writes_into_pages(name, page):
 def test_no_races():
     from jax._src.pallas.mosaic_gpu.interpret.interpret_pallas_call import get_races
 
-    given, expected = arrays("gqa-64")
+    chunk, expected = arrays("gqa-64")
     caches = random_caches("gqa-64", 160)
-    after = written("gqa-64", caches, jnp.int32(32), given, interpreted(detect_races=True))
+    after = written(caches, jnp.int32(32), chunk, interpreted(detect_races=True))
     kept_and_written(caches, after, expected, 32 + np.arange(100))
     assert not get_races().races_found
 
@@ -196,19 +193,19 @@ def test_no_races():
 @needs_mosaic
 def test_vmap():
     rows = [arrays("gqa-64", seed) for seed in (0, 1)]
-    batch = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(given for given, _ in rows))
-    one = functools.partial(gpu.relocate_patch_gpu, **options("gqa-64", interpret=interpreted()))
-    after = jax.jit(jax.vmap(one))(*batch)
+    batch = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(chunk for chunk, _ in rows))
+    one = functools.partial(gpu.relocate_patch_gpu, interpret=interpreted())
+    after = jax.jit(jax.vmap(one))(batch)
     for i, (_, expected) in enumerate(rows):
         close([x[i] for x in after], expected)
 
 
 @needs_mosaic
 def test_lowered_for_cuda_the_kernel_does_it_all():
-    given, _ = arrays("mla")
-    into = jax.jit(functools.partial(gpu.relocate_patch_into_gpu, **options("mla")), donate_argnums=(0, 1))
-    caches = random_caches("mla", 128)
-    text = into.trace(*caches, jnp.int32(0), *given).lower(lowering_platforms=("cuda",)).as_text()
+    chunk, _ = arrays("mla")
+    into = jax.jit(gpu.relocate_patch_into_gpu, donate_argnums=0)
+    cache = Cache(*random_caches("mla", 128))
+    text = into.trace(cache, jnp.int32(0), chunk).lower(lowering_platforms=("cuda",)).as_text()
     assert len(re.findall(r"custom_call @mosaic_gpu", text)) == 1
     assert "dot_general" not in text and "cosine" not in text
 
@@ -235,9 +232,9 @@ def test_compiles_for_h200_without_spills_and_in_place(name, page, capfd, monkey
     device = topologies.get_topology_desc("h200", "cuda", target_config=config, topology="1x1x1").devices[0]
     mesh = jax.sharding.Mesh(np.array([device]), ("x",))
     case = SHAPES[name]
-    arguments = case.cache(2 * case.tokens, page=page) + case.arguments()
+    arguments = case.into(2 * case.tokens, page=page)
     arguments = jax.tree.map(lambda x: x.update(sharding=jax.NamedSharding(mesh, jax.P())), arguments)
-    into = jax.jit(functools.partial(gpu.relocate_patch_into_gpu, **case.options), donate_argnums=(0, 1))
+    into = jax.jit(gpu.relocate_patch_into_gpu, donate_argnums=0)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         lowered = into.trace(*arguments).lower(lowering_platforms=("cuda",))
     with uncached():
@@ -246,12 +243,16 @@ def test_compiles_for_h200_without_spills_and_in_place(name, page, capfd, monkey
     assert spills and set(spills) == {("0", "0")}
 
     def size(*arrays):
-        return sum(x.size * x.dtype.itemsize for x in arrays if x is not None)
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(arrays))
 
+    cache, _, chunk = arguments
     memory = compiled.memory_analysis()
-    assert memory.alias_size_in_bytes == size(*arguments[:2])
+    assert memory.alias_size_in_bytes == size(cache)
     # The patch with zeros past its ranks, the tables at half width, and what the launch needs: nothing of KV size.
-    assert memory.temp_size_in_bytes <= size(*arguments[7:9]) * 1.25 + size(arguments[5]) + 2**16
+    assert (
+        memory.temp_size_in_bytes
+        <= size(chunk.patch and (chunk.patch.u, chunk.patch.v)) * 1.25 + size(chunk.cos) + 2**16
+    )
 
 
 @needs_mosaic
@@ -263,13 +264,13 @@ def test_on_a_gpu(name):
         pytest.skip("no GPU; where there is one, JAX_PLATFORMS=cuda,cpu finds it")
     if device.compute_capability != "9.0":
         pytest.skip(f"the kernel is for compute capability 9.0; this GPU's is {device.compute_capability}")
-    given, expected = arrays(name)
+    chunk, expected = arrays(name)
     with jax.default_device(device):
-        given = jax.device_put(given, device)
-        close(relocated(name, given, False), expected)
+        chunk = jax.device_put(chunk, device)
+        close(relocated(chunk, False), expected)
         caches = jax.device_put(random_caches(name, 256), device)
-        after = written(name, caches, jnp.int32(16), given, False)
-        kept_and_written(caches, after, expected, 16 + np.arange(int(given[-1])))
+        after = written(caches, jnp.int32(16), chunk, False)
+        kept_and_written(caches, after, expected, 16 + np.arange(int(chunk.length)))
 
 
 def shape(*sizes, dtype="bfloat16"):
@@ -298,8 +299,13 @@ def shape(*sizes, dtype="bfloat16"):
 )
 def test_it_says_what_it_cannot_serve(changes, reason):
     call = {"rot": shape(2, 128, 256), "free": shape(2, 128, 256), "u": shape(2, 32, 128), "v": shape(2, 32, 512)}
-    found = gpu.unsupported(**{**call, "head_dim": 128, "rotary_dim": 128, "layout": "half", **changes})
-    assert found is None if reason is None else re.search(reason, found)
+    call |= {"head_dim": 128, "rotary_dim": 128, "layout": "half", "cache": None, **changes}
+    table = shape(128, call["head_dim"], dtype="float32")
+    patch = None if call["u"] is None else Patch(call["u"], call["v"], shape(2, dtype="int32"))
+    length = shape(dtype="int32")
+    chunk = Chunk(call["rot"], call["free"], table, table, patch, length, call["rotary_dim"], call["layout"])
+    given = gpu.refusal(chunk, None if call["cache"] is None else Cache(call["cache"], call["free"]))
+    assert given is None if reason is None else re.search(reason, given)
 
 
 def test_tiles_divide_the_layers_and_fit():

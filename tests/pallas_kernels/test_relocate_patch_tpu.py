@@ -1,5 +1,6 @@
 """The TPU kernels against float64 in interpret mode, under poison and race detection, batched, and as lowered."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -13,9 +14,11 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import dispatch, relocate_patch, relocate_patch_into
 from pallas_kernels.relocate_patch import limits
+from pallas_kernels.relocate_patch.chunk import Cache
 from pallas_kernels.relocate_patch.shapes import SHAPES
-from pallas_kernels.relocate_patch.tpu import Tiles, plan_call, relocate_patch_tpu, traffic
+from pallas_kernels.relocate_patch.tpu import relocate_patch_tpu
 from pallas_kernels.relocate_patch.tpu_into import relocate_patch_into_tpu
+from pallas_kernels.relocate_patch.tpu_plan import Tiles, laid_out, plan_call, traffic
 from tests.pallas_kernels.calls import Call, caches, close, placed, poisoned, spec
 
 # Memory starts as NaN, copies happen as late as they may, and whatever is read before it is written is a race.
@@ -46,10 +49,10 @@ def raced():
 @pytest.mark.parametrize("name", CASES)
 def test_equals_float64(name):
     call, tiles = CASES[name]
-    run = jax.jit(partial(relocate_patch_tpu, interpret=INTERPRET, tiles=tiles, **call.options))
+    run = jax.jit(partial(relocate_patch_tpu, interpret=INTERPRET, tiles=tiles))
     for seed, length in enumerate((call.tokens, call.tokens * 2 // 5, 0)):
         drawn = call.draw(seed)
-        given = run(*call.operands(poisoned(drawn, length), length))
+        given = run(call.chunk(poisoned(drawn, length), length))
         assert not raced()
         close(given, call.expected(drawn, length), call.dtype)
         assert all((np.asarray(array, np.float32)[:, length:] == 0).all() for array in given)
@@ -67,7 +70,7 @@ def test_any_shape(data):
     )  # fmt: skip
     length = data.draw(st.integers(0, call.tokens))
     drawn = call.draw()
-    given = relocate_patch_tpu(*call.operands(poisoned(drawn, length), length), interpret=INTERPRET, **call.options)
+    given = relocate_patch_tpu(call.chunk(poisoned(drawn, length), length), interpret=INTERPRET)
     close(given, call.expected(drawn, length), call.dtype)
 
 
@@ -85,12 +88,12 @@ INTO = {
 @pytest.mark.parametrize("name", INTO)
 def test_writes_its_rows_and_no_others(name):
     call, slots, page, tiles, tried = INTO[name]
-    run = jax.jit(partial(relocate_patch_into_tpu, interpret=INTERPRET, tiles=tiles, **call.options))
+    run = jax.jit(partial(relocate_patch_into_tpu, interpret=INTERPRET, tiles=tiles))
     for seed, (place, length) in enumerate(tried):
         drawn = call.draw(seed)
         cached = caches(call, slots, page, seed)
-        operands = call.operands(poisoned(drawn, length), length)
-        given = run(*cached, jnp.asarray(place, jnp.int32), *operands)
+        chunk = call.chunk(poisoned(drawn, length), length)
+        given = run(Cache(*cached), jnp.asarray(place, jnp.int32), chunk)
         assert not raced()
         placed(call, cached, place, given, call.expected(drawn, length), length)
 
@@ -123,14 +126,15 @@ def test_vmap_is_one_call():
     rot, free = draws[0][:2]  # one chunk, put at several places with several patches
     lengths = jnp.array([[32, 11], [0, 17]])
     slots = jnp.array([[0, 16], [48, 32]])
-    operands = [call.operands(drawn, 0)[2:7] for drawn in draws]
+    chunks = [call.chunk(drawn, 0) for drawn in draws]
+    operands = [(chunk.cos, chunk.sin, chunk.patch) for chunk in chunks]
     batch = jax.tree.map(lambda *x: jnp.stack(x).reshape(2, 2, *x[0].shape), *operands)
     cached = caches(call, 80)
 
     def one(slot, length, tables_and_patch):
-        return relocate_patch_into_tpu(
-            *cached, slot, rot, free, *tables_and_patch, length, interpret=INTERPRET, **call.options
-        )
+        cos, sin, patch = tables_and_patch
+        chunk = replace(chunks[0], cos=cos, sin=sin, patch=patch, length=length)
+        return relocate_patch_into_tpu(Cache(*cached), slot, chunk, interpret=INTERPRET)
 
     batched = jax.vmap(jax.vmap(one))
     assert str(jax.make_jaxpr(batched)(slots, lengths, batch)).count("pallas_call[") == 1
@@ -146,8 +150,7 @@ def test_vmap_is_one_call():
 def lowered(call, dtype=BF16, tokens=256, **options):
     """The program of a public call as lowered for TPU."""
     shape = Call(call.rope, call.heads, call.free, call.layers, tokens, call.rank, dtype)
-    operands = shape.operands(shape.draw(), tokens)
-    traced = jax.jit(partial(relocate_patch, **call.options, **options)).trace(*operands[:-1])
+    traced = jax.jit(partial(relocate_patch, **call.options, **options)).trace(*shape.operands(shape.draw()))
     return traced.lower(lowering_platforms=("tpu",)).as_text()
 
 
@@ -159,10 +162,10 @@ def test_on_tpu_the_kernel_runs_where_it_can(monkeypatch):
     assert "tpu_custom_call" not in lowered(CASES["gqa"][0], implementation="xla")
     assert "tpu_custom_call" not in lowered(Call(spec(16), 2, 32))  # D = 16 falls back
     call = CASES["gqa"][0]
-    operands = call.operands(call.draw(), 0)
+    operands = call.operands(call.draw())
     for slots, page, place in ((512, None, 0), (512, 64, [1, 0, 3, 2])):
         traced = jax.jit(partial(relocate_patch_into, **call.options)).trace(
-            *caches(call, slots, page), jnp.asarray(place, jnp.int32), *operands[:-1]
+            *caches(call, slots, page), jnp.asarray(place, jnp.int32), *operands
         )
         text = traced.lower(lowering_platforms=("tpu",)).as_text()
         assert "tpu_custom_call" in text and 'kernel_name = "relocate_patch_into"' in text
@@ -181,7 +184,7 @@ def test_on_tpu_the_kernel_runs_where_it_can(monkeypatch):
 )
 def test_what_the_kernel_cannot_serve_is_refused_by_name(call, slots, page, message, monkeypatch):
     monkeypatch.setattr(dispatch, "platform", lambda: "tpu")
-    operands = call.operands(call.draw(), 0)[:-1]
+    operands = call.operands(call.draw())
     with pytest.raises(ValueError, match=f"'pallas_tpu'.*{message}"):
         if slots is None:
             relocate_patch(*operands, implementation="pallas_tpu", **call.options)
@@ -195,14 +198,11 @@ def test_what_the_kernel_cannot_serve_is_refused_by_name(call, slots, page, mess
 @pytest.mark.parametrize("name", SHAPES)
 def test_blocks_fit_and_move_little_more_than_they_must(name):
     shape = SHAPES[name]
-    rot, free, cos, _, u, v, _, _ = shape.arguments()
-    plan = plan_call(rot, free, cos, u, **shape.options)
+    chunk = shape.chunk()
+    plan = plan_call(chunk)
     assert plan.tiles.tokens % 128 == 0 and 256 <= plan.tiles.tokens <= shape.tokens
-    assert rot.shape[-1] % plan.tiles.groups == 0 and free.shape[-1] % plan.tiles.groups == 0
-    laid_out = [
-        None if x is None else jax.ShapeDtypeStruct((1, *x.shape), x.dtype)
-        for x in (jax.eval_shape(lambda x: jnp.swapaxes(x, 1, 2), rot) if plan.rot_transposed else rot, free, u, v)
-    ]
+    assert chunk.rot.shape[-1] % plan.tiles.groups == 0 and chunk.free.shape[-1] % plan.tiles.groups == 0
+    moved = traffic(plan, jax.eval_shape(partial(laid_out, plan), chunk))
     # With what v costs to read again for each block, which the compiled program does not show.
-    assert shape.ideal_bytes() <= traffic(plan, *laid_out) + 4 * shape.layers + 4
-    assert traffic(plan, *laid_out) <= 1.05 * shape.ideal_bytes()
+    assert shape.ideal_bytes() <= moved + 4 * shape.layers + 4
+    assert moved <= 1.05 * shape.ideal_bytes()

@@ -1,0 +1,85 @@
+"""What chunk_attention works on, as one value: queries, chunks where they lie, and how both split into heads."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import no_type_check
+
+import jax
+from jax.tree_util import register_dataclass
+
+from pallas_kernels.relocate_patch.chunk import PairLayout, Patch
+
+
+@dataclass(frozen=True)
+class Heads:
+    """How q, rot and free split into heads.
+
+    Attributes:
+        queries: N.
+        groups: G, KV heads; N // G queries share one.
+        rotated: width of one key head in rot: D (GQA, MHA) or Dr (MLA).
+        value: width of one value head in free: Dv (GQA, MHA) or the latent's R (MLA).
+        latent: MLA in the absorbed form: the key is [latent | k_pe] and the value is the latent.
+    """
+
+    queries: int
+    groups: int
+    rotated: int
+    value: int
+    latent: bool
+
+    @property
+    def per_group(self) -> int:
+        """Queries that share one KV head, N // G."""
+        return self.queries // self.groups
+
+
+def heads_of(query: Sequence[int], rot: int, free: int) -> Heads | None:
+    """Heads of q [Tq, N, width] against flat features of the given widths, or None when they do not fit."""
+    count, width = query[-2:]
+    if width == rot + free:
+        return Heads(count, 1, rot, free, latent=True)
+    groups, rest = divmod(rot, width)
+    if groups == 0 or rest or free % groups or count % groups:
+        return None
+    return Heads(count, groups, width, free // groups, latent=False)
+
+
+@no_type_check  # pytrees are rebuilt with whatever a transformation puts in the leaves
+@register_dataclass
+@dataclass(frozen=True)
+class Call:
+    """Queries, and the C chunks that they attend to: a checked call, as every backend takes it.
+
+    rot, free and the factors may hold more than C chunks, those of all layers one after the other; the call's own begin
+    at ``first``. Everything else is of the C chunks alone.
+
+    Attributes:
+        q: rotated queries [Tq, N, D]; for MLA in the absorbed form [Tq, N, R + Dr].
+        rot: un-rotated keys [≥ C, T, G*D] or k_pe [≥ C, T, Dr].
+        free: values [≥ C, T, G*Dv] or latents [≥ C, T, R].
+        positions: of tokens within their chunk, f32[C, A, T].
+        inv_freq: radians per position, f32[A, R/2], zero on the axes that do not drive a pair.
+        patch: u [≥ C, m, T] and v [≥ C, m, Fr + Ff], and the C chunks' ranks; or None.
+        lengths: valid tokens, i32[C].
+        bases: the absolute position each chunk starts at, f32[C].
+        first: where the C chunks begin, i32[].
+        heads: how q, rot and free split; not traced.
+        scale: factor on the scores; not traced.
+        rope_scale: factor on cos and sin; not traced.
+        layout: of the rotated pairs; not traced.
+    """
+
+    q: jax.Array
+    rot: jax.Array
+    free: jax.Array
+    positions: jax.Array
+    inv_freq: jax.Array
+    patch: Patch | None
+    lengths: jax.Array
+    bases: jax.Array
+    first: jax.Array
+    heads: Heads = field(metadata={"static": True})
+    scale: float = field(metadata={"static": True})
+    rope_scale: float = field(metadata={"static": True})
+    layout: PairLayout = field(metadata={"static": True})
