@@ -21,7 +21,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         help="every reuse method side by side, on a task",
         description="Run every method on the same contexts, into a folder; a run that was stopped goes on where it "
         "was. With `report`, show the tables of finished runs. Tasks and methods of other packages are written "
-        "package.module:Name; see docs/evaluation.md.",
+        "package.module:Name; see docs/howto/task.md.",
         epilog="examples: kamera eval binding --methods full,blind,patch:12,cacheblend:0.15 --limit 18 --output out/run"
         "; kamera eval report out/run --figures out/figures",
     )

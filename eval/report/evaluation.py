@@ -2,6 +2,7 @@
 
 import math
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -119,11 +120,11 @@ def answers_note(scores: Record) -> str:
     """What the columns about answers mean."""
     names = measures(scores)
     of = "questions of several hops, against full" if len(hops_of(scores)) > 1 else "all questions, against full"
-    return (
-        f"{', '.join(names)} ± standard error, contexts being the clusters. KL, η and flips\n"
-        f"back: {of}; flips back: of the answers that\n"
-        "blind reuse changes, those that are as with full again."
+    text = (
+        f"{', '.join(names)} ± standard error, contexts being the clusters. KL, η and flips back: {of}; flips back: of "
+        "the answers that blind reuse changes, those that are as with full again."
     )
+    return textwrap.fill(text, 79)
 
 
 COSTS_NOTE = (
@@ -134,16 +135,12 @@ COSTS_NOTE = (
 
 
 def findings(run: Record) -> list[Finding]:
-    """What the run's own task finds in its scores; nothing if the task is not installed here.
+    """What the run's own task finds in its scores.
 
     Raises:
-        ValueError: the task is there, and fails.
+        PluginError: the task is of a package that is not installed here.
     """
-    try:
-        task = tasks.get(run["config"]["task"])
-    except (tasks.PluginError, tasks.UnknownTaskError):
-        return []
-    return list(task.findings(run["scores"]))
+    return list(tasks.get(run["config"]["task"]).findings(run["scores"]))
 
 
 def print_report(run: Record, console: Console | None = None) -> None:
@@ -159,17 +156,24 @@ def print_report(run: Record, console: Console | None = None) -> None:
     costs = [[row[0], *row[split:]] for row in body]
     show(console, "What it costs", (titles[0], *COSTS), costs, COSTS_NOTE)
     show(console, f"By condition and hops: {measures(scores)[0]}", *conditions(run))
-    if found := findings(run):
+    try:
+        lines = [f"- {each.claim}\n  {_outcome(each)}" for each in findings(run)]
+    except tasks.PluginError as error:
+        lines = [f"not shown, as {error}"]
+    if lines:
         console.print("Findings", style="bold")
-    for each in found:
-        outcome = "" if each.holds is None else f": {verdict(each.holds)}"
-        console.print(f"- {each.claim}\n  {each.measured}{outcome}", soft_wrap=True)
+        console.print("\n".join(lines), markup=False, soft_wrap=True)
     console.print()
 
 
-def verdict(holds: bool | None) -> str:
+def _outcome(finding: Finding) -> str:
+    """What was measured, and whether the finding holds, where it is a claim."""
+    return finding.measured + ("" if finding.holds is None else f": {verdict(finding.holds)}")
+
+
+def verdict(holds: bool) -> str:
     """Whether a finding holds, in words."""
-    return {True: "holds", False: "does not hold", None: "–"}[holds]
+    return "holds" if holds else "does not hold"
 
 
 def conditions(run: Record) -> tuple[list[str], list[list[str]]]:
@@ -260,14 +264,14 @@ def page(runs: Sequence[Record], drawn: Mapping[str, Path], folder: Path) -> str
 
 
 def _claims(runs: Sequence[Record]) -> str:
-    """The section of findings, a column for each run; empty if the task has none."""
-    by_run = [findings(run) for run in runs]
+    """The section of findings, a column for each run; empty if the task has none, or is not installed here."""
+    try:
+        by_run = [findings(run) for run in runs]
+    except tasks.PluginError:
+        return ""
     if not any(by_run):
         return ""
-    body = [
-        [row[0].claim, *(f"{each.measured}: {verdict(each.holds)}".removesuffix(": –") for each in row)]
-        for row in zip(*by_run, strict=True)
-    ]
+    body = [[row[0].claim, *map(_outcome, row)] for row in zip(*by_run, strict=True)]
     names = [f"`{run['config']['model']}`" for run in runs]
     return FINDINGS.format(table="\n".join(_markdown(["claim", *names], body)))
 

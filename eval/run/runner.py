@@ -152,8 +152,12 @@ def rescore(output: Path, name: str | None = None) -> Record:
         )
     contexts = read_lines(output / CONTEXTS)
     samples = read_lines(output / SAMPLES)
-    if sum(len(record["samples"]) for record in contexts) != len(samples):
-        raise ValueError(f"{output} has a run that was stopped; run kamera eval with the same arguments to finish it")
+    total = len(task.outline(config["seeds"], config["limit"]))
+    if len(contexts) != total or sum(len(record["samples"]) for record in contexts) != len(samples):
+        raise ValueError(
+            f"{output} has a run that was stopped, with {len(contexts)} of {total} contexts and {len(samples)} "
+            "samples; run kamera eval with the same arguments to finish it"
+        )
     RunFolder(output, identity).finish(scores.score(task, config["methods"], contexts, samples))
     return read_json(output / RESULTS)
 

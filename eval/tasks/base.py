@@ -35,7 +35,7 @@ class Question:
     condition: str = "all"
     hops: int = 1
     learned: bool = True
-    depth: float = 0.0
+    depth: float | int = 0.0
     labels: Mapping[str, Label] = field(default_factory=dict)
     choices: Sequence[str] = ()
 

@@ -1,6 +1,6 @@
 """What a run's scores say: a method's main score, methods within a budget, and the best of them.
 
-Scores are what ``results.json`` has under ``scores``: see docs/evaluation.md.
+Scores are what ``results.json`` has under ``scores``; `eval.run.scores.score` makes them.
 """
 
 import re
