@@ -1,4 +1,4 @@
-"""Figures of `kamera eval`: one panel for each run, in colours that colour-blind readers tell apart (Okabe and Ito)."""
+"""Figures of `kamera eval`: one panel for each run, in colours that colour-blind readers can distinguish."""
 
 import re
 from collections.abc import Callable, Sequence

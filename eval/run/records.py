@@ -82,10 +82,10 @@ def note_answers(
 
     Args:
         samples: the lines.
-        name: of the method.
+        name: the method's name.
         reference: logits of full prefill.
-        logits: of the method.
-        answers: of the method, by context; contexts behind them are padding.
+        logits: logits of the method.
+        answers: answers of the method, by context; contexts behind them are padding.
     """
     kl = np.asarray(metrics.kl(reference, logits))
     places = [(e, q) for e, row in enumerate(answers) for q in range(len(row))]
@@ -96,7 +96,7 @@ def note_answers(
 def kv_error(batch: Batch, windows: Windows) -> Float[Array, "E L"]:
     """Frobenius error of the KV behind the first chunk, relative to the reference's, by context and layer.
 
-    Of what attention reads: rotation changes no norm.
+    It is measured on rotated and patched KV; rotation changes no norm.
     """
     slots = batch.reused_slots
     true = batch.full.state

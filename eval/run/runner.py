@@ -1,6 +1,7 @@
 """`kamera eval`: every method on the same contexts, group by group, into a folder.
 
-A context is encoded once and asked all its questions; contexts of one layout are run together, spread over the devices.
+Every context is encoded once, and all its questions are asked of the windows that each method fills. Contexts of one
+layout are run together, spread over the devices.
 """
 
 import math
@@ -37,11 +38,11 @@ class Run:
     Attributes:
         task, model: their names; see `eval.tasks.get` and `models.load`.
         methods: their names; see `eval.methods.parse`. ``full`` and ``blind`` are always among them.
-        seeds: of the data.
-        limit: contexts of every seed; the task's own number by default.
-        capacity: slots of every window; what the longest context takes by default.
-        batch: contexts run together.
-        devices: to spread them over; all by default.
+        seeds: data seeds.
+        limit: contexts of every seed; the task's ``contexts`` by default.
+        capacity: slots of every window; as many as the longest context takes by default.
+        batch: how many contexts run together.
+        devices: how many devices they are spread over; all by default.
     """
 
     task: str
@@ -148,7 +149,7 @@ def rescore(output: Path, name: str | None = None) -> Record:
     if task.version != config["task_version"]:
         raise ValueError(
             f"{output} has a run of version {config['task_version']} of {config['task']}, which is now version "
-            f"{task.version}: other questions are asked; run kamera eval again into an empty folder"
+            f"{task.version}: its questions have changed; run kamera eval again into an empty folder"
         )
     contexts = read_lines(output / CONTEXTS)
     samples = read_lines(output / SAMPLES)

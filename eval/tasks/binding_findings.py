@@ -20,7 +20,7 @@ def _one_hop(scores: Scores) -> Finding:
 
 def _two_hops(scores: Scores) -> Finding:
     full, blind = (main_score(scores, name, 2) for name in ("full", "blind"))
-    return Finding("and loses two hops: ≤ 0.6 × full", f"{blind:.3f} of {full:.3f}", blind <= 0.6 * full)
+    return Finding("blind reuse loses two hops: ≤ 0.6 × full", f"{blind:.3f} of {full:.3f}", blind <= 0.6 * full)
 
 
 def _patched(scores: Scores) -> Finding:
@@ -44,7 +44,9 @@ def _tokens(scores: Scores) -> Finding:
 
 
 def _same_work(scores: Scores) -> Finding:
-    claim = f"nor does recomputing within {EQUAL_COST:.0%} of full prefill's FLOPs"
+    claim = (
+        f"recomputing within {EQUAL_COST:.0%} of full prefill's FLOPs does not recover as many flipped answers either"
+    )
     patch = best(scores, patches(scores, EQUAL_COST))
     methods = scores["methods"]
     affordable = [
@@ -78,11 +80,11 @@ def _deep(scores: Scores) -> Finding:
     error = scores["methods"]["blind"]["kv_error"]
     first = next((i for i, value in enumerate(error) if value > 1e-4), len(error) - 1)
     measured = f"relative change {error[first]:.2f} in layer {first}, {error[-1]:.2f} in the last"
-    return Finding("it grows with depth", measured, error[-1] > error[first])
+    return Finding("the change grows with depth", measured, error[-1] > error[first])
 
 
 def _deep_half(scores: Scores) -> Finding:
-    claim = "and the deep half of the layers explains the loss, the shallow half little of it"
+    claim = "the deep half of the layers explains the loss, the shallow half little of it"
     if not {"patch:deep", "patch:shallow"} <= scores["methods"].keys():
         return Finding(claim, "it was not run", None)
     deep, shallow = (scores["methods"][name]["eta"] for name in ("patch:deep", "patch:shallow"))

@@ -92,10 +92,10 @@ def page(models: Mapping[str, list[dict[str, Any]]]) -> str:
         "|---|---|---|" + "---|" * (len(models) + 1),
     ]
     for case in cases:
-        found = [{_case(row): row for row in rows}[case] for rows in models.values()]
-        accuracies = " | ".join(f"{row['accuracy']:.3f}" for row in found)
+        cells = [{_case(row): row for row in rows}[case] for rows in models.values()]
+        accuracies = " | ".join(f"{row['accuracy']:.3f}" for row in cells)
         hops, fact, view = case
-        lines.append(f"| {hops} | a {fact} | {view} | {accuracies} | {found[0]['questions']} |")
+        lines.append(f"| {hops} | a {fact} | {view} | {accuracies} | {cells[0]['questions']} |")
     return PAGE.format(
         cells=recipe.rows * recipe.columns,
         informative=recipe.informative,

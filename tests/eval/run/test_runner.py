@@ -188,10 +188,10 @@ def test_bad_runs_are_refused(vlm, copied, changed, message):
 def test_folders_of_other_things_are_refused(vlm, copied, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep me")
-    with pytest.raises(OtherRunError, match="no empty folder"):
+    with pytest.raises(OtherRunError, match="neither an empty folder"):
         runner.evaluate(vlm, RUN, tmp_path / "mine")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
-    with pytest.raises(OtherRunError, match="holds no results.json"):
+    with pytest.raises(OtherRunError, match="has no results.json"):
         evaluation_report.load(tmp_path / "mine")
     lines = [json.loads(line) for line in (copied / SAMPLES).read_text().splitlines()]
     lines[0]["id"] = "another"
@@ -206,7 +206,7 @@ def test_bad_command_lines_are_refused(tmp_path, capsys):
         (["binding", "--methods", "epik:4", "--output", str(tmp_path / "a")], "did you mean epic"),
         (["binding"], "--output DIR"),
         (["report"], "give the folders"),
-        (["report", str(tmp_path)], "holds no results.json"),
+        (["report", str(tmp_path)], "has no results.json"),
     ):
         assert main(["eval", *arguments]) == 1
         assert message in capsys.readouterr().err

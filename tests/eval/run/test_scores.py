@@ -76,13 +76,13 @@ def test_claims_hold_and_fail():
     good["methods"]["patch:2"]["recovered"] = 0.9
     good["methods"]["cacheblend:0.25"]["recovered"] = 0.3
     found = {each.claim.split(":")[0]: each.holds for each in binding_findings.findings(good)}
-    assert found["blind reuse keeps one hop"] and found["and loses two hops"]
+    assert found["blind reuse keeps one hop"] and found["blind reuse loses two hops"]
     assert found["a patch of ≤ 25% of the bytes keeps two hops"]
     assert found["recomputing ≤ 25% of the tokens does not recover as many flipped answers"]
     assert not found["even an oracle needs about half the tokens"]
     bad = measured(**{"blind": 0.9, "patch:2": 0.5})
     found = {each.claim.split(":")[0]: each.holds for each in binding_findings.findings(bad)}
-    assert not found["blind reuse keeps one hop"] and not found["and loses two hops"]
+    assert not found["blind reuse keeps one hop"] and not found["blind reuse loses two hops"]
     assert not found["a patch of ≤ 25% of the bytes keeps two hops"]
 
 
