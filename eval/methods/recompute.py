@@ -1,8 +1,8 @@
 """Recompute some tokens of filled windows, and keep the KV of the others.
 
-The tokens are run again in one forward: each attends to the tokens at slots below its own, the KV that is written there
-for tokens that are kept, and the fresh KV of tokens that are recomputed. The fresh KV then replaces theirs. Methods that
-recompute tokens differ in the tokens they choose.
+The tokens are run again in one forward. Each attends to the slots below its own: to the KV that is written there where
+a token is kept, and to fresh KV where it is recomputed. The fresh KV then replaces the old. Methods that recompute
+tokens differ in the tokens they choose.
 """
 
 from collections.abc import Callable

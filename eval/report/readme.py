@@ -79,8 +79,8 @@ def markdown_models(parity: Mapping[str, Mapping[str, Any]]) -> str:
     lines += [
         "",
         "Errors: the largest difference over the largest value (KV: in each layer), f32, the worst of "
-        f"{prompts} prompts with images and text on {configurations} random configurations in all; the tests hold "
-        "1e-5. `make parity-results` measures them anew.",
+        f"{prompts} prompts with images and text on {configurations} random configurations in all; the tests "
+        "require 1e-5. `make parity-results` measures them again.",
     ]
     return "\n".join(lines)
 
@@ -136,7 +136,8 @@ def markdown_demo(results: Sequence[dict[str, Any]]) -> str:
     counts = "; ".join(f"{all_of} held-out episodes, {moved} for the window operations" for all_of, moved in episodes)
     lines += [
         "",
-        f"{counts}; f32, jax {results[0]['versions']['jax']} on CPU; chance is 0.125. `make results` draws this anew.",
+        f"{counts}; f32, jax {results[0]['versions']['jax']} on CPU; chance is 0.125. `make results` measures this "
+        "again.",
     ]
     return "\n".join(lines)
 
