@@ -229,7 +229,8 @@ is then far below zero, and says that the two disagree.
 *Slide*: KL of the survivors, in nats, to the history reference. *Recall*: a page comes back to its old place with the
 patch it had; the baseline is the window without it. *Cascade*: of {chunks:.0f} and more chunks, A and B leave; a page
 that refers to both arrives; A and B come back to their old places. The questions are those that only they answer.
-`planning.plan` finds what has gone stale by the guard below, with C (which refers to what B refers to) in the window and without.
+`planning.plan` finds what has gone stale by the guard below, with C (which refers to what B refers to) in the
+window and without.
 
 ## The guard
 

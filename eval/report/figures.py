@@ -209,6 +209,8 @@ def _heatmaps(part: Any, run: Record, last: bool) -> None:
     for axes, name in zip(grid, names, strict=True):
         cells = [[methods[name]["lengths"][length].get(each) for length in lengths] for each in quarters]
         values = np.array([[np.nan if each is None else each[measure] for each in row] for row in cells])
+        if not values.size:  # no question is marked as learned
+            continue
         axes.imshow(values, vmin=0, vmax=1, cmap="cividis", aspect="auto")
         for row, column in np.argwhere(~np.isnan(values)):
             value = values[row, column]

@@ -133,7 +133,7 @@ def _split(samples: Sequence[Record], by: Callable[[Record], Any]) -> dict[str, 
     groups: dict[Any, list[Record]] = {}
     for sample in samples:
         groups.setdefault(by(sample), []).append(sample)
-    return {str(key): groups[key] for key in sorted(groups)}
+    return {str(key): groups[key] for key in sorted(groups, key=lambda key: (isinstance(key, str), key))}
 
 
 def _by(samples: Sequence[Record], name: str, by: Callable[[Record], Any]) -> dict[str, Record]:

@@ -50,6 +50,15 @@ class Question:
             raise ValueError(f"the question {self.text!r} has no answers; give at least one that counts as right")
         if wrong := [each for each in (*self.answers, *self.choices) if not isinstance(each, str)]:
             raise ValueError(f"answers and choices are texts; {self.text!r} has {wrong[0]!r}: write {str(wrong[0])!r}")
+        if not 0 <= self.depth <= 1 or self.hops < 1:
+            raise ValueError(
+                f"a depth is 0 to 1, and hops are at least 1; {self.text!r} has depth {self.depth} and {self.hops} hops"
+            )
+        if wrong := [name for name, value in self.labels.items() if not isinstance(value, (str, int, float))]:
+            raise ValueError(
+                f"labels are texts and Python's numbers; {wrong[0]} of {self.text!r} is of type "
+                f"{type(self.labels[wrong[0]]).__name__}"
+            )
         if taken := sorted(RESERVED & set(self.labels)):
             raise ValueError(
                 f"the question {self.text!r} has labels named {', '.join(taken)}, which are fields of every sample; "
@@ -62,8 +71,8 @@ class Question:
             "question": self.text,
             "answers": list(self.answers),
             "condition": self.condition,
-            "hops": self.hops,
-            "learned": self.learned,
+            "hops": int(self.hops),
+            "learned": bool(self.learned),
             "depth": float(f"{self.depth:.6g}"),
         }
         return fields | ({"choices": list(self.choices)} if self.choices else {}) | dict(self.labels)

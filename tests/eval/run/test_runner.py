@@ -218,11 +218,16 @@ import jax, numpy as np, kamera_jax as kj
 from kamera_jax.batch.windows import BatchRunner, Stack
 from kamera_jax.batch.devices import mesh_of
 from eval.methods import Batch, parse
+from eval.run.answering import generated
+from eval.tasks import Context, Question
 from models import load
 vlm = load("kamera-tiny-gqa")
 assert len(jax.devices()) == 4
 words = ["red star.", "blue moon.", "green tree.", "pink car."]
-chunks = [Stack.of([kj.encode(vlm, f"a {w} a {words[i - k]}") for i, w in enumerate(words)]) for k in (1, 2)]
+singles = [[kj.encode(vlm, f"a {w} a {words[i - k]}") for i, w in enumerate(words)] for k in (1, 2)]
+chunks = [Stack.of(place) for place in singles]
+contexts = [Context(("a", "b"), (Question("what colour is the star?", ("red",)),))] * 4
+answers = []
 said = {}
 for mesh in (None, mesh_of()):
     runners = [BatchRunner(model, capacity=48, mesh=mesh) for model in (vlm, vlm.leading(2))]
@@ -231,12 +236,14 @@ for mesh in (None, mesh_of()):
     method = parse("cacheblend:0.5")
     windows = method.fill(batch, method.prepare(batch))
     logits = runners[0].ask(windows, tails)
+    answers.append(generated(batch, list(zip(*singles)), windows, contexts, 2))
     for array in (windows.state.rot, logits):
         assert len(array.sharding.device_set) == (1 if mesh is None else 4), array.sharding
         assert mesh is None or array.addressable_shards[0].data.shape[0] == 1
     said[mesh] = [np.asarray(leaf) for leaf in (batch.full.state.rot, windows.state.rot, windows.state.free, logits)]
 for one, four in zip(*said.values()):
     assert np.abs(one - four).max() <= 1e-4
+assert answers[0] == answers[1] and answers[0][0] == ["red"], answers
 print("spread")
 """
 

@@ -149,6 +149,8 @@ def test_normalised_text_has_small_letters_and_no_punctuation():
         ({"answers": []}, "no answers"),
         ({"answers": "red"}, "one text, 'red'"),
         ({"answers": ["red"], "labels": {"methods": 1}}, "labels named methods"),
+        ({"answers": ["red"], "depth": 1.5}, "depth 1.5"),
+        ({"answers": ["red"], "hops": 0}, "0 hops"),
     ],
 )
 def test_questions_that_cannot_be_scored_are_refused(fields, message):
