@@ -23,7 +23,7 @@ def make(rng, contexts=12, methods=METHODS):
             | {"absorbed": absorbed}
         )
         for q, name in enumerate(ids):
-            said = {each: {"said": str(rng.choice(COLOURS)), "kl": float(rng.random())} for each in methods}
+            drawn = {each: {"said": str(rng.choice(COLOURS)), "kl": float(rng.random())} for each in methods}
             samples.append(
                 {"id": name, "context": str(c), "seed": c % 3, "hops": 1 + q // 2, "learned": q != 3, "depth": q / 3}
                 | {
@@ -32,7 +32,7 @@ def make(rng, contexts=12, methods=METHODS):
                     "distance": q,
                     "question": "?",
                     "answers": ["red"],
-                    "methods": said,
+                    "methods": drawn,
                 }
             )
     return lines, samples

@@ -1,4 +1,4 @@
-"""Answers that are generated, on the embedded model: what is said is scored, written, resumed and scored again."""
+"""Answers that are generated, on the embedded model: they are scored, written, resumed and scored again."""
 
 import json
 
@@ -25,10 +25,10 @@ def vlm():
     return load(MODEL)
 
 
-class Told:
+class Passages:
     """Passages, and questions of very different lengths about them; each context has another answer."""
 
-    name = "told"
+    name = "passages"
     version = 1
     contexts = 2
     max_new_tokens = 3
@@ -51,14 +51,14 @@ class Told:
 
 
 @pytest.fixture
-def told(monkeypatch):
+def passages(monkeypatch):
     """The task under a name of its own."""
-    task = Told()
-    monkeypatch.setitem(tasks.TASKS, "told", task)
+    task = Passages()
+    monkeypatch.setitem(tasks.TASKS, "passages", task)
     return task
 
 
-RUN = runner.Run("told", MODEL, ("patch:4",), seeds=(0, 1), limit=2, batch=1)
+RUN = runner.Run("passages", MODEL, ("patch:4",), seeds=(0, 1), limit=2, batch=1)
 
 
 def content(folder):
@@ -69,9 +69,9 @@ def lines(folder, name=SAMPLES):
     return [json.loads(line) for line in (folder / name).read_text().splitlines()]
 
 
-def test_the_answers_are_those_of_generate(vlm, told):
+def test_the_answers_are_those_of_generate(vlm, passages):
     """Of full prefill, and of blind reuse: the same as through the public functions, one window at a time."""
-    contexts = [told.draw(outline) for outline in told.outline([0], 2)]
+    contexts = [passages.draw(outline) for outline in passages.outline([0], 2)]
     chunks = [[kj.encode(vlm, item) for item in context.items] for context in contexts]
     stacks = [Stack.of(place) for place in zip(*chunks, strict=True)]
     batch = Batch.of(*(BatchRunner(model, capacity=48) for model in (vlm, vlm.leading(2))), stacks)
@@ -94,7 +94,7 @@ def test_the_answers_are_those_of_generate(vlm, told):
         assert answers[0][0] == "red" and answers[1][0] == "blue"
 
 
-def test_a_run_of_generated_answers_goes_on_where_it_was_stopped(vlm, told, tmp_path, monkeypatch):
+def test_a_run_of_generated_answers_goes_on_where_it_was_stopped(vlm, passages, tmp_path, monkeypatch):
     unbroken = runner.evaluate(vlm, RUN, tmp_path / "unbroken")
     samples = lines(tmp_path / "unbroken")
     assert len(samples) == 2 * 2 * 3 and {tuple(sample["methods"]) for sample in samples} == {
@@ -124,13 +124,13 @@ def test_a_run_of_generated_answers_goes_on_where_it_was_stopped(vlm, told, tmp_
         sample["methods"]["blind"]["said"] = answer
     (tmp_path / "stopped" / SAMPLES).write_text("".join(json.dumps(sample) + "\n" for sample in changed))
     monkeypatch.setattr("models.load", lambda *_: pytest.fail("a model was loaded"))
-    again = runner.rescore(tmp_path / "stopped", "told")["scores"]["methods"]
+    again = runner.rescore(tmp_path / "stopped", "passages")["scores"]["methods"]
     assert again["blind"]["hops"]["1"]["f1"] == 0 and again["blind"]["hops"]["1"]["letters"] == 3.5
     assert again["full"]["hops"] == unbroken["scores"]["methods"]["full"]["hops"]
-    with pytest.raises(ValueError, match="a run of told, not of binding"):
+    with pytest.raises(ValueError, match="a run of passages, not of binding"):
         runner.rescore(tmp_path / "stopped", "binding")
-    monkeypatch.setattr(Told, "version", 2)
-    with pytest.raises(ValueError, match="version 1 of told, which is now version 2"):
+    monkeypatch.setattr(Passages, "version", 2)
+    with pytest.raises(ValueError, match="version 1 of passages, which is now version 2"):
         runner.rescore(tmp_path / "stopped")
 
 
@@ -149,9 +149,9 @@ def test_a_run_of_generated_answers_goes_on_where_it_was_stopped(vlm, told, tmp_
         ),
     ],
 )
-def test_contexts_that_cannot_be_run_are_refused(vlm, told, monkeypatch, tmp_path, contexts, message):
-    monkeypatch.setattr(Told, "draw", lambda self, outline: contexts[int(outline.context[-1]) % len(contexts)])
-    run = runner.Run("told", MODEL, (), seeds=(0,), limit=2, batch=2)
+def test_contexts_that_cannot_be_run_are_refused(vlm, passages, monkeypatch, tmp_path, contexts, message):
+    monkeypatch.setattr(Passages, "draw", lambda self, outline: contexts[int(outline.context[-1]) % len(contexts)])
+    run = runner.Run("passages", MODEL, (), seeds=(0,), limit=2, batch=2)
     with pytest.raises(tasks.InvalidTaskError, match=message):
         runner.evaluate(vlm, run, tmp_path / "run")
 
@@ -163,8 +163,8 @@ def test_contexts_that_cannot_be_run_are_refused(vlm, told, monkeypatch, tmp_pat
         ([Outline("0", "a", 0), Outline("0", "b", 0)], "two contexts with the id '0'"),
     ],
 )
-def test_outlines_that_cannot_be_run_are_refused(vlm, told, monkeypatch, tmp_path, outlines, message):
-    monkeypatch.setattr(Told, "outline", lambda self, seeds, limit: outlines)
+def test_outlines_that_cannot_be_run_are_refused(vlm, passages, monkeypatch, tmp_path, outlines, message):
+    monkeypatch.setattr(Passages, "outline", lambda self, seeds, limit: outlines)
     with pytest.raises(tasks.InvalidTaskError, match=message):
         runner.evaluate(vlm, RUN, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -228,7 +228,7 @@ singles = [[kj.encode(vlm, f"a {w} a {words[i - k]}") for i, w in enumerate(word
 chunks = [Stack.of(place) for place in singles]
 contexts = [Context(("a", "b"), (Question("what colour is the star?", ("red",)),))] * 4
 answers = []
-said = {}
+arrays = {}
 for mesh in (None, mesh_of()):
     runners = [BatchRunner(model, capacity=48, mesh=mesh) for model in (vlm, vlm.leading(2))]
     batch = Batch.of(*runners, chunks)
@@ -240,8 +240,8 @@ for mesh in (None, mesh_of()):
     for array in (windows.state.rot, logits):
         assert len(array.sharding.device_set) == (1 if mesh is None else 4), array.sharding
         assert mesh is None or array.addressable_shards[0].data.shape[0] == 1
-    said[mesh] = [np.asarray(leaf) for leaf in (batch.full.state.rot, windows.state.rot, windows.state.free, logits)]
-for one, four in zip(*said.values()):
+    arrays[mesh] = [np.asarray(leaf) for leaf in (batch.full.state.rot, windows.state.rot, windows.state.free, logits)]
+for one, four in zip(*arrays.values()):
     assert np.abs(one - four).max() <= 1e-4
 assert answers[0] == answers[1] and answers[0][0] == ["red"], answers
 print("spread")

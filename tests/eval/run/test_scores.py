@@ -23,9 +23,9 @@ def test_scores_are_plain_means():
         several = [s for s in samples if s["learned"] and s["hops"] > 1]
         kl, blind = ([s["methods"][each]["kl"] for s in several] for each in (name, "blind"))
         assert math.isclose(own["eta"], 1 - np.mean(kl) / np.mean(blind), abs_tol=1e-6)
-        said = {each: [s["methods"][each]["said"] for s in several] for each in (name, "full", "blind")}
-        assert own["flips"] == sum(a != b for a, b in zip(said[name], said["full"], strict=True))
-        back = [a == b for a, b, c in zip(said[name], said["full"], said["blind"], strict=True) if b != c]
+        answers = {each: [s["methods"][each]["said"] for s in several] for each in (name, "full", "blind")}
+        assert own["flips"] == sum(a != b for a, b in zip(answers[name], answers["full"], strict=True))
+        back = [a == b for a, b, c in zip(answers[name], answers["full"], answers["blind"], strict=True) if b != c]
         assert found["flips"] == len(back)
         assert own["recovered"] == (sum(back) / len(back) if back else None)
         stored = np.mean([line["methods"][name]["bytes"] for line in lines])
