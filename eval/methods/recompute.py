@@ -44,7 +44,7 @@ def recompute(batch: Batch, windows: Windows, selection: Selection) -> Windows:
     """The windows with the KV of the selected tokens replaced by what one forward on the windows gives.
 
     Raises:
-        ValueError: the model cannot run tokens that stand among a window's slots.
+        ValueError: the model cannot run tokens at slots inside a window.
     """
     vlm = batch.runner.vlm
     count = selection.slots.shape[1]

@@ -1,8 +1,8 @@
-"""`binding`: pages that show facts, pages that refer to them, and what may stand around and between them.
+"""`binding`: pages that show facts, pages that refer to them, and other pages and passages between them.
 
 A fact page gives glyphs colours. A reference page names glyphs, and for each the glyph of another chunk whose colour it
-has: two hops. A chain page refers to references: three. Every condition is a layout of its own; where its pages
-stand, what they show and what is asked is drawn anew for every context.
+has: two hops. A chain page refers to references: three. Every condition is a layout of its own; the places
+of its pages, their content and the questions are drawn for every context.
 """
 
 from collections.abc import Mapping, Sequence
