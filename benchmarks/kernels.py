@@ -194,8 +194,8 @@ def gpu(runs: int = 50) -> dict[str, Any]:
 
 PAGE = """# Performance
 
-`make bench-kernels` measures anew what the machine can. Bytes are those of the optimised program, at the boundaries of
-what XLA runs as one; *ideal* reads every argument once and writes every result once. jax {jax}.
+`make bench-kernels` measures again what this machine can measure. Bytes are those of the optimised program, at the
+boundaries of what XLA runs as one; *ideal* reads every argument once and writes every result once. jax {jax}.
 
 ## CPU
 
@@ -209,14 +209,14 @@ being run there, in turns: **{apply_ms:.1f} ms against {reprefill_ms:.0f} ms, {r
 {rows}
 
 Each cell: HBM bytes over the ideal; temporaries. `relocate_patch_into` writes into a donated cache, all of it aliased.
-XLA is the fallback, which a call that the kernel does not serve gets; its `chunk_attention` takes one chunk at a time.
+XLA is the fallback for calls that no kernel serves; its `chunk_attention` keeps one chunk in memory at a time.
 
 ## GPU
 
 {gpu}
 """
 
-NO_GPU = """Not measured yet: no GPU was at hand. The Mosaic GPU kernel is compared with float64 in interpret mode and
+NO_GPU = """Not measured yet: no GPU was available. The Mosaic GPU kernel is compared with float64 in interpret mode and
 compiled for an H200 with no spilled register; `python -m benchmarks.kernels --only gpu` on a machine with one fills
 this in."""
 

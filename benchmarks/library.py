@@ -257,9 +257,9 @@ def _asked(result: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 PAGE = """# The chunk library
 
-`make bench-library` measures this anew: {chunks} chunks of {megabytes:.2f} MB (bf16 KV of {layers} layers and {tokens}
+`make bench-library` measures this again: {chunks} chunks of {megabytes:.2f} MB (bf16 KV of {layers} layers and {tokens}
 tokens, and the inputs), {cpus} CPU cores that are shared with other work (load average {load:.1f}), jax
-{jax}, orbax-checkpoint {orbax}. The least of all times comes closest to what it takes where nothing else runs.
+{jax}, orbax-checkpoint {orbax}. The least time of all runs comes closest to the time on an idle machine.
 
 | a chunk | ms, median | least |
 |---|---|---|
@@ -278,10 +278,10 @@ tokens, and the inputs), {cpus} CPU cores that are shared with other work (load 
 |---|---|---|
 {restores}
 
-{repeats} runs of each in turn, the median. From the disk: the system's
-cache is told to let go of the files before each run.
+{repeats} runs of each in turn, the median. From the disk: the files are
+evicted from the system's cache before each run.
 
-| asked | wanted | median | of the least times |
+| target | bound | median | from the least times |
 |---|---|---|---|
 {asked}
 
@@ -297,19 +297,19 @@ lost chunk, no error, no hang.
 |---|---|---|
 {flipped}
 
-What is in the index is in the manifests too: a broken one is made anew.
+The manifests have everything that is in the index: a broken index is rebuilt from them.
 
 ## Eight bits
 
-`storage="int8"` keeps a scale for every channel of the keys and for every token of the values. Beside exact
+`storage="int8"` stores a scale for every channel of the keys and for every token of the values. Compared with exact
 storage, on {episodes} held-out episodes of three pages (KL to the same window with exact KV, in nats):
 
 | model | bytes, of f32 | KL: one hop | two hops | blind, one hop: int8 (exact) | patch:12, two hops |
 |---|---|---|---|---|---|
 {stored}
 
-The patches were fitted to exact KV, and are stored as they are. The embedded models' KV is f32; of bf16, eight bits
-take a little more than half.
+The patches were fitted to exact KV, and are stored unchanged. The embedded models' KV is f32; compared with bf16,
+eight bits take a little more than half of the bytes.
 """
 
 

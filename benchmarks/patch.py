@@ -58,7 +58,7 @@ def applied(runs: int) -> dict[str, Any]:
 
 PAGE = """# Patches: what they cost, and where their bytes go
 
-`make bench-patch` measures this anew. jax {jax}.
+`make bench-patch` measures this again. jax {jax}.
 
 ## Forming
 
@@ -80,8 +80,8 @@ each component; against bf16 factors it halves the bytes, and not, as here, quar
 
 {verdict}
 
-So the library has global energy and int8; weights and a choice of layers did not help, and stay in the benchmark. What
-binds a page lies in layers that the energy finds, and the deep half alone misses.
+So the library has global energy and int8; weights and a choice of layers did not help, and are in the benchmark only.
+The change that multi-hop answers depend on lies in layers that have much of the energy, not in the deep half alone.
 """
 
 
@@ -91,8 +91,8 @@ stands behind another of its length. Medians of {runs} runs in turns, millisecon
 {table}
 
 *of forward*: forming against the forward of the chunk on its window that it needs. A patch has *paid* after
-form ÷ (re-prefill − apply) reuses; a chunk is encoded once, patch or none. The factorisation is a randomised subspace
-iteration; what it leaves is held within 1 % of the least possible by the tests.
+form ÷ (re-prefill − apply) reuses; a chunk is encoded once, with a patch or without. The factorisation is a randomised
+subspace iteration; the tests require its residual to be within 1 % of the least possible.
 
 Patches whose ranks differ per layer ({uneven_ranks}) are applied in {uneven_ms:.1f} ms, of their mean rank
 ({even_ranks}) in {even_ms:.1f} ms."""

@@ -210,9 +210,9 @@ def measure(name: str, episodes: int, windows: int) -> dict[str, Any]:
 
 PAGE = """# What a window keeps
 
-`make bench-window` measures this anew, on the embedded models: {episodes} episodes of pages, rank-{rank} patches, f32
-on CPU. η is over two-hop questions; its reference is full prefill of the same window, its baseline blind reuse unless
-said.
+`make bench-window` measures this again, on the embedded models: {episodes} episodes of pages, rank-{rank} patches, f32
+on CPU. η is over two-hop questions; its reference is full prefill of the same window, its baseline blind reuse, if no
+other is named.
 
 ## Orders
 
@@ -228,8 +228,9 @@ is then far below zero, and says that the two disagree.
 
 *Slide*: KL of the survivors, in nats, to the history reference. *Recall*: a page comes back to its old place with the
 patch it had; the baseline is the window without it. *Cascade*: of {chunks:.0f} and more chunks, A and B leave; a page
-that refers to both arrives; A and B come back to their old places. Asked is what only they answer. `planning.plan`
-finds what has gone stale by the guard below, with C (which refers to what B refers to) in the window and without.
+that refers to both arrives; A and B come back to their old places. The questions are those that only they answer.
+`planning.plan` finds what has gone stale by the guard below, with C (which refers to what B refers to) in the
+window and without.
 
 ## The guard
 
@@ -243,7 +244,7 @@ Calibrated on other seeds. Intervals are Clopper and Pearson's.{unsafe}
 
 ![Change of attention against KL](figures/guard.png)
 
-What the guard cannot see: a change that reaches the page only through what its neighbours' own KV should have become
+What the guard cannot detect: a change that reaches the page only through what its neighbours' own KV should have become
 and has not; one that other layers, heads or tokens than the sketch's would read; and drifts unlike those it was
 calibrated on. It holds on average over a page's questions; a single question can cost more.
 """

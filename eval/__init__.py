@@ -1,1 +1,1 @@
-"""The evidence: tasks, methods, metrics, the `kamera` command and the tiny-model trainer."""
+"""The evaluation: tasks, methods, metrics, reports, the `kamera` command and the trainer of the embedded models."""

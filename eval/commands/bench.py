@@ -29,13 +29,13 @@ LENGTHS = (256, 512, 1024)
 RANK = 32
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
+"""Called with the name of a step, how many of its items are done, and how many there are."""
 
 
 class RandomDecoder:
-    """A text decoder of random weights as a backbone, 8 layers of width 1024 in f32 unless said: costs need no more.
+    """A text decoder of random weights as a backbone, to measure costs with.
 
-    An item is a number of tokens.
+    An item is a number of tokens. By default there are 8 layers of width 1024, in f32.
     """
 
     eos = (-1,)
@@ -72,11 +72,11 @@ class RandomDecoder:
         return Segment({"tokens": jnp.asarray(tokens)}, positions, jnp.int32(item), float(item), content)
 
     def tail(self, text: str) -> Segment:
-        """A token a letter."""
+        """The question as random tokens, as many as it has letters."""
         return self.prepare(len(text))
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Tokens as numbers."""
+        """Token ids as decimal numbers."""
         return " ".join(map(str, tokens))
 
 
@@ -105,10 +105,10 @@ def measure(
 
     Args:
         vlm: a backbone whose items are numbers of tokens.
-        lengths: of the chunk.
-        rank: of the patch; None for the default size.
-        runs: of which the median is kept, the steps taken in turns.
-        progress: told how far it is.
+        lengths: tokens of the chunks.
+        rank: rank of the patch; None for the default size.
+        runs: runs of every step, taken in turns, of which the median is returned.
+        progress: called before every chunk, and at the end.
 
     Returns:
         What ``--json`` writes. A patch has paid after ``break_even`` reuses: form ÷ (re-prefill − apply).
@@ -145,8 +145,8 @@ def lifetime(vlm: Backbone, before: kj.Chunk, chunk: kj.Chunk, rank: int | None,
     Args:
         vlm: the model.
         before, chunk: canonical, with their inputs.
-        rank: of the patch; None for the default size.
-        runs: of which the median is kept.
+        rank: rank of the patch; None for the default size.
+        runs: runs of every step, of which the median is returned.
     """
     slots = sum(aligned(tokens) for tokens in (preamble_chunk(vlm).length, before.length, chunk.length))
     window = kj.append(kj.Window.empty(vlm, slots), before)
@@ -184,9 +184,9 @@ def apply_ranks(vlm: Any, length: int, ranks: dict[str, Sequence[int]], runs: in
 
     Args:
         vlm: a backbone whose items are numbers of tokens.
-        length: of the chunk.
-        ranks: of every layer, by the patch's name.
-        runs: of which the median is kept.
+        length: tokens of the chunk.
+        ranks: ranks of every layer, by the patch's name.
+        runs: runs of every patch, of which the median is returned.
     """
     chunk = kj.encode(vlm, length)
     tokens = chunk.kv.rot.shape[1]
@@ -197,11 +197,11 @@ def apply_ranks(vlm: Any, length: int, ranks: dict[str, Sequence[int]], runs: in
     def applied(used: Sequence[int]) -> Callable[[], Any]:
         u, v = (jnp.asarray(rng.standard_normal((len(used), max(used), n)), jnp.float32) for n in (tokens, features))
         factors = kj.Factors(u, v, jnp.asarray(used, jnp.int32))
-        held = [jax.tree.map(jnp.copy, state)]
+        current = [jax.tree.map(jnp.copy, state)]
 
         def once() -> Any:
-            held[0] = write_donated(held[0], 0, chunk.kv, factors, chunk.positions, length, spec=vlm.spec.rope)
-            return held[0].rot
+            current[0] = write_donated(current[0], 0, chunk.kv, factors, chunk.positions, length, spec=vlm.spec.rope)
+            return current[0].rot
 
         return once
 

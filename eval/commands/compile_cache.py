@@ -1,4 +1,4 @@
-"""Compiled programs kept between runs, in the user's cache folder."""
+"""A persistent cache of compiled programs, in the user's cache folder."""
 
 import hashlib
 import os
@@ -9,21 +9,21 @@ from pathlib import Path
 
 OFF = ("off", "0", "no", "false")
 LIMIT = 4 * 2**30
-"""Bytes that are kept; beyond them goes what was used longest ago."""
+"""The cache's largest size in bytes; beyond it the least recently used programs are deleted."""
 
 
 def enable(limit: int = LIMIT) -> Path | None:
-    """Have JAX keep what it compiles in this process, and take from there what was compiled before.
+    """Switch on JAX's persistent compilation cache for this process.
 
     A folder that the user gave JAX (``JAX_COMPILATION_CACHE_DIR``, or in its configuration) stays as it is, and with
     ``KAMERA_CACHE=off`` everything does. A folder that cannot be made or written, and an entry that cannot be read,
     cost the time of compiling and nothing else.
 
     Args:
-        limit: The bytes that may lie there when this returns.
+        limit: the cache's largest size in bytes when this returns.
 
     Returns:
-        Where programs are kept, or None if they are not.
+        The cache's folder, or None where there is no cache.
     """
     import jax
 
@@ -76,9 +76,9 @@ def _prune(home: Path, limit: int) -> None:
 
 
 def _files(folder: Path | str) -> Iterator[tuple[float, int, str]]:
-    """When each was last read or written, its bytes and its path."""
-    with os.scandir(folder) as found:
-        for entry in found:
+    """The cache's files: when each was last read or written, its bytes and its path."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
             try:
                 if entry.is_dir(follow_symlinks=False):
                     yield from _files(entry.path)

@@ -1,4 +1,4 @@
-"""`kamera demo`: blind reuse loses the second hop, a low-rank patch gives it back; then reorder, slide and recall."""
+"""`kamera demo`: accuracy of full prefill, blind reuse and patches, and of patches after reorder, slide and recall."""
 
 import itertools
 import time
@@ -23,15 +23,15 @@ from kamera_jax.batch.windows import BatchRunner, Stack, Windows, fit
 from kamera_jax.kv import Factors, Segment
 
 RANKS = (2, 4, 8, 12)
-"""Patches shown beside full and blind; the last is the one the window operations use."""
+"""Ranks of the patches that are compared with full and blind; the last is used for the window operations."""
 
 HELD_OUT_SEED = 20_000_000
-"""Far from every seed of training."""
+"""The first of the data seeds: no training has used them."""
 
 PAGES = ("first", "second", "third", "other")
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
+"""Called with the name of a step, how many of its items are done, and how many there are."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Scene:
 
 
 def stage(vlm: Backbone, runner: BatchRunner, stories: Sequence[Story], progress: Progress) -> Scene:
-    """Render, encode and stack: each page goes through the real pipeline once, alone."""
+    """The stories' pages, rendered, encoded alone and stacked, with the questions about them."""
     encoded: dict[str, list[kj.Chunk]] = {name: [] for name in PAGES}
     total = len(stories) * len(PAGES)
     for i, (story, name) in enumerate(itertools.product(stories, PAGES)):
@@ -87,7 +87,7 @@ def stage(vlm: Backbone, runner: BatchRunner, stories: Sequence[Story], progress
 
 
 def answer_token(vlm: Backbone, colour: int) -> int:
-    """The token that says a colour."""
+    """The token id of a colour's name."""
     return int(vlm.prepare(COLOUR_NAMES[colour]).inputs["tokens"][0])
 
 
@@ -100,10 +100,10 @@ def run(
         vlm: a model that reads the tiny pages.
         episodes: held-out episodes.
         ranks: of the patches to show; the last is used for the window operations.
-        progress: told how far it is.
+        progress: called after every step.
 
     Returns:
-        What ``--json`` writes, but for the model; see the README.
+        What ``--json`` writes, except for the model; see the README.
     """
     runner = BatchRunner(vlm)
     stories = [sample_story(np.random.default_rng((HELD_OUT_SEED, i))) for i in range(episodes)]
@@ -182,7 +182,7 @@ def mean_bytes(factors: Sequence[Factors | None], chunks: Sequence[Stack]) -> fl
 
 
 def timed(build: Callable[[], Windows]) -> tuple[Windows, float]:
-    """A second run's result and seconds; the first compiles."""
+    """The windows, and the seconds that building them takes once everything is compiled."""
     jax.block_until_ready(build().state)
     start = time.perf_counter()
     windows = build()
@@ -224,7 +224,7 @@ def reordered(runner: BatchRunner, scene: Scene, rank: int) -> list[dict[str, An
 
 
 def slid(runner: BatchRunner, scene: Scene) -> dict[str, Any]:
-    """The first page leaves; asked are only references to it, which the third page absorbed."""
+    """Accuracy after the first page is dropped, of questions about references to it, which the third page absorbed."""
     trio = scene.trio
     full = runner.prefill(trio)
     tails, answers = scene.two_hop
@@ -245,9 +245,9 @@ def slid(runner: BatchRunner, scene: Scene) -> dict[str, Any]:
 
 
 def recalled(runner: BatchRunner, scene: Scene, rank: int) -> dict[str, Any]:
-    """The third page comes back behind a page it has never met.
+    """Accuracy after the third page is recalled behind a page that its patch was not formed with.
 
-    Its patch is the one it was given when the first and second stood before it.
+    The patch was formed with the first and second page before it.
     """
     first, second, third = scene.trio
     tails, answers = scene.two_hop
@@ -266,7 +266,7 @@ def recalled(runner: BatchRunner, scene: Scene, rank: int) -> dict[str, Any]:
 
 
 def write_pages(folder: Path) -> None:
-    """Write the first held-out episode's pages as PNG files, and what can be asked about them."""
+    """Write the first held-out episode's pages as PNG files, and the questions about them."""
     folder.mkdir(parents=True, exist_ok=True)
     story = sample_story(np.random.default_rng((HELD_OUT_SEED, 0)))
     for name in PAGES:

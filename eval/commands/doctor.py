@@ -26,7 +26,7 @@ from pallas_kernels.relocate_patch.shapes import SHAPES, Shape
 
 PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
 BACKBONES = ("qwen2.5-vl-7b", "qwen2.5-vl-3b", "kimi-vl", "llava-1.5-7b")
-"""Looked at when no model is named, in bf16."""
+"""The models that are examined where none is named, in bf16."""
 
 OPERATIONS = ("relocate_patch_into", "chunk_attention")
 RANK = 32
@@ -35,12 +35,13 @@ CHUNK = 512
 
 @dataclass(frozen=True)
 class Choice:
-    """What serves one operation of one model.
+    """The implementation that serves one operation of one model.
 
     Attributes:
-        model, operation: whose call.
-        here: the backend on this machine.
-        refusals: for every backend but ``"xla"``, why it cannot serve the call on its own machine; None where it can.
+        model, operation: their names.
+        here: the implementation on this machine.
+        refusals: for every implementation but ``"xla"``, why it cannot serve the call on its own kind of device; None
+            where it can.
     """
 
     model: str
@@ -50,7 +51,7 @@ class Choice:
 
 
 def shape_of(spec: KVSpec) -> Shape:
-    """A model's call of relocate_patch, for a chunk of `CHUNK` tokens and a patch of rank `RANK`."""
+    """The shape of a model's call of relocate_patch, for a chunk of `CHUNK` tokens and a patch of rank `RANK`."""
     rope = spec.rope
     return Shape(
         layers=spec.layers,
@@ -65,17 +66,17 @@ def shape_of(spec: KVSpec) -> Shape:
 
 
 def choices(name: str, shape: Shape, dtype: Any, slots: int) -> list[Choice]:
-    """Which backends serve a model's calls, in a window of so many slots."""
+    """The implementations that serve a model's calls, in a window of so many slots."""
     rot, free, cos, _, u, v, _, _ = shape.arguments(dtype)
     cache_rot, cache_free, _ = shape.cache(slots, dtype)
     heads = Heads(shape.heads, shape.heads, shape.head_dim, shape.free // shape.heads, latent=False)
-    found: dict[str, dict[Implementation, str | None]] = {
+    refused: dict[str, dict[Implementation, str | None]] = {
         "relocate_patch_into": relocation_refusals(
             rot, free, cos, u, v, rotary_dim=shape.rotary_dim, layout=shape.layout, cache=(cache_rot, cache_free)
         ),
         "chunk_attention": attention_refusals(heads, shape.rotary_dim // 2, [dtype]),
     }
-    return [_choice(name, operation, found[operation]) for operation in OPERATIONS]
+    return [_choice(name, operation, refused[operation]) for operation in OPERATIONS]
 
 
 def _choice(model: str, operation: str, refusals: dict[Implementation, str | None]) -> Choice:
@@ -87,7 +88,7 @@ def _choice(model: str, operation: str, refusals: dict[Implementation, str | Non
 
 
 def devices() -> list[dict[str, Any]]:
-    """What jax computes on."""
+    """The devices that JAX computes on."""
     listed = []
     for device in jax.devices():
         stats = device.memory_stats() if device.platform != "cpu" else None
@@ -103,7 +104,7 @@ def devices() -> list[dict[str, Any]]:
 
 
 def advice() -> list[str]:
-    """What would make things faster, or work."""
+    """What to install or change, so that something works or is faster."""
     hints = []
     if jax.default_backend() == "cpu":
         if shutil.which("nvidia-smi"):
@@ -136,29 +137,29 @@ def check() -> float:
     patched = np.concatenate([rot, free], -1) + np.einsum("lmt,lmf->ltf", u, v)
     keys = patched[..., :dim]
     exact = (keys * cos + np.roll(keys, dim // 2, -1) * sin, patched[..., dim:])
-    found = relocate_patch(*(jnp.asarray(x, jnp.float32) for x in (rot, free, cos, sin, u, v)))
-    return max(float(np.abs(np.asarray(a) - b).max() / np.abs(b).max()) for a, b in zip(found, exact, strict=True))
+    computed = relocate_patch(*(jnp.asarray(x, jnp.float32) for x in (rot, free, cos, sin, u, v)))
+    return max(float(np.abs(np.asarray(a) - b).max() / np.abs(b).max()) for a, b in zip(computed, exact, strict=True))
 
 
 def examine(models: Sequence[str] = (), slots: int = 4096) -> dict[str, Any]:
-    """Everything `kamera doctor` says.
+    """The result of `kamera doctor`.
 
     Args:
-        models: to load and look at; a few well-known backbones, in bf16, where none is named.
-        slots: of the window that chunks are written to.
+        models: names of models to load and examine; a few well-known backbones, in bf16, where none is named.
+        slots: slots of the window that chunks are written to.
 
     Raises:
         ValueError: a model cannot be loaded.
     """
     from models import load
 
-    found: list[Choice] = []
+    kernels: list[Choice] = []
     for name in models:
         spec = load(name).spec
-        found += choices(name, shape_of(spec), jnp.dtype(spec.dtype), slots)
+        kernels += choices(name, shape_of(spec), jnp.dtype(spec.dtype), slots)
     if not models:
         for name in BACKBONES:
-            found += choices(name, SHAPES[name], jnp.bfloat16, slots)
+            kernels += choices(name, SHAPES[name], jnp.bfloat16, slots)
     return {
         "versions": {"python": platform.python_version(), "kamera-jax": _version("kamera-jax")}
         | {name: _version(name) for name in PACKAGES},
@@ -167,7 +168,7 @@ def examine(models: Sequence[str] = (), slots: int = 4096) -> dict[str, Any]:
         "error": check(),
         "slots": slots,
         "unavailable": {name: unavailable(name) for name in IMPLEMENTATIONS},
-        "kernels": [vars(choice) for choice in found],
+        "kernels": [vars(choice) for choice in kernels],
         "advice": advice(),
     }
 
@@ -180,7 +181,7 @@ def _version(package: str) -> str | None:
 
 
 def show(result: dict[str, Any], console: Console | None = None) -> None:
-    """The findings within 80 columns."""
+    """Print the result, within 80 columns."""
     console = console or Console(emoji=False, highlight=False)
     versions = [f"{name} {version}" for name, version in result["versions"].items() if version]
     console.print("Versions", style="bold")

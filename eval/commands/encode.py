@@ -23,23 +23,23 @@ from models import load
 from models.vlm import VisionLanguageModel
 
 BATCH = 16
-"""Chunks that are put together; what a killed run loses at most."""
+"""How many chunks are written together: at most so many are lost where a run is killed."""
 
 RUNS = 3
-"""Of what is timed at the end; the median counts."""
+"""How often each step is timed at the end; the median counts."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """What became of one item.
+    """The outcome for one item.
 
     Attributes:
-        name: of the item, for people.
+        name: the item's name, for messages.
         status: ``"encoded"``, ``"known"`` (the library had it) or ``"failed"``.
-        key: of the chunk; None if it failed.
-        tokens: of the chunk.
-        nbytes: of its KV.
-        seconds: of encoding.
+        key: the chunk's key; None if it failed.
+        tokens: the chunk's tokens.
+        nbytes: bytes of its KV.
+        seconds: seconds that encoding took.
         error: why it failed.
     """
 
@@ -55,19 +55,19 @@ class Encoded:
 def encode_into(
     vlm: VisionLanguageModel,
     library: kj.ChunkLibrary,
-    found: Sequence[Source],
+    items: Sequence[Source],
     *,
     storage: Storage = "exact",
-    tell: Callable[[Encoded], None] = lambda _: None,
+    report: Callable[[Encoded], None] = lambda _: None,
 ) -> list[Encoded]:
-    """Encode what the library does not have yet; one that was interrupted goes on where it stopped.
+    """Encode the items that the library does not have yet, so that an interrupted run goes on where it stopped.
 
     Args:
         vlm: the model.
         library: open for writing.
-        storage: as of `ChunkLibrary.put`.
-        found: what to encode; an item that cannot be read is reported, and the others go on.
-        tell: called for every item, once it is in the library.
+        items: the files to encode; an item that cannot be read is reported, and the others are encoded.
+        storage: see `ChunkLibrary.put`.
+        report: called for every item, once it is in the library.
     """
     done: list[Encoded] = []
     waiting: list[tuple[Encoded, kj.Chunk]] = []
@@ -75,10 +75,10 @@ def encode_into(
     def put() -> None:
         library.put_many([chunk for _, chunk in waiting], storage=storage)
         for result, _ in waiting:
-            tell(result)
+            report(result)
         waiting.clear()
 
-    for source in found:
+    for source in items:
         for name, segment in _segments(vlm, source):
             if isinstance(segment, str):
                 result = Encoded(name, "failed", error=segment)
@@ -87,7 +87,7 @@ def encode_into(
                 result, chunk = _encoded(vlm, library, name, segment, {chunk.key for _, chunk in waiting})
             done.append(result)
             if chunk is None:
-                tell(result)
+                report(result)
                 continue
             waiting.append((result, chunk))
             if len(waiting) == BATCH:
@@ -97,7 +97,7 @@ def encode_into(
 
 
 def _segments(vlm: VisionLanguageModel, source: Source) -> Iterator[tuple[str, Segment | str]]:
-    """Names and prepared items, or why one cannot be read."""
+    """Names and prepared items of a file; where an item cannot be read, the reason in its place."""
     name = source.path.name
     try:
         for name, item in source.items():
@@ -120,55 +120,57 @@ def _encoded(
 
 
 def run(options: Namespace) -> dict[str, Any]:
-    """The command; returns what ``--json`` writes: among it, for a chunk of each padded length, when a patch has paid.
+    """Run the command; returns what ``--json`` writes.
+
+    For a chunk of each padded length it has the reuses after which a patch has paid.
 
     Raises:
-        ValueError: there is nothing to encode, or some of it could not be; the rest is in the library then.
+        ValueError: there is nothing to encode, or some items could not be encoded; the others are in the library then.
     """
-    found = sources(options.paths, dpi=options.dpi, frames=options.frames)
-    for source in found:
+    files = sources(options.paths, dpi=options.dpi, frames=options.frames)
+    for source in files:
         if source.note:
             print(source.note[:80])
     vlm = load(options.model)
     bar = Progress(
         TextColumn("encoding"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), transient=True
     )
-    total = sum(source.count for source in found)
+    total = sum(source.count for source in files)
     start = time.perf_counter()
     with kj.ChunkLibrary.open(options.library, mode="a") as library, bar:
         task = bar.add_task("", total=total, rate="")
         tokens = 0
 
-        def tell(each: Encoded) -> None:
+        def report(each: Encoded) -> None:
             nonlocal tokens
             tokens += each.tokens if each.status == "encoded" else 0
             bar.console.print(line(each), markup=False, highlight=False)
             rate = tokens / (time.perf_counter() - start)
             bar.update(task, advance=1, rate=f"{rate:.0f} tokens/s")
 
-        done = encode_into(vlm, library, found, storage=options.storage, tell=tell)
+        done = encode_into(vlm, library, files, storage=options.storage, report=report)
         came = {bucket(each.tokens): each.key for each in done if each.status == "encoded" and each.key is not None}
         paid = [lifetime(vlm, chunk, chunk, None, RUNS) for chunk in map(library.get, came.values())]
     for row in paid:
-        told = f"pays after {row['break_even']:.1f} looks" if row["break_even"] > 0 else "does not pay"
+        paid_after = f"pays after {row['break_even']:.1f} reuses" if row["break_even"] > 0 else "does not pay"
         print(
-            f"{row['tokens']:5} tokens: a look {row['apply_ms']:.1f} ms, a prefill {row['reprefill_ms']:.1f} ms; "
-            f"a patch {told}"
+            f"{row['tokens']:5} tokens: a reuse {row['apply_ms']:.1f} ms, a prefill {row['reprefill_ms']:.1f} ms; "
+            f"a patch {paid_after}"
         )
     counts = {status: sum(each.status == status for each in done) for status in ("encoded", "known", "failed")}
     size = sum(each.nbytes for each in done if each.status == "encoded")
-    print(", ".join(f"{count} {status}" for status, count in counts.items()) + f"; {kibibytes(size)} of KV came in")
+    print(", ".join(f"{count} {status}" for status, count in counts.items()) + f"; {kibibytes(size)} of KV added")
     if counts["failed"]:
         raise ValueError(f"{counts['failed']} of {len(done)} items could not be encoded; they are named above")
     return {"library": str(options.library), "model": options.model, "items": [asdict(each) for each in done]} | {
         **counts,
-        "frames_left_out": {str(source.path): source.left_out for source in found if source.left_out},
+        "frames_left_out": {str(source.path): source.left_out for source in files if source.left_out},
         "break_even": paid,
     }
 
 
 def line(each: Encoded) -> str:
-    """An item in 80 columns; its key, as far as it is shown, is enough for ``--item``."""
+    """An item's line, within 80 columns; the part of the key that is shown is enough for ``--item``."""
     if each.key is None:
         return f"failed: {each.name}: {each.error}"
     return f"{each.key[:KEY]}  {each.tokens:5} tokens {kibibytes(each.nbytes):>11}  {each.status:7}  {each.name}"[:80]

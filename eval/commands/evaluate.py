@@ -1,8 +1,10 @@
-"""`kamera eval`, as the command line has it."""
+"""`kamera eval`: every reuse method side by side on a task, and reports of finished runs."""
 
 import argparse
 from pathlib import Path
 from typing import Any
+
+from eval.commands.arguments import add_json, add_model, positive
 
 DEFAULT_METHODS = (
     "full,blind,blind-norotate,patch:4,patch:8,patch:12,patch:energy=0.9,patch:bytes=0.25,patch:deep,patch:shallow,"
@@ -12,21 +14,27 @@ DEFAULT_METHODS = (
 REPORT = "report"
 
 
-def add_parser(commands: Any, default_model: str) -> argparse.ArgumentParser:
-    """Put the command among the others."""
+def add_parser(commands: Any) -> argparse.ArgumentParser:
+    """Add the command to the others."""
     command = commands.add_parser(
         "eval",
         help="every reuse method side by side, on a task",
         description="Run every method on the same contexts, into a folder; a run that was stopped goes on where it "
-        "was. With `report`, show what finished runs hold.",
+        "was. With `report`, show the tables of finished runs. Tasks and methods of other packages are written "
+        "package.module:Name; see docs/howto/task.md.",
         epilog="examples: kamera eval binding --methods full,blind,patch:12,cacheblend:0.15 --limit 18 --output out/run"
         "; kamera eval report out/run --figures out/figures",
     )
-    command.add_argument("task", help=f"a task, or {REPORT}: the tables and figures of finished runs")
     command.add_argument(
-        "runs", nargs="*", type=Path, metavar="DIR", help="report: the runs' folders, or what --json wrote of them"
+        "task",
+        nargs="?",
+        help=f"a task: its name, or package.module:Name; or {REPORT}: the tables and figures of finished runs",
     )
-    command.add_argument("--model", default=default_model, help=f"as of kamera ask (default: {default_model})")
+    command.add_argument(
+        "runs", nargs="*", type=Path, metavar="DIR", help="report: the runs' folders, or files that --json wrote"
+    )
+    command.add_argument("--list", action="store_true", help="list the tasks and methods that there are")
+    add_model(command)
     command.add_argument(
         "--methods",
         default=DEFAULT_METHODS,
@@ -36,13 +44,14 @@ def add_parser(commands: Any, default_model: str) -> argparse.ArgumentParser:
     command.add_argument("--limit", type=int, metavar="N", help="contexts of every seed (default: all)")
     command.add_argument("--capacity", type=int, metavar="N", help="slots of a window (default: the longest context's)")
     command.add_argument("--batch", type=int, default=10, metavar="N", help="contexts run together (default: 10)")
-    command.add_argument("--devices", type=int, metavar="N", help="devices to spread them over (default: all)")
+    command.add_argument("--devices", type=positive, metavar="N", help="devices to spread them over (default: all)")
     command.add_argument("--output", type=Path, metavar="DIR", help="the run's folder: new, empty, or to go on with")
     command.add_argument(
         "--rescore", action="store_true", help="score --output again from its samples: no model is run"
     )
-    command.add_argument("--figures", type=Path, metavar="DIR", help="report: draw the figures there")
-    command.add_argument("--page", type=Path, metavar="FILE.md", help="report: write it there as a page")
+    command.add_argument("--figures", type=Path, metavar="DIR", help="report: draw the figures into this folder")
+    command.add_argument("--page", type=Path, metavar="FILE.md", help="report: write the report as a Markdown page")
+    add_json(command)
     return command
 
 
@@ -55,8 +64,12 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 def run(options: argparse.Namespace) -> Any:
     """Run the command; returns what ``--json`` writes."""
+    if options.list:
+        return _list()
     from eval.report import evaluation as report
 
+    if options.task is None:
+        raise ValueError("name a task, or report; kamera eval --list lists the tasks and methods")
     if options.task == REPORT:
         if not options.runs:
             raise ValueError("give the folders of the runs to report: kamera eval report DIR…")
@@ -77,6 +90,38 @@ def run(options: argparse.Namespace) -> Any:
     return loaded
 
 
+def _list() -> dict[str, Any]:
+    """Print the tasks and methods, built in and of installed packages."""
+    from rich.console import Console
+
+    from eval import tasks
+    from eval.methods import names
+    from eval.report.console import show
+
+    console = Console(emoji=False, highlight=False)
+    listed = {}
+    for title, group, builtin in (
+        ("Tasks", tasks.GROUP, list(tasks.TASKS)),
+        ("Methods", names.GROUP, list(names.EXAMPLES.values())),
+    ):
+        rows = [{"name": name, "source": "built in", "problem": ""} for name in builtin]
+        for name, points in group.declared().items():
+            source = ", ".join(point.value for point in points)
+            rows.append({"name": name, "source": source, "problem": group.problem(name, points)})
+        columns = ("name", "source")
+        show(console, title, columns, [[row[column] for column in columns] for row in rows], right=False)
+        for row in rows:
+            if row["problem"]:
+                console.print(f"{row['name']} cannot be used: {row['problem']}\n", markup=False, soft_wrap=True)
+        listed[title.lower()] = rows
+    console.print(
+        "Parts of methods are joined by +, as in patch:4+epic:8. Tasks and methods of other packages are also written\n"
+        "package.module:Name.",
+        style="dim",
+    )
+    return listed
+
+
 def _run(options: argparse.Namespace) -> None:
     from rich.progress import Progress
 
@@ -86,12 +131,12 @@ def _run(options: argparse.Namespace) -> None:
     from models import load
 
     if options.rescore:
-        runner.rescore(options.output)
+        runner.rescore(options.output, options.task)
         return
     methods = tuple(options.methods.split(","))
-    tasks.get(options.task)  # refused before a model is loaded for nothing, and so is
+    tasks.get(options.task)  # errors in names are reported before a model is loaded
     parse_all(methods)
-    asked = runner.Run(
+    arguments = runner.Run(
         task=options.task,
         model=options.model,
         methods=methods,
@@ -105,7 +150,7 @@ def _run(options: argparse.Namespace) -> None:
         shown = bar.add_task(f"{options.task}, {options.model}", total=None)
         runner.evaluate(
             load(options.model),
-            asked,
+            arguments,
             options.output,
             lambda done, total: bar.update(shown, completed=done, total=total),
         )

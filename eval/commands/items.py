@@ -1,4 +1,4 @@
-"""What a user names on the command line: images, text files, PDF files and folders of them, as items to encode."""
+"""Files and folders that the command line names, as items to encode: images, text files and PDF files."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,19 +14,19 @@ TEXTS = (".txt", ".md")
 
 
 Frames = Literal["first", "all"]
-"""Which frames of an animated image, or pages of an image file of several, are items."""
+"""Which frames of an animated image, or pages of an image file of several pages, are items."""
 
 
 class NoItemsError(ValueError):
-    """A path with nothing in it that can be encoded."""
+    """A folder without any file that can be encoded."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file that holds one item or, a PDF, one for each page.
+    """A file with one item, or a file of several pages or frames with one item for each.
 
     Attributes:
-        path: of the file.
+        path: the file's path.
         count: how many items it gives.
         dpi: at which its pages are rendered.
         left_out: frames of an image file behind its first that are no items.
@@ -39,13 +39,13 @@ class Source:
 
     @property
     def note(self) -> str | None:
-        """What people are to know who think that the whole file was read; None if it is."""
+        """A message that only the first frame is read; None if the whole file is."""
         if not self.left_out:
             return None
         return f"only the first of {self.left_out + 1} frames is read, with --frames all each: {self.path.name}"
 
     def items(self) -> Iterator[tuple[str, Any]]:
-        """Names for people, and what `kamera_jax.encode` takes.
+        """The file's items: their names for messages, and what `kamera_jax.encode` takes.
 
         Raises:
             ValueError: the file cannot be read.
@@ -66,27 +66,27 @@ def sources(paths: Sequence[Path], *, dpi: int = pdf.DPI, frames: Frames = "firs
     """The files behind paths: folders give what can be encoded in them, at any depth, in the order of their names.
 
     Args:
-        paths: of files and folders.
+        paths: paths of files and folders.
         dpi: at which pages of PDF files are rendered.
         frames: whether animated images and image files of several pages give their first one or, named as the pages of
             a PDF file are, all of them.
 
     Raises:
         FileNotFoundError: there is no such path.
-        NoItemsError: a folder holds nothing that can be encoded.
+        NoItemsError: a folder has no file that can be encoded.
         ValueError: a PDF file that is named cannot be read.
     """
-    found: list[Source] = []
+    listed: list[Source] = []
     for path in paths:
         files = [path]
         if path.is_dir():
             files = sorted(file for file in path.rglob("*") if file.suffix.lower() in (*IMAGES, *TEXTS, ".pdf"))
             if not files:
-                raise NoItemsError(f"{path} holds no image, .txt, .md or .pdf file")
+                raise NoItemsError(f"{path} has no image, .txt, .md or .pdf file")
         elif not path.exists():
             raise FileNotFoundError(f"there is no file or folder {path}")
-        found += [_source(file, dpi, frames) for file in files]
-    return found
+        listed += [_source(file, dpi, frames) for file in files]
+    return listed
 
 
 def _source(path: Path, dpi: int, frames: Frames) -> Source:

@@ -14,11 +14,11 @@ from eval.commands.items import Frames, sources
 from eval.report.console import kibibytes, show
 
 KEY = 12
-"""Letters of a key that are shown."""
+"""How many letters of a key are shown."""
 
 
 def run(options: Namespace) -> dict[str, Any]:
-    """One of the subcommands; returns what ``--json`` writes."""
+    """Run one of the subcommands; returns what ``--json`` writes."""
     commands: dict[str, Callable[[Namespace], dict[str, Any]]] = {
         "ls": _ls,
         "info": _info,
@@ -29,17 +29,17 @@ def run(options: Namespace) -> dict[str, Any]:
 
 
 def whole_key(lib: kj.ChunkLibrary, start: str) -> str:
-    """The key of a chunk or patch that begins so.
+    """The key of the one chunk or patch whose key begins with these letters.
 
     Raises:
         ValueError: there is none, or several.
     """
-    found = sorted(key for key in (*lib.keys(), *lib.keys("patches")) if key.startswith(start))
-    if not found:
-        raise ValueError(f"{lib.root} holds no key that begins with {start!r}, and there is no such file")
-    if len(found) > 1:
-        raise ValueError(f"{len(found)} keys in {lib.root} begin with {start!r}; give more of it")
-    return found[0]
+    matching = sorted(key for key in (*lib.keys(), *lib.keys("patches")) if key.startswith(start))
+    if not matching:
+        raise ValueError(f"{lib.root} has no key that begins with {start!r}, and there is no such file")
+    if len(matching) > 1:
+        raise ValueError(f"{len(matching)} keys in {lib.root} begin with {start!r}; give more of it")
+    return matching[0]
 
 
 def _ls(options: Namespace) -> dict[str, Any]:
@@ -123,14 +123,14 @@ def _console() -> Console:
 
 
 def named(text: str, lib: kj.ChunkLibrary | None, *, dpi: int, frames: Frames = "first") -> list[Any]:
-    """The items of a file or folder, or a chunk of the library by its key or how that begins.
+    """The items of a file or folder, or a chunk of the library by its key or the beginning of its key.
 
-    Of what is not read of a file, stderr is told.
+    Frames of a file that are not read are reported on stderr.
     """
     if lib is None or Path(text).exists():
-        found = sources([Path(text)], dpi=dpi, frames=frames)
-        for source in found:
+        files = sources([Path(text)], dpi=dpi, frames=frames)
+        for source in files:
             if source.note:
                 print(source.note, file=sys.stderr)
-        return [item for source in found for _, item in source.items()]
+        return [item for source in files for _, item in source.items()]
     return [lib.get(whole_key(lib, text))]

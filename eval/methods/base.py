@@ -1,4 +1,4 @@
-"""What a method is: parts in a row, each of which makes a window or changes the one before it."""
+"""Methods: one or more parts, the first of which fills windows, and each further one changes them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,17 +16,17 @@ from kamera_jax.kv import Factors
 
 @dataclass(frozen=True)
 class Batch:
-    """E contexts of one layout, with what every method is held against.
+    """E contexts of one layout, with the windows of the reference and of the baseline.
 
-    The first chunk stands where it was encoded, right behind the preamble, so it is exact as it is: every method but
-    full prefill keeps it. What is measured is the chunks behind it.
+    The first chunk stands where it was encoded, right behind the preamble, so it is exact: every method but full
+    prefill keeps it. Costs and errors are measured over the chunks behind it.
 
     Attributes:
         runner: builds and asks windows of the model.
         shallow: the same for the model's first two layers.
         chunks: canonical, in window order.
         full: the reference, by full prefill.
-        blind: the baseline, relocated and no more.
+        blind: the baseline: chunks as encoded alone, relocated.
     """
 
     runner: BatchRunner
@@ -37,44 +37,44 @@ class Batch:
 
     @staticmethod
     def of(runner: BatchRunner, shallow: BatchRunner, chunks: Sequence[Stack]) -> "Batch":
-        """Fill the windows of reference and baseline."""
+        """A batch of these chunks, with the windows of the reference and of the baseline filled."""
         full = runner.prefill(chunks)
         blind = runner.reuse(chunks, [None] * len(chunks))
         return Batch(runner, shallow, tuple(chunks), full, blind)
 
     @property
     def count(self) -> int:
-        """E."""
+        """How many contexts there are: E."""
         return self.full.state.valid.shape[0]
 
     @property
     def reused(self) -> range:
-        """Places of the chunks behind the first."""
+        """The places of the chunks behind the first."""
         return range(1, len(self.chunks))
 
     @property
     def reused_tokens(self) -> int:
-        """Tokens of one context's chunks behind the first."""
+        """How many tokens one context's chunks behind the first have."""
         return sum(self.chunks[place].length for place in self.reused)
 
     @property
     def is_media(self) -> tuple[bool, ...]:
-        """Of each chunk, whether it is an image, not text."""
+        """For each chunk, whether it is an image and not text."""
         return tuple("media" in chunk.segment.inputs for chunk in self.chunks)
 
     def slots(self, place: int, count: int | None = None) -> np.ndarray:
-        """Slots of a chunk's first ``count`` tokens, all by default."""
+        """The slots of a chunk's first ``count`` tokens; of all its tokens by default."""
         start = self.full.slots[place]
         length = self.chunks[place].length
         return np.arange(start, start + (length if count is None else min(count, length)))
 
     @cached_property
     def reused_slots(self) -> np.ndarray:
-        """Slots of all tokens behind the first chunk."""
+        """The slots of all tokens behind the first chunk."""
         return np.concatenate([np.zeros(0, int), *(self.slots(place) for place in self.reused)])
 
     def factors(self, place: int) -> Factors:
-        """The patch of a chunk with every component, exact where it was formed: behind the chunks before it."""
+        """The full-rank patch of a chunk, formed behind the chunks before it."""
         if place not in self._factors:
             conditioned = self.full.conditioned[place]
             chunk = self.chunks[place]
@@ -88,7 +88,7 @@ class Batch:
 
     @cached_property
     def inputs(self) -> dict[str, jax.Array]:
-        """What the model reads at every slot [E, S, ...], zero where nothing stands."""
+        """The model's inputs at every slot [E, S, ...]; zero at free slots."""
         laid: dict[str, jax.Array] = {}
         shape = (self.count, self.full.state.valid.shape[1])
         for place, chunk in enumerate(self.chunks):
@@ -100,7 +100,7 @@ class Batch:
         return laid
 
     def tokens_flops(self, counts: Sequence[float | int]) -> float:
-        """FLOPs of running so many of each chunk's tokens, which see all up to that chunk's end."""
+        """FLOPs of running so many of each chunk's tokens, which attend to everything up to that chunk's end."""
         total = 0.0
         before = self.runner.preamble_length
         for chunk, count in zip(self.chunks, counts, strict=True):
@@ -111,12 +111,12 @@ class Batch:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a method takes, of each of E contexts or of one of them all.
+    """The cost of a method, for each of E contexts, or one number for all of them.
 
     Attributes:
-        stored_bytes: beside the canonical KV.
+        stored_bytes: bytes that are stored beside the canonical KV.
         computed_tokens: context tokens that are run when the window is filled.
-        flops: of filling the window.
+        flops: FLOPs of filling the window.
     """
 
     stored_bytes: np.ndarray | float = 0.0
@@ -136,36 +136,42 @@ class Part(Protocol):
     """One step of a method."""
 
     def prepare(self, batch: Batch) -> Any:
-        """What is made once, beforehand, and stored."""
+        """What this step makes once, beforehand, and stores; None if nothing."""
         ...
 
     def apply(self, batch: Batch, windows: Windows | None, prepared: Any) -> Windows:
-        """The windows after this step, given those before it; None is before the first."""
+        """The windows after this step.
+
+        Args:
+            batch: the contexts.
+            windows: the windows before this step; None if it is the first.
+            prepared: what `prepare` returned.
+        """
         ...
 
     def cost(self, batch: Batch, prepared: Any) -> Cost:
-        """What it takes."""
+        """The cost of this step."""
         ...
 
 
 @dataclass(frozen=True)
 class Method:
-    """A named row of parts.
+    """A named sequence of parts.
 
     Attributes:
-        name: as it was asked for.
-        parts: in order.
+        name: the name as the command line has it.
+        parts: the steps in order.
     """
 
     name: str
     parts: tuple[Part, ...]
 
     def prepare(self, batch: Batch) -> tuple[Any, ...]:
-        """What each part makes once, beforehand, and stores: patches, for instance."""
+        """What each part makes once, beforehand, and stores, such as patches."""
         return tuple(part.prepare(batch) for part in self.parts)
 
     def fill(self, batch: Batch, prepared: Sequence[Any]) -> Windows:
-        """The windows; all that happens when a context is asked for."""
+        """The filled windows. This is everything that happens when a context is asked for."""
         windows = None
         for part, own in zip(self.parts, prepared, strict=True):
             windows = part.apply(batch, windows, own)
@@ -173,5 +179,5 @@ class Method:
         return windows
 
     def cost(self, batch: Batch, prepared: Sequence[Any]) -> Cost:
-        """What all parts take together."""
+        """The cost of all parts together."""
         return sum((part.cost(batch, own) for part, own in zip(self.parts, prepared, strict=True)), Cost())

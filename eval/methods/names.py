@@ -1,7 +1,9 @@
-"""Methods by name, as the command line takes them."""
+"""Methods by name, as the command line takes them: built in, from an entry point, or as ``module:name``."""
 
+import re
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from typing import Any
 
 from eval.methods.base import Method, Part
 from eval.methods.reuse import (
@@ -14,10 +16,16 @@ from eval.methods.reuse import (
     rank_budget,
 )
 from eval.methods.tokens import LargestDeviation, LayerBudgets, Leading, OracleTokens, Recomputed
+from eval.tasks.base import lacks
+from eval.tasks.plugins import Group, constructed
 
 
 class UnknownMethodError(ValueError):
-    """A method that there is not."""
+    """A name that no method has."""
+
+
+class InvalidMethodError(ValueError):
+    """An object of another package that is no method."""
 
 
 def _whole(name: str, text: str) -> int:
@@ -54,7 +62,7 @@ FILLS: dict[str, Callable[[str], Part]] = {
     "blind-norotate": lambda _: Blind(relocated=False),
     "patch": _patch,
 }
-"""What makes a window; may stand first."""
+"""Parts that fill a window; they stand first."""
 
 REPAIRS: dict[str, Callable[[str], Part]] = {
     "cacheblend": lambda text: Recomputed(LargestDeviation(_share("cacheblend", text))),
@@ -63,7 +71,7 @@ REPAIRS: dict[str, Callable[[str], Part]] = {
     "vlcache": lambda text: Recomputed(LayerBudgets(_share("vlcache", text))),
     "oracle-tokens": lambda text: OracleTokens(_share("oracle-tokens", text)),
 }
-"""What repairs some tokens of a window; after blind reuse, or after another part and a +."""
+"""Parts that repair some tokens of a window: behind another part and a +, or, standing first, of blind reuse."""
 
 EXAMPLES = {
     "full": "full",
@@ -80,7 +88,13 @@ EXAMPLES = {
     "vlcache": "vlcache:0.05",
     "oracle-tokens": "oracle-tokens:0.5",
 }
-"""A valid spelling of everything there is."""
+"""An example of every built-in method as it is written."""
+
+GROUP = Group("method", "kamera_jax.methods", {*FILLS, *REPAIRS})
+"""Methods of installed packages."""
+
+OUTSIDE = re.compile(r"([A-Za-z_][\w.]*:[A-Za-z_]\w*)(?::(.+))?")
+"""A method of another package: ``module:name``, or ``module:name:number``."""
 
 
 def parse(name: str) -> Method:
@@ -88,18 +102,20 @@ def parse(name: str) -> Method:
 
     Raises:
         UnknownMethodError: there is no such method; the nearest name is suggested.
+        PluginError: it comes from another package, and cannot be found or imported; or two packages use its name.
+        InvalidMethodError: what another package has under that name is no method; the missing members are named.
         ValueError: its number is missing, not wanted or out of bounds, or parts cannot stand together.
     """
-    parts = []
+    parts: list[Part] = []
     texts = name.split("+")
     for place, text in enumerate(texts):
         kind, given, number = text.partition(":")
         makers = FILLS | REPAIRS
+        if GROUP.declared().get(kind) or (kind not in makers and OUTSIDE.fullmatch(text)):
+            parts += _outside(text)
+            continue
         if kind not in makers:
-            near = get_close_matches(kind, makers, n=1, cutoff=0.4)
-            known = ", ".join(example for key, example in EXAMPLES.items() if key in makers)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise UnknownMethodError(f"no method {text!r}{hint} There are {known}, and parts joined by +")
+            raise UnknownMethodError(_unknown(text))
         if bool(given) != (kind not in ("full", "blind", "blind-norotate")):
             raise ValueError(f"{kind} is written {EXAMPLES[kind]}; got {text!r}")
         if (place and kind in FILLS) or (len(texts) > 1 and kind in ("full", "blind-norotate")):
@@ -111,11 +127,41 @@ def parse(name: str) -> Method:
     return Method(name, tuple(parts))
 
 
+def _unknown(text: str) -> str:
+    kind = text.partition(":")[0]
+    near = get_close_matches(kind, [*FILLS, *REPAIRS, *GROUP.declared()], n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]}?" if near else "."
+    examples = [EXAMPLES[each] for each in EXAMPLES if each in FILLS | REPAIRS]
+    known = ", ".join([*examples, *GROUP.declared()])
+    return (
+        f"no method {text!r}{hint} There are {known}, those of other packages, as package.module:Name, and parts "
+        "joined by +"
+    )
+
+
+def _outside(text: str) -> tuple[Part, ...]:
+    """The parts of another package's method: a part, or a `Method` with some; classes and functions are called."""
+    reference, _, number = text.partition(":")
+    if reference not in GROUP.declared():
+        module, attribute, number = (*text.split(":", 2), "")[:3]
+        reference = f"{module}:{attribute}"
+    what = f"the method {reference!r}"
+    value: Any = constructed(GROUP.find(reference), what, *([number] if number else []))
+    if isinstance(value, Method):
+        return value.parts
+    if missing := [member for member in ("prepare", "apply", "cost") if lacks(value, member, Part)]:
+        raise InvalidMethodError(
+            f"{what} is of type {type(value).__name__}, and no method: it lacks {', '.join(missing)}; see "
+            "eval.methods.base.Part and docs/howto/method.md"
+        )
+    return (value,)
+
+
 def parse_all(names: Sequence[str]) -> list[Method]:
-    """Methods by their names, the reference ``full`` and the baseline ``blind`` first, whether asked for or not.
+    """Methods by their names, the reference ``full`` and the baseline ``blind`` first, whether they are named or not.
 
     Raises:
-        ValueError: as `parse`, or a method is named twice.
+        ValueError: see `parse`, or a method is named twice.
     """
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"every method is run once; {', '.join(twice)} is named more than once")

@@ -1,7 +1,8 @@
-"""Recompute some tokens of windows that are filled, and keep what is written for the others.
+"""Recompute some tokens of filled windows, and keep the KV of the others.
 
-The tokens that are run again stand at their own slots, hidden there, and see what is written below them and each
-other: one forward, whose KV takes the place of theirs. Every method that recomputes tokens is this, and a choice.
+The tokens are run again in one forward. Each attends to the slots below its own: to the KV that is written there where
+a token is kept, and to fresh KV where it is recomputed. The fresh KV then replaces the old. Methods that recompute
+tokens differ in the tokens they choose.
 """
 
 from collections.abc import Callable
@@ -27,12 +28,12 @@ from kamera_jax.window.reuse import relocate
 
 @dataclass(frozen=True)
 class Selection:
-    """Tokens to run again.
+    """The tokens to recompute.
 
     Attributes:
-        slots: of each context, ascending, i32[E, K]; K may differ from batch to batch, not within.
-        layers: at which of them the fresh KV is kept, bool[L, K]; all by default. What drops out of a layer is still
-            seen there, fresh, by tokens above it that are run.
+        slots: the slots of each context, ascending, i32[E, K]; equally many in all contexts of a batch.
+        layers: layers in which a token's fresh KV is kept, bool[L, K]; all by default. In the other layers recomputed
+            tokens at higher slots still attend to its fresh KV.
     """
 
     slots: Int[Array, "E K"]
@@ -40,10 +41,10 @@ class Selection:
 
 
 def recompute(batch: Batch, windows: Windows, selection: Selection) -> Windows:
-    """The windows with those tokens' KV as one forward of them on the windows gives it.
+    """The windows with the KV of the selected tokens replaced by what one forward on the windows gives.
 
     Raises:
-        ValueError: the model cannot run tokens that stand among a window's slots.
+        ValueError: the model cannot run tokens at slots inside a window.
     """
     vlm = batch.runner.vlm
     count = selection.slots.shape[1]
@@ -102,7 +103,7 @@ def _recompute(
 
 
 def _put(rows: jax.Array, fresh: jax.Array, at: jax.Array, layers: jax.Array) -> jax.Array:
-    """Rows [L, S, F] with fresh ones [L, K, F] where ``at`` [S, K] says, in the layers that keep them [L, K]."""
+    """Rows [L, S, F] with fresh ones [L, K, F] where ``at`` [S, K] says, in layers that keep them [L, K]."""
     source = at.argmax(-1)
     hit = at.any(-1)
     kept = hit[None, :] & layers[:, source]
@@ -111,7 +112,7 @@ def _put(rows: jax.Array, fresh: jax.Array, at: jax.Array, layers: jax.Array) ->
 
 @jax.jit
 def deviation(state: WindowState, other: WindowState) -> jax.Array:
-    """Squared difference of what two windows hold, by context, layer and slot, f32[E, L, S]."""
+    """Squared difference of two windows' KV, by context, layer and slot, f32[E, L, S]."""
     total = jnp.float32(0.0)
     for ours, theirs in ((state.rot, other.rot), (state.free, other.free)):
         total += jnp.square(ours.astype(jnp.float32) - theirs.astype(jnp.float32)).sum(-1)

@@ -1,4 +1,4 @@
-"""Methods that make a window: full prefill, blind reuse, and reuse with patches."""
+"""Parts that fill windows: full prefill, blind reuse, and reuse with patches."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,36 +16,37 @@ from kamera_jax.kv import KV, Factors, KVSpec
 
 @dataclass(frozen=True)
 class Full:
-    """Every chunk is run again behind those before it: the reference."""
+    """Full prefill, the reference: every chunk is run again behind the chunks before it."""
 
     def prepare(self, batch: Batch) -> None:
-        """Nothing."""
+        """Nothing is prepared."""
 
     def apply(self, batch: Batch, windows: Windows | None, prepared: None) -> Windows:
-        """Prefill."""
+        """The windows by full prefill."""
         return batch.runner.prefill(batch.chunks)
 
     def cost(self, batch: Batch, prepared: None) -> Cost:
-        """Every token."""
+        """All tokens are run."""
         lengths = [chunk.length for chunk in batch.chunks]
         return Cost(computed_tokens=float(sum(lengths)), flops=batch.tokens_flops(lengths))
 
 
 @dataclass(frozen=True)
 class Blind:
-    """Chunks as encoded alone.
+    """Blind reuse: chunks as they were encoded alone.
 
     Attributes:
-        relocated: whether keys are rotated to where they stand; if not, all chunks claim the place behind the preamble.
+        relocated: whether keys are rotated to the chunk's place; if not, all chunks keep the positions right behind the
+            preamble that they were encoded at.
     """
 
     relocated: bool = True
 
     def prepare(self, batch: Batch) -> None:
-        """Nothing."""
+        """Nothing is prepared."""
 
     def apply(self, batch: Batch, windows: Windows | None, prepared: None) -> Windows:
-        """Write them."""
+        """The windows with the chunks written to their slots."""
         return batch.runner.reuse(batch.chunks, [None] * len(batch.chunks), relocated=self.relocated)
 
     def cost(self, batch: Batch, prepared: None) -> Cost:
@@ -54,7 +55,7 @@ class Blind:
 
 
 Budget = Callable[[Batch, int], Factors]
-"""The patches of one place, for every context: within some budget."""
+"""A function that gives the patches of one place, for every context, within some budget."""
 
 
 @dataclass(frozen=True)
@@ -62,21 +63,21 @@ class Patched:
     """Reuse with a patch for every chunk behind the first, formed behind the chunks before it.
 
     Attributes:
-        budget: which patches.
+        budget: gives the patches.
     """
 
     budget: Budget
 
     def prepare(self, batch: Batch) -> list[Factors | None]:
-        """The patches: formed once, stored beside the chunks."""
+        """The patches, which are formed once and stored beside the chunks."""
         return [None, *(self.budget(batch, place) for place in batch.reused)]
 
     def apply(self, batch: Batch, windows: Windows | None, prepared: list[Factors | None]) -> Windows:
-        """Rotate, patch, write."""
+        """The windows with the chunks rotated, patched and written."""
         return batch.runner.reuse(batch.chunks, prepared)
 
     def cost(self, batch: Batch, prepared: list[Factors | None]) -> Cost:
-        """The patches' bytes, and the low-rank products."""
+        """The patches' bytes, and the FLOPs of the low-rank products."""
         stored = np.zeros(batch.count)
         products = np.zeros(batch.count)
         for factors, chunk in zip(prepared, batch.chunks, strict=True):
@@ -91,12 +92,12 @@ class Patched:
 
 
 def rank_budget(rank: int) -> Budget:
-    """``rank`` components a layer."""
+    """Patches of ``rank`` components in every layer."""
     return lambda batch, place: patch.truncate(batch.factors(place), rank)
 
 
 def bytes_budget(share: float) -> Budget:
-    """As many components a layer as take at most this share of the chunk's KV bytes."""
+    """Patches of as many components in every layer as take at most this share of the chunk's KV bytes."""
 
     def budget(batch: Batch, place: int) -> Factors:
         spec = batch.runner.vlm.spec
@@ -114,7 +115,7 @@ def _rank(spec: KVSpec, chunk: Stack, most: int) -> int:
 
 
 def energy_budget(share: float) -> Budget:
-    """As few components as keep this share of every layer's squared change; ranks differ by layer and context."""
+    """Patches of the fewest components that keep this share of every layer's squared change."""
 
     def budget(batch: Batch, place: int) -> Factors:
         conditioned = batch.full.conditioned[place]
@@ -139,7 +140,7 @@ def _widened(factors: Factors, rank: int) -> Factors:
 
 
 def half_budget(rank: int | None, *, deep: bool) -> Budget:
-    """``rank`` components, or all, in one half of the layers; the one in the middle counts as deep."""
+    """Patches of ``rank`` components, or all, in one half of the layers; a middle layer counts as deep."""
 
     def budget(batch: Batch, place: int) -> Factors:
         factors = batch.factors(place)

@@ -1,6 +1,6 @@
-"""Methods that repair some tokens: which ones is all they differ in.
+"""Parts that recompute or replace some tokens; they differ in which tokens they choose.
 
-They run after a part that fills the windows, blind reuse where none is given, and leave the first chunk alone.
+They run after a part that fills the windows, or fill them by blind reuse, and leave the first chunk as it is.
 """
 
 from dataclasses import dataclass, replace
@@ -16,43 +16,43 @@ from kamera_jax.batch.windows import Windows
 
 
 def filled(batch: Batch, windows: Windows | None) -> Windows:
-    """The windows before this part; blind reuse if it is the first."""
+    """The windows before a part; windows filled by blind reuse if the part is the first."""
     return batch.runner.reuse(batch.chunks, [None] * len(batch.chunks)) if windows is None else windows
 
 
 @runtime_checkable
 class Choice(Protocol):
-    """Which tokens are run again."""
+    """A choice of the tokens that are recomputed."""
 
     def select(self, batch: Batch, windows: Windows) -> Selection:
-        """The tokens."""
+        """The chosen tokens."""
         ...
 
     def counts(self, batch: Batch) -> list[float]:
-        """How many tokens of each chunk, averaged over layers."""
+        """How many tokens of each chunk are chosen, averaged over layers."""
         ...
 
     def extra_flops(self, batch: Batch) -> float:
-        """What choosing them takes."""
+        """FLOPs that the choice itself takes."""
         ...
 
 
 @dataclass(frozen=True)
 class Recomputed:
-    """The chosen tokens are run again on the windows as they stand."""
+    """Recomputes the chosen tokens on the windows as they are."""
 
     choice: Choice
 
     def prepare(self, batch: Batch) -> None:
-        """Nothing."""
+        """Nothing is prepared."""
 
     def apply(self, batch: Batch, windows: Windows | None, prepared: None) -> Windows:
-        """Choose, and run."""
+        """The windows with the chosen tokens recomputed."""
         windows = filled(batch, windows)
         return recompute(batch, windows, self.choice.select(batch, windows))
 
     def cost(self, batch: Batch, prepared: None) -> Cost:
-        """Those tokens, and what choosing them takes."""
+        """The FLOPs of the chosen tokens, and of the choice."""
         counts = self.choice.counts(batch)
         return Cost(computed_tokens=sum(counts), flops=batch.tokens_flops(counts) + self.choice.extra_flops(batch))
 
@@ -61,10 +61,10 @@ class Recomputed:
 class Leading:
     """The first tokens of each chunk: EPIC's LegoLink (arXiv 2410.15332).
 
-    They are the ones that took the attention-sink role while the chunk was encoded alone. Here the preamble has it.
+    In a chunk that is encoded without a preamble they take the attention-sink role; here the preamble takes it.
 
     Attributes:
-        tokens: of each chunk.
+        tokens: how many tokens of each chunk.
         text_whole: run all of a text passage, as MPIC-k (arXiv 2502.01960) does, which reuses images alone.
     """
 
@@ -77,11 +77,11 @@ class Leading:
         return Selection(jnp.broadcast_to(jnp.asarray(slots, jnp.int32), (batch.count, len(slots))))
 
     def counts(self, batch: Batch) -> list[float]:
-        """As chosen."""
+        """The same count for every chunk, if it has so many tokens."""
         return [0.0, *(float(self._count(batch, place)) for place in batch.reused)]
 
     def extra_flops(self, batch: Batch) -> float:
-        """Nothing: no context is looked at."""
+        """None: the choice does not depend on the context."""
         return 0.0
 
     def _count(self, batch: Batch, place: int) -> int:
@@ -106,7 +106,7 @@ class LargestDeviation:
     layers = 2
 
     def select(self, batch: Batch, windows: Windows) -> Selection:
-        """By a prefill of the first two layers."""
+        """The tokens that a prefill of the first two layers finds to deviate most."""
         if not (count := self._count(batch)):
             return Selection(jnp.zeros((batch.count, 0), jnp.int32))
         fresh = batch.shallow.prefill(batch.chunks).state
@@ -115,7 +115,7 @@ class LargestDeviation:
         return Selection(most_deviating(windows.state, fresh, slots, layers=last, count=count))
 
     def counts(self, batch: Batch) -> list[float]:
-        """Spread over the chunks as evenly as nothing better is known."""
+        """The number of tokens, spread evenly over the chunks, as the choice is not known beforehand."""
         return [0.0, *(batch.chunks[place].length * self._count(batch) / batch.reused_tokens for place in batch.reused)]
 
     def extra_flops(self, batch: Batch) -> float:
@@ -157,7 +157,7 @@ class LayerBudgets:
         return np.minimum(1.0, high * falling)
 
     def select(self, batch: Batch, windows: Windows) -> Selection:
-        """The same slots in every context, with the layers that keep them."""
+        """The same slots in every context, with the layers that keep the fresh KV."""
         slots = []
         kept = []
         for place in batch.reused:
@@ -168,11 +168,11 @@ class LayerBudgets:
         return Selection(jnp.broadcast_to(chosen, (batch.count, chosen.shape[0])), layers=np.concatenate(kept, axis=1))
 
     def counts(self, batch: Batch) -> list[float]:
-        """Averaged over layers."""
+        """The numbers of tokens by chunk, averaged over layers."""
         return [0.0, *(float(self._budgets(batch, place).mean()) for place in batch.reused)]
 
     def extra_flops(self, batch: Batch) -> float:
-        """Nothing: no context is looked at."""
+        """None: the choice does not depend on the context."""
         return 0.0
 
     def _budgets(self, batch: Batch, place: int) -> np.ndarray:
@@ -182,10 +182,9 @@ class LayerBudgets:
 
 @dataclass(frozen=True)
 class OracleTokens:
-    """The tokens that change most get their true KV, from a prefill that no method could afford.
+    """Copies the KV of full prefill for the tokens that change most: an upper bound for methods that choose tokens.
 
-    The bound of every method that picks tokens: the best choice by squared change, over all layers, and no error in
-    what is put there.
+    The choice is the best by squared change over all layers, and the copied KV has no error.
 
     Attributes:
         share: of the tokens behind the first chunk.
@@ -201,7 +200,7 @@ class OracleTokens:
         return most_deviating(batch.full.state, batch.blind.state, slots, layers=layers, count=count)
 
     def apply(self, batch: Batch, windows: Windows | None, prepared: jax.Array) -> Windows:
-        """Copy."""
+        """The windows with the KV of full prefill at the chosen slots."""
         windows = filled(batch, windows)
         slots = np.arange(batch.full.state.valid.shape[1])
         chosen = (prepared[:, :, None] == jnp.asarray(slots)[None, None, :]).any(1)[:, None, :, None]
@@ -216,5 +215,5 @@ class OracleTokens:
         )
 
     def cost(self, batch: Batch, prepared: jax.Array) -> Cost:
-        """The true KV's bytes."""
+        """The bytes of the copied KV."""
         return Cost(stored_bytes=float(prepared.shape[1] * batch.runner.vlm.spec.token_bytes))

@@ -1,1 +1,1 @@
-"""Tables, figures and pages of what was run."""
+"""Tables, figures and Markdown pages of finished runs."""

@@ -1,4 +1,4 @@
-"""Results for people: tables in the terminal, and figures."""
+"""Tables in the terminal, and figures of `kamera demo` and `kamera bench`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 COLOURS = {"full": "#222222", "blind": "#d55e00", "patch": "#0072b2", "one_hop": "#009e73"}
-"""Okabe–Ito: told apart by colour-blind readers too."""
+"""Colours of Okabe and Ito, which colour-blind readers can distinguish."""
 
 
 def show(
@@ -20,7 +20,16 @@ def show(
     *,
     right: bool = True,
 ) -> None:
-    """A table; all but the first column stand to the right, unless said."""
+    """Print a table.
+
+    Args:
+        console: where to.
+        title: printed above it.
+        columns: the columns' titles.
+        rows: texts, one for each column.
+        note: printed below it.
+        right: whether all columns but the first are aligned to the right.
+    """
     table = Table(box=None, pad_edge=False)
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if right and i else "left", no_wrap=True)
@@ -34,12 +43,12 @@ def show(
 
 
 def kibibytes(count: int | float) -> str:
-    """Bytes for people."""
+    """A number of bytes in KiB."""
     return f"{count / 1024:.1f} KiB" if count else "–"
 
 
 def print_demo(result: dict[str, Any], console: Console | None = None) -> None:
-    """The demo's tables, within 80 columns."""
+    """Print the tables of `kamera demo`, within 80 columns."""
     console = console or Console(emoji=False, highlight=False)
     show(
         console,
@@ -102,7 +111,7 @@ def print_demo(result: dict[str, Any], console: Console | None = None) -> None:
 
 
 def print_form(result: dict[str, Any], console: Console | None = None) -> None:
-    """The table of `kamera bench form`, within 80 columns."""
+    """Print the table of `kamera bench form`, within 80 columns."""
     console = console or Console(emoji=False, highlight=False)
     size = f"rank {result['rank']}" if result["rank"] else "default size"
     show(
@@ -126,7 +135,7 @@ def print_form(result: dict[str, Any], console: Console | None = None) -> None:
 
 
 def plot_form(result: dict[str, Any], path: Path) -> None:
-    """Milliseconds of every step against tokens; PNG or SVG by the ending."""
+    """Draw milliseconds of every step against tokens; the file's ending says whether as PNG or SVG."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -151,7 +160,7 @@ def plot_form(result: dict[str, Any], path: Path) -> None:
 
 
 def plot_demo(results: Sequence[dict[str, Any]], path: Path) -> None:
-    """Accuracy against patch bytes, one panel per result, with full and chance as lines; PNG or SVG by the ending."""
+    """Draw accuracy against patch bytes, one panel for each result, with full prefill and chance as lines."""
     import matplotlib
 
     matplotlib.use("Agg")

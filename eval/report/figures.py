@@ -1,4 +1,4 @@
-"""Figures of `kamera eval`: one panel for each run, in colours that colour-blind readers tell apart (Okabe and Ito)."""
+"""Figures of `kamera eval`: one panel for each run, in colours that colour-blind readers can distinguish."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from eval.report import claims
 from eval.run.folder import Record
-from eval.run.spectrum import SHARES
+from eval.tasks import comparison
+from eval.tasks.comparison import SHARES
 
 STYLES = {
     "full": ("#000000", "*"),
@@ -22,41 +22,53 @@ STYLES = {
     "oracle-tokens": ("#777777", "P"),
     "patch + tokens": ("#f0e442", "h"),
 }
-"""A colour and a marker for each family of methods: neither has to be told apart alone."""
+"""A colour and a marker for each family of methods, so that each differs from the others in both."""
+
+OTHER = ("#332288", "<")
+"""The colour and marker of methods from other packages."""
 
 HALVES = ("patch:deep", "patch:shallow")
-"""Patches of some layers alone: shown layer by layer."""
+"""Patches of some layers alone, which are shown by layer and not by cost."""
 
 HEATMAPS = 3
-"""Methods whose accuracy is shown by depth and length."""
+"""How many methods are shown by depth and length."""
 
 
 def family(name: str) -> str:
-    """Which of `STYLES` a method has."""
+    """The family of a method, whose colour and marker `STYLES` has; of other packages' methods their own name."""
     if "+" in name:
         return "patch + tokens"
-    return "blind" if name.startswith("blind") else name.partition(":")[0]
+    if name.startswith("blind"):
+        return "blind"
+    kind = name.partition(":")[0]
+    return kind if kind in STYLES else name
 
 
 def shown(run: Record) -> list[str]:
-    """Full, blind, and the best of the patches and of what repairs tokens, within `claims.EQUAL_COST`."""
+    """Full, blind, the best patch and the best method that recomputes tokens, both within `comparison.EQUAL_COST`.
+
+    Methods of other packages are shown beside them.
+    """
     scores = run["scores"]
-    kinds = (claims.patches(scores, claims.EQUAL_COST), claims.recomputing(scores, claims.EQUAL_COST))
-    return ["full", "blind", *(name for names in kinds if (name := claims.best(scores, names)) is not None)]
+    kinds = (comparison.patches(scores, comparison.EQUAL_COST), comparison.recomputing(scores, comparison.EQUAL_COST))
+    others = [name for name in scores["methods"] if family(name) not in STYLES]
+    best = [name for names in kinds if (name := comparison.best(scores, names)) is not None]
+    return ["full", "blind", *best, *others]
 
 
 def files(runs: Sequence[Record], folder: Path) -> dict[str, Path]:
-    """Where every figure is drawn, by what it shows."""
-    return {title: folder / f"{runs[0]['config']['task']}-{name}.png" for title, (name, _, _) in FIGURES.items()}
+    """The files that the figures are drawn to, by title."""
+    task = re.sub(r"[^\w-]+", "-", runs[0]["config"]["task"])
+    return {title: folder / f"{task}-{name}.png" for title, (name, _, _) in FIGURES.items()}
 
 
 def draw(runs: Sequence[Record], folder: Path) -> dict[str, Path]:
-    """Draw every figure; returns the files by what they show."""
+    """Draw every figure; returns the files by title."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = files(runs, folder)
-    for title, path in found.items():
+    drawn = files(runs, folder)
+    for title, path in drawn.items():
         _figure(runs, path, title, *FIGURES[title][1:])
-    return found
+    return drawn
 
 
 def _figure(
@@ -93,18 +105,18 @@ def _axes(part: Any, x: str, y: str) -> Any:
 
 
 def _points(axes: Any, run: Record, names: Sequence[str], x: Callable[[str], float], quiet: Sequence[str] = ()) -> None:
-    """Two-hop accuracy of methods against a cost; one family's methods of one number each are joined.
+    """The main score of methods against a cost; a line joins methods of one family that differ in one number.
 
-    Families that are ``quiet`` lie too close for their numbers to be read.
+    The numbers of families that are ``quiet`` are left out, as they would cover each other.
     """
     scores = run["scores"]
     labelled = set()
     groups: dict[str, list[tuple[float, float]]] = {}
     for name in names:
         kind = family(name)
-        at = (x(name), claims.accuracy(scores, name, 2))
-        colour, marker = STYLES[kind]
-        cell = scores["methods"][name]["hops"].get("2")
+        at = (x(name), comparison.main_score(scores, name))
+        colour, marker = STYLES.get(kind, OTHER)
+        cell = scores["methods"][name]["hops"].get(str(comparison.compared_hops(scores)))
         error = None if cell is None else cell["error"]
         axes.errorbar(*at, yerr=error, color=colour, linewidth=1, zorder=2)
         hollow = "none" if name == "blind-norotate" or "=" in name or name in HALVES else colour
@@ -119,20 +131,27 @@ def _points(axes: Any, run: Record, names: Sequence[str], x: Callable[[str], flo
             label="_" if kind in labelled else kind,
         )
         labelled.add(kind)
-        number = "" if "+" in name or kind in quiet else name.partition(":")[2].removeprefix("bytes=")
+        unnumbered = "+" in name or kind in quiet or kind not in STYLES
+        number = "" if unnumbered else name.partition(":")[2].removeprefix("bytes=")
         axes.annotate(number, at, (5, -10), textcoords="offset points", fontsize=7, color="#555555")
         if re.fullmatch(r"[a-z-]+:[\d.]+", name):
             groups.setdefault(kind, []).append(at)
     for kind, points in groups.items():
-        axes.plot(*np.array(sorted(points)).T, "-", color=STYLES[kind][0], linewidth=1.2, zorder=1)
+        axes.plot(*np.array(sorted(points)).T, "-", color=STYLES.get(kind, OTHER)[0], linewidth=1.2, zorder=1)
     axes.set_ylim(0, 1.08)
 
 
+def _main(run: Record) -> str:
+    """The main score, as an axis is labelled."""
+    hops = {1: "", 2: "two-hop "}.get(comparison.compared_hops(run["scores"]), "several-hop ")
+    return hops + comparison.measures(run["scores"])[0]
+
+
 def _bytes(part: Any, run: Record, last: bool) -> None:
-    axes = _axes(part, "stored beside the KV, % of its bytes", "two-hop accuracy")
+    axes = _axes(part, "stored beside the KV, % of its bytes", _main(run))
     methods = run["scores"]["methods"]
     stored = ["blind", *(name for name, own in methods.items() if own["cost"]["bytes"] and name not in HALVES)]
-    full = claims.accuracy(run["scores"], "full", 2)
+    full = comparison.main_score(run["scores"], "full")
     axes.axhline(full, color=STYLES["full"][0], linestyle="--", linewidth=1, label="full", zorder=1)
     _points(axes, run, stored, lambda name: 100 * methods[name]["cost"]["bytes_share"])
     if last:
@@ -140,7 +159,7 @@ def _bytes(part: Any, run: Record, last: bool) -> None:
 
 
 def _ttft(part: Any, run: Record, last: bool) -> None:
-    axes = _axes(part, "ms to fill a window and ask (fewer is better)", "two-hop accuracy")
+    axes = _axes(part, "ms to fill a window and ask (fewer is better)", _main(run))
     names = [name for name in run["scores"]["methods"] if name not in HALVES and run["ttft_s"].get(name)]
     _points(axes, run, names, lambda name: 1e3 * run["ttft_s"][name]["all"], quiet=("patch", "oracle-tokens"))
     if last:
@@ -153,7 +172,7 @@ def _layers(part: Any, run: Record, last: bool) -> None:
     halves = [name for name in HALVES if name in methods]
     dashes = iter(("--", ":"))
     for name in [*shown(run)[1:], *halves]:
-        colour, marker = STYLES[family(name)]
+        colour, marker = STYLES.get(family(name), OTHER)
         line = next(dashes) if name in halves else "-"
         axes.plot(methods[name]["kv_error"], line, marker=marker, color=colour, markersize=5, label=name)
     axes.set_xticks(range(len(methods["blind"]["kv_error"])))
@@ -182,13 +201,16 @@ def _spectrum(part: Any, run: Record, last: bool) -> None:
 
 def _heatmaps(part: Any, run: Record, last: bool) -> None:
     methods = run["scores"]["methods"]
+    measure = comparison.measures(run["scores"])[0]
     names = shown(run)[:HEATMAPS]
     lengths = sorted(methods["full"]["lengths"], key=int)
     quarters = sorted({quarter for own in methods["full"]["lengths"].values() for quarter in own})
     grid = part.subplots(1, len(names), sharey=True, squeeze=False)[0]
     for axes, name in zip(grid, names, strict=True):
         cells = [[methods[name]["lengths"][length].get(each) for length in lengths] for each in quarters]
-        values = np.array([[np.nan if each is None else each["accuracy"] for each in row] for row in cells])
+        values = np.array([[np.nan if each is None else each[measure] for each in row] for row in cells])
+        if not values.size:  # no question is marked as learned
+            continue
         axes.imshow(values, vmin=0, vmax=1, cmap="cividis", aspect="auto")
         for row, column in np.argwhere(~np.isnan(values)):
             value = values[row, column]
@@ -198,14 +220,14 @@ def _heatmaps(part: Any, run: Record, last: bool) -> None:
         axes.set_yticks(range(len(quarters)), quarters)
         axes.set_title(name, fontsize=9)
         axes.set_xlabel("chunks")
-    grid[0].set_ylabel("depth of the fact")
+    grid[0].set_ylabel("depth of the answer's chunk")
 
 
 FIGURES: dict[str, tuple[str, Callable[[Any, Record, bool], None], tuple[float, float]]] = {
-    "Accuracy against bytes": ("bytes", _bytes, (4.6, 4.0)),
-    "Accuracy against time to the first token": ("ttft", _ttft, (4.6, 4.0)),
-    "What is missing, layer by layer": ("layers", _layers, (4.6, 3.8)),
-    "What a chunk absorbs: few directions, more tokens": ("spectrum", _spectrum, (4.6, 3.8)),
-    "Two hops by depth of the fact and length of the window": ("depth", _heatmaps, (5.6, 3.2)),
+    "Main score against stored bytes": ("bytes", _bytes, (4.6, 4.0)),
+    "Main score against time to the first token": ("ttft", _ttft, (4.6, 4.0)),
+    "Relative KV error by layer": ("layers", _layers, (4.6, 3.8)),
+    "Share of the KV change in the strongest components and tokens": ("spectrum", _spectrum, (4.6, 3.8)),
+    "Main score by depth of the answer's chunk and length of the window": ("depth", _heatmaps, (5.6, 3.2)),
 }
-"""Titles, file names, panels, and inches of a panel."""
+"""By title: the file's name, the function that draws a panel, and the panel's inches."""

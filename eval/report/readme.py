@@ -12,13 +12,13 @@ from eval.report.console import kibibytes, plot_demo
 
 @dataclass(frozen=True)
 class Port:
-    """What the README says of a port beside its parity.
+    """A port's row in the README, except for its parity errors.
 
     Attributes:
         title: the model.
-        attention, rope, modalities: of the port.
-        checkpoints: on the hub, that it is written for.
-        embedded: the embedded model of this architecture.
+        attention, rope, modalities: the port's kind of attention and RoPE, and the items it takes.
+        checkpoints: the checkpoints on the hub that it is written for.
+        embedded: the embedded model of this architecture, if there is one.
     """
 
     title: str
@@ -79,14 +79,14 @@ def markdown_models(parity: Mapping[str, Mapping[str, Any]]) -> str:
     lines += [
         "",
         "Errors: the largest difference over the largest value (KV: in each layer), f32, the worst of "
-        f"{prompts} prompts with images and text on {configurations} random configurations in all; the tests hold "
-        "1e-5. `make parity-results` measures them anew.",
+        f"{prompts} prompts with images and text on {configurations} random configurations in all; the tests "
+        "require 1e-5. `make parity-results` measures them again.",
     ]
     return "\n".join(lines)
 
 
 def markdown_demo(results: Sequence[dict[str, Any]]) -> str:
-    """The demo's results as Markdown tables, for the README; without times, which are this machine's."""
+    """The demo's results as Markdown tables, for the README, without times, which differ from machine to machine."""
     lines = [
         "| model | method | one hop | two hops | KL | η | bytes of patches, of the patched pages' KV |",
         "|---|---|---|---|---|---|---|",
@@ -136,7 +136,8 @@ def markdown_demo(results: Sequence[dict[str, Any]]) -> str:
     counts = "; ".join(f"{all_of} held-out episodes, {moved} for the window operations" for all_of, moved in episodes)
     lines += [
         "",
-        f"{counts}; f32, jax {results[0]['versions']['jax']} on CPU; chance is 0.125. `make results` draws this anew.",
+        f"{counts}; f32, jax {results[0]['versions']['jax']} on CPU; chance is 0.125. `make results` measures this "
+        "again.",
     ]
     return "\n".join(lines)
 
@@ -145,7 +146,7 @@ def put(text: str, name: str, content: str) -> str:
     """A page with ``content`` between the marks of that name.
 
     Raises:
-        ValueError: the page lacks the marks.
+        ValueError: the page does not have the marks.
     """
     opening = f"<!-- {name}: written by `make results` -->"
     closing = f"<!-- /{name} -->"

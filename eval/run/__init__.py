@@ -1,1 +1,1 @@
-"""Running methods on tasks, and what that leaves on disk."""
+"""Running methods on tasks, the run's folder, and its scores."""

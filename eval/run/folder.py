@@ -1,7 +1,8 @@
-"""The folder of a run: what was run, and what came out, group by group, so that a killed run goes on where it was.
+"""The folder of a run, written group by group, so that a run that was killed goes on where it stopped.
 
-``results.json`` says what is run (and, when all is done, the scores), ``contexts.jsonl`` and ``samples.jsonl`` have a
-line for each context and each sample, ``timing.json`` holds what differs from run to run.
+``results.json`` has the arguments and versions, and, when everything is done, the scores. ``contexts.jsonl`` and
+``samples.jsonl`` have a line for each context and each sample. ``timing.json`` has the times, which alone differ from
+run to run.
 """
 
 import json
@@ -20,11 +21,11 @@ Record = dict[str, Any]
 
 
 class OtherRunError(ValueError):
-    """A folder that holds something else."""
+    """A folder that is not the run's: empty, of another run, or with other content."""
 
 
 def write_json(path: Path, value: Any) -> None:
-    """A JSON file, put there at once or not at all."""
+    """Write a JSON file atomically: it is written whole, or not at all."""
     partial = path.with_name(path.name + ".partial")
     with partial.open("w", encoding="utf-8") as file:
         file.write(json.dumps(value, indent=1) + "\n")
@@ -34,7 +35,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file.
+    """The content of a JSON file.
 
     Raises:
         OtherRunError: it is missing or broken.
@@ -42,11 +43,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise OtherRunError(
-            f"{path.parent} holds no {path.name}; expected the --output folder of kamera eval"
-        ) from None
+        raise OtherRunError(f"{path.parent} has no {path.name}; expected the --output folder of kamera eval") from None
     except json.JSONDecodeError as error:
-        raise OtherRunError(f"{path} is no JSON ({error}); remove it, and run again into an empty folder") from error
+        raise OtherRunError(f"{path} is not JSON ({error}); remove it, and run again into an empty folder") from error
 
 
 @dataclass(frozen=True)
@@ -54,8 +53,8 @@ class RunFolder:
     """An open run.
 
     Attributes:
-        path: the folder.
-        identity: what the run is: of another identity, nothing is added to it.
+        path: the folder's path.
+        identity: arguments and versions of the run; a folder with others is refused.
     """
 
     path: Path
@@ -63,26 +62,26 @@ class RunFolder:
 
     @staticmethod
     def open(path: Path, identity: Record) -> "RunFolder":
-        """A new run in an empty or new folder, or one to go on with.
+        """The folder of a new run, which is empty or missing, or of this run where it was stopped.
 
         Raises:
-            OtherRunError: the folder holds another run, or other things.
+            OtherRunError: the folder has another run, or other content.
         """
         if (path / RESULTS).exists():
-            held = read_json(path / RESULTS)
-            if differing := _differences(held, identity):
+            present = read_json(path / RESULTS)
+            if differing := _differences(present, identity):
                 raise OtherRunError(
-                    f"{path} holds another run: {'; '.join(differing)}; give a folder of its own, or the same arguments"
+                    f"{path} has another run: {'; '.join(differing)}; give a folder of its own, or the same arguments"
                 )
         elif path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise OtherRunError(f"{path} is no empty folder, and no run of kamera eval; give a folder of its own")
+            raise OtherRunError(f"{path} is neither an empty folder nor a run of kamera eval; give a folder of its own")
         else:
             path.mkdir(parents=True, exist_ok=True)
             write_json(path / RESULTS, {**identity, "complete": False})
         return RunFolder(path, identity)
 
     def resume(self, groups: Sequence[Sequence[str]]) -> int:
-        """How many of the groups of contexts are done; what a kill left behind them is cut off.
+        """How many of the groups of contexts are done. Lines of a group that is not are deleted.
 
         Raises:
             OtherRunError: the lines are those of other contexts.
@@ -93,12 +92,12 @@ class RunFolder:
         context_lines = 0
         sample_lines = 0
         for group in groups:
-            held = [json.loads(line) for line in contexts[context_lines : context_lines + len(group)]]
-            expected = [sample for record in held for sample in record["samples"]]
-            found = [json.loads(line)["id"] for line in samples[sample_lines : sample_lines + len(expected)]]
-            if len(held) < len(group) or len(found) < len(expected):
+            records = [json.loads(line) for line in contexts[context_lines : context_lines + len(group)]]
+            expected = [sample for record in records for sample in record["samples"]]
+            ids = [json.loads(line)["id"] for line in samples[sample_lines : sample_lines + len(expected)]]
+            if len(records) < len(group) or len(ids) < len(expected):
                 break
-            if [record["id"] for record in held] != list(group) or found != expected:
+            if [record["id"] for record in records] != list(group) or ids != expected:
                 raise OtherRunError(
                     f"{self.path / SAMPLES} has other samples than this run from line {sample_lines + 1} on: it was "
                     "changed; run again into an empty folder"
@@ -111,7 +110,7 @@ class RunFolder:
         return done
 
     def append(self, contexts: Iterable[Record], samples: Iterable[Record]) -> None:
-        """A group's lines; those of its samples, which make it count, last."""
+        """Write a group's lines, its samples last: a group without all its samples is not done."""
         for name, records in ((CONTEXTS, contexts), (SAMPLES, samples)):
             with (self.path / name).open("a", encoding="utf-8") as file:
                 file.write("".join(json.dumps(record) + "\n" for record in records))
@@ -119,7 +118,7 @@ class RunFolder:
                 os.fsync(file.fileno())
 
     def finish(self, scores: Record) -> None:
-        """The scores, beside what was run."""
+        """Write the scores into ``results.json``."""
         write_json(self.path / RESULTS, {**self.identity, "complete": True, "scores": scores})
 
 
@@ -130,26 +129,26 @@ def read_lines(path: Path) -> list[Record]:
         OtherRunError: there is none.
     """
     if not path.exists():
-        raise OtherRunError(f"{path.parent} holds no {path.name}; expected the --output folder of kamera eval")
+        raise OtherRunError(f"{path.parent} has no {path.name}; expected the --output folder of kamera eval")
     return [json.loads(line) for line in _complete_lines(path)]
 
 
-def _differences(held: Record, identity: Record) -> list[str]:
+def _differences(present: Record, identity: Record) -> list[str]:
     """Where two runs differ, in words."""
-    found = []
+    differing = []
     for section, ours in identity.items():
-        theirs = held.get(section)
+        theirs = present.get(section)
         if not isinstance(ours, dict) or not isinstance(theirs, dict):
-            found += [f"{section} is {theirs!r} there, {ours!r} here"] if theirs != ours else []
+            differing += [f"{section} is {theirs!r} there, {ours!r} here"] if theirs != ours else []
             continue
         for name in sorted({*ours, *theirs}):
             if theirs.get(name) != ours.get(name):
-                found.append(f"{name} is {theirs.get(name)!r} there, {ours.get(name)!r} here")
-    return found
+                differing.append(f"{name} is {theirs.get(name)!r} there, {ours.get(name)!r} here")
+    return differing
 
 
 def _complete_lines(path: Path) -> list[str]:
-    """Lines up to the first that was not written whole."""
+    """The lines up to the first that was not written completely."""
     if not path.exists():
         return []
     lines = []

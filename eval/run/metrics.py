@@ -1,4 +1,4 @@
-"""What is measured: accuracy, KL of the answer, and the share of the KL that a method closes."""
+"""Accuracy, KL of the answer, the share of the KL that a method closes (η), and confidence intervals."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -20,11 +20,11 @@ def accuracy(logits: Float[Array, "*B V"], answers: np.ndarray) -> float:
 
 
 def mean_and_error(values: Sequence[float], clusters: Sequence[str]) -> tuple[float, float]:
-    """A mean and its standard error, values of one cluster being no independent ones (Liang and Zeger, 1986).
+    """A mean and its standard error, values of one cluster not being independent (Liang and Zeger, 1986).
 
     Args:
-        values: of the samples.
-        clusters: which samples share a context; one cluster alone has no error to tell, and gives NaN.
+        values: one for each sample.
+        clusters: one for each sample; samples of one context have the same. The error of a single cluster is NaN.
 
     Raises:
         ValueError: no values, or not one cluster for each.

@@ -14,15 +14,14 @@ from eval.run import metrics
 from eval.run.folder import Record
 from eval.run.spectrum import spectra
 from eval.tasks import Context, Outline
-from kamera_jax.backbone import Backbone
 from kamera_jax.batch.windows import Windows
 
 DIGITS = 6
-"""Significant ones of what is written: more than any comparison needs, fewer than rounding shows in."""
+"""Significant digits that are written: more than any comparison needs, fewer than rounding errors reach."""
 
 
 def contexts(batch: Batch, group: Sequence[Outline], drawn: Sequence[Context]) -> list[Record]:
-    """What is the same for all methods."""
+    """The contexts' lines, with what is the same for all methods."""
     absorbed = spectra(batch)
     return [
         {
@@ -44,19 +43,14 @@ def contexts(batch: Batch, group: Sequence[Outline], drawn: Sequence[Context]) -
 
 
 def samples(batch: Batch, group: Sequence[Outline], drawn: Sequence[Context]) -> list[Record]:
-    """What is asked, and what is true."""
+    """The questions, with the answers that count as right."""
     return [
         {
             "id": f"{outline.context}/{i}",
             "context": outline.context,
             "seed": outline.seed,
-            "condition": question.condition,
-            "hops": question.hops,
-            "learned": question.learned,
-            "depth": _rounded(question.depth),
             "chunks": len(batch.chunks),
-            **question.labels,
-            "answer": question.answer,
+            **question.record(),
             "methods": {},
         }
         for outline, context in zip(group, drawn, strict=True)
@@ -79,24 +73,30 @@ def note_costs(contexts: Sequence[Record], batch: Batch, method: Method, prepare
 
 def note_answers(
     samples: Sequence[Record],
-    drawn: Sequence[Context],
     name: str,
     reference: Float[Array, "E Q V"],
     logits: Float[Array, "E Q V"],
-    vlm: Backbone,
+    answers: Sequence[Sequence[str]],
 ) -> None:
-    """Put what a method says, and its KL(reference ‖ method), into the samples' lines."""
-    said = np.asarray(logits.argmax(-1))
+    """Put a method's answers, and its KL(reference ‖ method) at the first answer token, into the samples' lines.
+
+    Args:
+        samples: the lines.
+        name: the method's name.
+        reference: logits of full prefill.
+        logits: logits of the method.
+        answers: answers of the method, by context; contexts behind them are padding.
+    """
     kl = np.asarray(metrics.kl(reference, logits))
-    places = [(e, q) for e, context in enumerate(drawn) for q in range(len(context.questions))]
-    for sample, place in zip(samples, places, strict=True):
-        sample["methods"][name] = {"said": vlm.decode([int(said[place])]), "kl": _rounded(kl[place])}
+    places = [(e, q) for e, row in enumerate(answers) for q in range(len(row))]
+    for sample, (e, q) in zip(samples, places, strict=True):
+        sample["methods"][name] = {"said": answers[e][q], "kl": _rounded(kl[e, q])}
 
 
 def kv_error(batch: Batch, windows: Windows) -> Float[Array, "E L"]:
     """Frobenius error of the KV behind the first chunk, relative to the reference's, by context and layer.
 
-    Of what attention reads: rotation changes no norm.
+    It is measured on rotated and patched KV; rotation changes no norm.
     """
     slots = batch.reused_slots
     true = batch.full.state

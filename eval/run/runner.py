@@ -1,6 +1,7 @@
 """`kamera eval`: every method on the same contexts, group by group, into a folder.
 
-A context is encoded once and asked all its questions; contexts of one layout are run together, spread over the devices.
+Every context is encoded once, and all its questions are asked of the windows that each method fills. Contexts of one
+layout are run together, spread over the devices.
 """
 
 import math
@@ -16,9 +17,9 @@ import jax
 
 import kamera_jax as kj
 from eval.methods import Batch, Method, parse_all
-from eval.run import records, scores
-from eval.run.folder import CONTEXTS, SAMPLES, TIMING, Record, RunFolder, read_json, read_lines, write_json
-from eval.tasks import Context, Outline, Task, get
+from eval.run import answering, records, scores
+from eval.run.folder import CONTEXTS, RESULTS, SAMPLES, TIMING, Record, RunFolder, read_json, read_lines, write_json
+from eval.tasks import Context, InvalidTaskError, Outline, Task, get
 from kamera_jax.backbone import Backbone
 from kamera_jax.batch.devices import mesh_of
 from kamera_jax.batch.windows import BatchRunner, Stack
@@ -27,21 +28,21 @@ from kamera_jax.kv import Segment
 from kamera_jax.window.window import aligned
 
 Progress = Callable[[int, int], None]
-"""Told how many contexts are done, and how many there are."""
+"""Called with how many contexts are done, and how many there are."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What is run.
+    """The arguments of a run.
 
     Attributes:
-        task, model: names.
-        methods: names; ``full`` and ``blind`` are always among them.
-        seeds: of the data.
-        limit: contexts of every seed; the task's own number by default.
-        capacity: slots of every window; what the longest context takes by default.
-        batch: contexts run together.
-        devices: to spread them over; all by default.
+        task, model: their names; see `eval.tasks.get` and `models.load`.
+        methods: their names; see `eval.methods.parse`. ``full`` and ``blind`` are always among them.
+        seeds: data seeds.
+        limit: contexts of every seed; the task's ``contexts`` by default.
+        capacity: slots of every window; as many as the longest context takes by default.
+        batch: how many contexts run together.
+        devices: how many devices they are spread over; all by default.
     """
 
     task: str
@@ -55,7 +56,7 @@ class Run:
 
 
 REPEATS = 3
-"""How often a window is filled to time it; the fastest counts."""
+"""How often windows are filled to time it; the fastest counts."""
 
 
 class ContextTooLongError(ValueError):
@@ -67,16 +68,17 @@ def evaluate(vlm: Backbone, run: Run, output: Path, progress: Progress = lambda 
 
     Args:
         vlm: the model.
-        run: what is asked for.
-        output: a folder of its own, or one that holds the beginning of this run.
-        progress: told how far it is.
+        run: the arguments.
+        output: an empty or new folder, or the folder of this run where it was stopped.
+        progress: called after every group of contexts.
 
     Returns:
-        What ``results.json`` holds.
+        The content of ``results.json``.
 
     Raises:
-        ValueError: an unknown task or method, seeds or a batch that are no good, a context that does not fit the window
-            (`ContextTooLongError`), or a folder of another run (`eval.run.folder.OtherRunError`).
+        ValueError: an unknown task or method, seeds or a batch that cannot be, a task whose contexts cannot be run
+            (`eval.tasks.InvalidTaskError`), a context that does not fit the window (`ContextTooLongError`), or a folder
+            of another run (`eval.run.folder.OtherRunError`).
     """
     task = get(run.task)
     methods = parse_all(run.methods)
@@ -86,9 +88,7 @@ def evaluate(vlm: Backbone, run: Run, output: Path, progress: Progress = lambda 
             f"limit and batch must be at least 1 and the seeds different; got {limit}, {run.batch}, {run.seeds}"
         )
     mesh = mesh_of(run.devices)
-    layouts: dict[str, list[Outline]] = {}
-    for outline in task.outline(run.seeds, limit):
-        layouts.setdefault(outline.layout, []).append(outline)
+    layouts = _layouts(task, task.outline(run.seeds, limit))
     slots = {layout: _slots(vlm, task, outlines[0]) for layout, outlines in layouts.items()}
     capacity = max(slots.values()) if run.capacity is None else run.capacity
     for layout, needed in slots.items():
@@ -102,6 +102,7 @@ def evaluate(vlm: Backbone, run: Run, output: Path, progress: Progress = lambda 
             "capacity": capacity,
             "devices": 1 if mesh is None else mesh.size,
             "task_version": task.version,
+            "max_new_tokens": task.max_new_tokens,
             "fingerprint": vlm.fingerprint,
         },
         "versions": {"kamera-jax": kj.__version__} | {name: version(name) for name in ("jax", "jaxlib", "numpy")},
@@ -125,20 +126,75 @@ def evaluate(vlm: Backbone, run: Run, output: Path, progress: Progress = lambda 
     return rescore(output)
 
 
-def rescore(output: Path) -> Record:
-    """The scores of a run from its lines: nothing is run.
+def rescore(output: Path, name: str | None = None) -> Record:
+    """The scores of a run from its lines: no model is run.
+
+    Args:
+        output: the run's folder.
+        name: the run's task, if the caller names one.
+
+    Returns:
+        The content of ``results.json``.
 
     Raises:
-        ValueError: the folder holds no run.
+        ValueError: the folder has no run, one of another task or of another version of it, or one that was stopped; or
+            the task cannot be found.
     """
-    held = read_json(output / "results.json")
-    identity = {"config": held["config"], "versions": held["versions"]}
+    results = read_json(output / RESULTS)
+    identity = {"config": results["config"], "versions": results["versions"]}
+    config = results["config"]
+    if name is not None and name != config["task"]:
+        raise ValueError(f"{output} has a run of {config['task']}, not of {name}; name the task that was run")
+    task = get(config["task"])
+    if task.version != config["task_version"]:
+        raise ValueError(
+            f"{output} has a run of version {config['task_version']} of {config['task']}, which is now version "
+            f"{task.version}: its questions have changed; run kamera eval again into an empty folder"
+        )
     contexts = read_lines(output / CONTEXTS)
     samples = read_lines(output / SAMPLES)
-    if sum(len(record["samples"]) for record in contexts) != len(samples):
-        raise ValueError(f"{output} holds a run that was cut off; run kamera eval with the same arguments to finish it")
-    RunFolder(output, identity).finish(scores.score(held["config"]["methods"], contexts, samples))
-    return read_json(output / "results.json")
+    total = len(task.outline(config["seeds"], config["limit"]))
+    if len(contexts) != total or sum(len(record["samples"]) for record in contexts) != len(samples):
+        raise ValueError(
+            f"{output} has a run that was stopped, with {len(contexts)} of {total} contexts and {len(samples)} "
+            "samples; run kamera eval with the same arguments to finish it"
+        )
+    RunFolder(output, identity).finish(scores.score(task, config["methods"], contexts, samples))
+    return read_json(output / RESULTS)
+
+
+def _layouts(task: Task, outlines: Sequence[Outline]) -> dict[str, list[Outline]]:
+    """Outlines by layout, in the order of their first ones."""
+    layouts: dict[str, list[Outline]] = {}
+    known = set()
+    for outline in outlines:
+        if outline.context in known:
+            raise InvalidTaskError(f"the task {task.name} has two contexts with the id {outline.context!r}")
+        known.add(outline.context)
+        layouts.setdefault(outline.layout, []).append(outline)
+    if not layouts:
+        raise InvalidTaskError(f"the task {task.name} has no contexts for these seeds and this limit")
+    return layouts
+
+
+def _drawn(task: Task, group: Sequence[Outline]) -> list[Context]:
+    """The contexts of a group, which have equally many items and questions."""
+    drawn = [task.draw(outline) for outline in group]
+    for outline, context in zip(group, drawn, strict=True):
+        if len(context.items) < 2 or not context.questions:
+            raise InvalidTaskError(
+                f"context {outline.context!r} of the task {task.name} has {len(context.items)} items and "
+                f"{len(context.questions)} questions; expected at least two items, as reuse is measured on those "
+                "behind the first, and one question"
+            )
+        counts = [(len(each.items), len(each.questions)) for each in (drawn[0], context)]
+        if counts[0] != counts[1]:
+            raise InvalidTaskError(
+                f"contexts {group[0].context!r} and {outline.context!r} of the task {task.name} have the layout "
+                f"{outline.layout!r}, and {counts[0][0]} and {counts[1][0]} items, {counts[0][1]} and {counts[1][1]} "
+                "questions; give contexts that differ in that layouts of their own"
+            )
+    return drawn
 
 
 def _groups(outlines: Sequence[Outline], size: int) -> Iterator[list[Outline]]:
@@ -147,8 +203,9 @@ def _groups(outlines: Sequence[Outline], size: int) -> Iterator[list[Outline]]:
 
 
 def _slots(vlm: Backbone, task: Task, outline: Outline) -> int:
-    """Slots that the chunks of a context take, behind the preamble."""
-    segments = [vlm.prepare(item) for item in task.draw(outline).items]
+    """Slots that the preamble and the chunks of a context take."""
+    (context,) = _drawn(task, [outline])
+    segments = [vlm.prepare(item) for item in context.items]
     return aligned(int(vlm.preamble.length)) + sum(aligned(int(segment.length)) for segment in segments)
 
 
@@ -156,12 +213,12 @@ def _check_fits(context: str, needed: int, capacity: int) -> None:
     if needed > capacity:
         raise ContextTooLongError(
             f"sample {context} takes {needed} slots with the preamble, the window has {capacity}; raise --capacity, or "
-            "leave it away for a window that fits the longest"
+            "leave it out for a window that fits the longest"
         )
 
 
-def _encoded(vlm: Backbone, contexts: Sequence[Context]) -> list[Stack]:
-    """Every item encoded once, however often it is shown; stacked by place."""
+def _encoded(vlm: Backbone, contexts: Sequence[Context]) -> list[list[kj.Chunk]]:
+    """The chunks of every context; every item is encoded once, however often it is shown."""
     known: dict[str, kj.Chunk] = {}
 
     def encode(item: Any) -> kj.Chunk:
@@ -170,16 +227,28 @@ def _encoded(vlm: Backbone, contexts: Sequence[Context]) -> list[Stack]:
             known[segment.content] = encode_segment(vlm, segment)
         return known[segment.content]
 
-    rows = [[encode(item) for item in context.items] for context in contexts]
-    return [Stack.of(place) for place in zip(*rows, strict=True)]
+    return [[encode(item) for item in context.items] for context in contexts]
+
+
+def _stacked(task: Task, group: Sequence[Outline], chunks: Sequence[Sequence[kj.Chunk]]) -> list[Stack]:
+    """Chunks stacked by place."""
+    for outline, row in zip(group, chunks, strict=False):
+        lengths, expected = ([chunk.length for chunk in each] for each in (row, chunks[0]))
+        if lengths != expected:
+            raise InvalidTaskError(
+                f"contexts {group[0].context!r} and {outline.context!r} of the task {task.name} have the layout "
+                f"{outline.layout!r}, and chunks of {expected} and {lengths} tokens; give contexts that differ in that "
+                "layouts of their own"
+            )
+    return [Stack.of(place) for place in zip(*chunks, strict=True)]
 
 
 def _timed(build: Callable[[], Any], arrays: Callable[[Any], Any]) -> tuple[Any, float]:
-    """What it builds, and the seconds of the fastest of `REPEATS`, of which the first may compile.
+    """The result of a call, and the seconds of the fastest of `REPEATS` calls, of which the first may compile.
 
     Args:
-        build: what is timed.
-        arrays: of what it builds, those that must be there for it to be done.
+        build: the call.
+        arrays: the arrays of its result that have to be computed for it to be done.
     """
     fastest = math.inf
     result = None
@@ -196,13 +265,14 @@ def _run_group(
 ) -> tuple[list[Record], list[Record], Record]:
     """Lines of a group's contexts and samples, and its times. The group is filled up to ``size`` with its last."""
     runner = runners[0]
-    drawn = [task.draw(outline) for outline in group]
+    drawn = _drawn(task, group)
     padded = drawn + [drawn[-1]] * (size - len(drawn))
-    chunks = _encoded(runner.vlm, padded)
+    encoded = _encoded(runner.vlm, padded)
+    chunks = _stacked(task, group, encoded)
     needed = aligned(runner.preamble_length) + sum(aligned(chunk.length) for chunk in chunks)
     _check_fits(group[0].context, needed, runner.capacity)
     batch = Batch.of(runner, runners[1], chunks)
-    tails = runner.tails([[question.text for question in context.questions] for context in padded])
+    tails = answering.stacked_tails(runner.vlm, padded)
     first = jax.tree.map(lambda leaf: leaf[:, :1], tails)
     _, asking = _timed(lambda: runner.ask(batch.full, first), lambda logits: logits)
     reference = runner.ask(batch.full, tails)
@@ -212,8 +282,13 @@ def _run_group(
     for method in methods:
         prepared = method.prepare(batch)
         windows, filling = _timed(partial(method.fill, batch, prepared), lambda windows: windows.state)
+        logits = runner.ask(windows, tails)
+        if task.max_new_tokens > 1:
+            answers = answering.generated(batch, encoded, windows, drawn, task.max_new_tokens)
+        else:
+            answers = answering.first_tokens(logits, drawn, runner.vlm)
         records.note_costs(contexts, batch, method, prepared, windows)
-        records.note_answers(samples, drawn, method.name, reference, runner.ask(windows, tails), runner.vlm)
+        records.note_answers(samples, method.name, reference, logits, answers)
         seconds[method.name] = (filling + asking) / size
     timing = {"layout": group[0].layout, "chunks": len(chunks), "contexts": len(group), "ttft_s": seconds}
     return contexts, samples, timing

@@ -8,28 +8,66 @@ import numpy as np
 
 from eval.run.folder import Record
 from eval.run.metrics import mean_and_error
+from eval.tasks import Question, Task
+from eval.tasks.base import checked_scores
 
 DEPTHS = (0.25, 0.5, 0.75)
 """Where the quarters of a window end."""
 
 
-def score(methods: Sequence[str], contexts: Sequence[Record], samples: Sequence[Record]) -> Record:
+def score(task: Task, methods: Sequence[str], contexts: Sequence[Record], samples: Sequence[Record]) -> Record:
     """Everything that is reported but times.
 
-    Accuracies by hops are over the samples that are marked as learned; KL, η and flips over those of several hops.
+    Scores by hops are over the samples that are marked as learned. KL, η and flips are over those of them that are of
+    several hops; where there are none, over all that are marked as learned.
+
+    Args:
+        task: what the samples are of; it scores the answers.
+        methods: names, ``full`` and ``blind`` among them.
+        contexts: the contexts' lines.
+        samples: the samples' lines.
+
+    Raises:
+        InvalidTaskError: the task gives scores that cannot be averaged.
+        ValueError: a sample lacks a method's answer.
     """
-    learned = [sample for sample in samples if sample["learned"]]
+    if not samples:
+        raise ValueError("the run has no samples, so there is nothing to score; run kamera eval with more contexts")
+    scored = _scored(task, methods, samples)
+    learned = [sample for sample in scored if sample["learned"]]
     several = [sample for sample in learned if sample["hops"] > 1]
+    compared = several or learned
     return {
+        "measures": list(scored[0]["scores"][methods[0]]),
         "contexts": len(contexts),
         "samples": len(samples),
-        "flips": sum(map(_flipped, several)),
+        "flips": sum(map(_flipped, compared)),
         "several_hops": len(several),
-        "methods": {name: _method(name, contexts, samples, learned, several) for name in methods},
+        "compared": len(compared),
+        "methods": {name: _method(name, contexts, scored, learned, compared) for name in methods},
         "absorbed": {
             name: _means([record["absorbed"][name] for record in contexts]) for name in ("components", "tokens")
         },
     }
+
+
+def _scored(task: Task, methods: Sequence[str], samples: Sequence[Record]) -> list[Record]:
+    """The samples, each with its scores by method under ``scores``; the lines stay as they are."""
+    names = None
+    scored = []
+    for sample in samples:
+        if missing := [name for name in methods if name not in sample["methods"]]:
+            raise ValueError(
+                f"sample {sample['id']} has no answer of {', '.join(missing)}: its line was changed; run kamera eval "
+                "again into an empty folder"
+            )
+        question = Question.from_record(sample)
+        own = {}
+        for name in methods:
+            own[name] = checked_scores(task, question, sample["methods"][name]["said"], names)
+            names = names or list(own[name])
+        scored.append({**sample, "scores": own})
+    return scored
 
 
 def _method(
@@ -37,32 +75,32 @@ def _method(
     contexts: Sequence[Record],
     samples: Sequence[Record],
     learned: Sequence[Record],
-    several: Sequence[Record],
+    compared: Sequence[Record],
 ) -> Record:
-    flipped = [sample for sample in several if _flipped(sample)]
-    kl = [_kl(sample, name) for sample in several]
+    flipped = [sample for sample in compared if _flipped(sample)]
+    kl = [_kl(sample, name) for sample in compared]
     return {
         "hops": _by(learned, name, lambda sample: sample["hops"]),
-        "seeds": _by(several, name, lambda sample: sample["seed"]),
+        "seeds": _by(compared, name, lambda sample: sample["seed"]),
         "conditions": {
             condition: _by(own, name, lambda sample: sample["hops"])
             for condition, own in _split(samples, lambda sample: sample["condition"]).items()
         },
         "lengths": {
             length: _by(own, name, lambda sample: quarter(sample["depth"]))
-            for length, own in _split(several, lambda sample: sample["chunks"]).items()
+            for length, own in _split(compared, lambda sample: sample["chunks"]).items()
         },
-        "distances": _by(several, name, lambda sample: sample.get("distance", "")),
-        "eta": _eta(kl, [_kl(sample, "blind") for sample in several]),
-        "flips": sum(_said(sample, name) != _said(sample, "full") for sample in several),
-        "recovered": _share([_said(sample, name) == _said(sample, "full") for sample in flipped]),
+        "distances": _by(compared, name, lambda sample: sample.get("distance", "")),
+        "eta": _eta(kl, [_kl(sample, "blind") for sample in compared]),
+        "flips": sum(_answer(sample, name) != _answer(sample, "full") for sample in compared),
+        "recovered": _share([_answer(sample, name) == _answer(sample, "full") for sample in flipped]),
         "cost": _cost(name, contexts),
         "kv_error": _means([record["methods"][name]["kv_error"] for record in contexts]),
     }
 
 
 def quarter(depth: float) -> str:
-    """Which quarter of the window it is in, the last's end included."""
+    """Which quarter of the window a depth lies in, as text; the last quarter has its end too."""
     place = sum(depth >= end for end in DEPTHS)
     bounds = (0, *DEPTHS, 1)
     return f"{bounds[place]:g} – {bounds[place + 1]:g}"
@@ -92,10 +130,10 @@ def _total(values: Sequence[float | int]) -> float:
 
 
 def _split(samples: Sequence[Record], by: Callable[[Record], Any]) -> dict[str, list[Record]]:
-    found: dict[Any, list[Record]] = {}
+    groups: dict[Any, list[Record]] = {}
     for sample in samples:
-        found.setdefault(by(sample), []).append(sample)
-    return {str(key): found[key] for key in sorted(found)}
+        groups.setdefault(by(sample), []).append(sample)
+    return {str(key): groups[key] for key in sorted(groups, key=lambda key: (isinstance(key, str), key))}
 
 
 def _by(samples: Sequence[Record], name: str, by: Callable[[Record], Any]) -> dict[str, Record]:
@@ -103,18 +141,27 @@ def _by(samples: Sequence[Record], name: str, by: Callable[[Record], Any]) -> di
 
 
 def _cell(samples: Sequence[Record], name: str) -> Record:
-    """Accuracy with its standard error, and mean KL. One context alone has no error to tell: then it is None."""
-    right = [float(_said(sample, name) == sample["answer"]) for sample in samples]
-    mean, error = mean_and_error(right, [sample["context"] for sample in samples])
+    """Mean scores with the main one's standard error, and mean KL.
+
+    One context alone has no standard error: it is None. With several scores ``errors`` has each of theirs.
+    """
+    clusters = [sample["context"] for sample in samples]
+    means = {}
+    errors = {}
+    for measure in samples[0]["scores"][name]:
+        mean, error = mean_and_error([sample["scores"][name][measure] for sample in samples], clusters)
+        means[measure] = round(mean, 6)
+        errors[measure] = None if math.isnan(error) else round(error, 6)
     return {
-        "accuracy": round(mean, 6),
-        "error": None if math.isnan(error) else round(error, 6),
+        **means,
+        "error": next(iter(errors.values())),
+        **({"errors": errors} if len(errors) > 1 else {}),
         "kl": round(_total([_kl(sample, name) for sample in samples]) / len(samples), 6),
         "samples": len(samples),
     }
 
 
-def _said(sample: Record, name: str) -> str:
+def _answer(sample: Record, name: str) -> str:
     return sample["methods"][name]["said"].strip().lower()
 
 
@@ -123,7 +170,7 @@ def _kl(sample: Record, name: str) -> float:
 
 
 def _flipped(sample: Record) -> bool:
-    return _said(sample, "blind") != _said(sample, "full")
+    return _answer(sample, "blind") != _answer(sample, "full")
 
 
 def _share(hits: Sequence[bool]) -> float | None:

@@ -1,4 +1,4 @@
-"""The shape of what a chunk absorbs: how few directions of features hold it, and how many tokens."""
+"""How the change of a chunk's KV by its context is spread: over components (low rank), and over tokens."""
 
 import jax
 import jax.numpy as jnp
@@ -6,10 +6,8 @@ import numpy as np
 from jaxtyping import Float
 
 from eval.methods.base import Batch
+from eval.tasks.comparison import SHARES
 from kamera_jax.kv import KV
-
-SHARES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-"""Of the components, and of the tokens, whose energy is reported."""
 
 
 @jax.jit
@@ -34,11 +32,11 @@ def spectra(batch: Batch) -> dict[str, Float[np.ndarray, "E L n"]]:
         for name, energy in zip(("components", "tokens"), map(np.asarray, energies), strict=True):
             most = min(chunk.length, energy.shape[-1])
             counts = [max(1, round(share * most)) for share in SHARES]
-            held = np.cumsum(energy[..., :most], axis=-1)[..., [count - 1 for count in counts]]
-            totals[name] = totals.get(name, 0.0) + held
+            within = np.cumsum(energy[..., :most], axis=-1)[..., [count - 1 for count in counts]]
+            totals[name] = totals.get(name, 0.0) + within
         whole = whole + np.asarray(energies[1]).sum(-1)[..., None]
     floor = 1e-9 * _size(batch)
-    return {name: np.where(whole > floor, held / np.maximum(whole, 1e-30), 0.0) for name, held in totals.items()}
+    return {name: np.where(whole > floor, total / np.maximum(whole, 1e-30), 0.0) for name, total in totals.items()}
 
 
 def _size(batch: Batch) -> Float[np.ndarray, "E L 1"]:

@@ -1,28 +1,60 @@
-"""What is asked: tasks by name."""
+"""Tasks by name: built in, from an entry point, or as ``module:name``."""
 
 from difflib import get_close_matches
 
-from eval.tasks.base import Context, Outline, Question, Task
+from eval.tasks.base import Context, Finding, InvalidTaskError, Outline, Question, Task, check_task
 from eval.tasks.binding import Binding
+from eval.tasks.plugins import Group, PluginError, constructed
 
-__all__ = ["TASKS", "Context", "Outline", "Question", "Task", "UnknownTaskError", "get"]
+__all__ = [
+    "GROUP",
+    "TASKS",
+    "Context",
+    "Finding",
+    "InvalidTaskError",
+    "Outline",
+    "PluginError",
+    "Question",
+    "Task",
+    "UnknownTaskError",
+    "get",
+]
 
 TASKS: dict[str, Task] = {task.name: task for task in (Binding(),)}
-"""By name; a new task joins here."""
+"""The built-in tasks by name."""
+
+RESERVED = "report"
+"""A name that no task can have: the command line means something else by it."""
+
+GROUP = Group("task", "kamera_jax.tasks", {*TASKS, RESERVED})
+"""Tasks of installed packages."""
 
 
 class UnknownTaskError(ValueError):
-    """A task that there is not."""
+    """A name that no task has."""
 
 
 def get(name: str) -> Task:
     """The task of that name.
 
+    Args:
+        name: of a built-in task, of an entry point in the group ``kamera_jax.tasks``, or ``module:name``: a class or
+            function that is called without arguments, or an object.
+
     Raises:
         UnknownTaskError: there is none; the nearest name is suggested.
+        PluginError: it comes from another package, and cannot be found or imported; or two packages use its name.
+        InvalidTaskError: what is found is no task; the missing members are named.
     """
+    value = GROUP.find(name)  # before the built-in ones, so that a name that is used twice is an error
+    if value is not None:
+        source = f"the task {name!r}"
+        return check_task(constructed(value, source), source)
     if name not in TASKS:
-        near = get_close_matches(name, TASKS, n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UnknownTaskError(f"no task {name!r}{hint} There are {', '.join(TASKS)}")
+        names = [*TASKS, *GROUP.declared()]
+        near = get_close_matches(name, names, n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]}?" if near else "."
+        raise UnknownTaskError(
+            f"no task {name!r}{hint} There are {', '.join(names)}, and those of other packages, as package.module:Name"
+        )
     return TASKS[name]

@@ -1,16 +1,18 @@
-"""`binding`: pages that show facts, pages that refer to them, and what may stand around and between them.
+"""`binding`: pages that show facts, pages that refer to them, and other pages and passages between them.
 
 A fact page gives glyphs colours. A reference page names glyphs, and for each the glyph of another chunk whose colour it
-has: two hops. A chain page refers to references: three. Every condition is a layout of its own; where its pages
-stand, what they show and what is asked is drawn anew for every context.
+has: two hops. A chain page refers to references: three. Every condition is a layout of its own; the places
+of its pages, their content and the questions are drawn for every context.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from eval.tasks.base import Context, Outline, Question
+from eval.tasks.base import Context, Finding, Outline, Question
+from eval.tasks.binding_findings import findings
 from eval.tiny import pages
 from eval.tiny.episodes import PASSAGE_FACTS, Chunk, Recipe, draw_page, passage, question_text
 from eval.tiny.glyphs import COLOUR_NAMES, NAMES
@@ -32,11 +34,11 @@ class Condition:
     """One layout.
 
     Attributes:
-        name: of the condition.
+        name: what results are shown under.
         window: a letter for each chunk: P a page, T a passage of facts.
         pages: what the pages are: ``facts`` and ``more`` are referred to, ``unrelated`` is not; ``again`` is ``facts``
             as it was and ``redrawn`` the same in other cells; ``references`` and ``chain`` follow what they refer to.
-        told: references lead to the first passage, and not to ``more``.
+        in_text: references lead to the first passage, and not to ``more``.
         inverted: references stand before what they refer to.
         asked: how many questions of one, two and three hops.
     """
@@ -44,7 +46,7 @@ class Condition:
     name: str
     window: str
     pages: tuple[str, ...]
-    told: bool = False
+    in_text: bool = False
     inverted: bool = False
     asked: tuple[int, int, int] = (2, 4, 0)
 
@@ -56,7 +58,7 @@ CONDITIONS = (
     Condition("distractors", "PPPPP", ("facts", "more", "unrelated", "unrelated", "references")),
     Condition("repeated", "PPPP", ("facts", "again", "more", "references")),
     Condition("redundant", "PPPP", ("facts", "redrawn", "more", "references")),
-    Condition("text facts", "TPTP", ("facts", "references"), told=True),
+    Condition("text facts", "TPTP", ("facts", "references"), in_text=True),
     Condition("other order", "PPP", ("references", "facts", "more"), inverted=True),
     Condition("three hops", "PPPP", ("facts", "more", "references", "chain"), asked=(1, 2, 3)),
 )
@@ -66,11 +68,12 @@ BEHIND = ("references", "chain")
 
 
 class Binding:
-    """See the module."""
+    """Questions whose answers lead through one, two or three chunks; the answer is a colour, in one token."""
 
     name = "binding"
     version = 1
     contexts = 10 * len(CONDITIONS)
+    max_new_tokens = 1
 
     def outline(self, seeds: Sequence[int], limit: int) -> list[Outline]:
         """The conditions in turn, so that any limit holds of each about as many."""
@@ -93,6 +96,14 @@ class Binding:
         items = tuple(chunk.text if chunk.cells is None else pages.render(chunk.cells) for _, chunk in drawn)
         return Context(items, _questions(rng, CONDITIONS[number], drawn))
 
+    def score(self, question: Question, said: str) -> Mapping[str, float]:
+        """Whether the token is the colour's."""
+        return {"accuracy": float(said.strip().lower() == question.answers[0])}
+
+    def findings(self, scores: Mapping[str, Any]) -> Sequence[Finding]:
+        """The paper's claims about reuse over several hops, against the run's figures."""
+        return findings(scores)
+
 
 Drawn = list[tuple[str, Chunk]]
 """Chunks in window order, with what they are."""
@@ -102,16 +113,16 @@ def _drawn(rng: np.random.Generator, condition: Condition) -> Drawn:
     order = _order(rng, condition)
     passages = condition.window.count("T")
     different = len([role for role in order if role not in ("again", "redrawn")])
-    facts_told = min(PASSAGE_FACTS, len(NAMES) // (2 * max(passages, 1)))
-    entries = min(MOST_ENTRIES, (len(NAMES) - passages * facts_told) // different)
+    passage_facts = min(PASSAGE_FACTS, len(NAMES) // (2 * max(passages, 1)))
+    entries = min(MOST_ENTRIES, (len(NAMES) - passages * passage_facts) // different)
     glyphs = iter(rng.permutation(len(NAMES)).tolist())
 
     def facts(count: int) -> Entries:
         return {next(glyphs): ("fact", int(rng.integers(len(COLOUR_NAMES)))) for _ in range(count)}
 
-    told = [facts(facts_told) for _ in range(passages)]
+    in_passages = [facts(passage_facts) for _ in range(passages)]
     shown = {role: facts(entries) for role in ("facts", "more") if role in order}
-    targets = [shown["facts"], told[0] if condition.told else shown["more"]]
+    targets = [shown["facts"], in_passages[0] if condition.in_text else shown["more"]]
     for role in BEHIND:
         if role in order:
             shown[role] = _referring(rng, [next(glyphs) for _ in range(entries - OWN_FACTS)], targets) | facts(
@@ -121,17 +132,17 @@ def _drawn(rng: np.random.Generator, condition: Condition) -> Drawn:
     shown["again"] = shown["redrawn"] = shown["facts"]
     first = draw_page(rng, Recipe(), shown["facts"])
     roles = iter(order)
-    texts = iter(told)
+    texts = iter(in_passages)
     chunks = []
     for source, letter in enumerate(condition.window):
         if letter == "T":
-            held = next(texts)
-            chunks.append(("passage", Chunk(source, held, text=passage(held))))
+            entries_here = next(texts)
+            chunks.append(("passage", Chunk(source, entries_here, text=passage(entries_here))))
             continue
         role = next(roles)
-        held = facts(entries) if role == "unrelated" else shown[role]
-        cells = first if role in ("facts", "again") else draw_page(rng, Recipe(), held)
-        chunks.append((role, Chunk(source, held, cells=cells)))
+        entries_here = facts(entries) if role == "unrelated" else shown[role]
+        cells = first if role in ("facts", "again") else draw_page(rng, Recipe(), entries_here)
+        chunks.append((role, Chunk(source, entries_here, cells=cells)))
     return chunks
 
 
@@ -163,7 +174,7 @@ def _questions(rng: np.random.Generator, condition: Condition, drawn: Drawn) -> 
         for glyph, (kind, _) in dict(drawn).get(source, Chunk(0, {})).entries.items():
             if (kind == "reference") == (role != "one"):
                 asked[role].append(glyph)
-    if condition.told:  # one of each page and of the passage
+    if condition.in_text:  # one of each page and of the passage
         asked["one"] = [asked["one"][0], next(iter(drawn[0][1].entries))]
     else:
         own = [g for g, (kind, _) in dict(drawn)["references"].entries.items() if kind == "fact"]
@@ -182,8 +193,8 @@ def _question(condition: Condition, drawn: Drawn, known: Entries, glyph: int) ->
     on_page = drawn[fact][1].text is None
     return Question(
         text=question_text(glyph),
-        answer=COLOUR_NAMES[known[chain[-1]][1]],
-        condition=f"beside {condition.name}" if condition.told and on_page else condition.name,
+        answers=(COLOUR_NAMES[known[chain[-1]][1]],),
+        condition=f"beside {condition.name}" if condition.in_text and on_page else condition.name,
         hops=len(chain),
         learned=len(chain) == 1 or (len(chain) == 2 and on_page and not condition.inverted),
         depth=fact / (len(drawn) - 1),

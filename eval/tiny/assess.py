@@ -60,22 +60,22 @@ def assess(vlm: VisionLanguageModel, backbone: TinyBackbone, *, episodes: int = 
 PAGE = """# The embedded models
 
 Real backbones at a tiny size, one for each attention family, trained from scratch on rendered pages by
-`make train-tiny` (`eval/tiny/train.py` has the curriculum; `training.json` beside the weights is its record). They know
-their own pages and nothing else. The shipped weights were not all made in one run, as the records say (*sitting*):
-those of `kamera-tiny-gqa` went through the stages in three sittings, and the vision towers of the other two were
-trained again, in a second one, on pages of every density, as the trainer now does at once. An unbroken run may differ
-a little.
+`make train-tiny` (`eval/tiny/train.py` has the curriculum; `training.json` beside the weights is its record). They can
+read their own pages and nothing else. The shipped weights were not all made in one run (`sitting` in the records):
+`kamera-tiny-gqa` was trained in three runs, and the vision towers of the other two were trained again in a second run,
+on pages of every density, as the trainer now does in its only run. Training from scratch may give slightly different
+results.
 
-One and two hops over pages are learned; three hops, and references to what only a passage says, are not.
+One and two hops over pages are learned; three hops, and references to facts in passages of text, are not.
 
-They are trained to bind inside the chunk, and not to follow references at question time: that is what blind reuse
-loses. Trained with the antecedents in view, such a model also learns to follow references when asked, and blind reuse
-then loses little.
+They are trained to resolve references while a chunk is encoded, and not at question time: this is what blind reuse
+loses. A model that is trained with the antecedents in view also learns to follow references at question time, and then
+blind reuse loses little.
 
 A page has {cells} cells of 28 × 28 pixels, one token each; {informative} are informative, the rest background. Accuracy
 under full prefill, {questions} questions on held-out episodes of {least} to {most} chunks (pages, repeated pages and
-text passages); chance is 0.125. *Evicted*: the chunks that hold the antecedents are hidden from the question, so that
-only what the dependant page absorbed can answer.
+text passages); chance is 0.125. *Evicted*: the chunks with the antecedents are hidden from the question, so that
+only what the dependent page absorbed can answer it.
 
 {table}
 
@@ -92,10 +92,10 @@ def page(models: Mapping[str, list[dict[str, Any]]]) -> str:
         "|---|---|---|" + "---|" * (len(models) + 1),
     ]
     for case in cases:
-        found = [{_case(row): row for row in rows}[case] for rows in models.values()]
-        accuracies = " | ".join(f"{row['accuracy']:.3f}" for row in found)
+        cells = [{_case(row): row for row in rows}[case] for rows in models.values()]
+        accuracies = " | ".join(f"{row['accuracy']:.3f}" for row in cells)
         hops, fact, view = case
-        lines.append(f"| {hops} | a {fact} | {view} | {accuracies} | {found[0]['questions']} |")
+        lines.append(f"| {hops} | a {fact} | {view} | {accuracies} | {cells[0]['questions']} |")
     return PAGE.format(
         cells=recipe.rows * recipe.columns,
         informative=recipe.informative,

@@ -31,7 +31,7 @@ class Batch:
         chunk: i32[B, S]: chunk index; -1 in the preamble, and in tails and padding.
         tail: i32[B, S]: 0 outside tails, 1..Q in them, -1 in padding.
         hidden: bool[B, Q + 1, C + 1]: chunks (last column: none) a tail (row 0: none) does not see.
-        ask: i32[B, Q, 3]: where the colour is predicted (the token after which it is said), the end of turn after it,
+        ask: i32[B, Q, 3]: where the colour is predicted (the token before it), the end of turn after it,
             and, to teach the look-up without the turn around it, the colour at the glyph's name.
         answer: i32[B, Q, 3]: those tokens.
         weight: f32[3]: what each of the three counts in the loss.
@@ -83,7 +83,7 @@ class Words:
 
 
 PROBES = 24
-"""Cells and words of an episode that are asked, in place, what colour they are bound to."""
+"""Cells and words of an episode that are probed for the colour they are bound to."""
 
 
 class _Row:

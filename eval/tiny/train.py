@@ -5,7 +5,7 @@ learns to produce the table from pixels; the language model is last adapted to w
 pages of facts and references come first: the step from one hop to two is learned several times faster there.
 
 The model must bind inside the chunk, not hop at question time. So most questions of several hops, and after the first
-stage all of them, are asked without the pages that hold their antecedents: only what the dependant page absorbed can
+stage all of them, are asked without the pages that hold their antecedents: only what the dependent page absorbed can
 answer. References, and glyphs named in a passage, are also asked in place what colour they are bound to, from the
 earliest layer that can know.
 """

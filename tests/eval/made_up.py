@@ -1,4 +1,4 @@
-"""Lines of a run that never was."""
+"""The lines of a run that was not run: random answers and costs."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ COLOURS = ("red", "blue", "green")
 
 
 def make(rng, contexts=12, methods=METHODS):
-    """Contexts and samples of random answers, all methods as good as a coin each."""
+    """Contexts and samples whose answers are drawn at random, whatever the method."""
     lines = []
     samples = []
     for c in range(contexts):
@@ -23,9 +23,16 @@ def make(rng, contexts=12, methods=METHODS):
             | {"absorbed": absorbed}
         )
         for q, name in enumerate(ids):
-            said = {each: {"said": str(rng.choice(COLOURS)), "kl": float(rng.random())} for each in methods}
+            drawn = {each: {"said": str(rng.choice(COLOURS)), "kl": float(rng.random())} for each in methods}
             samples.append(
                 {"id": name, "context": str(c), "seed": c % 3, "hops": 1 + q // 2, "learned": q != 3, "depth": q / 3}
-                | {"chunks": 3 + c % 2, "condition": "ab"[c % 2], "distance": q, "answer": "red", "methods": said}
+                | {
+                    "chunks": 3 + c % 2,
+                    "condition": "ab"[c % 2],
+                    "distance": q,
+                    "question": "?",
+                    "answers": ["red"],
+                    "methods": drawn,
+                }
             )
     return lines, samples

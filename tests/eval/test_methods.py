@@ -25,7 +25,7 @@ def page(rng):
     return pages.render(rng.integers(0, 8 + 48 * 8 + 48 * 48, (3, 4)) * rng.integers(0, 2, (3, 4)))
 
 
-def told(rng):
+def passage_text(rng):
     glyphs = rng.permutation(len(NAMES))[:4]
     return passage({int(glyph): ("fact", int(rng.integers(len(COLOUR_NAMES)))) for glyph in glyphs})
 
@@ -40,7 +40,7 @@ def vlm(request):
 @pytest.fixture(scope="module")
 def batch(vlm):
     rng = np.random.default_rng(1)
-    rows = [[page(rng), told(rng), page(rng)] for _ in range(CONTEXTS)]
+    rows = [[page(rng), passage_text(rng), page(rng)] for _ in range(CONTEXTS)]
     chunks = [Stack.of([kj.encode(vlm, item) for item in place]) for place in zip(*rows, strict=True)]
     slots = 16 + sum(-(-chunk.length // 16) * 16 for chunk in chunks)
     runners = [BatchRunner(model, capacity=slots) for model in (vlm, vlm.leading(2))]
@@ -88,7 +88,7 @@ def test_all_of_it_is_full_prefill(batch, fill, name):
 def test_recomputing_serves_every_attention(attention):
     vlm = load(f"kamera-tiny-{attention}")
     rng = np.random.default_rng(2)
-    chunks = [Stack.of([kj.encode(vlm, told(rng))]) for _ in range(2)]
+    chunks = [Stack.of([kj.encode(vlm, passage_text(rng))]) for _ in range(2)]
     runners = [BatchRunner(model, capacity=48) for model in (vlm, vlm.leading(2))]
     small = Batch.of(*runners, chunks)
     for name in ("cacheblend:1", "cacheblend:0.5"):

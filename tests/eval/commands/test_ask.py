@@ -29,9 +29,9 @@ def ask(pages, question, *more):
 def test_two_hops_are_answered(pages, capsys, method, tmp_path):
     glyph, colour = sample_story(np.random.default_rng((demo.HELD_OUT_SEED, 0))).two_hop[0]
     assert ask(pages, question_text(glyph), "--method", method, "--json", str(tmp_path / "answer.json")) == 0
-    told = capsys.readouterr()
-    assert told.out.strip() == COLOUR_NAMES[colour]
-    assert "only its own pages" in told.err
+    output = capsys.readouterr()
+    assert output.out.strip() == COLOUR_NAMES[colour]
+    assert "only its own pages" in output.err
     written = json.loads((tmp_path / "answer.json").read_text())
     assert written["answer"] == COLOUR_NAMES[colour] and written["kv_bytes"] > 0
     assert (written["patch_bytes"] > 0) == (method != "full")
@@ -93,7 +93,7 @@ def test_frames_that_are_left_out_are_said_or_read(pages, tmp_path, capsys):
         out = tmp_path / "answer.json"
         item = ["--item", str(tmp_path / "both.tiff"), "--method", "blind", "--json", str(out)]
         assert main(["ask", "what colour is the star?", *item, *more]) == 0
-        said = "only the first of 2 frames is read, with --frames all each: both.tiff" in capsys.readouterr().err
-        assert said == (not more)
+        noted = "only the first of 2 frames is read, with --frames all each: both.tiff" in capsys.readouterr().err
+        assert noted == (not more)
         sizes.append(json.loads(out.read_text())["kv_bytes"])
     assert sizes[1] > 1.5 * sizes[0]

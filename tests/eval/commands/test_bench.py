@@ -14,9 +14,9 @@ def small():
 
 
 def test_a_row_is_what_its_steps_take(small):
-    said = []
-    result = forming.measure(small, lengths=(20, 40), rank=4, runs=1, progress=lambda *about: said.append(about))
-    assert [row["tokens"] for row in result["rows"]] == [20, 40] and said[-1] == ("chunks", 2, 2)
+    calls = []
+    result = forming.measure(small, lengths=(20, 40), rank=4, runs=1, progress=lambda *about: calls.append(about))
+    assert [row["tokens"] for row in result["rows"]] == [20, 40] and calls[-1] == ("chunks", 2, 2)
     for row in result["rows"]:
         assert min(row[f"{step}_ms"] for step in ("encode", "forward", "form", "apply", "reprefill")) > 0
         assert row["break_even"] == pytest.approx(row["form_ms"] / (row["reprefill_ms"] - row["apply_ms"]))

@@ -33,7 +33,7 @@ print(json.dumps({"status": status, "compiled": len(compiled), "found": len(foun
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """A cache folder of its own, and a JAX that was told of none."""
+    """A cache folder of its own, and a JAX without a configured one."""
     before = {name: jax.config.values[name] for name in SETTINGS}
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("KAMERA_CACHE", raising=False)
@@ -63,7 +63,7 @@ def compiled_anew(number):
 
 
 def doctor(cache, out):
-    """The command in a process of its own; returns what it counted, wrote and said."""
+    """The command in a process of its own; returns what it counted, wrote and printed."""
     names = ("KAMERA_CACHE", "JAX_COMPILATION_CACHE_DIR")
     inherited = {name: value for name, value in os.environ.items() if name not in names and "PERSISTENT" not in name}
     done = subprocess.run(
@@ -80,29 +80,29 @@ def doctor(cache, out):
 
 def test_a_second_run_compiles_nothing_and_says_the_same(tmp_path):
     cache = tmp_path / "cache"
-    cold, said = doctor(cache, tmp_path / "cold.json")
+    cold, output = doctor(cache, tmp_path / "cold.json")
     warm, again = doctor(cache, tmp_path / "warm.json")
     assert cold["found"] < cold["compiled"] == warm["compiled"] == warm["found"]
-    assert again == said and "cache entry" not in said[1] and "machine" not in said[1]
+    assert again == output and "cache entry" not in output[1] and "machine" not in output[1]
 
     # Whatever happened to its entries, it is a cold run, and no word about it.
     for number, path in enumerate(entries(cache)):
         content = path.read_bytes()
         path.write_bytes((b"", content[: len(content) // 2], b"nonsense" * 9, content[:-1])[number % 4])
     broken, third = doctor(cache, tmp_path / "broken.json")
-    assert broken["compiled"] == cold["compiled"] and broken["found"] == 0 and third == said
+    assert broken["compiled"] == cold["compiled"] and broken["found"] == 0 and third == output
 
 
 def test_what_a_model_computes_is_the_same_to_the_bit(own):
     assert compile_cache.enable()
     vlm = load("kamera-tiny-gqa")
-    told = []
+    results = []
     for _ in ("cold", "warm"):
         jax.clear_caches()
         chunk = kj.encode(vlm, "a red star.")
         logits = kj.query(vlm, kj.append(kj.Window.empty(vlm, 64), chunk), "what colour is the star?")
-        told.append([np.asarray(array).tobytes() for array in (chunk.kv.rot, chunk.kv.free, logits)])
-    assert told[0] == told[1] and len(entries(own)) > 10
+        results.append([np.asarray(array).tobytes() for array in (chunk.kv.rot, chunk.kv.free, logits)])
+    assert results[0] == results[1] and len(entries(own)) > 10
 
 
 def test_a_users_own_folder_is_left_as_it_is(own, tmp_path):

@@ -24,8 +24,8 @@ FAMILIES = ["gqa", *(pytest.param(name, marks=pytest.mark.soak) for name in ATTE
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def told(request, tmp_path_factory):
-    """What the command said of an embedded model, as shipped: its attention, and the folder it wrote to."""
+def shipped(request, tmp_path_factory):
+    """The output of the command on an embedded model: its attention, and the folder it wrote to."""
     folder = tmp_path_factory.mktemp(request.param)
     arguments = ["--json", str(folder / "demo.json"), "--pages", str(folder / "pages")]
     assert main(["demo", "--attention", request.param, "--episodes", "48", *arguments]) == 0
@@ -33,8 +33,8 @@ def told(request, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def result(told):
-    return json.loads((told[1] / "demo.json").read_text())
+def result(shipped):
+    return json.loads((shipped[1] / "demo.json").read_text())
 
 
 def by_name(result):
@@ -95,8 +95,8 @@ def test_the_figure_is_drawn(result, tmp_path):
             assert figure.width > 500 * count and np.asarray(figure).std() > 1
 
 
-def test_the_command_writes_what_it_found_and_the_pages(told, result):
-    attention, folder = told
+def test_the_command_writes_what_it_found_and_the_pages(shipped, result):
+    attention, folder = shipped
     assert {"methods", "reorder", "slide", "recall", "model", "versions"} <= result.keys()
     assert result["model"]["name"] == f"kamera-tiny-{attention}"
     assert result["model"]["architecture"] == BACKBONES[attention].architecture.name

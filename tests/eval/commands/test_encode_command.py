@@ -35,16 +35,16 @@ def test_everything_comes_in_once_and_is_told(folder, tmp_path, capsys):
     assert encode(folder, tmp_path / "lib", tmp_path / "a.json") == 0
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines())) <= 80
-    told = json.loads((tmp_path / "a.json").read_text())
-    assert [item["name"] for item in told["items"]][-1] == "report.pdf, page 4"
-    assert (told["encoded"], told["known"], told["failed"]) == (7, 1, 0)
+    result = json.loads((tmp_path / "a.json").read_text())
+    assert [item["name"] for item in result["items"]][-1] == "report.pdf, page 4"
+    assert (result["encoded"], result["known"], result["failed"]) == (7, 1, 0)
     library = kj.ChunkLibrary.open(tmp_path / "lib")
     vlm = load("kamera-tiny-gqa")
-    assert {item["key"] for item in told["items"]} == set(library.keys())
+    assert {item["key"] for item in result["items"]} == set(library.keys())
     fresh = kj.encode(vlm, folder / "1.png")
     stored = library.get(fresh.key)
     assert np.array_equal(stored.kv.rot, fresh.kv.rot) and np.array_equal(stored.kv.free, fresh.kv.free)
-    assert told["items"][1]["nbytes"] == fresh.nbytes and told["items"][1]["name"] == "1.png"
+    assert result["items"][1]["nbytes"] == fresh.nbytes and result["items"][1]["name"] == "1.png"
     assert encode(folder, tmp_path / "lib", tmp_path / "b.json") == 0
     again = json.loads((tmp_path / "b.json").read_text())
     assert (again["encoded"], again["known"]) == (0, 8)
@@ -66,8 +66,8 @@ def test_what_was_interrupted_goes_on(folder, tmp_path, monkeypatch, capsys):
     assert "Traceback" not in capsys.readouterr().err and not (tmp_path / "a.json").exists()
     monkeypatch.setattr(command, "encode_segment", real)
     assert encode(folder, tmp_path / "lib", tmp_path / "a.json") == 0
-    told = json.loads((tmp_path / "a.json").read_text())
-    assert (told["encoded"], told["known"]) == (5, 3)
+    result = json.loads((tmp_path / "a.json").read_text())
+    assert (result["encoded"], result["known"]) == (5, 3)
     assert kj.ChunkLibrary.open(tmp_path / "lib").verify().ok
 
 
@@ -77,8 +77,8 @@ def test_a_broken_file_is_named_and_the_others_go_on(folder, tmp_path, capsys):
     Image.open(folder / "0.png").save(items / "good.png")
     (items / "broken.png").write_bytes(b"no picture")
     assert encode(items, tmp_path / "lib", tmp_path / "a.json") == 1
-    told = capsys.readouterr()
-    assert "broken.png" in told.out and "Traceback" not in told.err
+    output = capsys.readouterr()
+    assert "broken.png" in output.out and "Traceback" not in output.err
     assert len(kj.ChunkLibrary.open(tmp_path / "lib").keys()) == 1
 
 
@@ -96,20 +96,20 @@ def test_the_first_frame_is_read_and_that_is_said(film, tmp_path, capsys):
     assert encode(path, tmp_path / "lib", tmp_path / "a.json") == 0
     shown = capsys.readouterr().out.splitlines()
     assert "only the first of 3 frames is read, with --frames all each: film.tiff" in shown
-    told = json.loads((tmp_path / "a.json").read_text())
-    assert told["frames_left_out"] == {str(path): 2} and [item["name"] for item in told["items"]] == ["film.tiff"]
-    assert told["items"][0]["key"] == kj.encode(load("kamera-tiny-gqa"), drawn[0]).key
+    result = json.loads((tmp_path / "a.json").read_text())
+    assert result["frames_left_out"] == {str(path): 2} and [item["name"] for item in result["items"]] == ["film.tiff"]
+    assert result["items"][0]["key"] == kj.encode(load("kamera-tiny-gqa"), drawn[0]).key
 
 
 def test_all_frames_are_read_where_asked_for(film, tmp_path, capsys):
     path, drawn = film
     assert encode(path, tmp_path / "lib", tmp_path / "a.json", "--frames", "all") == 0
     assert "only the first" not in capsys.readouterr().out
-    told = json.loads((tmp_path / "a.json").read_text())
+    result = json.loads((tmp_path / "a.json").read_text())
     vlm = load("kamera-tiny-gqa")
-    assert [item["name"] for item in told["items"]] == [f"film.tiff, page {i}" for i in (1, 2, 3)]
-    assert [item["key"] for item in told["items"]] == [kj.encode(vlm, page).key for page in drawn]
-    assert told["frames_left_out"] == {}
+    assert [item["name"] for item in result["items"]] == [f"film.tiff, page {i}" for i in (1, 2, 3)]
+    assert [item["key"] for item in result["items"]] == [kj.encode(vlm, page).key for page in drawn]
+    assert result["frames_left_out"] == {}
 
 
 def test_nothing_to_encode_is_named(tmp_path, capsys):

@@ -53,7 +53,7 @@ def test_frames_of_an_image_are_pages_where_asked_for(tmp_path, kind):
 
 def test_nothing_to_encode_is_named(folder, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(NoItemsError, match="empty holds no image"):
+    with pytest.raises(NoItemsError, match="empty has no image"):
         sources([tmp_path / "empty"])
     with pytest.raises(FileNotFoundError, match="missing"):
         sources([tmp_path / "missing"])

@@ -33,7 +33,7 @@ def filled(pages, tmp_path_factory):
     return folder
 
 
-def told(capsys, *arguments):
+def printed(capsys, *arguments):
     assert main(["library", *map(str, arguments)]) == 0
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
@@ -41,19 +41,19 @@ def told(capsys, *arguments):
 
 
 def test_ls_info_verify_gc(filled, capsys, tmp_path):
-    out = told(capsys, "ls", filled, "--json", tmp_path / "ls.json")
+    out = printed(capsys, "ls", filled, "--json", tmp_path / "ls.json")
     report = tmp_path / "ls.json"
     items = json.loads(report.read_text())["items"]
     assert "3 chunks and 1 patches" in out and len(items) == 4
     assert all(item["key"][:12] in out for item in items)
     patch = next(item for item in items if item["of"])
     for key in (patch["of"], patch["of"][:8], patch["key"]):
-        out = told(capsys, "info", key, filled, "--json", tmp_path / "info.json")
+        out = printed(capsys, "info", key, filled, "--json", tmp_path / "info.json")
         told_of = json.loads((tmp_path / "info.json").read_text())
         assert told_of["patches"] == ([patch["key"]] if patch["of"].startswith(key) else [])
         assert told_of["key"].startswith(key) and told_of["key"] in out
-    assert "as they were written" in told(capsys, "verify", filled)
-    assert "packs dropped" in told(capsys, "gc", filled)
+    assert "as they were written" in printed(capsys, "verify", filled)
+    assert "packs dropped" in printed(capsys, "gc", filled)
     lib = kj.ChunkLibrary.open(filled)
     assert lib.stats().chunks == 3 and lib.stats().patches == 1
 
@@ -93,5 +93,5 @@ def test_damage_is_told(filled, capsys, tmp_path):
     payload[7] ^= 1
     data.write_bytes(payload)
     assert main(["library", "verify", str(tmp_path / "lib")]) == 1
-    told = capsys.readouterr()
-    assert "is not as it was written" in told.err and "NOT all there" in told.out
+    printed = capsys.readouterr()
+    assert "is not as it was written" in printed.err and "NOT all there" in printed.out

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 from benchmarks import kernels, window
-from eval.report import claims
 from eval.report import evaluation as evaluation_report
 from eval.report import figures as evaluation_figures
 from models import load
@@ -42,7 +41,7 @@ def test_methods_are_what_was_measured():
 def test_what_the_method_promises_holds_on_every_embedded_model():
     """Blind reuse keeps one hop and loses two; a patch of a quarter of the bytes gives them back."""
     for run in evaluation_report.load(RESULTS / "eval-binding.json"):
-        assert [finding.holds for finding in claims.findings(run["scores"])[:3]] == [True] * 3, run["config"]["model"]
+        assert [finding.holds for finding in evaluation_report.findings(run)[:3]] == [True] * 3, run["config"]["model"]
 
 
 def test_a_cascade_is_mended_at_a_quarter_of_the_flops():

@@ -1,18 +1,18 @@
-"""Scores and claims against plain arithmetic on made-up samples."""
+"""Scores and findings against plain arithmetic on made-up samples."""
 
 import math
 
 import numpy as np
 import pytest
 
-from eval.report import claims
 from eval.run import metrics, scores
+from eval.tasks import binding_findings, comparison, get
 from tests.eval.made_up import METHODS, make
 
 
 def test_scores_are_plain_means():
     lines, samples = make(np.random.default_rng(1))
-    found = scores.score(METHODS, lines, samples)
+    found = scores.score(get("binding"), METHODS, lines, samples)
     for name in METHODS:
         own = found["methods"][name]
         for hops in (1, 2):
@@ -23,9 +23,9 @@ def test_scores_are_plain_means():
         several = [s for s in samples if s["learned"] and s["hops"] > 1]
         kl, blind = ([s["methods"][each]["kl"] for s in several] for each in (name, "blind"))
         assert math.isclose(own["eta"], 1 - np.mean(kl) / np.mean(blind), abs_tol=1e-6)
-        said = {each: [s["methods"][each]["said"] for s in several] for each in (name, "full", "blind")}
-        assert own["flips"] == sum(a != b for a, b in zip(said[name], said["full"], strict=True))
-        back = [a == b for a, b, c in zip(said[name], said["full"], said["blind"], strict=True) if b != c]
+        answers = {each: [s["methods"][each]["said"] for s in several] for each in (name, "full", "blind")}
+        assert own["flips"] == sum(a != b for a, b in zip(answers[name], answers["full"], strict=True))
+        back = [a == b for a, b, c in zip(answers[name], answers["full"], answers["blind"], strict=True) if b != c]
         assert found["flips"] == len(back)
         assert own["recovered"] == (sum(back) / len(back) if back else None)
         stored = np.mean([line["methods"][name]["bytes"] for line in lines])
@@ -63,7 +63,7 @@ def test_standard_errors_count_contexts():
 def measured(**accuracies):
     """Scores in which only what a claim reads is there."""
     lines, samples = make(np.random.default_rng(0), 6)
-    found = scores.score(METHODS, lines, samples)
+    found = scores.score(get("binding"), METHODS, lines, samples)
     for name, own in found["methods"].items():
         own["hops"]["1"]["accuracy"] = own["hops"]["2"]["accuracy"] = accuracies.get(name, 1.0)
         own["cost"]["bytes_share"] = own["cost"]["recomputed_share"] = 0.2
@@ -75,14 +75,14 @@ def test_claims_hold_and_fail():
     good["methods"]["blind"]["hops"]["1"]["accuracy"] = 0.98
     good["methods"]["patch:2"]["recovered"] = 0.9
     good["methods"]["cacheblend:0.25"]["recovered"] = 0.3
-    found = {each.claim.split(":")[0]: each.holds for each in claims.findings(good)}
-    assert found["blind reuse keeps one hop"] and found["and loses two hops"]
+    found = {each.claim.split(":")[0]: each.holds for each in binding_findings.findings(good)}
+    assert found["blind reuse keeps one hop"] and found["blind reuse loses two hops"]
     assert found["a patch of ≤ 25% of the bytes keeps two hops"]
     assert found["recomputing ≤ 25% of the tokens does not recover as many flipped answers"]
     assert not found["even an oracle needs about half the tokens"]
     bad = measured(**{"blind": 0.9, "patch:2": 0.5})
-    found = {each.claim.split(":")[0]: each.holds for each in claims.findings(bad)}
-    assert not found["blind reuse keeps one hop"] and not found["and loses two hops"]
+    found = {each.claim.split(":")[0]: each.holds for each in binding_findings.findings(bad)}
+    assert not found["blind reuse keeps one hop"] and not found["blind reuse loses two hops"]
     assert not found["a patch of ≤ 25% of the bytes keeps two hops"]
 
 
@@ -90,12 +90,12 @@ def test_methods_over_the_budget_are_not_compared():
     found = measured()
     found["methods"]["patch:2"]["cost"]["bytes_share"] = 0.3
     found["methods"]["cacheblend:0.25"]["cost"]["recomputed_share"] = 0.3
-    assert claims.patches(found, 0.25) == [] and claims.recomputing(found, 0.25) == []
-    holds = {each.claim.split(":")[0]: each.holds for each in claims.findings(found)}
+    assert comparison.patches(found, 0.25) == [] and comparison.recomputing(found, 0.25) == []
+    holds = {each.claim.split(":")[0]: each.holds for each in binding_findings.findings(found)}
     assert holds["a patch of ≤ 25% of the bytes keeps two hops"] is None
 
 
 def test_the_share_that_holds_the_energy_is_read_off_the_curve():
-    curve = [min(1.0, 2 * share) for share in claims.SHARES]
+    curve = [min(1.0, 2 * share) for share in comparison.SHARES]
     found = {"absorbed": {"tokens": [[0.0] * len(curve), curve]}}
-    assert math.isclose(claims.share_for(found, "tokens", 0.9), 0.45, abs_tol=0.01)
+    assert math.isclose(binding_findings.share_for(found, "tokens", 0.9), 0.45, abs_tol=0.01)

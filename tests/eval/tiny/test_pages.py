@@ -1,4 +1,4 @@
-"""Glyphs are told apart, every cell has one id and one picture, and a page is exactly its cells."""
+"""Glyphs differ from each other, every cell has one id and one picture, and a page is exactly its cells."""
 
 import hashlib
 from itertools import combinations

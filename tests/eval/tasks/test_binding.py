@@ -58,7 +58,7 @@ def test_answers_are_what_the_pictures_show(drawn, cells):
         for question in context.questions:
             (asked,) = (glyph for glyph in known if glyph in question.text.replace("?", "").split())
             places = chain(asked, known)
-            assert question.answer == known[places[-1]][1] and question.hops == len(places)
+            assert question.answers == (known[places[-1]][1],) and question.hops == len(places)
             fact = round(question.depth * (len(shown) - 1))
             assert places[-1] in shown[fact]
             stands = next(i for i, own in enumerate(shown) if asked in own)
@@ -82,8 +82,8 @@ def test_conditions_are_what_they_say(drawn, cells):
         same = [shown.count(own) for own in shown]
         assert max(same) == (2 if condition.name in ("repeated", "redundant") else 1)
         assert (len(set(pictures)) < len(pictures)) == (condition.name == "repeated")
-        told = [question for question in context.questions if question.condition == "text facts"]
-        assert len(told) == (3 if condition.told else 0)
+        in_text = [question for question in context.questions if question.condition == "text facts"]
+        assert len(in_text) == (3 if condition.in_text else 0)
     assert seen == by_name.keys()
 
 

@@ -1,92 +1,39 @@
-"""What the paper found (arXiv 2606.23581), held against what a run measured."""
+"""What the paper claims of reuse over several hops (arXiv 2606.23581), against what a run of `binding` measured."""
 
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 
-from eval.run.folder import Record
-from eval.run.spectrum import SHARES
-
-EQUAL_COST = 0.25
-"""The share, of bytes or of tokens, at which methods are compared."""
-
-SLACK = 1.02
-"""What a budget may be over by rounding to whole tokens."""
+from eval.tasks.base import Finding
+from eval.tasks.comparison import EQUAL_COST, SHARES, SLACK, Scores, best, main_score, patches, recomputing
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One claim and what came out.
-
-    Attributes:
-        claim: in words, with its bound.
-        measured: in words.
-        holds: whether it does; None where the run lacks what it takes.
-    """
-
-    claim: str
-    measured: str
-    holds: bool | None
-
-
-def findings(scores: Record) -> list[Finding]:
-    """Every claim that can be held against a run of `binding`."""
+def findings(scores: Scores) -> list[Finding]:
+    """Every claim, each with what the run measured."""
     return [claim(scores) for claim in CLAIMS]
 
 
-def accuracy(scores: Record, method: str, hops: int) -> float:
-    """Over the samples that are marked as learned; NaN where there are none."""
-    cell = scores["methods"].get(method, {}).get("hops", {}).get(str(hops))
-    return float("nan") if cell is None else cell["accuracy"]
-
-
-def best(scores: Record, names: Sequence[str]) -> str | None:
-    """The method of highest two-hop accuracy, the first among equals."""
-    return max(names, key=lambda name: accuracy(scores, name, 2), default=None)
-
-
-def patches(scores: Record, share: float) -> list[str]:
-    """Patches of all layers within a share of the bytes."""
-    return [
-        name
-        for name, own in scores["methods"].items()
-        if re.fullmatch(r"patch:(\d+|energy=[\d.]+|bytes=[\d.]+)", name) and own["cost"]["bytes_share"] <= share * SLACK
-    ]
-
-
-def recomputing(scores: Record, share: float) -> list[str]:
-    """Methods that recompute tokens, and no more than a share of them."""
-    return [
-        name
-        for name, own in scores["methods"].items()
-        if re.fullmatch(r"(cacheblend|epic|mpic|vlcache):[\d.]+", name)
-        and own["cost"]["recomputed_share"] <= share * SLACK
-    ]
-
-
-def _one_hop(scores: Record) -> Finding:
-    full, blind = (accuracy(scores, name, 1) for name in ("full", "blind"))
+def _one_hop(scores: Scores) -> Finding:
+    full, blind = (main_score(scores, name, 1) for name in ("full", "blind"))
     return Finding("blind reuse keeps one hop: ≥ 0.97 × full", f"{blind:.3f} of {full:.3f}", blind >= 0.97 * full)
 
 
-def _two_hops(scores: Record) -> Finding:
-    full, blind = (accuracy(scores, name, 2) for name in ("full", "blind"))
-    return Finding("and loses two hops: ≤ 0.6 × full", f"{blind:.3f} of {full:.3f}", blind <= 0.6 * full)
+def _two_hops(scores: Scores) -> Finding:
+    full, blind = (main_score(scores, name, 2) for name in ("full", "blind"))
+    return Finding("blind reuse loses two hops: ≤ 0.6 × full", f"{blind:.3f} of {full:.3f}", blind <= 0.6 * full)
 
 
-def _patched(scores: Record) -> Finding:
+def _patched(scores: Scores) -> Finding:
     claim = f"a patch of ≤ {EQUAL_COST:.0%} of the bytes keeps two hops: ≥ 0.97 × full"
     name = best(scores, patches(scores, EQUAL_COST))
     if name is None:
         return Finding(claim, "no such patch was run", None)
-    ours, full = (accuracy(scores, each, 2) for each in (name, "full"))
+    ours, full = (main_score(scores, each, 2) for each in (name, "full"))
     share = scores["methods"][name]["cost"]["bytes_share"]
     return Finding(claim, f"{ours:.3f} of {full:.3f} (`{name}`, {share:.1%})", ours >= 0.97 * full)
 
 
-def _tokens(scores: Record) -> Finding:
+def _tokens(scores: Scores) -> Finding:
     claim = f"recomputing ≤ {EQUAL_COST:.0%} of the tokens does not recover as many flipped answers"
     name = best(scores, patches(scores, EQUAL_COST))
     other = best(scores, recomputing(scores, EQUAL_COST))
@@ -96,8 +43,10 @@ def _tokens(scores: Record) -> Finding:
     return Finding(claim, f"{theirs:.1%} (`{other}`) against {ours:.1%} (`{name}`)", theirs < ours)
 
 
-def _same_work(scores: Record) -> Finding:
-    claim = f"nor does recomputing within {EQUAL_COST:.0%} of full prefill's FLOPs"
+def _same_work(scores: Scores) -> Finding:
+    claim = (
+        f"recomputing within {EQUAL_COST:.0%} of full prefill's FLOPs does not recover as many flipped answers either"
+    )
     patch = best(scores, patches(scores, EQUAL_COST))
     methods = scores["methods"]
     affordable = [
@@ -112,30 +61,30 @@ def _same_work(scores: Record) -> Finding:
     return Finding(claim, measured, theirs < ours)
 
 
-def _oracle(scores: Record) -> Finding:
+def _oracle(scores: Scores) -> Finding:
     claim = "even an oracle needs about half the tokens: ≤ 0.97 × full with a quarter of them"
     name = f"oracle-tokens:{EQUAL_COST:g}"
     if name not in scores["methods"]:
         return Finding(claim, "it was not run", None)
-    ours, full = (accuracy(scores, each, 2) for each in (name, "full"))
+    ours, full = (main_score(scores, each, 2) for each in (name, "full"))
     return Finding(claim, f"{ours:.3f} of {full:.3f}", ours <= 0.97 * full)
 
 
-def _low_rank(scores: Record) -> Finding:
+def _low_rank(scores: Scores) -> Finding:
     components, tokens = (share_for(scores, name, 0.9) for name in ("components", "tokens"))
     measured = f"90 % of its energy is in {components:.0%} of the components, in {tokens:.0%} of the tokens"
     return Finding("the change is low-rank over features, diffuse over tokens", measured, components < tokens)
 
 
-def _deep(scores: Record) -> Finding:
+def _deep(scores: Scores) -> Finding:
     error = scores["methods"]["blind"]["kv_error"]
     first = next((i for i, value in enumerate(error) if value > 1e-4), len(error) - 1)
     measured = f"relative change {error[first]:.2f} in layer {first}, {error[-1]:.2f} in the last"
-    return Finding("it grows with depth", measured, error[-1] > error[first])
+    return Finding("the change grows with depth", measured, error[-1] > error[first])
 
 
-def _deep_half(scores: Record) -> Finding:
-    claim = "and the deep half of the layers explains the loss, the shallow half little of it"
+def _deep_half(scores: Scores) -> Finding:
+    claim = "the deep half of the layers explains the loss, the shallow half little of it"
     if not {"patch:deep", "patch:shallow"} <= scores["methods"].keys():
         return Finding(claim, "it was not run", None)
     deep, shallow = (scores["methods"][name]["eta"] for name in ("patch:deep", "patch:shallow"))
@@ -144,8 +93,8 @@ def _deep_half(scores: Record) -> Finding:
     return Finding(claim, f"η {deep:.2f} with the deep half repaired, {shallow:.2f} with the shallow", deep > shallow)
 
 
-def _text(scores: Record) -> Finding:
-    claim = "facts that only a text tells: no claim"
+def _text(scores: Scores) -> Finding:
+    claim = "facts that stand in text alone: no claim"
     cells = {name: scores["methods"][name]["conditions"].get("text facts", {}).get("2") for name in ("full", "blind")}
     if None in cells.values():
         return Finding(claim, "none were asked", None)
@@ -153,7 +102,7 @@ def _text(scores: Record) -> Finding:
     return Finding(claim, f"full {full:.3f}, blind {blind:.3f} over two hops", None)
 
 
-CLAIMS: tuple[Callable[[Record], Finding], ...] = (
+CLAIMS: tuple[Callable[[Scores], Finding], ...] = (
     _one_hop,
     _two_hops,
     _patched,
@@ -167,8 +116,8 @@ CLAIMS: tuple[Callable[[Record], Finding], ...] = (
 )
 
 
-def share_for(scores: Record, name: str, energy: float) -> float:
-    """The share of components, or of tokens, that holds this much of the change, averaged over layers that change."""
+def share_for(scores: Scores, name: str, energy: float) -> float:
+    """The share of components, or of tokens, that has this much of the change, averaged over layers that change."""
     layers = [np.asarray(layer) for layer in scores["absorbed"][name] if layer[-1] > 0.5]
     crossed = [np.interp(energy, np.concatenate([[0.0], layer]), np.concatenate([[0.0], SHARES])) for layer in layers]
     return float(np.mean(crossed)) if crossed else float("nan")

@@ -1,0 +1,56 @@
+"""Arguments that several commands have, and how they are read. Nothing here imports JAX, so that --help is quick."""
+
+import argparse
+from pathlib import Path
+
+EMBEDDED = "kamera-tiny-"
+"""How the names of the embedded models begin."""
+
+ATTENTIONS = ("gqa", "mla", "mha")
+"""The embedded models by their kind of attention."""
+
+DEFAULT = EMBEDDED + ATTENTIONS[0]
+"""The model that commands use where none is named."""
+
+
+def add_json(command: argparse.ArgumentParser) -> None:
+    """Add ``--json``, which every command has."""
+    command.add_argument("--json", type=Path, metavar="FILE", help="write the result to this file as JSON")
+
+
+def add_model(command: argparse.ArgumentParser) -> None:
+    """Add ``--model``."""
+    command.add_argument(
+        "--model",
+        default=DEFAULT,
+        help=f"name of an embedded model, folder in Hugging Face's format, or hub id (default: {DEFAULT})",
+    )
+
+
+def add_pages(command: argparse.ArgumentParser) -> None:
+    """Add how files of several pages or frames are read."""
+    command.add_argument(
+        "--dpi", type=positive, default=144, help="resolution that pages of PDF files are rendered at (default: 144)"
+    )
+    command.add_argument(
+        "--frames",
+        choices=("first", "all"),
+        default="first",
+        help="of an animated GIF, PNG or WebP and of a TIFF of several pages: the first, or all as pages "
+        "(default: first)",
+    )
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is something else.
+    """
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1; got {text}")
+    return value

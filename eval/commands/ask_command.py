@@ -1,0 +1,87 @@
+"""`kamera ask`: a question about images and text files."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from eval.commands.arguments import EMBEDDED, add_json, add_model, add_pages, positive
+
+
+def add_parser(commands: Any) -> argparse.ArgumentParser:
+    """Add the command to the others."""
+    command = commands.add_parser(
+        "ask",
+        help="ask a question about images and text files",
+        description="Answer a question about the items, put into the window in this order by the chosen method.",
+        epilog="example: kamera ask 'what colour is the star?' --item examples/pages/first.png "
+        "--item examples/pages/third.png",
+    )
+    command.add_argument("question")
+    command.add_argument(
+        "--item",
+        dest="items",
+        action="append",
+        required=True,
+        metavar="PATH|KEY",
+        help="an image, .txt, .md or .pdf file, a folder of them, or the key of a chunk in the library; repeat it",
+    )
+    add_pages(command)
+    command.add_argument("--library", type=Path, metavar="DIR", help="the library whose chunks are named by their keys")
+    add_model(command)
+    command.add_argument(
+        "--method",
+        type=_method,
+        default="patch:12",
+        help="full: prefill all together; blind: reuse as encoded alone; patch:M: reuse with rank-M patches "
+        "(default: patch:12)",
+    )
+    command.add_argument(
+        "--max-new-tokens", type=positive, default=16, metavar="N", help="longest answer (default: 16)"
+    )
+    add_json(command)
+    return command
+
+
+def _method(text: str) -> str:
+    name, _, rank = text.partition(":")
+    if text in ("full", "blind") or (name == "patch" and rank.isdigit() and int(rank) > 0):
+        return text
+    raise argparse.ArgumentTypeError(f"expected full, blind or patch:M with a rank M of at least 1; got {text}")
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Run the command; returns what ``--json`` writes."""
+    import kamera_jax as kj
+    from eval.commands.library import named
+    from models import load
+
+    lib = None if options.library is None else kj.ChunkLibrary.open(options.library)
+    items = [item for text in options.items for item in named(text, lib, dpi=options.dpi, frames=options.frames)]
+    vlm = load(options.model)
+    if options.model.startswith(EMBEDDED):
+        print(
+            "The embedded model knows only its own pages of coloured glyphs: it was trained on nothing else.",
+            file=sys.stderr,
+        )
+    if options.method == "full":
+        window = kj.prefill(vlm, items)
+    else:
+        chunks = [item if isinstance(item, kj.Chunk) else kj.encode(vlm, item) for item in items]
+        slots = 16 * len(chunks) + sum(chunk.length for chunk in chunks) + vlm.preamble.positions.shape[-1]
+        window = kj.Window.empty(vlm, capacity=slots + 256 + options.max_new_tokens)
+        rank = int(options.method.partition(":")[2] or 0)
+        for i, chunk in enumerate(chunks):
+            patch = kj.form_patch(vlm, chunk, antecedents=chunks[:i], rank=rank) if rank and i else None
+            window = kj.append(window, chunk, patch)
+    answer = kj.generate(vlm, window, options.question, max_new_tokens=options.max_new_tokens)
+    print(answer.text)
+    return {
+        "question": options.question,
+        "answer": answer.text,
+        "method": options.method,
+        "items": options.items,
+        "ttft_s": answer.ttft_s,
+        "kv_bytes": sum(entry.chunk.nbytes for entry in window.entries),
+        "patch_bytes": sum(entry.patch.nbytes for entry in window.entries if entry.patch is not None),
+    }

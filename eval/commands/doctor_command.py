@@ -1,0 +1,35 @@
+"""The arguments of `kamera doctor`; what it looks at is in `eval.commands.doctor`."""
+
+import argparse
+from typing import Any
+
+from eval.commands.arguments import add_json, positive
+
+
+def add_parser(commands: Any) -> argparse.ArgumentParser:
+    """Add the command to the others."""
+    command = commands.add_parser(
+        "doctor",
+        help="what is installed, what it runs on, and which kernels will run",
+        description="Versions, devices, a check of the operator against float64, and for every operation which kernel "
+        "serves it here, on a TPU and on a Hopper GPU, and why not a faster one.",
+    )
+    command.add_argument(
+        "--model",
+        dest="models",
+        action="append",
+        default=[],
+        help="look at this model's calls; repeat it (default: well-known backbones, in bf16)",
+    )
+    command.add_argument("--slots", type=positive, default=4096, help="slots of the window (default: 4096)")
+    add_json(command)
+    return command
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Run the command; returns what ``--json`` writes."""
+    from eval.commands import doctor
+
+    result = doctor.examine(options.models, options.slots)
+    doctor.show(result)
+    return result

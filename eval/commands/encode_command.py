@@ -1,0 +1,41 @@
+"""The arguments of `kamera encode`; what it does is in `eval.commands.encode`."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from eval.commands.arguments import add_json, add_model, add_pages
+
+
+def add_parser(commands: Any) -> argparse.ArgumentParser:
+    """Add the command to the others."""
+    command = commands.add_parser(
+        "encode",
+        help="encode files into a chunk library",
+        description="Encode each image, text and page once, alone, and store it under a key made of its content and "
+        "the model. What the library has already is not encoded again, so a run that was stopped goes on where it was.",
+        epilog="example: kamera encode report.pdf screenshots/ --library library/",
+    )
+    command.add_argument(
+        "paths", nargs="+", type=Path, metavar="PATH", help="an image, .txt, .md or .pdf file, or a folder of them"
+    )
+    add_pages(command)
+    command.add_argument(
+        "--library", type=Path, required=True, metavar="DIR", help="the library's folder; it is made if it is missing"
+    )
+    add_model(command)
+    command.add_argument(
+        "--storage",
+        choices=("exact", "int8"),
+        default="exact",
+        help="bit for bit, or in half the bytes of bf16 (default: exact)",
+    )
+    add_json(command)
+    return command
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Run the command; returns what ``--json`` writes."""
+    from eval.commands import encode
+
+    return encode.run(options)
