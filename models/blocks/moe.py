@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from models.blocks.layers import swiglu
-from models.blocks.params import ParamInfo, Params, linear
+from models.blocks.params import ParamInfo, Params, swiglu_declaration
 
 
 @dataclass(frozen=True)
@@ -42,19 +42,18 @@ class Experts:
         inner = self.intermediate_size
         declared: Params = {
             # The bias stays in f32 in a bf16 model, as in transformers: rounded, it would send tokens elsewhere.
-            "router": {"w": ParamInfo((width, self.count)), "bias": ParamInfo((self.count,), "zeros", "float32")},
+            "router": {
+                "w": ParamInfo((width, self.count), axes=("embed", "router")),
+                "bias": ParamInfo((self.count,), "zeros", "float32", axes=("router",)),
+            },
             "experts": {
-                "gate": ParamInfo((self.count, width, inner)),
-                "up": ParamInfo((self.count, width, inner)),
-                "down": ParamInfo((self.count, inner, width)),
+                "gate": ParamInfo((self.count, width, inner), axes=("experts", "embed", "mlp")),
+                "up": ParamInfo((self.count, width, inner), axes=("experts", "embed", "mlp")),
+                "down": ParamInfo((self.count, inner, width), axes=("experts", "mlp", "embed")),
             },
         }
         if self.shared_size:
-            declared["shared"] = {
-                "gate": linear(width, self.shared_size),
-                "up": linear(width, self.shared_size),
-                "down": linear(self.shared_size, width),
-            }
+            declared["shared"] = swiglu_declaration(width, self.shared_size)
         return declared
 
 
