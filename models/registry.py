@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from models.blocks.sharding import Rules
+from models.blocks.sharding import MeshError, Rules
 from models.hub.fields import read_json
 from models.hub.refusals import UnknownModelError, check_architecture
 from models.ports.deepseek_vl.port import ARCHITECTURE as DEEPSEEK_VL
@@ -43,9 +43,11 @@ def load(
     Raises:
         UnknownModelError: there is no such model, or its architecture is not served.
         UnsupportedRopeError: its RoPE is not known, or its numbers cannot be.
-        MeshError: the mesh is none, or does not have the axes that the rules name.
+        MeshError: the mesh is none, does not have the axes that the rules name, or is missing where there are rules.
         ValueError: a subclass named for what is missing, truncated, unknown or unsupported in it.
     """
+    if mesh is None and rules is not None:
+        raise MeshError(f"rules are {dict(rules)}, and mesh is None; give the mesh that the rules are about")
     folder = _folder(name)
     mapping = read_json(folder / "config.json")
     check_architecture(str(name), mapping, ARCHITECTURES)

@@ -1,5 +1,6 @@
 """Where parameters lie on a mesh: a table from logical axes to mesh axes, and a sharding for each parameter."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -75,13 +76,11 @@ def _spec(info: ParamInfo, mesh: Mesh, table: Mapping[str, tuple[str, ...]]) -> 
     used: set[str] = set()
     spec: list[Any] = []
     for size, name in zip(info.shape, info.axes, strict=True):
-        axes = table.get(name, ()) if name is not None else ()
-        parts = 1
-        for axis in axes:
-            parts *= mesh.shape[axis]
+        axes: tuple[str, ...] = () if name is None else table.get(name, ())
+        parts = math.prod(mesh.shape[axis] for axis in axes)
         if not axes or used & {*axes} or size % parts:
             spec.append(None)
-            continue
-        used |= {*axes}
-        spec.append(axes if len(axes) > 1 else axes[0])
+        else:
+            spec.append(axes[0] if len(axes) == 1 else axes)
+            used |= {*axes}
     return PartitionSpec(*spec)

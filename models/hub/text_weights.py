@@ -1,5 +1,7 @@
 """Hub names of the text decoder's tensors, the same for every port behind a prefix."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from models.blocks.attention import Latent
@@ -27,7 +29,7 @@ def text_rows(config: DecoderConfig, *, model: str = "model", head: str = "lm_he
             *_attention_rows(config, f"{hub}.self_attn", f"{path}/attn"),
             *(_swiglu_rows(f"{hub}.mlp", f"{path}/mlp") if stack == "layers" else _expert_rows(config, hub, path)),
         ]
-        rows += [Row(row.name, row.path, row.transform, layers.start) for row in stacked]
+        rows += [replace(row, first=layers.start) for row in stacked]
     return rows
 
 

@@ -76,6 +76,10 @@ _FACTORS = np.arange(_PAGE // 8, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15
 """What the words of a page are multiplied with: odd, so that a changed word changes the sum, and each another."""
 
 
+Source = tuple[Part, np.ndarray]
+"""A part of a leaf, and the hub tensor that it is in."""
+
+
 def load_params(
     folder: str | os.PathLike[str], declaration: Params, table: WeightTable, dtype: Any, shardings: Params | None = None
 ) -> Params:
@@ -108,7 +112,7 @@ def load_params(
     tensors = table.tensors(shapes, {name: tensor.shape for name, tensor in stored.items()})
     _check(folder, tensors, stored, table)
 
-    sources: dict[str, list[_Source]] = {path: [] for path in infos}
+    sources: dict[str, list[Source]] = {path: [] for path in infos}
     for name, tensor in tensors.items():
         for part in tensor.parts:
             sources[part.path].append((part, stored[name]))
@@ -118,17 +122,13 @@ def load_params(
     return jax.tree.unflatten(treedef, leaves)
 
 
-_Source = tuple[Part, np.ndarray]
-"""A part of a leaf, and the hub tensor that it is in."""
-
-
 def _place(
-    info: ParamInfo, sharding: jax.sharding.Sharding | None, sources: Sequence[_Source], dtype: np.dtype
+    info: ParamInfo, sharding: jax.sharding.Sharding | None, sources: Sequence[Source], dtype: np.dtype
 ) -> jax.Array:
     """A leaf on the devices that it is for."""
     if sharding is None:
         return jnp.asarray(_read(info.shape, [(0, size) for size in info.shape], sources, dtype))
-    devices: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
+    devices: dict[tuple[tuple[int, int], ...], list[Any]] = {}
     for device, index in sharding.addressable_devices_indices_map(info.shape).items():
         assert index is not None
         bounds = tuple(each.indices(size)[:2] for each, size in zip(index, info.shape, strict=True))
@@ -142,7 +142,7 @@ def _place(
 
 
 def _read(
-    shape: tuple[int, ...], bounds: Sequence[tuple[int, int]], sources: Sequence[_Source], dtype: np.dtype
+    shape: tuple[int, ...], bounds: Sequence[tuple[int, int]], sources: Sequence[Source], dtype: np.dtype
 ) -> np.ndarray:
     """What lies between these bounds, (start, stop) on every axis of a leaf."""
     values = np.empty([stop - start for start, stop in bounds], dtype)
