@@ -18,12 +18,12 @@ class Experts:
     """A layer's experts and how tokens are sent to them.
 
     Attributes:
-        count: X, routed experts.
-        per_token: k, experts that a token is sent to.
-        intermediate_size: of a routed expert.
-        shared_size: intermediate size of the experts every token passes, together; 0 for none.
-        groups: the experts fall into so many groups of neighbours,
-        groups_per_token: of which a token may use so many.
+        count: X, the number of routed experts.
+        per_token: k, the number of experts that a token is sent to.
+        intermediate_size: inner width of a routed expert.
+        shared_size: inner width of the shared experts, which every token passes, together; 0 for none.
+        groups: number of groups of neighbouring experts.
+        groups_per_token: number of groups that a token may use.
         normalise: whether a token's k weights are scaled to sum to 1.
         scale: factor on the weights.
     """

@@ -77,7 +77,7 @@ class Row:
         each = [self.transform.to_hub(np.broadcast_to(np.float32(0), shapes[path][stacked:])) for path in self.paths]
         if len(leading) != 1 or len({_beside(part.shape, self.axis) for part in each}) != 1:
             raise WeightsError(
-                f"{self.name} is to hold {few(self.paths)} one after the other along axis {self.axis}, and they are "
+                f"{self.name} combines {few(self.paths)}, one after the other along axis {self.axis}, and they are "
                 f"{[list(shapes[path]) for path in self.paths]}; they may differ in the length of that axis alone"
             )
         shape = list(each[0].shape)
@@ -149,7 +149,7 @@ class WeightTable:
     Attributes:
         rows: what goes where.
         renames: (regex, replacement) pairs that turn other spellings of a name into the rows'.
-        copies: names that may be there and must then hold the same bytes as another (tied weights saved twice).
+        copies: names that may be there and must then have the same bytes as another (tied weights saved twice).
         ignored: regexes of whole names that may be there and are not parameters (buffers).
     """
 

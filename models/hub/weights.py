@@ -234,7 +234,7 @@ def revision(folder: str | os.PathLike[str]) -> str:
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
         content = tensor.reshape(-1).view(np.uint8)
         pages = 0 if whole else content.size // _PAGE
-        for start in range(0, pages, _PAGES):  # a part at a time, so that a mapped file is not held in memory
+        for start in range(0, pages, _PAGES):  # a part at a time, so that a mapped file does not stay in memory
             part = content[start * _PAGE : min(start + _PAGES, pages) * _PAGE]
             digest.update((part.view(np.uint64).reshape(-1, len(_FACTORS)) @ _FACTORS).data)
         digest.update(content[pages * _PAGE :].data)
