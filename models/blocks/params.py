@@ -39,13 +39,15 @@ class ParamInfo:
 
     ``fan_in`` leaves are normal with variance 1/fan_in, the contraction being over the second-to-last axis. A leaf with
     a ``dtype`` has it whatever the model's. ``axes`` are names in `AXES`, one for each axis, or None for an axis that
-    has no role; left out, no axis has one.
+    has no role; left out, no axis has one. ``heads`` is the number of heads side by side on its axis ``heads`` or
+    ``kv_heads``, which a mesh then splits between heads only.
     """
 
     shape: tuple[int, ...]
     init: Literal["fan_in", "zeros", "ones", "embedding"] = "fan_in"
     dtype: str | None = None
     axes: tuple[str | None, ...] = ()
+    heads: int | None = None
 
     def __post_init__(self) -> None:
         if not self.axes:
@@ -97,12 +99,17 @@ def stacked(layers: int, declaration: Params) -> Params:
 
 
 def linear(
-    inputs: int, outputs: int, *, bias: bool = False, axes: tuple[str | None, str | None] = (None, None)
+    inputs: int,
+    outputs: int,
+    *,
+    bias: bool = False,
+    axes: tuple[str | None, str | None] = (None, None),
+    heads: int | None = None,
 ) -> Params:
-    """Declaration of a dense layer: w [inputs, outputs] and optionally b [outputs]."""
-    layer: Params = {"w": ParamInfo((inputs, outputs), axes=axes)}
+    """Declaration of a dense layer: w [inputs, outputs] and optionally b [outputs]; see `ParamInfo` for the rest."""
+    layer: Params = {"w": ParamInfo((inputs, outputs), axes=axes, heads=heads)}
     if bias:
-        layer["b"] = ParamInfo((outputs,), "zeros", axes=axes[1:])
+        layer["b"] = ParamInfo((outputs,), "zeros", axes=axes[1:], heads=heads)
     return layer
 
 

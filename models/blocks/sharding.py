@@ -31,9 +31,10 @@ class MeshError(ValueError):
 def param_shardings(declaration: Params, mesh: Mesh, rules: Rules | None = None) -> Params:
     """The sharding of every parameter of a declaration.
 
-    An axis whose size the mesh axes do not divide is not split. Nor is one whose mesh axis an earlier axis of the same
-    parameter has taken. What is split over no mesh axis is replicated. XLA divides the work accordingly, whatever axis
-    types the mesh has: the shardings are those of the same mesh with `jax.sharding.AxisType.Auto`.
+    An axis is not split where the mesh axes do not divide its size or its number of heads, nor where an earlier axis
+    of the same parameter has taken one of them. What is split over no mesh axis is replicated. XLA divides the work
+    accordingly, whatever axis types the mesh has: the shardings are those of the same mesh with
+    `jax.sharding.AxisType.Auto`.
 
     Args:
         declaration: nested dict of `ParamInfo`.
@@ -78,7 +79,8 @@ def _spec(info: ParamInfo, mesh: Mesh, table: Mapping[str, tuple[str, ...]]) -> 
     for size, name in zip(info.shape, info.axes, strict=True):
         axes: tuple[str, ...] = () if name is None else table.get(name, ())
         parts = math.prod(mesh.shape[axis] for axis in axes)
-        if not axes or used & {*axes} or size % parts:
+        whole = info.heads if name in ("heads", "kv_heads") and info.heads is not None else size
+        if not axes or used & {*axes} or whole % parts:
             spec.append(None)
         else:
             spec.append(axes[0] if len(axes) == 1 else axes)

@@ -158,11 +158,12 @@ def blocks_declaration(config: VitConfig, *, fused: bool = False) -> Params:
     width = config.hidden_size
     projections = {"qkv": "qkv"} if fused else {"q": "heads", "k": "kv_heads", "v": "kv_heads"}
     attn = {
-        name: linear(width, len(name) * width, bias=True, axes=("embed", axis)) for name, axis in projections.items()
+        name: linear(width, len(name) * width, bias=True, axes=("embed", axis), heads=config.num_heads)
+        for name, axis in projections.items()
     }
     block: Params = {
         "attn_norm": norm(width),
-        "attn": attn | {"o": linear(width, width, bias=True, axes=("heads", "embed"))},
+        "attn": attn | {"o": linear(width, width, bias=True, axes=("heads", "embed"), heads=config.num_heads)},
         "mlp_norm": norm(width),
         "mlp": mlp_declaration(width, config.intermediate_size, width),
     }

@@ -38,7 +38,7 @@ def on_eight_devices(program):
     [
         ("gqa", (2, 4), ("fsdp", "model")),
         ("mla", (2, 4), ("expert", "model")),
-        ("mha", (8,), ("model",)),
+        ("mha", (4, 2), ("model", "copies")),
     ],
 )
 def test_a_split_model_computes_what_the_whole_one_does(kind, shape, names):
@@ -91,6 +91,9 @@ spec = lambda shape, axes, rules=None: param_shardings({"w": ParamInfo(shape, ax
 assert spec((8, 12), ("embed", "mlp")) == P("fsdp", "model")
 assert spec((8, 6), ("embed", "mlp")) == P("fsdp", None)
 assert spec((7, 12), ("embed", "mlp")) == P(None, "model")
+heads = lambda count, axes: param_shardings({"w": ParamInfo((64, 64), axes=axes, heads=count)}, mesh)["w"].spec
+assert heads(8, ("embed", "heads")) == heads(4, ("embed", "kv_heads")) == P("fsdp", "model")
+assert heads(2, ("embed", "kv_heads")) == P("fsdp", None) and heads(2, ("heads", "embed")) == P(None, "fsdp")
 assert spec((8, 12), ("embed", "mlp"), {"mlp": ("fsdp", "model")}) == P(None, None)
 assert spec((8, 16), ("embed", "mlp"), {"mlp": ("fsdp", "model")}) == P(None, ("fsdp", "model"))
 """)

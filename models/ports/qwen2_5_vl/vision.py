@@ -55,7 +55,7 @@ def vision_declaration(config: VisionConfig) -> Params:
         "attn_norm": ParamInfo((width,), "ones", axes=("norm",)),
         "attn": {
             "qkv": linear(width, 3 * width, bias=True, axes=("embed", "qkv")),
-            "o": linear(width, width, bias=True, axes=("heads", "embed")),
+            "o": linear(width, width, bias=True, axes=("heads", "embed"), heads=config.num_heads),
         },
         "mlp_norm": ParamInfo((width,), "ones", axes=("norm",)),
         "mlp": swiglu_declaration(width, config.intermediate_size, bias=True),

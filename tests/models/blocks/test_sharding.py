@@ -32,6 +32,7 @@ def test_every_parameter_of_a_port_names_all_its_axes(kind):
         names = [str(key.key) for key in path]
         assert (info.axes[0] == "layers") == ("layers" in names or "moe_layers" in names or "blocks" in names)
         assert {*info.axes} <= AXES.keys()
+        assert (info.heads is not None) >= bool({"heads", "kv_heads"} & {*info.axes}), "say between what it is split"
 
 
 def test_axes_follow_the_layer_into_a_stack():
