@@ -1,5 +1,7 @@
 """Errors of reading a model's folder."""
 
+from collections.abc import Iterable
+
 
 class ConfigError(ValueError):
     """A configuration cannot be read as the port needs it."""
@@ -19,3 +21,34 @@ class UnsupportedConfigError(ConfigError):
 
 class MissingConfigFileError(ConfigError, FileNotFoundError):
     """A model folder lacks a file."""
+
+
+class WeightsError(ValueError):
+    """A folder's weights are not the model's."""
+
+
+class MissingTensorError(WeightsError):
+    """The model needs a tensor that the folder does not have."""
+
+
+class UnexpectedTensorError(WeightsError):
+    """The folder has a tensor that the model has no use for."""
+
+
+class TensorShapeError(WeightsError):
+    """A tensor has another shape than the configuration asks for."""
+
+
+class TensorDtypeError(WeightsError):
+    """A tensor has a dtype that cannot fill a parameter."""
+
+
+class TensorRangeError(WeightsError):
+    """A tensor has values that the parameters' dtype does not reach."""
+
+
+def few(names: Iterable[str], shown: int = 4) -> str:
+    """The first of many names, for a message."""
+    names = list(names)
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return (", ".join(names[:shown]) or "nothing") + more

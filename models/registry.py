@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from models.blocks.sharding import MeshError, Rules
 from models.hub.fields import read_json
 from models.hub.refusals import UnknownModelError, check_architecture
 from models.ports.deepseek_vl.port import ARCHITECTURE as DEEPSEEK_VL
@@ -20,7 +21,12 @@ ARCHITECTURES = {port.name: port for port in (QWEN2_5_VL, KIMI_VL, DEEPSEEK_VL, 
 
 
 def load(
-    name: str | Path, *, dtype: Any = None, mesh: jax.sharding.Mesh | None = None, system: str | None = None
+    name: str | Path,
+    *,
+    dtype: Any = None,
+    mesh: jax.sharding.Mesh | None = None,
+    rules: Rules | None = None,
+    system: str | None = None,
 ) -> VisionLanguageModel:
     """A model, ready to encode, prefill and answer.
 
@@ -28,21 +34,25 @@ def load(
         name: ``"kamera-tiny-gqa"``, ``-mla`` or ``-mha`` (embedded), a local folder in hub format, or a hub id.
         dtype: of parameters and KV: float32, bfloat16 or float16, as a name (also short: ``"bf16"``, ``"half"``), or as
             a type of numpy, JAX or torch; ``"auto"`` is the default, the checkpoint's.
-        mesh: devices to replicate the parameters over.
+        mesh: devices to place the parameters on, shard by shard as they are read: split over its axes ``model``
+            (tensor parallel), ``expert`` and ``fsdp``, as far as it has them, and replicated over others.
+        rules: which logical axis of the parameters is split over which mesh axis, instead of
+            `models.blocks.sharding.RULES`; see `models.blocks.sharding.param_shardings`.
         system: system text of the preamble; the chat template's own by default.
 
     Raises:
         UnknownModelError: there is no such model, or its architecture is not served.
         UnsupportedRopeError: its RoPE is not known, or its numbers cannot be.
+        MeshError: the mesh is none, does not have the axes that the rules name, or is missing where there are rules.
         ValueError: a subclass named for what is missing, truncated, unknown or unsupported in it.
     """
+    if mesh is None and rules is not None:
+        raise MeshError(f"rules are {dict(rules)}, and mesh is None; give the mesh that the rules are about")
     folder = _folder(name)
     mapping = read_json(folder / "config.json")
     check_architecture(str(name), mapping, ARCHITECTURES)
-    model = VisionLanguageModel.load(ARCHITECTURES[mapping["model_type"]], folder, dtype=dtype, system=system)
-    if mesh is not None:
-        model.params = jax.device_put(model.params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
-    return model
+    port = ARCHITECTURES[mapping["model_type"]]
+    return VisionLanguageModel.load(port, folder, dtype=dtype, system=system, mesh=mesh, rules=rules)
 
 
 def _folder(name: str | Path) -> Path:

@@ -21,6 +21,7 @@ from kamera_jax.kv import KVSpec, Segment, bucket
 from models.architecture import Architecture, Config
 from models.blocks import decoder
 from models.blocks.params import Params
+from models.blocks.sharding import Rules, param_shardings
 from models.forward import forward_of
 from models.hub.chat import ChatTemplate
 from models.hub.fields import Fields, UnsupportedConfigError, read_json
@@ -90,7 +91,14 @@ class VisionLanguageModel:
 
     @classmethod
     def load(
-        cls, architecture: Architecture, folder: Path, *, dtype: Any = None, system: str | None = None
+        cls,
+        architecture: Architecture,
+        folder: Path,
+        *,
+        dtype: Any = None,
+        system: str | None = None,
+        mesh: jax.sharding.Mesh | None = None,
+        rules: Rules | None = None,
     ) -> "VisionLanguageModel":
         """Read a Hugging Face folder in hub format.
 
@@ -100,6 +108,8 @@ class VisionLanguageModel:
             dtype: of parameters and KV, float32, bfloat16 or float16 by any of their names; the checkpoint's by
                 default.
             system: system text of the preamble; the chat template's own by default.
+            mesh: devices to place the parameters on; the default one if left out.
+            rules: how they are split over the mesh; see `models.blocks.sharding.param_shardings`.
 
         Raises:
             ValueError: a subclass named for what is missing, truncated, unknown or unsupported.
@@ -111,7 +121,8 @@ class VisionLanguageModel:
         preprocessing = _preprocessing(folder)
         declared = architecture.declaration(config)
         table = architecture.weight_table(config)
-        params = jax.tree.map(jnp.asarray, load_params(folder, declared, table, dtype))
+        shardings = None if mesh is None else param_shardings(declared, mesh, rules)
+        params = load_params(folder, declared, table, dtype, shardings)
         identity = {"config": mapping, "preprocessing": preprocessing, "weights": revision(folder), "dtype": str(dtype)}
         fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         chat = ChatTemplate.load(folder, system=system)

@@ -15,11 +15,11 @@ def mesh_of(devices: int | None = None) -> Mesh | None:
     Raises:
         ValueError: there are fewer, or none are asked for.
     """
-    found = jax.devices()
-    count = len(found) if devices is None else devices
-    if not 1 <= count <= len(found):
-        raise ValueError(f"there are {len(found)} devices here; got {count}")
-    return Mesh(found[:count], (EPISODES,)) if count > 1 else None
+    available = jax.devices()
+    count = len(available) if devices is None else devices
+    if not 1 <= count <= len(available):
+        raise ValueError(f"there are {len(available)} devices here; got {count}")
+    return Mesh(available[:count], (EPISODES,)) if count > 1 else None
 
 
 def spread(run: Callable[..., Any], mesh: Mesh | None, batched: tuple[bool, ...]) -> Callable[..., Any]:
@@ -34,5 +34,5 @@ def spread(run: Callable[..., Any], mesh: Mesh | None, batched: tuple[bool, ...]
 
 
 def replicated(tree: Any, mesh: Mesh | None) -> Any:
-    """Arrays that every device holds."""
+    """The same arrays, a copy on every device of the mesh."""
     return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))

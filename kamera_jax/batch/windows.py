@@ -36,7 +36,7 @@ class Stack:
     Attributes:
         kv: un-rotated KV [E, L, T, ·].
         segment: their inputs, to run them again, leading axis E.
-        length, advance: as of `kamera_jax.Chunk`, the same for all.
+        length, advance: see `kamera_jax.Chunk`; the same for all chunks.
     """
 
     kv: KV
@@ -79,7 +79,7 @@ class Windows:
 
 
 class BatchRunner:
-    """Builds and asks E windows at a time.
+    """A builder of E windows at a time, which are then asked together.
 
     The layout is that of `kamera_jax.Window`: preamble, then chunks at aligned slots.
     """
@@ -150,7 +150,7 @@ class BatchRunner:
         return _write(state, slot, kv, factors, segment, rope=self.vlm.spec.rope, mesh=self.mesh)
 
     def _head(self, slots: int) -> WindowState:
-        """A window that holds the preamble alone; made once for each size."""
+        """A window of the preamble alone; made once for each size."""
         if slots not in self._heads:
             head = self._preamble
             spec = self.vlm.spec

@@ -106,10 +106,10 @@ class GroupedQuery:
         """Parameters of one layer."""
         kv = self.kv_heads * self.head_dim
         return {
-            "q": linear(width, self.heads * self.head_dim, bias=self.bias),
-            "k": linear(width, kv, bias=self.bias),
-            "v": linear(width, kv, bias=self.bias),
-            "o": linear(self.heads * self.head_dim, width),
+            "q": linear(width, self.heads * self.head_dim, bias=self.bias, axes=("embed", "heads"), heads=self.heads),
+            "k": linear(width, kv, bias=self.bias, axes=("embed", "kv_heads"), heads=self.kv_heads),
+            "v": linear(width, kv, bias=self.bias, axes=("embed", "kv_heads"), heads=self.kv_heads),
+            "o": linear(self.heads * self.head_dim, width, axes=("heads", "embed"), heads=self.heads),
         }
 
     def __call__(
@@ -192,17 +192,22 @@ class Latent:
         """Parameters of one layer."""
         queries = self.heads * (self.nope_dim + self.rope_dim)
         declared: Params = {
-            "kv_a": linear(width, self.latent_dim + self.rope_dim),
-            "kv_norm": ParamInfo((self.latent_dim,), "ones"),
-            "kv_b": linear(self.latent_dim, self.heads * (self.nope_dim + self.value_dim)),
-            "o": linear(self.heads * self.value_dim, width),
+            "kv_a": linear(width, self.latent_dim + self.rope_dim, axes=("embed", "kv_latent")),
+            "kv_norm": ParamInfo((self.latent_dim,), "ones", axes=("norm",)),
+            "kv_b": linear(
+                self.latent_dim,
+                self.heads * (self.nope_dim + self.value_dim),
+                axes=("kv_latent", "heads"),
+                heads=self.heads,
+            ),
+            "o": linear(self.heads * self.value_dim, width, axes=("heads", "embed"), heads=self.heads),
         }
         if self.query_latent_dim is None:
-            return {"q": linear(width, queries), **declared}
+            return {"q": linear(width, queries, axes=("embed", "heads"), heads=self.heads), **declared}
         return {
-            "q_a": linear(width, self.query_latent_dim),
-            "q_norm": ParamInfo((self.query_latent_dim,), "ones"),
-            "q_b": linear(self.query_latent_dim, queries),
+            "q_a": linear(width, self.query_latent_dim, axes=("embed", "q_latent")),
+            "q_norm": ParamInfo((self.query_latent_dim,), "ones", axes=("norm",)),
+            "q_b": linear(self.query_latent_dim, queries, axes=("q_latent", "heads"), heads=self.heads),
             **declared,
         }
 

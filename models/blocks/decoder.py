@@ -15,7 +15,7 @@ from kamera_jax.rope import RopeSpec
 from models.blocks.attention import Attend, GroupedQuery, Latent
 from models.blocks.layers import dense, rms_norm, rotation, swiglu
 from models.blocks.moe import Experts, Routing, mixture
-from models.blocks.params import ParamInfo, Params, is_info, linear, stacked
+from models.blocks.params import ParamInfo, Params, is_info, linear, stacked, swiglu_declaration
 
 
 @dataclass(frozen=True)
@@ -79,25 +79,24 @@ def text_declaration(config: DecoderConfig) -> Params:
     """Every parameter of the language model; layers stacked on the leading axis."""
     width = config.hidden_size
     declaration: Params = {
-        "embed": {"w": ParamInfo((config.vocab_size, width), "embedding")},
-        "norm": ParamInfo((width,), "ones"),
+        "embed": {"w": ParamInfo((config.vocab_size, width), "embedding", axes=("vocab", "embed"))},
+        "norm": ParamInfo((width,), "ones", axes=("norm",)),
     }
     for name, layers in config.stacks.items():
         if name == "layers":
-            inner = config.intermediate_size
-            mlp = {"gate": linear(width, inner), "up": linear(width, inner), "down": linear(inner, width)}
+            mlp = swiglu_declaration(width, config.intermediate_size)
         else:
             assert config.experts is not None
             mlp = config.experts.declaration(width)
         layer: Params = {
-            "attn_norm": ParamInfo((width,), "ones"),
+            "attn_norm": ParamInfo((width,), "ones", axes=("norm",)),
             "attn": config.attention.declaration(width),
-            "mlp_norm": ParamInfo((width,), "ones"),
+            "mlp_norm": ParamInfo((width,), "ones", axes=("norm",)),
             "mlp": mlp,
         }
         declaration[name] = stacked(len(layers), layer)
     if not config.tie_word_embeddings:
-        declaration["head"] = linear(width, config.vocab_size)
+        declaration["head"] = linear(width, config.vocab_size, axes=("embed", "vocab"))
     return declaration
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from models.blocks.layers import swiglu
-from models.blocks.params import ParamInfo, Params, linear
+from models.blocks.params import ParamInfo, Params, swiglu_declaration
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,12 @@ class Experts:
     """A layer's experts and how tokens are sent to them.
 
     Attributes:
-        count: X, routed experts.
-        per_token: k, experts that a token is sent to.
-        intermediate_size: of a routed expert.
-        shared_size: intermediate size of the experts every token passes, together; 0 for none.
-        groups: the experts fall into so many groups of neighbours,
-        groups_per_token: of which a token may use so many.
+        count: X, the number of routed experts.
+        per_token: k, the number of experts that a token is sent to.
+        intermediate_size: inner width of a routed expert.
+        shared_size: inner width of the shared experts, which every token passes, together; 0 for none.
+        groups: number of groups of neighbouring experts.
+        groups_per_token: number of groups that a token may use.
         normalise: whether a token's k weights are scaled to sum to 1.
         scale: factor on the weights.
     """
@@ -42,19 +42,18 @@ class Experts:
         inner = self.intermediate_size
         declared: Params = {
             # The bias stays in f32 in a bf16 model, as in transformers: rounded, it would send tokens elsewhere.
-            "router": {"w": ParamInfo((width, self.count)), "bias": ParamInfo((self.count,), "zeros", "float32")},
+            "router": {
+                "w": ParamInfo((width, self.count), axes=("embed", "router")),
+                "bias": ParamInfo((self.count,), "zeros", "float32", axes=("router",)),
+            },
             "experts": {
-                "gate": ParamInfo((self.count, width, inner)),
-                "up": ParamInfo((self.count, width, inner)),
-                "down": ParamInfo((self.count, inner, width)),
+                "gate": ParamInfo((self.count, width, inner), axes=("experts", "embed", "mlp")),
+                "up": ParamInfo((self.count, width, inner), axes=("experts", "embed", "mlp")),
+                "down": ParamInfo((self.count, inner, width), axes=("experts", "mlp", "embed")),
             },
         }
         if self.shared_size:
-            declared["shared"] = {
-                "gate": linear(width, self.shared_size),
-                "up": linear(width, self.shared_size),
-                "down": linear(self.shared_size, width),
-            }
+            declared["shared"] = swiglu_declaration(width, self.shared_size)
         return declared
 
 

@@ -12,17 +12,51 @@ Params = dict[str, Any]
 """Nested dict of arrays; layers of a stack are stacked on a leading axis."""
 
 
+AXES = {
+    "layers": "layers of a stack",
+    "embed": "the residual stream, of the language model or of a tower",
+    "vocab": "words",
+    "heads": "query heads, side by side with their dims",
+    "kv_heads": "heads of keys and values, side by side with their dims",
+    "qkv": "queries, keys and values in one matrix, one after the other",
+    "q_latent": "the latent of an MLA's queries",
+    "kv_latent": "the latent of an MLA's keys and values, and the key that is rotated",
+    "mlp": "the inner width of an MLP, or of one expert",
+    "experts": "routed experts",
+    "router": "scores of the experts",
+    "norm": "the scale or offset of a norm",
+    "pixels": "values of a patch of an image",
+    "positions": "learned positions of a tower",
+    "rows": "rows of a grid of learned positions",
+    "columns": "columns of a grid of learned positions",
+}
+"""Logical axes, by role: what each name stands for. `models.blocks.sharding` maps them to the axes of a mesh."""
+
+
 @dataclass(frozen=True)
 class ParamInfo:
-    """Declares one parameter leaf: its shape, and how training starts it.
+    """Declares one parameter leaf: its shape, how training starts it, and what its axes are.
 
     ``fan_in`` leaves are normal with variance 1/fan_in, the contraction being over the second-to-last axis. A leaf with
-    a ``dtype`` has it whatever the model's.
+    a ``dtype`` has it whatever the model's. ``axes`` are names in `AXES`, one for each axis, or None for an axis that
+    has no role; left out, no axis has one. ``heads`` is the number of heads side by side on its axis ``heads`` or
+    ``kv_heads``, which a mesh then splits between heads only.
     """
 
     shape: tuple[int, ...]
     init: Literal["fan_in", "zeros", "ones", "embedding"] = "fan_in"
     dtype: str | None = None
+    axes: tuple[str | None, ...] = ()
+    heads: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.axes:
+            object.__setattr__(self, "axes", (None,) * len(self.shape))
+        elif len(self.axes) != len(self.shape) or not {*self.axes} <= {*AXES, None}:
+            raise ValueError(
+                f"a parameter of shape {list(self.shape)} has the axes {list(self.axes)}; expected one name for each "
+                f"axis, of {', '.join(AXES)}"
+            )
 
 
 def is_info(leaf: Any) -> bool:
@@ -57,12 +91,32 @@ def init_params(declaration: Params, key: jax.Array, dtype: Any = jnp.float32) -
 
 def stacked(layers: int, declaration: Params) -> Params:
     """The declaration of ``layers`` equal layers, stacked on a leading axis."""
-    return jax.tree.map(lambda info: replace(info, shape=(layers, *info.shape)), declaration, is_leaf=is_info)
+
+    def over(info: ParamInfo) -> ParamInfo:
+        return replace(info, shape=(layers, *info.shape), axes=("layers", *info.axes))
+
+    return jax.tree.map(over, declaration, is_leaf=is_info)
 
 
-def linear(inputs: int, outputs: int, *, bias: bool = False) -> Params:
-    """Declaration of a dense layer: w [inputs, outputs] and optionally b [outputs]."""
-    layer: Params = {"w": ParamInfo((inputs, outputs))}
+def linear(
+    inputs: int,
+    outputs: int,
+    *,
+    bias: bool = False,
+    axes: tuple[str | None, str | None] = (None, None),
+    heads: int | None = None,
+) -> Params:
+    """Declaration of a dense layer: w [inputs, outputs] and optionally b [outputs]; see `ParamInfo` for the rest."""
+    layer: Params = {"w": ParamInfo((inputs, outputs), axes=axes, heads=heads)}
     if bias:
-        layer["b"] = ParamInfo((outputs,), "zeros")
+        layer["b"] = ParamInfo((outputs,), "zeros", axes=axes[1:], heads=heads)
     return layer
+
+
+def swiglu_declaration(width: int, inner: int, *, bias: bool = False) -> Params:
+    """Declaration of the three dense layers of `models.blocks.layers.swiglu`."""
+    return {
+        "gate": linear(width, inner, bias=bias, axes=("embed", "mlp")),
+        "up": linear(width, inner, bias=bias, axes=("embed", "mlp")),
+        "down": linear(inner, width, bias=bias, axes=("mlp", "embed")),
+    }

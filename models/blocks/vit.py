@@ -142,21 +142,28 @@ def square_plan(grid_h: int, grid_w: int, config: SquareConfig, bucket: int = 25
 
 def norm(width: int) -> Params:
     """Declaration of a LayerNorm: w and b [width]."""
-    return {"w": ParamInfo((width,), "ones"), "b": ParamInfo((width,), "zeros")}
+    return {"w": ParamInfo((width,), "ones", axes=("norm",)), "b": ParamInfo((width,), "zeros", axes=("norm",))}
 
 
 def mlp_declaration(inputs: int, hidden: int, outputs: int, *, bias: bool = True) -> Params:
     """Declaration of two dense layers, for `mlp`."""
-    return {"hidden": linear(inputs, hidden, bias=bias), "out": linear(hidden, outputs, bias=bias)}
+    return {
+        "hidden": linear(inputs, hidden, bias=bias, axes=("embed", "mlp")),
+        "out": linear(hidden, outputs, bias=bias, axes=("mlp", "embed")),
+    }
 
 
 def blocks_declaration(config: VitConfig, *, fused: bool = False) -> Params:
     """Every parameter of the blocks, stacked; ``fused`` keeps q, k and v in one dense layer."""
     width = config.hidden_size
-    projections = {"qkv": 3 * width} if fused else {"q": width, "k": width, "v": width}
+    projections = {"qkv": "qkv"} if fused else {"q": "heads", "k": "kv_heads", "v": "kv_heads"}
+    attn = {
+        name: linear(width, len(name) * width, bias=True, axes=("embed", axis), heads=config.num_heads)
+        for name, axis in projections.items()
+    }
     block: Params = {
         "attn_norm": norm(width),
-        "attn": {name: linear(width, outputs, bias=True) for name, outputs in (projections | {"o": width}).items()},
+        "attn": attn | {"o": linear(width, width, bias=True, axes=("heads", "embed"), heads=config.num_heads)},
         "mlp_norm": norm(width),
         "mlp": mlp_declaration(width, config.intermediate_size, width),
     }
@@ -229,12 +236,12 @@ def square_declaration(config: SquareConfig, *, class_token: bool = False) -> Pa
     """Embedding and blocks; with a class token, as CLIP: no bias under the patches, and a norm before the blocks."""
     width = config.hidden_size
     tower: Params = {
-        "patch_embed": linear(config.pixels, width, bias=not class_token),
-        "positions": ParamInfo((config.side**2 + class_token, width), "embedding"),
+        "patch_embed": linear(config.pixels, width, bias=not class_token, axes=("pixels", "embed")),
+        "positions": ParamInfo((config.side**2 + class_token, width), "embedding", axes=("positions", "embed")),
         "blocks": blocks_declaration(config),
     }
     if class_token:
-        tower |= {"class": ParamInfo((width,), "embedding"), "pre_norm": norm(width)}
+        tower |= {"class": ParamInfo((width,), "embedding", axes=("embed",)), "pre_norm": norm(width)}
     return tower
 
 

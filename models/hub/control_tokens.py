@@ -43,7 +43,7 @@ class ControlTokens:
         if not isinstance(backend, Tokenizer):
             raise TokenizerError(
                 f"the tokenizer is a {type(tokenizer).__name__} without tokenizer.json, so control tokens in a user's "
-                "text cannot be told from the template's; convert it (AutoTokenizer, then save_pretrained)"
+                "text cannot be distinguished from the template's; convert it (AutoTokenizer, then save_pretrained)"
             )
         special = set(getattr(tokenizer, "all_special_tokens", ()))
         added = dict(sorted(backend.get_added_tokens_decoder().items()))
@@ -63,7 +63,7 @@ class ControlTokens:
         self._written = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
     def written(self, text: str) -> str:
-        """Text of the template, which may hold control tokens, ready to be joined to a user's."""
+        """Text of the template, which may contain control tokens, ready to be joined to a user's."""
         return self._written.sub(lambda match: self._names[match.group()], text)
 
     def ids(self, text: str, *, opened: bool = False) -> list[int]:
@@ -74,13 +74,13 @@ class ControlTokens:
             opened: whether to put before it what the tokenizer opens a text with.
 
         Raises:
-            ValueError: the text holds half a character.
+            ValueError: the text contains half a character.
         """
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(
-                f"the text holds {text[error.start]!r}, half of a character that was cut in two; expected whole ones: "
+                f"the text contains {text[error.start]!r}, half of a character cut in two; expected whole ones: "
                 "text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace') mends it"
             ) from error
         return self._copy.encode(text, add_special_tokens=opened).ids

@@ -55,7 +55,9 @@ class Fields:
         if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
             raise UnsupportedConfigError(f"{self.section}: {name} is {value!r}; expected {kind.__name__}")
         if kind is float and not (value == 0 or is_positive(abs(value))):
-            raise UnsupportedConfigError(f"{self.section}: {name} is {value!r}; expected a number that f32 can hold")
+            raise UnsupportedConfigError(
+                f"{self.section}: {name} is {value!r}; expected a number that f32 can represent"
+            )
         return kind(value)
 
     def number(self, name: str, default: Any = _REQUIRED) -> float:
@@ -63,7 +65,7 @@ class Fields:
 
         Raises:
             MissingConfigFieldError: it is absent and there is no default.
-            UnsupportedConfigError: it is no number, or none that f32 can hold.
+            UnsupportedConfigError: it is not a number, or not one that f32 can represent.
         """
         return self.take(name, float, default)
 
@@ -84,7 +86,7 @@ class Fields:
 
         Raises:
             MissingConfigFieldError: it is absent and there is no default.
-            UnsupportedConfigError: it is no such integer, or more than 32 bits hold.
+            UnsupportedConfigError: it is no such integer, or one that needs more than 32 bits.
         """
         return _counted(self.take(name, int, default), f"{self.section}: {name}", least)
 
@@ -141,7 +143,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises:
         MissingConfigFileError: it is not there.
-        ConfigError: it is not a JSON object, or holds NaN or an infinity, which JSON does not have.
+        ConfigError: it is not a JSON object, or contains NaN or an infinity, which JSON does not have.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -152,7 +154,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ConfigError(f"{path} is not JSON ({error}); fetch the model's folder again") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds a {type(content).__name__}; expected a JSON object")
+        raise ConfigError(f"{path} is a {type(content).__name__}; expected a JSON object")
     if strange := _not_finite(content):
         raise ConfigError(f"{path}: {strange}; expected a finite number: fetch the model's folder again")
     return content

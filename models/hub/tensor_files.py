@@ -10,6 +10,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from models.errors import WeightsError, few
+
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
@@ -28,10 +30,6 @@ DTYPES: dict[str, np.dtype] = {
     "BOOL": np.dtype(np.bool_),
 }
 """The dtype names of the safetensors format."""
-
-
-class WeightsError(ValueError):
-    """A folder's weights are not the model's."""
 
 
 class MissingFileError(WeightsError, FileNotFoundError):
@@ -57,7 +55,7 @@ def open_tensors(folder: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         return dict(_open_file(folder / SINGLE))
     if not (folder / INDEX).is_file():
         raise MissingFileError(
-            f"{folder} holds neither {SINGLE} nor {INDEX}; expected a Hugging Face folder of safetensors"
+            f"{folder} has neither {SINGLE} nor {INDEX}; expected a Hugging Face folder of safetensors"
         )
     try:
         index = json.loads((folder / INDEX).read_text())
@@ -75,13 +73,13 @@ def open_tensors(folder: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         for name, tensor in _open_file(folder / shard):
             if placed.get(name) != shard:
                 raise CorruptFileError(
-                    f"{shard} holds {name}, which the index places in {placed.get(name)}; fetch the folder again"
+                    f"{shard} has {name}, which the index places in {placed.get(name)}; fetch the folder again"
                 )
             tensors[name] = tensor
     lost = sorted(placed.keys() - tensors.keys())
     if lost:
         raise CorruptFileError(
-            f"{folder / INDEX} places {few(lost)} in shards that do not hold them; fetch the folder again"
+            f"{folder / INDEX} places {few(lost)} in shards that do not have them; fetch the folder again"
         )
     return tensors
 
@@ -153,10 +151,3 @@ def write_tensors(
         partial.replace(folder / SINGLE)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def few(names: Iterable[str], shown: int = 4) -> str:
-    """The first of many names, for a message."""
-    names = list(names)
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return (", ".join(names[:shown]) or "nothing") + more

@@ -1,14 +1,17 @@
 """Language-model sections of config.json that several ports share: Llama, and DeepSeek-V3."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from kamera_jax.rope import RopeSpec, UnsupportedRopeError, magnitude, position_limit, spec_from_config
 from models.blocks.attention import GroupedQuery, Latent
 from models.blocks.decoder import DecoderConfig
 from models.blocks.moe import Experts
 from models.hub.fields import Fields, MissingConfigFieldError, UnsupportedConfigError
+
+Vision = TypeVar("Vision")
+"""A port's configuration of its tower."""
 
 WRITER_FIELDS = (
     "_attn_implementation",
@@ -185,6 +188,34 @@ def top_fields(mapping: Mapping[str, Any], model_type: str) -> Fields:
     top.expect("quantization_config", None)
     top.ignore("ignore_index", *IGNORED)
     return top
+
+
+def read_sections(
+    mapping: Mapping[str, Any],
+    model_type: str,
+    read_text: Callable[[Mapping[str, Any]], DecoderConfig],
+    read_vision: Callable[[Fields, int], Vision],
+) -> tuple[Fields, DecoderConfig, Vision]:
+    """A hub ``config.json`` whose language model and tower have a section each.
+
+    Args:
+        mapping: the file.
+        model_type: the architecture that it must be of.
+        read_text: reads the language model's section, such as `llama_config`.
+        read_vision: takes the image side from the file, given the width of the language model.
+
+    Returns:
+        What is left of the file, for the port to take what is its own and close it; the language model; the tower.
+
+    Raises:
+        UnknownConfigFieldError: a field that is not known, named.
+        MissingConfigFieldError: no model_type, text_config or vision_config, or a size that has no default.
+        UnsupportedConfigError: a value that asks for another computation, named.
+        UnsupportedRopeError: a RoPE that is not known, or whose numbers cannot be.
+    """
+    top = top_fields(mapping, model_type)
+    text = read_text(one_head(top))
+    return top, text, read_vision(top, text.hidden_size)
 
 
 def one_head(top: Fields) -> dict[str, Any]:

@@ -1,10 +1,14 @@
 """Hub names of the text decoder's tensors, the same for every port behind a prefix."""
 
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+
 import numpy as np
 
 from models.blocks.attention import Latent
 from models.blocks.decoder import DecoderConfig
-from models.hub.weights import TRANSPOSED, Row, Transform
+from models.hub.weight_table import TRANSPOSED, Either, Row, Transform, WeightTable
 
 
 def text_rows(config: DecoderConfig, *, model: str = "model", head: str = "lm_head") -> list[Row]:
@@ -25,10 +29,38 @@ def text_rows(config: DecoderConfig, *, model: str = "model", head: str = "lm_he
             Row(f"{hub}.input_layernorm.weight", f"{path}/attn_norm"),
             Row(f"{hub}.post_attention_layernorm.weight", f"{path}/mlp_norm"),
             *_attention_rows(config, f"{hub}.self_attn", f"{path}/attn"),
-            *(_swiglu_rows(f"{hub}.mlp", f"{path}/mlp") if stack == "layers" else _expert_rows(config, hub, path)),
+            *(swiglu_rows(f"{hub}.mlp", f"{path}/mlp") if stack == "layers" else _expert_rows(config, hub, path)),
         ]
-        rows += [Row(row.name, row.path, row.transform, layers.start) for row in stacked]
+        rows += [replace(row, first=layers.start) for row in stacked]
     return rows
+
+
+def port_table(
+    config: DecoderConfig,
+    vision: Iterable[Row | Either],
+    *,
+    model: str = "model",
+    head: str = "lm_head",
+    renames: tuple[tuple[str, str], ...] = (),
+    ignored: tuple[str, ...] = (),
+) -> WeightTable:
+    """The weight table of a port: the decoder's rows and the tower's.
+
+    A head that is tied to the embeddings may be stored again under its own name, if it is equal to them. The RoPE's
+    frequencies, a buffer, may be there too.
+
+    Args:
+        config: the language model's configuration.
+        vision: rows of the tower and its projector.
+        model: see `text_rows`.
+        head: see `text_rows`.
+        renames: see `WeightTable`.
+        ignored: see `WeightTable`; beside the decoder's buffers.
+    """
+    tied = ((f"{head}.weight", f"{model}.embed_tokens.weight"),) if config.tie_word_embeddings else ()
+    buffers = rf"{re.escape(model)}\.(.*\.)?rotary_emb\.inv_freq"
+    rows = (*text_rows(config, model=model, head=head), *vision)
+    return WeightTable(rows, renames, copies=tied, ignored=(*ignored, buffers))
 
 
 def dense_rows(name: str, path: str, *, bias: bool = True, transform: Transform = TRANSPOSED) -> list[Row]:
@@ -37,8 +69,9 @@ def dense_rows(name: str, path: str, *, bias: bool = True, transform: Transform 
     return [weight, Row(f"{name}.bias", f"{path}/b")] if bias else [weight]
 
 
-def _swiglu_rows(name: str, path: str) -> list[Row]:
-    return [row for p in ("gate", "up", "down") for row in dense_rows(f"{name}.{p}_proj", f"{path}/{p}", bias=False)]
+def swiglu_rows(name: str, path: str, *, bias: bool = False) -> list[Row]:
+    """The rows of the three dense layers of a SwiGLU."""
+    return [row for p in ("gate", "up", "down") for row in dense_rows(f"{name}.{p}_proj", f"{path}/{p}", bias=bias)]
 
 
 def _attention_rows(config: DecoderConfig, name: str, path: str) -> list[Row]:
@@ -81,9 +114,7 @@ def _expert_rows(config: DecoderConfig, hub: str, path: str) -> list[Row]:
             for p in ("gate", "up", "down")
         ),
     ]
-    return rows + (
-        _swiglu_rows(f"{hub}.mlp.shared_experts", f"{path}/mlp/shared") if config.experts.shared_size else []
-    )
+    return rows + (swiglu_rows(f"{hub}.mlp.shared_experts", f"{path}/mlp/shared") if config.experts.shared_size else [])
 
 
 def pairs_apart(kept: int, rotary: int) -> Transform:

@@ -206,6 +206,6 @@ def _added_tokens(declared: Mapping[str, Any], first: int, special: set[str]) ->
 
 
 def _content(token: Any) -> str:
-    """A token as tokenizer_config.json writes it: its text, or an object that holds it."""
+    """A token as tokenizer_config.json writes it: its text, or an object that has it."""
     mapping = token if isinstance(token, Mapping) else {"content": token}
     return Fields("tokenizer_config.json: a special token", mapping).take("content", str)

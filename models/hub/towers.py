@@ -6,7 +6,7 @@ from models.blocks.vit import ACTIVATIONS
 from models.hub.fields import Fields, UnsupportedConfigError
 from models.hub.text_config import IGNORED
 from models.hub.text_weights import dense_rows
-from models.hub.weights import Row
+from models.hub.weight_table import Row
 
 UNUSED_FIELDS = (*IGNORED, "dropout", "initializer_factor")
 """Fields of a vision_config about training, or about the program that wrote it."""

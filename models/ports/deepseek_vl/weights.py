@@ -1,9 +1,9 @@
 """The hub names of DeepSeek-VL's tensors, and where they go."""
 
 from models.architecture import Config
-from models.hub.text_weights import dense_rows, text_rows
+from models.hub.text_weights import dense_rows, port_table
 from models.hub.towers import encoder_rows, norm_rows
-from models.hub.weights import Row, WeightTable, flattened_kernel
+from models.hub.weight_table import Row, WeightTable, flattened_kernel
 from models.ports.deepseek_vl.vision import VisionConfig
 
 VISION_RENAMES = ((r"^model\.vision_model\.vision_model\.", "model.vision_model."),)
@@ -20,13 +20,12 @@ VISION_IGNORED = (
 
 def weight_table(config: Config) -> WeightTable:
     """The table for `models.hub.weights`, in the hub's spelling, ``model.language_model.*`` and the like."""
-    tied = config.text.tie_word_embeddings
-    model = "model.language_model"
-    return WeightTable(
-        rows=(*text_rows(config.text, model=model), *vision_rows(config.vision)),
+    return port_table(
+        config.text,
+        vision_rows(config.vision),
+        model="model.language_model",
         renames=VISION_RENAMES,
-        copies=(("lm_head.weight", f"{model}.embed_tokens.weight"),) if tied else (),
-        ignored=(*VISION_IGNORED, r"model\.language_model\..*\.rotary_emb\.inv_freq"),
+        ignored=VISION_IGNORED,
     )
 
 

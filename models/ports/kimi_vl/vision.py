@@ -129,8 +129,12 @@ def vision_declaration(config: VisionConfig) -> Params:
     width = config.hidden_size
     merged = config.hidden_size * config.spatial_merge_size**2
     return {
-        "patch_embed": linear(config.pixels, width, bias=True),
-        "positions": ParamInfo((config.init_pos_emb_height, config.init_pos_emb_width, width), "embedding"),
+        "patch_embed": linear(config.pixels, width, bias=True, axes=("pixels", "embed")),
+        "positions": ParamInfo(
+            (config.init_pos_emb_height, config.init_pos_emb_width, width),
+            "embedding",
+            axes=("rows", "columns", "embed"),
+        ),
         "blocks": blocks_declaration(config, fused=True),
         "norm": norm(width),
         "projector": {"norm": norm(width), **mlp_declaration(merged, merged, config.out_hidden_size)},

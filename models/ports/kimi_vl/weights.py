@@ -3,21 +3,16 @@
 import numpy as np
 
 from models.architecture import Config
-from models.hub.text_weights import dense_rows, text_rows
+from models.hub.text_weights import dense_rows, port_table
 from models.hub.towers import norm_rows
-from models.hub.weights import Row, Transform, WeightTable, flattened_kernel
+from models.hub.weight_table import Row, Transform, WeightTable, flattened_kernel
 from models.ports.kimi_vl.vision import VisionConfig
 
 
 def weight_table(config: Config) -> WeightTable:
     """The table for `models.hub.weights`, in the hub's spelling (``language_model.model.*``, ``vision_tower.*``)."""
-    tied = config.text.tie_word_embeddings
-    model = "language_model.model"
-    head = "language_model.lm_head"
-    return WeightTable(
-        rows=(*text_rows(config.text, model=model, head=head), *vision_rows(config.vision)),
-        copies=((f"{head}.weight", f"{model}.embed_tokens.weight"),) if tied else (),
-        ignored=(r"language_model\.model\..*\.rotary_emb\.inv_freq",),
+    return port_table(
+        config.text, vision_rows(config.vision), model="language_model.model", head="language_model.lm_head"
     )
 
 

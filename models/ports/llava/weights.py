@@ -1,9 +1,9 @@
 """The hub names of LLaVA-1.5's tensors, and where they go."""
 
 from models.architecture import Config
-from models.hub.text_weights import dense_rows, text_rows
+from models.hub.text_weights import dense_rows, port_table
 from models.hub.towers import encoder_rows, norm_rows
-from models.hub.weights import Row, WeightTable, flattened_kernel
+from models.hub.weight_table import Row, WeightTable, flattened_kernel
 from models.ports.llava.vision import VisionConfig
 
 _TEXT_RENAMES = (
@@ -20,14 +20,13 @@ VISION_RENAMES = (
 
 def weight_table(config: Config) -> WeightTable:
     """The table for `models.hub.weights`, in the hub's spelling (``language_model.model.*``, ``vision_tower.*``)."""
-    tied = config.text.tie_word_embeddings
-    model = "language_model.model"
-    head = "language_model.lm_head"
-    return WeightTable(
-        rows=(*text_rows(config.text, model=model, head=head), *vision_rows(config.vision)),
+    return port_table(
+        config.text,
+        vision_rows(config.vision),
+        model="language_model.model",
+        head="language_model.lm_head",
         renames=(*_TEXT_RENAMES, *VISION_RENAMES),
-        copies=((f"{head}.weight", f"{model}.embed_tokens.weight"),) if tied else (),
-        ignored=(*vision_ignored(config.vision), r"language_model\.model\..*\.rotary_emb\.inv_freq"),
+        ignored=vision_ignored(config.vision),
     )
 
 

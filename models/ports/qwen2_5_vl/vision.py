@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from models.blocks.attention import grouped_attention
 from models.blocks.layers import dense, rms_norm, swiglu
-from models.blocks.params import ParamInfo, Params, linear, stacked
+from models.blocks.params import ParamInfo, Params, linear, stacked, swiglu_declaration
 from models.blocks.vit import axial_rotation, mlp, mlp_declaration, pad_patches
 from models.ports.qwen2_5_vl.config import VisionConfig
 
@@ -52,20 +52,19 @@ def vision_declaration(config: VisionConfig) -> Params:
     pixels = config.in_channels * config.temporal_patch_size * config.patch_size**2
     merged = width * config.spatial_merge_size**2
     block: Params = {
-        "attn_norm": ParamInfo((width,), "ones"),
-        "attn": {"qkv": linear(width, 3 * width, bias=True), "o": linear(width, width, bias=True)},
-        "mlp_norm": ParamInfo((width,), "ones"),
-        "mlp": {
-            "gate": linear(width, config.intermediate_size, bias=True),
-            "up": linear(width, config.intermediate_size, bias=True),
-            "down": linear(config.intermediate_size, width, bias=True),
+        "attn_norm": ParamInfo((width,), "ones", axes=("norm",)),
+        "attn": {
+            "qkv": linear(width, 3 * width, bias=True, axes=("embed", "qkv")),
+            "o": linear(width, width, bias=True, axes=("heads", "embed"), heads=config.num_heads),
         },
+        "mlp_norm": ParamInfo((width,), "ones", axes=("norm",)),
+        "mlp": swiglu_declaration(width, config.intermediate_size, bias=True),
     }
     return {
-        "patch_embed": linear(pixels, width),
+        "patch_embed": linear(pixels, width, axes=("pixels", "embed")),
         "blocks": stacked(config.depth, block),
         "merger": {
-            "norm": ParamInfo((width,), "ones"),
+            "norm": ParamInfo((width,), "ones", axes=("norm",)),
             **mlp_declaration(merged, merged, config.out_hidden_size),
         },
     }

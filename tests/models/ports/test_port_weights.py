@@ -1,0 +1,31 @@
+"""Weight tables of the ports: every parameter has its tensor, and what is not one may be there."""
+
+import pytest
+
+from eval.tiny.backbones import BACKBONES
+from models.registry import ARCHITECTURES
+from tests.models.tiny_llava import CONFIG
+
+PREFIX = {
+    "qwen2_5_vl": ("model", "lm_head"),
+    "kimi_vl": ("language_model.model", "language_model.lm_head"),
+    "deepseek_vl": ("model.language_model", "lm_head"),
+    "llava": ("language_model.model", "language_model.lm_head"),
+}
+CONFIGS = {each.architecture.name: each.config for each in BACKBONES.values()}
+
+
+def config_of(name):
+    return CONFIGS[name] if name in CONFIGS else ARCHITECTURES[name].config_from_hf(CONFIG)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_buffers_and_tied_heads_may_be_stored(name):
+    table = ARCHITECTURES[name].weight_table(config_of(name))
+    model, head = PREFIX[name]
+    assert table.skips(f"{model}.rotary_emb.inv_freq")
+    assert table.skips(f"{model}.layers.3.self_attn.rotary_emb.inv_freq")
+    assert not table.skips(f"{model}.layers.3.self_attn.q_proj.weight")
+    assert not table.skips(f"{model.replace('.', '_')}s.rotary_emb.inv_freq")
+    tied = config_of(name).text.tie_word_embeddings
+    assert table.copies == (((f"{head}.weight", f"{model}.embed_tokens.weight"),) if tied else ())
