@@ -57,7 +57,7 @@ def test_what_images_become_is_in_their_key_and_no_fingerprint(vlm, monkeypatch)
     image = np.random.default_rng(1).integers(0, 256, (56, 28, 3), np.uint8)
     now = kj.encode(vlm, image)
     text = kj.encode(vlm, "a red star.")
-    monkeypatch.setattr("models.vlm.VERSION", 1)
+    monkeypatch.setattr("models.media.still.VERSION", 1)
     assert kj.encode(vlm, image).key != now.key and kj.encode(vlm, "a red star.").key == text.key
 
 
@@ -65,13 +65,13 @@ def test_what_the_template_writes_around_an_image_is_in_its_key(vlm, monkeypatch
     image = np.random.default_rng(1).integers(0, 256, (56, 28, 3), np.uint8)
     now = kj.encode(vlm, image)
     kind = type(vlm._chat)
-    written = kind.image
+    written = kind.content
 
-    def numbered(self, count, placeholder):
-        ids, first = written(self, count, placeholder)
-        return [ids[0], *ids], first + 1
+    def numbered(self, parts, placeholders):
+        ids = written(self, parts, placeholders)
+        return [ids[0], *ids]
 
-    monkeypatch.setattr(kind, "image", numbered)
+    monkeypatch.setattr(kind, "content", numbered)
     other = kj.encode(vlm, image)
     assert other.length == now.length + 1 and other.key != now.key
 
