@@ -23,7 +23,8 @@ class Config:
         text: the language model.
         vision: the vision tower and its projector, as the port has them; None for a model without one.
         image_token_id: the placeholder that an image's tokens stand in; None for a model that reads no images.
-        towers: the configuration of each tower by the name that a `Medium` has for it; of ``"vision"`` it is ``vision``.
+        towers: the configuration of each tower, by the name that a `Medium` has for it; ``vision`` is that of
+            ``"vision"``.
         placeholders: the token that stands for a block in what the chat template writes, by kind of medium; of
             ``"image"`` it is ``image_token_id``.
     """
@@ -43,23 +44,22 @@ class Config:
 
 @runtime_checkable
 class Medium(Protocol):
-    """A kind of media that a port reads. An implementation is hashable, for it is a static argument of what is compiled.
-
-    Attributes:
-        kind: ``"image"``, ``"video"``: the type of a content part in the chat template, and its key in
-            `Config.placeholders`.
-        tower: the name of its parameters, and its key in `Config.towers`; media of one name share a tower.
-        items: what it reads, in words, for messages.
-    """
+    """A kind of media that a port reads; hashable, for it is a static argument of what is compiled."""
 
     @property
-    def kind(self) -> str: ...
+    def kind(self) -> str:
+        """The type of its content parts in the chat template, and its key in `Config.placeholders`."""
+        ...
 
     @property
-    def tower(self) -> str: ...
+    def tower(self) -> str:
+        """The name of its parameters, and its key in `Config.towers`; media of one name share a tower."""
+        ...
 
     @property
-    def items(self) -> str: ...
+    def items(self) -> str:
+        """What it reads, in words, for messages."""
+        ...
 
     def settings(self, preprocessing: Mapping[str, Any], config: Config) -> Any:
         """How items become what the tower reads, from the checkpoint's preprocessing."""

@@ -70,7 +70,8 @@ class VisionLanguageModel:
     ) -> None:
         """Put together what `load` reads.
 
-        ``params`` is a tree as declared by the architecture, ``settings`` what each medium's ``settings`` gave, by kind.
+        ``params`` is a tree as declared by the architecture; ``settings`` is what each medium's ``settings`` gave, by
+        kind.
         """
         text = config.text
         rot_dim, free_dim, heads = text.attention.kv_widths
@@ -183,8 +184,8 @@ class VisionLanguageModel:
         """
         if isinstance(item, list | tuple):
             raise ItemError(
-                f"a {type(item).__name__} stands among the parts of a chunk; expected {self._readable()}: list them all "
-                "in one list, or encode it as a chunk of its own"
+                f"a {type(item).__name__} stands among the parts of a chunk; expected {self._readable()}: put all "
+                "parts in one list, or encode it as a chunk of its own"
             )
         if isinstance(item, str | Path | Image.Image | np.ndarray):
             item = open_item(item)
@@ -196,12 +197,13 @@ class VisionLanguageModel:
             if medium.reads(item):
                 item = medium.normal(item)
                 return _Part(medium, item, medium.digested(item))
-        raise ItemError(f"the item is a {type(item).__name__}; this model reads {self._readable()}")
+        given = "an image" if isinstance(item, Image.Image | np.ndarray) else f"of type {type(item).__name__}"
+        raise ItemError(f"the item is {given}; this model reads {self._readable()}")
 
     def _readable(self) -> str:
         """What the model reads, in words."""
         media = [medium.items for medium in self.architecture.media]
-        return ", ".join(["text (str, or a .txt or .md file)", *media]) if media else "text alone (str, or a file of it)"
+        return ", ".join([f"text {'' if media else 'alone '}(str, or a .txt or .md file)", *media])
 
     def _spans(self, parts: Sequence["_Part"]) -> list[Span]:
         """Text and media blocks of a chunk, in the order of its tokens."""

@@ -161,9 +161,7 @@ class ChatTemplate:
         return parts[1] if len(parts) == 4 and parts[1] == parts[2] else ""
 
     @classmethod
-    def load(
-        cls, folder: Path, *, system: str | None = None, kinds: Sequence[str] = (IMAGE.kind,)
-    ) -> "ChatTemplate":
+    def load(cls, folder: Path, *, system: str | None = None, kinds: Sequence[str] = (IMAGE.kind,)) -> "ChatTemplate":
         """Read tokenizer, template and end-of-turn tokens of a Hugging Face folder.
 
         Args:
@@ -255,8 +253,8 @@ class ChatTemplate:
         body = self._between(whole)
         if not body or any(body.count(mark) != 1 for mark in marks):
             raise ChatTemplateError(
-                f"the chat template does not write {len(parts)} parts of a message (texts and media blocks), each once, "
-                "between the user's header and the question; encode them one by one"
+                f"the chat template does not write the {len(parts)} parts of a message (texts and media blocks) once "
+                "each between the user's header and the question; encode them one by one"
             )
         pieces = re.split(f"({'|'.join(marks)})" if marks else r"(?!)", body)
         text = "".join(self._strip(marks[each]) if each in marks else self._control.written(each) for each in pieces)

@@ -79,7 +79,7 @@ def compose(spans: Sequence[Span], axes: int, content: str) -> Segment:
 
 
 def _media(spans: Sequence[Span], size: int) -> dict[str, jax.Array]:
-    """Features in the rows of their tokens, zero elsewhere: ``media``, ``is_media``, and ``deep`` where there is one."""
+    """Features in the rows of their tokens, zero elsewhere; ``deep`` only where a block has some."""
     is_media = np.zeros(size, bool)
     placed: dict[str, jax.Array] = {}
     first = 0
