@@ -125,9 +125,13 @@ class Pair:
         seed = sorted(sizes).index(name)
         return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*sizes[name], 3), np.uint8))
 
-    def items(self, names: Sequence[str]) -> list[Any]:
-        """Images by their names; anything else is text."""
-        return [self.image(name) if name in {*CELLS, "odd", "large"} else name for name in names]
+    def items(self, names: Sequence[Any]) -> list[Any]:
+        """Images by their names; other strings are text, and a tuple is one item of several parts."""
+        return [self.items(name) if isinstance(name, tuple) else self.item(name) for name in names]
+
+    def item(self, name: str) -> Any:
+        """An image by its name; anything else is text."""
+        return self.image(name) if name in {*CELLS, "odd", "large"} else name
 
     def prompt(self, items: Sequence[Any], question: str) -> "Prompt":
         return Prompt(self, items, question)
@@ -206,10 +210,11 @@ class Prompt:
         self.pair = pair
         self.items = items
         self.question = question
-        content = [{"type": "text", "text": item} if isinstance(item, str) else {"type": "image"} for item in items]
+        parts = [part for item in items for part in (item if isinstance(item, list) else [item])]
+        content = [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image"} for part in parts]
         messages = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
         template = pair.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-        self.media = pair.media(items)
+        self.media = pair.media(parts)
         counts = iter(self.media.counts)
         image = token("image_pad")
         self.ids = np.array([copy for each in template for copy in [each] * (next(counts) if each == image else 1)])

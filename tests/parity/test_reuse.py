@@ -24,6 +24,7 @@ def prompt(pair, request):
 
 
 def assert_equal_there(pair, name, base):
+    """A name is an image's, a text, or a tuple of them: one chunk."""
     prompt = pair.prompt(pair.items([name]), QUESTION)
     span = prompt.spans[1]
     positions = prompt.positions[:, span] - prompt.positions[:, span.start][:, None]
