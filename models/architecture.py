@@ -25,6 +25,7 @@ class Config:
         image_token_id: the placeholder that an image's tokens stand in; None for a model that reads no images.
         towers: the configuration of each tower, by the name that a `Medium` has for it; ``vision`` is that of
             ``"vision"``.
+        media: what else a medium needs to know of config.json, by its kind.
         placeholders: the token that stands for a block in what the chat template writes, by kind of medium; of
             ``"image"`` it is ``image_token_id``.
     """
@@ -33,6 +34,7 @@ class Config:
     vision: Any = None
     image_token_id: int | None = None
     towers: Mapping[str, Any] = field(default_factory=dict)
+    media: Mapping[str, Any] = field(default_factory=dict)
     placeholders: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -77,8 +79,11 @@ class Medium(Protocol):
         """The item in the one form that `digested` and `spans` take; raises ValueError where it cannot be read."""
         ...
 
-    def digested(self, item: Any) -> tuple[str, str, bytes]:
-        """What names a normal item: kind and version of the preprocessing, shape, and content."""
+    def digested(self, item: Any, settings: Any) -> tuple[str, str, bytes]:
+        """What names a normal item: kind and version of the preprocessing, shape, and content.
+
+        ``settings`` are part of it where they are not what the model's fingerprint covers: the images' preprocessing.
+        """
         ...
 
     def spans(self, item: Any, settings: Any, config: Config, encode: Encode) -> Sequence[Span]:

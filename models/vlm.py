@@ -125,7 +125,7 @@ class VisionLanguageModel:
         identity = {"config": mapping, "preprocessing": preprocessing, "weights": revision(folder), "dtype": str(dtype)}
         fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         chat = ChatTemplate.load(folder, system=system, kinds=[medium.kind for medium in architecture.media])
-        settings = {medium.kind: medium.settings(preprocessing, config) for medium in architecture.media}
+        settings = {each.kind: each.settings(_preprocessing(folder, each.kind), config) for each in architecture.media}
         parts = {"configuration": mapping, "preprocessing": preprocessing, "weights": identity["weights"]}
         return cls(
             architecture,
@@ -196,7 +196,7 @@ class VisionLanguageModel:
         for medium in self.architecture.media:
             if medium.reads(item):
                 item = medium.normal(item)
-                return _Part(medium, item, medium.digested(item))
+                return _Part(medium, item, medium.digested(item, self._settings[medium.kind]))
         given = "an image" if isinstance(item, Image.Image | np.ndarray) else f"of type {type(item).__name__}"
         raise ItemError(f"the item is {given}; this model reads {self._readable()}")
 
@@ -328,13 +328,19 @@ def _stored_dtype(folder: Path, mapping: Mapping[str, Any]) -> np.dtype:
         raise UnsupportedConfigError(f'{error}; say what to load it in, such as load(…, dtype="float32")') from error
 
 
-def _preprocessing(folder: Path) -> dict[str, Any]:
-    """Image settings: a file of their own, or, from transformers 5, a section of the processor's."""
-    if not (folder / "preprocessor_config.json").exists() and (folder / "processor_config.json").exists():
-        return Fields("processor_config.json", read_json(folder / "processor_config.json")).take(
-            "image_processor", dict
-        )
-    return read_json(folder / "preprocessor_config.json")
+def _preprocessing(folder: Path, kind: str = "image") -> dict[str, Any]:
+    """Settings of a kind of media: a file of their own, or, from transformers 5, a section of the processor's.
+
+    Kinds that have neither are preprocessed as images are.
+    """
+    own = "preprocessor_config.json" if kind == "image" else f"{kind}_preprocessor_config.json"
+    if (folder / own).exists():
+        return read_json(folder / own)
+    if (folder / "processor_config.json").exists():
+        processor = Fields("processor_config.json", read_json(folder / "processor_config.json"))
+        if kind == "image" or f"{kind}_processor" in processor.rest:
+            return processor.take(f"{kind}_processor", dict)
+    return read_json(folder / own) if kind == "image" else _preprocessing(folder)
 
 
 def _calibration(folder: Path, fingerprint: str) -> Calibration | None:

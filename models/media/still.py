@@ -58,7 +58,7 @@ class ImageMedium:
         """
         return to_rgb(item)
 
-    def digested(self, item: Image.Image) -> tuple[str, str, bytes]:
+    def digested(self, item: Image.Image, settings: Any) -> tuple[str, str, bytes]:
         """See `models.architecture.Medium`."""
         return f"{self.kind}:v{VERSION}", str(item.size), item.tobytes()
 

@@ -45,10 +45,19 @@ class Run:
 
 @dataclass(frozen=True)
 class Media:
-    """Images preprocessed by transformers: what its model takes, and how many tokens stand for each."""
+    """Images and videos, preprocessed: what transformers' model takes, and how many tokens stand for each.
+
+    Attributes:
+        tensors: what the model takes.
+        counts: tokens of each image.
+        video_counts: tokens of each video.
+        intervals: positions between two temporal patches of each video.
+    """
 
     tensors: dict[str, torch.Tensor]
     counts: tuple[int, ...]
+    video_counts: tuple[int, ...] = ()
+    intervals: tuple[float, ...] = ()
 
 
 class Pair:
@@ -138,9 +147,15 @@ class Pair:
 
     def media(self, items: Sequence[Any]) -> Media:
         """The images among ``items``, preprocessed by transformers, with Pillow's resizing in the order of the port."""
-        images = [item for item in items if not isinstance(item, str)]
+        images = [item for item in items if isinstance(item, Image.Image)]
+        videos = [item for item in items if isinstance(item, kj.Video)]
         with width_first():
-            return self.preprocessed(images) if images else Media({}, ())
+            media = self.preprocessed(images) if images else Media({}, ())
+        return self.with_videos(media, videos) if videos else media
+
+    def with_videos(self, media: Media, videos: Sequence[kj.Video]) -> Media:
+        """The same with videos; one at least."""
+        raise NotImplementedError
 
     def run(
         self,
@@ -211,13 +226,16 @@ class Prompt:
         self.items = items
         self.question = question
         parts = [part for item in items for part in (item if isinstance(item, list) else [item])]
-        content = [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image"} for part in parts]
+        kinds = {kj.Video: "video", Image.Image: "image"}
+        content = [
+            {"type": "text", "text": part} if isinstance(part, str) else {"type": kinds[type(part)]} for part in parts
+        ]
         messages = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
         template = pair.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         self.media = pair.media(parts)
-        counts = iter(self.media.counts)
-        image = token("image_pad")
-        self.ids = np.array([copy for each in template for copy in [each] * (next(counts) if each == image else 1)])
+        counts = {token("image_pad"): iter(self.media.counts), token("video_pad"): iter(self.media.video_counts)}
+        copies = [(each, next(counts[each]) if each in counts else 1) for each in template]
+        self.ids = np.array([copy for each, count in copies for copy in [each] * count])
 
     @cached_property
     def kinds(self) -> torch.Tensor:

@@ -4,7 +4,7 @@ Save where the installed Pillow resizes the height first; see `models.media.resi
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,14 +121,26 @@ def preprocess_image(image: Image.Image | np.ndarray, config: ImageConfig) -> Im
     Raises:
         EmptyImageError, ImageFormatError, AspectRatioError: the image cannot be encoded; the message says why.
     """
-    rgb = to_rgb(image)
+    return cut_patches([fitted(to_rgb(image), config)] * config.temporal_patch_size, config)
+
+
+def fitted(rgb: Image.Image, config: ImageConfig) -> Image.Image:
+    """An RGB image or frame, resized to whole merged tokens.
+
+    Raises:
+        EmptyImageError, AspectRatioError: it cannot be resized.
+    """
     height, width = smart_resize(rgb.height, rgb.width, config)
-    pixels = normalise(resized(rgb, width, height), config)
+    return resized(rgb, width, height)
+
+
+def cut_patches(frames: Sequence[Image.Image], config: ImageConfig) -> ImagePatches:
+    """Fitted frames of one temporal patch, normalised and cut, all patches of a merged token together."""
+    pixels = np.stack([normalise(frame, config) for frame in frames])
     patch = config.patch_size
     merge = config.merge_size
-    rows = height // patch
-    columns = width // patch
-    blocks = pixels.reshape(rows // merge, merge, patch, columns // merge, merge, patch, 3)
-    blocks = blocks.transpose(0, 3, 1, 4, 6, 2, 5)[:, :, :, :, :, None]
-    frames = np.broadcast_to(blocks, (*blocks.shape[:5], config.temporal_patch_size, patch, patch))
-    return ImagePatches(frames.reshape(rows * columns, -1), (1, rows, columns))
+    rows = frames[0].height // patch
+    columns = frames[0].width // patch
+    blocks = pixels.reshape(len(frames), rows // merge, merge, patch, columns // merge, merge, patch, 3)
+    blocks = blocks.transpose(1, 4, 2, 5, 7, 0, 3, 6)
+    return ImagePatches(blocks.reshape(rows * columns, -1), (1, rows, columns))

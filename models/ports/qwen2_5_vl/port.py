@@ -1,12 +1,33 @@
 """Qwen2.5-VL, as `models.vlm` serves it."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 
-from models.architecture import Architecture
+from models.architecture import Architecture, Config
+from models.hub.fields import Fields
 from models.media.still import ImageMedium
-from models.ports.qwen2_5_vl import images, vision
-from models.ports.qwen2_5_vl.config import VisionConfig, config_from_hf
+from models.ports.qwen2_5_vl import config, images, vision
+from models.ports.qwen2_5_vl.config import VisionConfig
+from models.ports.qwen2_5_vl.video import VideoMedium
 from models.ports.qwen2_5_vl.weights import weight_table
+
+
+def config_from_hf(mapping: Mapping[str, Any]) -> Config:
+    """As `models.ports.qwen2_5_vl.config.config_from_hf`, with what videos need beside the tower they share.
+
+    Raises:
+        ValueError: a subclass named for what is missing, unknown or unsupported.
+    """
+    read = config.config_from_hf(mapping)
+    tower = Fields("vision_config", mapping["vision_config"])
+    return replace(
+        read,
+        placeholders={"video": Fields("config.json", mapping).size("video_token_id", 151656, least=0)},
+        media={"video": tower.positive("tokens_per_second", 4.0)},
+    )
 
 
 def image_positions(rows: int, columns: int, config: VisionConfig) -> tuple[np.ndarray, float]:
@@ -34,4 +55,4 @@ IMAGES = ImageMedium(
     image_positions,
 )
 
-ARCHITECTURE = Architecture("qwen2_5_vl", config_from_hf, weight_table, (IMAGES,))
+ARCHITECTURE = Architecture("qwen2_5_vl", config_from_hf, weight_table, (IMAGES, VideoMedium()))
