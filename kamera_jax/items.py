@@ -22,7 +22,7 @@ class Video:
     frames: UInt8[np.ndarray, "n H W 3"]
     times: Float32[np.ndarray, " n"]
 
-    def __init__(self, frames: np.ndarray, times: object) -> None:
+    def __init__(self, frames: object, times: object) -> None:
         """Check frames and times.
 
         Raises:
@@ -49,7 +49,7 @@ class Video:
         object.__setattr__(self, "times", seconds)
 
     @classmethod
-    def at_rate(cls, frames: np.ndarray, fps: float) -> "Video":
+    def at_rate(cls, frames: np.ndarray, fps: float | int) -> "Video":
         """A video whose frames follow one another at ``fps`` a second, the first at 0.
 
         Raises:
