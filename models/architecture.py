@@ -33,9 +33,9 @@ class Config:
     text: DecoderConfig
     vision: Any = None
     image_token_id: int | None = None
-    towers: Mapping[str, Any] = field(default_factory=dict)
-    media: Mapping[str, Any] = field(default_factory=dict)
-    placeholders: Mapping[str, int] = field(default_factory=dict)
+    towers: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    media: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    placeholders: Mapping[str, int] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if self.vision is not None:

@@ -3,26 +3,24 @@
 import json
 import re
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
 from transformers import AutoTokenizer
 
 import kamera_jax as kj
-from eval.tiny import checkpoint
 from eval.tiny.backbones import BACKBONES
 from eval.tiny.vocabulary import VOCABULARY, build_tokenizer
 from kamera_jax.forward import run
 from models import load
 from models.architecture import Architecture, Config
-from models.blocks.params import is_info
 from models.hub.chat import ChatTemplate
 from models.hub.text_weights import text_rows
 from models.hub.weights import WeightTable, save_params
 from models.media.pictures import ImageFormatError
 from models.vlm import ItemError, VisionLanguageModel
-from tests.models import tiny_llava
+from tests.models import tiny_llava, tiny_ports
+from tests.models.tiny_ports import random_params
 
 PAD = VOCABULARY.index("<|image_pad|>")
 RED = "a red star."
@@ -35,15 +33,7 @@ def folder(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("hub") / request.param
     if request.param == "llava":
         return tiny_llava.write(path, np.float32)
-    backbone = BACKBONES[request.param]
-    rng = np.random.default_rng(5)
-
-    def leaf(info):
-        return np.float32(info.init == "ones") + 0.1 * rng.standard_normal(info.shape, np.float32)
-
-    params = jax.tree.map(leaf, backbone.architecture.declaration(backbone.config), is_leaf=is_info)
-    checkpoint.write(path, backbone, params)
-    return path
+    return tiny_ports.write(path, request.param)
 
 
 @pytest.fixture(scope="module")
@@ -217,13 +207,8 @@ TEXT_ONLY = Architecture("text_only", text_config, text_table)
 def language_model(tmp_path_factory):
     """A port without any medium; its folder holds no preprocessing."""
     folder = tmp_path_factory.mktemp("hub") / "text"
-    rng = np.random.default_rng(5)
     config = text_config({})
-
-    def leaf(info):
-        return np.float32(info.init == "ones") + 0.1 * rng.standard_normal(info.shape, np.float32)
-
-    params = jax.tree.map(leaf, TEXT_ONLY.declaration(config), is_leaf=is_info)
+    params = random_params(TEXT_ONLY.declaration(config))
     assert params.keys() == {"text"}
     folder.mkdir()
     build_tokenizer(folder)

@@ -2,34 +2,23 @@
 
 import json
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
 import kamera_jax as kj
-from eval.tiny import checkpoint
 from eval.tiny.backbones import BACKBONES
 from kamera_jax.forward import run
 from models import load
-from models.blocks.params import is_info
 from models.hub.fields import MissingConfigFieldError, MissingConfigFileError
+from tests.models import tiny_ports
 
 
 @pytest.fixture(scope="module", params=BACKBONES)
 def folder(request, tmp_path_factory):
     """A tiny model of each attention with random weights."""
-    backbone = BACKBONES[request.param]
-    rng = np.random.default_rng(5)
-
-    def leaf(info):
-        return np.float32(info.init == "ones") + 0.1 * rng.standard_normal(info.shape, np.float32)
-
-    params = jax.tree.map(leaf, backbone.architecture.declaration(backbone.config), is_leaf=is_info)
-    folder = tmp_path_factory.mktemp("hub") / backbone.name
-    checkpoint.write(folder, backbone, params)
-    return folder
+    return tiny_ports.write(tmp_path_factory.mktemp("hub") / BACKBONES[request.param].name, request.param)
 
 
 @pytest.fixture

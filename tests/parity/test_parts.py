@@ -6,10 +6,10 @@ import pytest
 
 import kamera_jax as kj
 from kamera_jax.forward import run
-from tests.parity.oracle import assert_close, assert_prefilled, window_kv
+from tests.parity.oracle import assert_close, assert_prefilled
 from tests.parity.pairs import CONFIGS
 from tests.parity.routing import assert_same_routes
-from tests.parity.test_reuse import assert_equal_there, blind_hf, patched
+from tests.parity.test_reuse import assert_blind_equals_hf, assert_equal_there, patched
 
 pytestmark = pytest.mark.parity
 
@@ -71,20 +71,12 @@ def test_a_chunk_of_parts_rotated_equals_hf_there(pair, parts):
 @pytest.mark.parametrize("preamble", ["pinned", None])
 def test_blind_reuse_equals_hf_under_a_mask(pair, preamble):
     prompt = pair.prompt(pair.items(PROMPTS["behind others"]), QUESTION)
-    window = kj.Window.empty(pair.vlm, CAPACITY)
-    for item in prompt.items:
-        window = kj.append(window, kj.encode(pair.vlm, item, preamble=preamble))
-    tail = prompt.spans[-1]
-    blind = blind_hf(prompt, preamble)
-    rot, free = window_kv(window)
-    assert_close(rot, blind.rot[:, : tail.start], layers=True)
-    assert_close(free, blind.free[:, : tail.start], layers=True)
-    assert_close(prompt.tail_logits(window), blind.logits[tail])
+    assert_blind_equals_hf(pair, prompt, preamble, CAPACITY)
 
 
 @one_a_port
 def test_full_rank_patches_give_back_hf_s_prefill(pair):
     prompt = pair.prompt(pair.items(PROMPTS["behind others"]), QUESTION)
-    window = patched(pair.vlm, prompt.items, "antecedents")
+    window = patched(pair.vlm, prompt.items, "antecedents", CAPACITY)
     assert_prefilled(window, prompt)
     assert_close(kj.query(pair.vlm, window, QUESTION), prompt.full.logits[-1])

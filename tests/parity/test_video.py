@@ -7,16 +7,15 @@ import torch
 
 import kamera_jax as kj
 from kamera_jax.forward import run
-from tests.parity.oracle import assert_close, assert_prefilled, token, window_kv
+from tests.parity.oracle import assert_close, assert_prefilled, token
 from tests.parity.pairs import CONFIGS
-from tests.parity.test_reuse import blind_hf, patched
+from tests.parity.test_reuse import assert_blind_equals_hf, assert_items_equal_there, patched
 
 pytestmark = [
     pytest.mark.parity,
     pytest.mark.parametrize("pair", [name for name in CONFIGS if name.startswith("qwen")], indirect=True),
 ]
 
-CAPACITY = 512
 SIZE = 128
 QUESTION = "which colour is the cell on the page?"
 
@@ -77,25 +76,10 @@ def test_positions_of_a_short_video_are_hf_5_s(pair):
 
 
 def test_a_chunk_rotated_equals_hf_there(pair):
-    prompt = pair.prompt(prompts(pair)["behind others"][1:2], QUESTION)
-    span = prompt.spans[1]
-    positions = prompt.positions[:, span] - prompt.positions[:, span.start][:, None]
-    there = pair.run(prompt.ids[span], positions + 37, prompt.media)
-    chunk = kj.encode(pair.vlm, prompt.items[0], preamble=None)
-    np.testing.assert_array_equal(chunk.positions[:, : chunk.length], positions)
-    assert_close(pair.rotated(chunk.kv, chunk.positions + 37)[:, : chunk.length], there.rot, layers=True)
-    assert_close(np.asarray(chunk.kv.free)[:, : chunk.length], there.free, layers=True)
+    assert_items_equal_there(pair, prompts(pair)["behind others"][1:2], 37)
 
 
 def test_blind_and_patched_reuse_equal_hf(pair):
     prompt = pair.prompt(prompts(pair)["behind others"], QUESTION)
-    window = kj.Window.empty(pair.vlm, CAPACITY)
-    for item in prompt.items:
-        window = kj.append(window, kj.encode(pair.vlm, item))
-    tail = prompt.spans[-1]
-    blind = blind_hf(prompt, "pinned")
-    rot, free = window_kv(window)
-    assert_close(rot, blind.rot[:, : tail.start], layers=True)
-    assert_close(free, blind.free[:, : tail.start], layers=True)
-    assert_close(prompt.tail_logits(window), blind.logits[tail])
+    assert_blind_equals_hf(pair, prompt, "pinned")
     assert_prefilled(patched(pair.vlm, prompt.items, "antecedents"), prompt)

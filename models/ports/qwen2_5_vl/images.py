@@ -13,19 +13,16 @@ from PIL import Image
 
 from models.hub.fields import Fields, UnsupportedConfigError
 from models.media.images import (
-    AspectRatioError,
     EmptyImageError,
     ImagePatches,
     PatchConfig,
+    check_aspect,
     normalise,
     preprocessor_fields,
     resized,
-    take_per_channel,
+    take_normalisation,
     to_rgb,
 )
-
-MAX_ASPECT = 200
-"""Longer side over shorter side, at most."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +73,7 @@ class ImageConfig(PatchConfig):
             patch_size=fields.size("patch_size", patch_size),
             temporal_patch_size=fields.size("temporal_patch_size", cls.temporal_patch_size),
             merge_size=fields.size("merge_size", cls.merge_size),
-            mean=take_per_channel(fields, "image_mean", cls.mean),
-            std=take_per_channel(fields, "image_std", cls.std, above_zero=True),
-            rescale=fields.positive("rescale_factor", cls.rescale),
+            **take_normalisation(fields, cls),
         )
         fields.close()
         return config
@@ -93,10 +88,7 @@ def smart_resize(height: int, width: int, config: ImageConfig) -> tuple[int, int
     """
     if height < 1 or width < 1:
         raise EmptyImageError(f"the image is {width} x {height} pixels; expected at least 1 x 1")
-    if max(height, width) / min(height, width) > MAX_ASPECT:
-        raise AspectRatioError(
-            f"the image is {width} x {height} pixels; expected sides within a factor of {MAX_ASPECT}: cut it up"
-        )
+    check_aspect(width, height)
     factor = config.patch_size * config.merge_size
     rows, columns = (round(side / factor) * factor for side in (height, width))
     if rows * columns > config.max_pixels:
