@@ -12,6 +12,7 @@ from kamera_jax.guard.policy import ReusePolicy, Verdict, append_checked
 from kamera_jax.guard.staleness import Staleness, staleness
 from kamera_jax.inference.encode import encode, form_patch, form_patches, prefill
 from kamera_jax.inference.generate import Generation, generate, query
+from kamera_jax.items import Video
 from kamera_jax.kv import KV, ChunkPool, Factors, KVSpec, Segment, Sketch, SketchSpec, WindowState
 from kamera_jax.library.library import ChunkLibrary
 from kamera_jax.moved import moved
@@ -46,6 +47,7 @@ __all__ = [
     "SketchSpec",
     "Staleness",
     "Verdict",
+    "Video",
     "Window",
     "WindowState",
     "append",

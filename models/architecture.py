@@ -1,15 +1,18 @@
 """What a port says of itself; `models.vlm` does the rest."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from types import ModuleType
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
+import jax
 
 from models.blocks.decoder import DecoderConfig, text_declaration
 from models.blocks.params import Params
 from models.hub.weight_table import WeightTable
+from models.media.spans import Features, Span
+
+Encode = Callable[[Any, Any], Features]
+"""A medium's ``encode`` with parameters and configuration in place: what its tower reads, and the plan, to features."""
 
 
 @dataclass(frozen=True)
@@ -18,39 +21,105 @@ class Config:
 
     Attributes:
         text: the language model.
-        vision: the vision tower and its projector, as the port has them.
-        image_token_id: the placeholder that an image's tokens stand in.
+        vision: the vision tower and its projector, as the port has them; None for a model without one.
+        image_token_id: the placeholder that an image's tokens stand in; None for a model that reads no images.
+        towers: the configuration of each tower, by the name that a `Medium` has for it; ``vision`` is that of
+            ``"vision"``.
+        media: what else a medium needs to know of config.json, by its kind.
+        placeholders: the token that stands for a block in what the chat template writes, by kind of medium; of
+            ``"image"`` it is ``image_token_id``.
     """
 
     text: DecoderConfig
-    vision: Any
-    image_token_id: int
+    vision: Any = None
+    image_token_id: int | None = None
+    towers: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    media: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    placeholders: Mapping[str, int] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        if self.vision is not None:
+            object.__setattr__(self, "towers", {**self.towers, "vision": self.vision})
+        if self.image_token_id is not None:
+            object.__setattr__(self, "placeholders", {**self.placeholders, "image": self.image_token_id})
+
+
+@runtime_checkable
+class Medium(Protocol):
+    """A kind of media that a port reads; hashable, for it is a static argument of what is compiled."""
+
+    @property
+    def kind(self) -> str:
+        """The type of its content parts in the chat template, and its key in `Config.placeholders`."""
+        ...
+
+    @property
+    def tower(self) -> str:
+        """The name of its parameters, and its key in `Config.towers`; media of one name share a tower."""
+        ...
+
+    @property
+    def items(self) -> str:
+        """What it reads, in words, for messages."""
+        ...
+
+    def settings(self, preprocessing: Mapping[str, Any], config: Config) -> Any:
+        """How items become what the tower reads, from the checkpoint's preprocessing."""
+        ...
+
+    def declaration(self, tower: Any) -> Params:
+        """Every parameter of the tower."""
+        ...
+
+    def reads(self, item: Any) -> bool:
+        """Whether an opened item is of this kind: a PIL image, an array, or plain data such as `kamera_jax.Video`."""
+        ...
+
+    def normal(self, item: Any) -> Any:
+        """The item in the one form that `digested` and `spans` take; raises ValueError where it cannot be read."""
+        ...
+
+    def digested(self, item: Any, settings: Any) -> tuple[str, str, bytes]:
+        """What names a normal item: kind and version of the preprocessing, shape, and content.
+
+        ``settings`` are part of it where they are not what the model's fingerprint covers: the images' preprocessing.
+        """
+        ...
+
+    def spans(self, item: Any, settings: Any, config: Config, encode: Encode) -> Sequence[Span]:
+        """What stands at the placeholder that the template writes for a normal item."""
+        ...
+
+    def encode(self, params: Params, tower: Any, inputs: jax.Array, plan: Any) -> Features:
+        """Run the tower over one block; pure, and traced."""
+        ...
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A port: a reading of the configuration, a weight table, a vision tower and its images.
+    """A port: a reading of the configuration, a weight table, and the media it reads.
 
     Attributes:
         name: ``model_type`` in config.json.
         config_from_hf: config.json to `Config`.
         weight_table: hub names of all tensors.
-        images: a module with ``ImageConfig.from_hf(preprocessor_config, patch_size)`` and
-            ``preprocess_image(image, ImageConfig) -> ImagePatches``.
-        vision: a module with ``vision_declaration(config)``, ``plan(rows, columns, config)``,
-            ``pad_patches(patches, plan)`` and ``encode_image(params, config, patches, plan) -> [M, E]``, zero from
-            ``plan.tokens`` on.
-        image_positions: for position axes of its own: rows and columns of patches, vision configuration, tokens before
-            the image's and tokens in all, to local positions f32[A, length] and the advance.
+        media: what it reads beside text; none for a language model.
     """
 
     name: str
     config_from_hf: Callable[[Mapping[str, Any]], Config]
     weight_table: Callable[[Config], WeightTable]
-    images: ModuleType
-    vision: ModuleType
-    image_positions: Callable[[int, int, Any, int, int], tuple[np.ndarray, float]] | None = None
+    media: tuple[Medium, ...] = ()
 
     def declaration(self, config: Config) -> Params:
         """Every parameter of the model."""
-        return {"text": text_declaration(config.text), "vision": self.vision.vision_declaration(config.vision)}
+        towers = {medium.tower: medium.declaration(config.towers[medium.tower]) for medium in self.media}
+        return {"text": text_declaration(config.text), **towers}
+
+    def medium(self, kind: str) -> Any:
+        """The medium of a kind.
+
+        Raises:
+            KeyError: the port reads none of it.
+        """
+        return {medium.kind: medium for medium in self.media}[kind]

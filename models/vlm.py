@@ -2,34 +2,39 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
 from kamera_jax.dtypes import DtypeError, floating
 from kamera_jax.guard.calibration import Calibration
 from kamera_jax.identity import content_key
-from kamera_jax.kv import KVSpec, Segment, bucket
-from models.architecture import Architecture, Config
+from kamera_jax.kv import KVSpec, Segment
+from models.architecture import Architecture, Config, Medium
 from models.blocks import decoder
 from models.blocks.params import Params
 from models.blocks.sharding import Rules, param_shardings
 from models.forward import forward_of
-from models.hub.chat import ChatTemplate
+from models.hub.chat import Block, ChatTemplate
 from models.hub.fields import Fields, UnsupportedConfigError, read_json
 from models.hub.weights import load_params, revision, stored_dtype
-from models.media.images import VERSION, open_item, to_rgb
+from models.media.pictures import ImageError, open_item
+from models.media.spans import Features, Span, compose
 
 CALIBRATION = "calibration.json"
 """Beside the weights: a `kamera_jax.Calibration`."""
+
+
+class ItemError(ValueError):
+    """An item that this model does not read: of another kind, an empty list, or a list in a list."""
 
 
 class VisionLanguageModel:
@@ -58,12 +63,16 @@ class VisionLanguageModel:
         config: Config,
         params: Params,
         chat: ChatTemplate,
-        images: Any,
+        settings: Mapping[str, Any],
         fingerprint: str,
         calibration: Calibration | None = None,
         identity: tuple[tuple[str, str], ...] = (),
     ) -> None:
-        """Put together what `load` reads; ``params`` is a tree as declared by the architecture."""
+        """Put together what `load` reads.
+
+        ``params`` is a tree as declared by the architecture; ``settings`` is what each medium's ``settings`` gave, by
+        kind.
+        """
         text = config.text
         rot_dim, free_dim, heads = text.attention.kv_widths
         self.architecture = architecture
@@ -84,7 +93,7 @@ class VisionLanguageModel:
         )
         self.forward = forward_of(text)
         self._chat = chat
-        self._images = images
+        self._settings = settings
         self.eos = chat.eos
         self.closing = chat.closing
         self.preamble = self._text_segment(chat.preamble, f"preamble:{list(chat.preamble)}")
@@ -118,40 +127,121 @@ class VisionLanguageModel:
         config = architecture.config_from_hf(mapping)
         auto = dtype is None or (isinstance(dtype, str) and dtype.strip().lower() == "auto")
         dtype = _stored_dtype(folder, mapping) if auto else floating(dtype)
-        preprocessing = _preprocessing(folder)
+        preprocessing = _preprocessing(folder) if architecture.media else {}
         declared = architecture.declaration(config)
         table = architecture.weight_table(config)
         shardings = None if mesh is None else param_shardings(declared, mesh, rules)
         params = load_params(folder, declared, table, dtype, shardings)
         identity = {"config": mapping, "preprocessing": preprocessing, "weights": revision(folder), "dtype": str(dtype)}
         fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        chat = ChatTemplate.load(folder, system=system)
-        images = architecture.images.ImageConfig.from_hf(preprocessing, config.vision.patch_size)
-        told = {"configuration": mapping, "preprocessing": preprocessing, "weights": identity["weights"]}
+        chat = ChatTemplate.load(folder, system=system, kinds=[medium.kind for medium in architecture.media])
+        settings = {each.kind: each.settings(_preprocessing(folder, each.kind), config) for each in architecture.media}
+        parts = {"configuration": mapping, "preprocessing": preprocessing, "weights": identity["weights"]}
         return cls(
             architecture,
             config,
             params,
             chat,
-            images,
+            settings,
             fingerprint,
             _calibration(folder, fingerprint),
-            tuple((name, content_key({name: said})) for name, said in told.items()),
+            tuple((name, content_key({name: part})) for name, part in parts.items()),
         )
 
     def prepare(self, item: Any) -> Segment:
         """A chunk's tokens: str is text, Path a file, PIL image or uint8[H, W, 3] an image.
 
+        A list or tuple of these is one chunk, with its texts and media as the chat template writes the parts of one
+        message; of one item it is that item.
+
         Raises:
             ValueError: it cannot be read, is empty, or has another type.
         """
-        item = open_item(item)
+        parts = self._parts(item)
+        spans = self._spans(parts)
+        ids = [number for span in spans for number in span.ids]
+        # What the chat template writes around media is a part of the chunk.
+        if len(parts) == 1:
+            content = parts[0].digest(ids)
+        else:
+            content = _digest(f"parts:{ids}:{[part.digest([]) for part in parts]}")
+        return compose(spans, self.spec.rope.axes, content)
+
+    def _parts(self, item: Any) -> list["_Part"]:
+        """The opened parts of an item; one that is no list has one.
+
+        Raises:
+            ValueError: a part cannot be read; of several, the message says which.
+        """
+        if not isinstance(item, list | tuple):
+            return [self._opened(item)]
+        if not item:
+            raise ItemError(f"the list of a chunk's parts is empty; expected {self._readable()}")
+        if len(item) == 1:
+            return [self._opened(item[0])]
+        parts = []
+        for number, each in enumerate(item, start=1):
+            place = f"part {number} of {len(item)}: "
+            with _named(place):
+                parts.append(replace(self._opened(each), place=place))
+        return parts
+
+    def _opened(self, item: Any) -> "_Part":
+        """One part, read.
+
+        Raises:
+            ValueError: it cannot be read, is empty, or has another type.
+        """
+        if isinstance(item, list | tuple):
+            raise ItemError(
+                f"a {type(item).__name__} stands among the parts of a chunk; expected {self._readable()}: put all "
+                "parts in one list, or encode it as a chunk of its own"
+            )
+        if isinstance(item, str | Path | Image.Image | np.ndarray):
+            item = open_item(item)
         if isinstance(item, str):
-            ids = self._chat.encode(item)
-            if not ids:
-                raise ValueError("the text is empty; a chunk needs at least one token")
-            return self._text_segment(ids, f"text:{ids}:{item}")
-        return self._image_segment(to_rgb(item))
+            if not self._chat.encode(item):
+                raise ItemError("the text is empty; a chunk needs at least one token")
+            return _Part(None, item, ("text", item, b""))
+        for medium in self.architecture.media:
+            if medium.reads(item):
+                item = medium.normal(item)
+                return _Part(medium, item, medium.digested(item, self._settings[medium.kind]))
+        given = "an image" if isinstance(item, Image.Image | np.ndarray) else f"of type {type(item).__name__}"
+        raise ItemError(f"the item is {given}; this model reads {self._readable()}")
+
+    def _readable(self) -> str:
+        """What the model reads, in words."""
+        media = [medium.items for medium in self.architecture.media]
+        return ", ".join([f"text {'' if media else 'alone '}(str, or a .txt or .md file)", *media])
+
+    def _spans(self, parts: Sequence["_Part"]) -> list[Span]:
+        """Text and media blocks of a chunk, in the order of its tokens."""
+        placeholders = self.config.placeholders
+        blocks: dict[int, list[_Part]] = {}
+        for part in parts:
+            if part.medium is not None:
+                blocks.setdefault(placeholders[part.medium.kind], []).append(part)
+        content = [part.item if part.medium is None else Block(part.medium.kind) for part in parts]
+        spans = []
+        text: list[int] = []
+        for number in self._chat.content(content, placeholders):
+            if number not in blocks:
+                text.append(number)
+                continue
+            spans += [Span(text)] if text else []
+            text = []
+            part = blocks[number].pop(0)
+            with _named(part.place):
+                spans += self._block(part)
+        return [*spans, Span(text)] if text else spans
+
+    def _block(self, part: "_Part") -> Sequence[Span]:
+        """The spans of a medium's part."""
+        medium: Any = part.medium
+        tower = self.config.towers[medium.tower]
+        encode = partial(_encode, self.params[medium.tower], medium=medium, tower=tower)
+        return medium.spans(part.item, self._settings[medium.kind], self.config, encode)
 
     def tail(self, text: str) -> Segment:
         """The question and the assistant header.
@@ -200,48 +290,38 @@ class VisionLanguageModel:
         return self._chat.decode(tokens)
 
     def _text_segment(self, ids: Sequence[int], content: str) -> Segment:
-        length = len(ids)
-        tokens = np.zeros(bucket(length), np.int32)
-        tokens[:length] = ids
-        positions = _counting(self.spec.rope.axes, len(tokens))
-        return Segment(
-            {"tokens": jnp.asarray(tokens)}, jnp.asarray(positions), jnp.int32(length), float(length), _digest(content)
-        )
+        return compose([Span(ids)], self.spec.rope.axes, _digest(content))
 
-    def _image_segment(self, image: Image.Image) -> Segment:
-        port = self.architecture
-        config = self.config.vision
-        preprocessed = port.images.preprocess_image(image, self._images)
-        _, rows, columns = preprocessed.grid
-        plan = port.vision.plan(rows, columns, config)
-        patches = port.vision.pad_patches(preprocessed.patches, plan)
-        ids, first = self._chat.image(int(plan.tokens), self.config.image_token_id)
-        length = len(ids)
-        tokens = np.zeros(bucket(len(ids)), np.int32)
-        tokens[:length] = ids
-        is_media = (np.arange(len(tokens)) >= first) & (np.arange(len(tokens)) < first + int(plan.tokens))
-        media = _encode_image(
-            self.params["vision"],
-            patches,
-            plan,
-            is_media,
-            jnp.int32(first),
-            encode=port.vision.encode_image,
-            config=config,
-        )
-        positions = _counting(self.spec.rope.axes, len(tokens))
-        advance = float(length)
-        if port.image_positions is not None:
-            positions = np.zeros_like(positions)
-            positions[:, :length], advance = port.image_positions(rows, columns, config, first, length)
-        return Segment(
-            inputs={"tokens": jnp.asarray(tokens), "media": media, "is_media": jnp.asarray(is_media)},
-            positions=jnp.asarray(positions),
-            length=jnp.int32(length),
-            advance=advance,
-            # What the chat template writes around an image is a part of the chunk.
-            content=_digest(f"image:v{VERSION}:{ids}:{image.size}", image.tobytes()),
-        )
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """A part of an item, opened.
+
+    Attributes:
+        medium: what reads it; None for text.
+        item: the text, or what the medium reads.
+        digested: what its digest is made of: kind and version, what says its shape, and its content.
+        place: what names it among several parts, for messages.
+    """
+
+    medium: Medium | None
+    item: Any
+    digested: tuple[str, str, bytes]
+    place: str = ""
+
+    def digest(self, ids: Sequence[int]) -> str:
+        """sha256 of the part where it has these token ids."""
+        kind, shape, payload = self.digested
+        return _digest(f"{kind}:{list(ids)}:{shape}", payload)
+
+
+@contextmanager
+def _named(place: str) -> Iterator[None]:
+    """Puts ``place`` before the message of what is raised about an item."""
+    try:
+        yield
+    except (ImageError, ItemError) as error:
+        raise type(error)(f"{place}{error}") from error
 
 
 def _stored_dtype(folder: Path, mapping: Mapping[str, Any]) -> np.dtype:
@@ -258,13 +338,19 @@ def _stored_dtype(folder: Path, mapping: Mapping[str, Any]) -> np.dtype:
         raise UnsupportedConfigError(f'{error}; say what to load it in, such as load(…, dtype="float32")') from error
 
 
-def _preprocessing(folder: Path) -> dict[str, Any]:
-    """Image settings: a file of their own, or, from transformers 5, a section of the processor's."""
-    if not (folder / "preprocessor_config.json").exists() and (folder / "processor_config.json").exists():
-        return Fields("processor_config.json", read_json(folder / "processor_config.json")).take(
-            "image_processor", dict
-        )
-    return read_json(folder / "preprocessor_config.json")
+def _preprocessing(folder: Path, kind: str = "image") -> dict[str, Any]:
+    """Settings of a kind of media: a file of their own, or, from transformers 5, a section of the processor's.
+
+    Kinds that have neither are preprocessed as images are.
+    """
+    own = "preprocessor_config.json" if kind == "image" else f"{kind}_preprocessor_config.json"
+    if (folder / own).exists():
+        return read_json(folder / own)
+    if (folder / "processor_config.json").exists():
+        processor = Fields("processor_config.json", read_json(folder / "processor_config.json"))
+        if kind == "image" or f"{kind}_processor" in processor.rest:
+            return processor.take(f"{kind}_processor", dict)
+    return read_json(folder / own) if kind == "image" else _preprocessing(folder)
 
 
 def _calibration(folder: Path, fingerprint: str) -> Calibration | None:
@@ -274,26 +360,10 @@ def _calibration(folder: Path, fingerprint: str) -> Calibration | None:
     return calibration if calibration.model == fingerprint else None
 
 
-def _counting(axes: int, count: int) -> np.ndarray:
-    """Positions of consecutive tokens f32[A, count], the same on every axis."""
-    return np.tile(np.arange(count, dtype=np.float32), (axes, 1))
-
-
-@partial(jax.jit, static_argnames=("encode", "config"))
-def _encode_image(
-    params: Params,
-    patches: jax.Array,
-    plan: Any,
-    is_media: jax.Array,
-    first: jax.Array,
-    *,
-    encode: Callable[..., jax.Array],
-    config: Any,
-) -> jax.Array:
-    """The image's features in the rows of its tokens, zero elsewhere: one compilation a bucket, whatever the length."""
-    features = encode(params, config, patches, plan)
-    rows = jnp.clip(jnp.arange(is_media.shape[0]) - first, 0, features.shape[0] - 1)
-    return jnp.where(is_media[:, None], features[rows], jnp.zeros((), features.dtype))
+@partial(jax.jit, static_argnames=("medium", "tower"))
+def _encode(params: Params, inputs: jax.Array, plan: Any, *, medium: Any, tower: Any) -> Features:
+    """The features of one media block: one compilation a bucket of the tower."""
+    return medium.encode(params, tower, inputs, plan)
 
 
 def _digest(text: str, payload: bytes = b"") -> str:

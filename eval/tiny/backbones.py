@@ -9,6 +9,8 @@ import numpy as np
 from eval.tiny import pages
 from eval.tiny.vocabulary import VOCABULARY
 from models.architecture import Architecture, Config
+from models.media.spans import Span, local_positions
+from models.media.still import ImageMedium
 from models.registry import ARCHITECTURES
 
 Attention = Literal["gqa", "mla", "mha"]
@@ -66,10 +68,15 @@ class TinyBackbone:
         """The configuration, as the port reads it."""
         return self.architecture.config_from_hf(self.hf_config)
 
+    @property
+    def images(self) -> ImageMedium:
+        """How the port reads images."""
+        return self.architecture.medium("image")
+
     @cached_property
-    def images(self) -> Any:
+    def settings(self) -> Any:
         """The image settings, as the port reads them."""
-        return self.architecture.images.ImageConfig.from_hf(self.preprocessing, self.config.vision.patch_size)
+        return self.images.settings(self.preprocessing, self.config)
 
     @property
     def axes(self) -> int:
@@ -86,11 +93,14 @@ class TinyBackbone:
 
     def page_positions(self, rows: int, columns: int) -> tuple[np.ndarray, float]:
         """Local positions f32[A, n] of <|vision_start|>, the cells as `seen` and <|vision_end|>, and the advance."""
-        length = rows * columns + 2
-        if self.architecture.image_positions is None:
-            return self.text_positions(length), float(length)
-        merge = self.config.vision.spatial_merge_size
-        return self.architecture.image_positions(rows * merge, columns * merge, self.config.vision, 1, length)
+        length = rows * columns
+        positions = None
+        advance = None
+        if self.images.positions is not None:
+            merge = self.config.vision.spatial_merge_size
+            positions, advance = self.images.positions(rows * merge, columns * merge, self.config.vision)
+        token = Span([0])
+        return local_positions([token, Span([0] * length, positions=positions, advance=advance), token], self.axes)
 
     def text_positions(self, count: int) -> np.ndarray:
         """Local positions f32[A, count] of text."""

@@ -14,6 +14,7 @@ from eval.tiny import pages
 from eval.tiny.backbones import TinyBackbone
 from eval.tiny.episodes import Recipe
 from models.blocks.params import Params
+from models.blocks.vit import pad_patches
 
 _PAGE = (Recipe().rows, Recipe().columns)
 
@@ -26,12 +27,11 @@ class Tower:
         self.backbone = backbone
         blank = self._preprocess(np.zeros(_PAGE, int))
         _, rows, columns = blank.grid
-        self._plan = backbone.architecture.vision.plan(rows, columns, backbone.config.vision)
+        self._plan = backbone.images.plan(rows, columns, backbone.config.vision)
 
     def pixels(self, cells: np.ndarray) -> np.ndarray:
         """Patches f32[n, P, C] of n pages of cells [n, rows, columns], from their images."""
-        pad = self.backbone.architecture.vision.pad_patches
-        return np.stack([pad(self._preprocess(page).patches, self._plan) for page in cells])
+        return np.stack([pad_patches(self._preprocess(page).patches, self._plan) for page in cells])
 
     def seen(self, cells: np.ndarray) -> np.ndarray:
         """The cell that each of the tower's embeddings shows [n, M]."""
@@ -39,7 +39,7 @@ class Tower:
 
     def embed(self, params: Params, pixels: jax.Array) -> jax.Array:
         """The embeddings of n pages [n, M, E], as the model would get them."""
-        encode = self.backbone.architecture.vision.encode_image
+        encode = self.backbone.images.embed
         config = self.backbone.config.vision
         plan = self._plan
         return jax.vmap(lambda patches: encode(params, config, patches, plan)[: int(plan.tokens)])(pixels)
@@ -55,7 +55,7 @@ class Tower:
         return jnp.asarray(table)
 
     def _preprocess(self, page: np.ndarray) -> Any:
-        return self.backbone.architecture.images.preprocess_image(pages.render(page), self.backbone.images)
+        return self.backbone.images.preprocess(pages.render(page), self.backbone.settings)
 
 
 def train_tower(

@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ _MARK = "kamera-chunks-go-here"
 _ANSWER = "kamera-answer-goes-here"
 _NEXT = "kamera-question-goes-here"
 _SYSTEM = "kamera-system-goes-here"
+_PART = "kamera-part-{}-goes-here"
 _PADDED = " \n{} \n"
 _STARTS = ("", "x", "1", ".", "\n")
 """What stands before a text within a turn, to see what it becomes there: one of them joins no token of it."""
@@ -22,6 +24,20 @@ _STARTS = ("", "x", "1", ".", "\n")
 
 class ChatTemplateError(ValueError):
     """A chat template that cannot be split into preamble, chunks and tail."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A media block among the parts of a message.
+
+    Attributes:
+        kind: the type of its content part, ``"image"`` or ``"video"``.
+    """
+
+    kind: str
+
+
+IMAGE = Block("image")
 
 
 class ChatTemplate:
@@ -42,8 +58,17 @@ class ChatTemplate:
         eos: token ids that end an answer.
     """
 
-    def __init__(self, tokenizer: Any, eos: Sequence[int], system: str | None = None) -> None:
+    def __init__(
+        self, tokenizer: Any, eos: Sequence[int], system: str | None = None, kinds: Sequence[str] = (IMAGE.kind,)
+    ) -> None:
         """Split the tokenizer's template.
+
+        Args:
+            tokenizer: with its chat template.
+            eos: token ids that end an answer.
+            system: system text; the template's own by default.
+            kinds: of the media that messages may hold; the first is what a text is taken to follow. Where there are
+                none, messages are plain strings if the template takes them.
 
         Raises:
             ChatTemplateError: there is no template, or it does not put the user's or the system's text down once.
@@ -55,17 +80,20 @@ class ChatTemplate:
             raise ChatTemplateError("the tokenizer has no chat template; add chat_template.jinja to the model's folder")
         # An empty system text has nothing to keep apart, and templates may ask whether there is one.
         self._system = [] if system is None else [_turn("system", _SYSTEM if system else "")]
+        self._plain = not kinds
+        self._plain = self._plain and self._render([_MARK], optional=True).count(_MARK) == 1
         whole = self._render([_MARK])
         for whose, mark in {"user's": _MARK, **({"system's": _SYSTEM} if system else {})}.items():
             if whole.count(mark) != 1:
                 raise ChatTemplateError(
                     f"the chat template writes the {whose} text {whole.count(mark)} times; expected once"
                 )
-        with_image = self._render([None, _MARK], optional=True)
+        with_block = {kind: self._render([Block(kind), _MARK], optional=True) for kind in kinds}
         between = self._between_turns()
-        self._control = ControlTokens(tokenizer, whole + with_image + between)
+        self._control = ControlTokens(tokenizer, whole + "".join(with_block.values()) + between)
 
         before, after = whole.split(_MARK)
+        self._around = (before, after)
         self._after = self._control.written(after)
         # A tokenizer that opens every text with a token (BOS) does so unless the template has; as HF's processors.
         opened = bool(tokenizer.bos_token) and before.startswith(tokenizer.bos_token)
@@ -74,21 +102,26 @@ class ChatTemplate:
         self._space = between[len(header) :]
         self._header = self._control.written(header)
         self.closing = tuple(self._following(_ANSWER, self._header))
-        parts = with_image.removeprefix(before).split(_MARK)
-        alike = with_image.startswith(before) and parts[1:] == [after]
-        self._image = self._control.written(parts[0]) if alike else ""
+        self._blocks = {kind: self._control.written(self._between(text)) for kind, text in with_block.items()}
+        self._before_text = next(iter(self._blocks.values()), "")
         self._strip = _stripping(self._render([_PADDED.format(_MARK)]), _MARK)
         self._parting = self._control.written(self._between_texts())
 
-    def _render(self, content: Sequence[str | None], *turns: dict[str, Any], optional: bool = False) -> str:
-        """What the template writes of a user's texts and images (None), and of turns after it.
+    def _between(self, whole: str) -> str:
+        """What the template writes from the user's header to the question; nothing if it writes these otherwise."""
+        before, after = self._around
+        parts = whole.removeprefix(before).split(_MARK)
+        return parts[0] if whole.startswith(before) and parts[1:] == [after] else ""
+
+    def _render(self, content: Sequence[str | Block], *turns: dict[str, Any], optional: bool = False) -> str:
+        """What the template writes of a user's texts and media blocks, and of turns after it.
 
         Raises:
             ChatTemplateError: it does not take them; where that is ``optional`` it wrote nothing.
         """
         messages = [*self._system, _turn("user", *content), *turns]
         try:
-            return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            return self._write(messages)
         except (TemplateError, TypeError) as error:
             if optional:
                 return ""
@@ -97,6 +130,11 @@ class ChatTemplate:
                 f"the chat template does not take messages of {roles} with lists of content ({error}); use the "
                 "template of a vision-language model, and no system text if it takes none"
             ) from error
+
+    def _write(self, messages: list[dict[str, Any]]) -> str:
+        if self._plain:
+            messages = [{**each, "content": "".join(part["text"] for part in each["content"])} for each in messages]
+        return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
     def _with_system(self, before: str, system: str | None) -> str:
         """What the template writes before the chunks, with the system's text where it goes."""
@@ -107,8 +145,7 @@ class ChatTemplate:
         return self._control.written(first) + strip(system) + self._control.written(second)
 
     def _render_system(self, text: str) -> str:
-        messages = [_turn("system", text), _turn("user", _MARK)]
-        return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return self._write([_turn("system", text), _turn("user", _MARK)])
 
     def _between_turns(self) -> str:
         """What the template writes from an answer's end to the next question; nothing if it does not write both."""
@@ -124,22 +161,27 @@ class ChatTemplate:
         return parts[1] if len(parts) == 4 and parts[1] == parts[2] else ""
 
     @classmethod
-    def load(cls, folder: Path, *, system: str | None = None) -> "ChatTemplate":
+    def load(cls, folder: Path, *, system: str | None = None, kinds: Sequence[str] = (IMAGE.kind,)) -> "ChatTemplate":
         """Read tokenizer, template and end-of-turn tokens of a Hugging Face folder.
+
+        Args:
+            folder: in hub format.
+            system: system text; the template's own by default.
+            kinds: of the media that messages may hold.
 
         Raises:
             ConfigError: a file is missing or unreadable, or end-of-turn tokens are no ids.
-            ChatTemplateError, TokenizerError: as of `ChatTemplate`.
+            ChatTemplateError, TokenizerError: see `ChatTemplate`.
         """
         tokenizer = _load_tokenizer(folder)
-        said = {"eos_token_id": tokenizer.eos_token_id}
+        eos = tokenizer.eos_token_id
         if (folder / "generation_config.json").exists():
             declared = read_json(folder / "generation_config.json").get("eos_token_id")
-            said = said if declared is None else {"eos_token_id": declared}
-        fields = Fields("generation_config.json", said)
-        if isinstance(said["eos_token_id"], list):
-            return cls(tokenizer, fields.sizes("eos_token_id", least=0), system)
-        return cls(tokenizer, [fields.size("eos_token_id", least=0)], system)
+            eos = eos if declared is None else declared
+        fields = Fields("generation_config.json", {"eos_token_id": eos})
+        if isinstance(eos, list):
+            return cls(tokenizer, fields.sizes("eos_token_id", least=0), system, kinds)
+        return cls(tokenizer, [fields.size("eos_token_id", least=0)], system, kinds)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a user's text within the turn, and of what the template writes from it to a next one.
@@ -148,7 +190,11 @@ class ChatTemplate:
         text without tokens.
         """
         text = self._strip(text)
-        return self._following(self._image, text + self._parting) if self._following(self._image, text) else []
+        return self._in_turn(text + self._parting) if self._in_turn(text) else []
+
+    def _in_turn(self, text: str) -> list[int]:
+        """Token ids of text where it follows the first kind of block, or begins the turn where there is none."""
+        return self._following(self._before_text, text)
 
     def _following(self, before: str, text: str) -> list[int]:
         """Token ids of text where it follows other text, whose own tokens stay as they are."""
@@ -161,7 +207,7 @@ class ChatTemplate:
 
     def tail(self, question: str) -> list[int]:
         """Token ids of the question and the assistant header."""
-        return self._following(self._image, self._strip(question) + self._after)
+        return self._in_turn(self._strip(question) + self._after)
 
     def follow_up(self, question: str) -> list[int]:
         """As `tail`, for a question right after `closing`."""
@@ -169,33 +215,59 @@ class ChatTemplate:
             return self.tail(question)
         return self._following(self._header, self._space + self._strip(question) + self._after)
 
-    def image(self, count: int, placeholder: int) -> tuple[list[int], int]:
-        """Token ids of an image as the template writes it, and where its own tokens start.
+    def content(self, parts: Sequence[str | Block], placeholders: Mapping[str, int]) -> list[int]:
+        """Token ids of texts and media blocks as the template writes them in one message, up to what follows them.
 
         Args:
-            count: tokens of the image itself.
-            placeholder: the token that stands in for them, once in the template.
+            parts: one at least; where the template puts media first, whatever comes first, so does this.
+            placeholders: by kind, the token that stands for a block, once in the template.
 
         Raises:
-            ChatTemplateError: the template does not write an image with one placeholder.
+            ChatTemplateError: the template does not write each text once, and each block with one placeholder.
         """
-        ids = self._control.ids(self._image)
-        if ids.count(placeholder) != 1:
+        ids = self._part(parts[0]) if len(parts) == 1 else self._joined(parts)
+        kinds = [part.kind for part in parts if isinstance(part, Block)]
+        for placeholder in {placeholders[kind] for kind in kinds}:
+            blocks = [kind for kind in kinds if placeholders[kind] == placeholder]
+            if ids.count(placeholder) != len(blocks):
+                one = blocks[0]
+                raise ChatTemplateError(
+                    f"the chat template writes {len(blocks)} media blocks as {self._tokenizer.decode(ids)!r}, with the "
+                    f"placeholder of its {one} {ids.count(placeholder)} times; expected once each: use the template of "
+                    "a vision-language model"
+                )
+        return ids
+
+    def _part(self, part: str | Block) -> list[int]:
+        return self.encode(part) if isinstance(part, str) else self._control.ids(self._blocks[part.kind])
+
+    def _joined(self, parts: Sequence[str | Block]) -> list[int]:
+        """Token ids of what the template writes of several parts.
+
+        Raises:
+            ChatTemplateError: it does not write each text once, between the user's header and the question.
+        """
+        marks = {_PART.format(number): part for number, part in enumerate(parts) if isinstance(part, str)}
+        names = iter(marks)
+        whole = self._render([next(names) if isinstance(part, str) else part for part in parts] + [_MARK])
+        body = self._between(whole)
+        if not body or any(body.count(mark) != 1 for mark in marks):
             raise ChatTemplateError(
-                f"the chat template writes an image as {self._tokenizer.decode(ids)!r}, with the placeholder "
-                f"{ids.count(placeholder)} times; expected once: use the template of a vision-language model"
+                f"the chat template does not write the {len(parts)} parts of a message (texts and media blocks) once "
+                "each between the user's header and the question; encode them one by one"
             )
-        first = ids.index(placeholder)
-        return [*ids[:first], *[placeholder] * count, *ids[first + 1 :]], first
+        pieces = re.split(f"({'|'.join(marks)})" if marks else r"(?!)", body)
+        text = "".join(self._strip(marks[each]) if each in marks else self._control.written(each) for each in pieces)
+        return self._in_turn(text) if body.startswith(tuple(marks)) else self._control.ids(text)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of token ids, without special tokens."""
         return self._tokenizer.decode(list(tokens), skip_special_tokens=True)
 
 
-def _turn(role: str, *content: str | None) -> dict[str, Any]:
-    """A message of texts and images (None)."""
-    items = [{"type": "image"} if each is None else {"type": "text", "text": each} for each in content]
+def _turn(role: str, *content: str | Block) -> dict[str, Any]:
+    """A message of texts and media blocks."""
+    items = [{"type": each.kind} if isinstance(each, Block) else {"type": "text", "text": each} for each in content]
     return {"role": role, "content": items}
 
 

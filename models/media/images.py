@@ -21,6 +21,7 @@ from models.media.pictures import (
 )
 
 __all__ = [
+    "MAX_ASPECT",
     "AspectRatioError",
     "DamagedImageError",
     "EmptyImageError",
@@ -31,6 +32,8 @@ __all__ = [
     "ImageSizeError",
     "PatchConfig",
     "PatchLimitError",
+    "check_aspect",
+    "check_merged_grid",
     "check_whole_patches",
     "normalise",
     "open_item",
@@ -38,6 +41,7 @@ __all__ = [
     "preprocessor_fields",
     "raster_patches",
     "resized",
+    "take_normalisation",
     "take_per_channel",
     "take_square",
     "to_rgb",
@@ -49,6 +53,9 @@ VERSION = 2
 1 resized as the installed Pillow did. 2 resizes width first, whatever the Pillow; turns images as their EXIF says, and
 scales grey images of 16 bits.
 """
+
+MAX_ASPECT = 200
+"""Longer side over shorter side, at most, where an image's shape is kept."""
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -139,6 +146,24 @@ def take_per_channel(
     return channels
 
 
+def take_normalisation(fields: Fields, config: type[PatchConfig], *, colour: bool = False) -> dict[str, Any]:
+    """The fields of a `PatchConfig` about pixel values, with the defaults of ``config``.
+
+    Args:
+        fields: the file's.
+        config: the port's.
+        colour: whether the mean is a colour that something is painted with.
+
+    Raises:
+        UnsupportedConfigError: one is no three numbers, a deviation or the factor is not above 0, or a colour none.
+    """
+    return {
+        "mean": take_per_channel(fields, "image_mean", config.mean, colour=colour),
+        "std": take_per_channel(fields, "image_std", config.std, above_zero=True),
+        "rescale": fields.positive("rescale_factor", config.rescale),
+    }
+
+
 def take_square(fields: Fields, name: str, default: int) -> int:
     """A field that is a square's side, as a number or as height and width.
 
@@ -155,6 +180,28 @@ def take_square(fields: Fields, name: str, default: int) -> int:
     if height != width:
         raise UnsupportedConfigError(f"{sides.section} is {width} x {height}; only a square is supported")
     return height
+
+
+def check_aspect(width: int, height: int) -> None:
+    """Refuse an image that is too long and thin: it would be resized, cropped or padded at a size out of all bounds.
+
+    Raises:
+        AspectRatioError: one side is more than `MAX_ASPECT` times the other.
+    """
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise AspectRatioError(
+            f"the image is {width} x {height} pixels; expected sides within a factor of {MAX_ASPECT}: cut it up"
+        )
+
+
+def check_merged_grid(rows: int, columns: int, merge: int) -> None:
+    """Refuse a grid of patches that merged tokens do not tile.
+
+    Raises:
+        ValueError: it is empty, or not a whole number of merged tokens.
+    """
+    if rows < 1 or columns < 1 or rows % merge or columns % merge:
+        raise ValueError(f"the grid is {rows} x {columns} patches; expected positive multiples of {merge}")
 
 
 def check_whole_patches(side: int, patch_size: int) -> None:

@@ -2,34 +2,23 @@
 
 import json
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
 import kamera_jax as kj
-from eval.tiny import checkpoint
 from eval.tiny.backbones import BACKBONES
 from kamera_jax.forward import run
 from models import load
-from models.blocks.params import is_info
 from models.hub.fields import MissingConfigFieldError, MissingConfigFileError
+from tests.models import tiny_ports
 
 
 @pytest.fixture(scope="module", params=BACKBONES)
 def folder(request, tmp_path_factory):
     """A tiny model of each attention with random weights."""
-    backbone = BACKBONES[request.param]
-    rng = np.random.default_rng(5)
-
-    def leaf(info):
-        return np.float32(info.init == "ones") + 0.1 * rng.standard_normal(info.shape, np.float32)
-
-    params = jax.tree.map(leaf, backbone.architecture.declaration(backbone.config), is_leaf=is_info)
-    folder = tmp_path_factory.mktemp("hub") / backbone.name
-    checkpoint.write(folder, backbone, params)
-    return folder
+    return tiny_ports.write(tmp_path_factory.mktemp("hub") / BACKBONES[request.param].name, request.param)
 
 
 @pytest.fixture
@@ -57,7 +46,7 @@ def test_what_images_become_is_in_their_key_and_no_fingerprint(vlm, monkeypatch)
     image = np.random.default_rng(1).integers(0, 256, (56, 28, 3), np.uint8)
     now = kj.encode(vlm, image)
     text = kj.encode(vlm, "a red star.")
-    monkeypatch.setattr("models.vlm.VERSION", 1)
+    monkeypatch.setattr("models.media.still.VERSION", 1)
     assert kj.encode(vlm, image).key != now.key and kj.encode(vlm, "a red star.").key == text.key
 
 
@@ -65,13 +54,13 @@ def test_what_the_template_writes_around_an_image_is_in_its_key(vlm, monkeypatch
     image = np.random.default_rng(1).integers(0, 256, (56, 28, 3), np.uint8)
     now = kj.encode(vlm, image)
     kind = type(vlm._chat)
-    written = kind.image
+    written = kind.content
 
-    def numbered(self, count, placeholder):
-        ids, first = written(self, count, placeholder)
-        return [ids[0], *ids], first + 1
+    def numbered(self, parts, placeholders):
+        ids = written(self, parts, placeholders)
+        return [ids[0], *ids]
 
-    monkeypatch.setattr(kind, "image", numbered)
+    monkeypatch.setattr(kind, "content", numbered)
     other = kj.encode(vlm, image)
     assert other.length == now.length + 1 and other.key != now.key
 

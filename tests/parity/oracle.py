@@ -45,10 +45,19 @@ class Run:
 
 @dataclass(frozen=True)
 class Media:
-    """Images preprocessed by transformers: what its model takes, and how many tokens stand for each."""
+    """Images and videos, preprocessed: what transformers' model takes, and how many tokens stand for each.
+
+    Attributes:
+        tensors: what the model takes.
+        counts: tokens of each image.
+        video_counts: tokens of each video.
+        intervals: positions between two temporal patches of each video.
+    """
 
     tensors: dict[str, torch.Tensor]
     counts: tuple[int, ...]
+    video_counts: tuple[int, ...] = ()
+    intervals: tuple[float, ...] = ()
 
 
 class Pair:
@@ -125,18 +134,28 @@ class Pair:
         seed = sorted(sizes).index(name)
         return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*sizes[name], 3), np.uint8))
 
-    def items(self, names: Sequence[str]) -> list[Any]:
-        """Images by their names; anything else is text."""
-        return [self.image(name) if name in {*CELLS, "odd", "large"} else name for name in names]
+    def items(self, names: Sequence[Any]) -> list[Any]:
+        """Images by their names; other strings are text, and a tuple is one item of several parts."""
+        return [self.items(name) if isinstance(name, tuple) else self.item(name) for name in names]
+
+    def item(self, name: str) -> Any:
+        """An image by its name; anything else is text."""
+        return self.image(name) if name in {*CELLS, "odd", "large"} else name
 
     def prompt(self, items: Sequence[Any], question: str) -> "Prompt":
         return Prompt(self, items, question)
 
     def media(self, items: Sequence[Any]) -> Media:
         """The images among ``items``, preprocessed by transformers, with Pillow's resizing in the order of the port."""
-        images = [item for item in items if not isinstance(item, str)]
+        images = [item for item in items if isinstance(item, Image.Image)]
+        videos = [item for item in items if isinstance(item, kj.Video)]
         with width_first():
-            return self.preprocessed(images) if images else Media({}, ())
+            media = self.preprocessed(images) if images else Media({}, ())
+        return self.with_videos(media, videos) if videos else media
+
+    def with_videos(self, media: Media, videos: Sequence[kj.Video]) -> Media:
+        """The same with videos; one at least."""
+        raise NotImplementedError
 
     def run(
         self,
@@ -206,13 +225,17 @@ class Prompt:
         self.pair = pair
         self.items = items
         self.question = question
-        content = [{"type": "text", "text": item} if isinstance(item, str) else {"type": "image"} for item in items]
+        parts = [part for item in items for part in (item if isinstance(item, list) else [item])]
+        kinds = {kj.Video: "video", Image.Image: "image"}
+        content = [
+            {"type": "text", "text": part} if isinstance(part, str) else {"type": kinds[type(part)]} for part in parts
+        ]
         messages = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
         template = pair.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-        self.media = pair.media(items)
-        counts = iter(self.media.counts)
-        image = token("image_pad")
-        self.ids = np.array([copy for each in template for copy in [each] * (next(counts) if each == image else 1)])
+        self.media = pair.media(parts)
+        counts = {token("image_pad"): iter(self.media.counts), token("video_pad"): iter(self.media.video_counts)}
+        copies = [(each, next(counts[each]) if each in counts else 1) for each in template]
+        self.ids = np.array([copy for each, count in copies for copy in [each] * count])
 
     @cached_property
     def kinds(self) -> torch.Tensor:

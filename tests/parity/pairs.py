@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.deepseek_vl.image_processing_pil_deepseek_vl import DeepseekVLImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+import kamera_jax as kj
 from eval.tiny.backbones import BACKBONES
 from models.ports.kimi_vl.images import ImageConfig, preprocess_image
 from tests.parity.kimi_hub import save_kimi_vl
@@ -61,12 +63,62 @@ class Qwen2_5VLPair(Pair):  # noqa: N801
         return Media(tensors, tuple(int(grid.prod()) // merged for grid in tensors["image_grid_thw"]))
 
     def positions(self, ids: np.ndarray, media: Media) -> np.ndarray:
+        if media.video_counts:
+            return self.positions_with_videos(ids, media)
         kinds = torch.from_numpy(ids == token("image_pad")).int()[None]
         grid = media.tensors.get("image_grid_thw")
         return self.hf.model.get_rope_index(torch.from_numpy(ids)[None], kinds, image_grid_thw=grid)[0][:, 0].numpy()
 
+    def with_videos(self, media: Media, videos: Sequence[kj.Video]) -> Media:
+        """Frames that need no resizing, at one rate; transformers' own video processor needs torchvision."""
+        vision = self.hf.config.vision_config
+        cut = [_video_patches(video.frames, self.preprocessing(), vision.spatial_merge_size) for video in videos]
+        grids = np.array([grid for _, grid in cut])
+        rates = [float((len(v.times) - 1) / (v.times[-1] - v.times[0])) if len(v.times) > 1 else 1.0 for v in videos]
+        tensors = {
+            **media.tensors,
+            "pixel_values_videos": torch.from_numpy(np.concatenate([patches for patches, _ in cut])),
+            "video_grid_thw": torch.from_numpy(grids),
+        }
+        counts = tuple(int(grid.prod()) // vision.spatial_merge_size**2 for grid in grids)
+        intervals = tuple(vision.tokens_per_second * vision.temporal_patch_size / round(rate, 3) for rate in rates)
+        return Media(tensors, media.counts, counts, intervals)
+
+    def positions_with_videos(self, ids: np.ndarray, media: Media) -> np.ndarray:
+        """As transformers 4, and the model's own code: what follows a block begins behind its largest position."""
+        kinds = np.where(ids == token("image_pad"), 1, np.where(ids == token("video_pad"), 2, 0))
+        grids = {name: iter(media.tensors.get(f"{name}_grid_thw", ())) for name in ("image", "video")}
+        intervals = iter(media.intervals)
+        merge = self.hf.config.vision_config.spatial_merge_size
+        base = 0
+        parts = []
+        for kind, group in groupby(kinds):
+            if kind:
+                grid = next(grids["image" if kind == 1 else "video"])
+                interval = next(intervals) if kind == 2 else 1
+                parts.append(self.hf.model.get_vision_position_ids(base, grid, 1, merge, interval).numpy())
+            else:
+                parts.append(base + np.tile(np.arange(len(list(group))), (3, 1)))
+            base = parts[-1].max() + 1
+        return np.concatenate(parts, axis=1)
+
     def generation(self, prompt: Prompt) -> dict[str, torch.Tensor]:
         return {"mm_token_type_ids": prompt.kinds}
+
+
+def _video_patches(frames: np.ndarray, settings: dict[str, Any], merge: int) -> tuple[np.ndarray, tuple[int, int, int]]:
+    """What HF ``Qwen2VLVideoProcessor`` cuts of frames [n, H, W, 3] that need no resizing; an odd last one repeats."""
+    patch = settings["patch_size"]
+    pixels = (frames / np.float32(255) - np.float32(settings["image_mean"])) / np.float32(settings["image_std"])
+    pixels = torch.from_numpy(pixels.astype(np.float32)).permute(0, 3, 1, 2)
+    if len(pixels) % 2:
+        pixels = torch.cat([pixels, pixels[-1:]])
+    time = len(pixels) // 2
+    rows = pixels.shape[2] // patch
+    columns = pixels.shape[3] // patch
+    blocks = pixels.view(1, time, 2, 3, rows // merge, merge, patch, columns // merge, merge, patch)
+    blocks = blocks.permute(0, 1, 4, 7, 5, 8, 3, 2, 6, 9).reshape(time * rows * columns, -1)
+    return blocks.numpy(), (time, rows, columns)
 
 
 class KimiVLPair(Pair):

@@ -24,7 +24,12 @@ def prompt(pair, request):
 
 
 def assert_equal_there(pair, name, base):
-    prompt = pair.prompt(pair.items([name]), QUESTION)
+    """A name is an image's, a text, or a tuple of them: one chunk."""
+    assert_items_equal_there(pair, pair.items([name]), base)
+
+
+def assert_items_equal_there(pair, items, base):
+    prompt = pair.prompt(items, QUESTION)
     span = prompt.spans[1]
     positions = prompt.positions[:, span] - prompt.positions[:, span.start][:, None]
     there = pair.run(prompt.ids[span], positions + base, prompt.media)
@@ -84,9 +89,8 @@ def blind_hf(prompt, preamble):
     return Run(run.logits[~ghost], run.rot[:, ~ghost], run.free[:, ~ghost])
 
 
-@pytest.mark.parametrize("preamble", ["pinned", None])
-def test_blind_reuse_equals_hf_under_a_mask(pair, prompt, preamble):
-    window = kj.Window.empty(pair.vlm, CAPACITY)
+def assert_blind_equals_hf(pair, prompt, preamble, capacity=CAPACITY):
+    window = kj.Window.empty(pair.vlm, capacity)
     for item in prompt.items:
         window = kj.append(window, kj.encode(pair.vlm, item, preamble=preamble))
     tail = prompt.spans[-1]
@@ -100,12 +104,17 @@ def test_blind_reuse_equals_hf_under_a_mask(pair, prompt, preamble):
     assert np.abs(blind.logits[tail] - prompt.full.logits[tail]).max() > 1e-2
 
 
+@pytest.mark.parametrize("preamble", ["pinned", None])
+def test_blind_reuse_equals_hf_under_a_mask(pair, prompt, preamble):
+    assert_blind_equals_hf(pair, prompt, preamble)
+
+
 # Rung 5
 
 
-def patched(vlm, items, form):
+def patched(vlm, items, form, capacity=CAPACITY):
     """A window of canonical chunks, each with the full-rank patch formed after those before it."""
-    window = kj.Window.empty(vlm, CAPACITY)
+    window = kj.Window.empty(vlm, capacity)
     chunks = []
     for item in items:
         chunk = kj.encode(vlm, item)

@@ -19,7 +19,7 @@ from models.media.images import (
     preprocessor_fields,
     raster_patches,
     resized,
-    take_per_channel,
+    take_normalisation,
     take_square,
     to_rgb,
 )
@@ -67,9 +67,7 @@ class ImageConfig(PatchConfig):
         fields.ignore("background_color", "crop_size")
         config = cls(
             patch_size=patch_size,
-            mean=take_per_channel(fields, "image_mean", cls.mean, colour=True),
-            std=take_per_channel(fields, "image_std", cls.std, above_zero=True),
-            rescale=fields.positive("rescale_factor", cls.rescale),
+            **take_normalisation(fields, cls, colour=True),
             size=take_square(fields, "size", cls.size),
             min_size=fields.size("min_size", cls.min_size),
         )

@@ -16,7 +16,7 @@ from models.media.images import (
     preprocessor_fields,
     raster_patches,
     resized,
-    take_per_channel,
+    take_normalisation,
     to_rgb,
 )
 
@@ -58,8 +58,7 @@ class ImageConfig(PatchConfig):
             )
         config = cls(
             patch_size=fields.size("patch_size", patch_size),
-            mean=take_per_channel(fields, "image_mean", cls.mean),
-            std=take_per_channel(fields, "image_std", cls.std, above_zero=True),
+            **take_normalisation(fields, cls),
             in_token_limit=fields.size("in_token_limit", cls.in_token_limit),
             merge=merge,
         )

@@ -27,6 +27,7 @@ from models.blocks.vit import (
 )
 from models.hub.fields import Fields, UnsupportedConfigError
 from models.hub.towers import UNUSED_FIELDS
+from models.media.images import check_merged_grid
 
 __all__ = [
     "VisionConfig",
@@ -173,8 +174,7 @@ def plan(grid_h: int, grid_w: int, config: VisionConfig, bucket: int = 256) -> V
         ValueError: the grid is empty, or not a whole number of merged tokens.
     """
     merge = config.spatial_merge_size
-    if grid_h < 1 or grid_w < 1 or grid_h % merge or grid_w % merge:
-        raise ValueError(f"the grid is {grid_h} x {grid_w} patches; expected positive multiples of {merge}")
+    check_merged_grid(grid_h, grid_w, merge)
     order = np.arange(grid_h * grid_w).reshape(grid_h // merge, merge, grid_w // merge, merge)
     order = order.swapaxes(1, 2).reshape(-1)
     row, column = np.divmod(order, grid_w)

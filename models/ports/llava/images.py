@@ -12,21 +12,18 @@ from PIL import Image
 
 from models.hub.fields import Fields
 from models.media.images import (
-    AspectRatioError,
     ImagePatches,
     PatchConfig,
+    check_aspect,
     check_whole_patches,
     pad_to_square,
     preprocessor_fields,
     raster_patches,
     resized,
-    take_per_channel,
+    take_normalisation,
     take_square,
     to_rgb,
 )
-
-MAX_ASPECT = 200
-"""Longer side over shorter side, at most: what is cropped away, or padded on, is held in memory first."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +70,7 @@ class ImageConfig(PatchConfig):
         pad = fields.take("do_pad", bool, False)
         config = cls(
             patch_size=patch_size,
-            mean=take_per_channel(fields, "image_mean", cls.mean, colour=pad),
-            std=take_per_channel(fields, "image_std", cls.std, above_zero=True),
-            rescale=fields.positive("rescale_factor", cls.rescale),
+            **take_normalisation(fields, cls, colour=pad),
             shortest_edge=shortest_edge,
             crop_size=take_square(fields, "crop_size", cls.crop_size),
             pad=pad,
@@ -99,10 +94,7 @@ def preprocess_image(image: Image.Image | np.ndarray, config: ImageConfig) -> Im
         EmptyImageError, ImageFormatError, AspectRatioError: the image cannot be encoded; the message says why.
     """
     rgb = to_rgb(image)
-    if max(rgb.size) > MAX_ASPECT * min(rgb.size):
-        raise AspectRatioError(
-            f"the image is {rgb.width} x {rgb.height} pixels; expected sides within a factor of {MAX_ASPECT}: cut it up"
-        )
+    check_aspect(*rgb.size)
     if config.pad:
         rgb = pad_to_square(rgb, config.mean)
     # HF truncates size * long / short; for the shorter side itself that is exact.

@@ -4,7 +4,7 @@ Save where the installed Pillow resizes the height first; see `models.media.resi
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,19 +13,16 @@ from PIL import Image
 
 from models.hub.fields import Fields, UnsupportedConfigError
 from models.media.images import (
-    AspectRatioError,
     EmptyImageError,
     ImagePatches,
     PatchConfig,
+    check_aspect,
     normalise,
     preprocessor_fields,
     resized,
-    take_per_channel,
+    take_normalisation,
     to_rgb,
 )
-
-MAX_ASPECT = 200
-"""Longer side over shorter side, at most."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +73,7 @@ class ImageConfig(PatchConfig):
             patch_size=fields.size("patch_size", patch_size),
             temporal_patch_size=fields.size("temporal_patch_size", cls.temporal_patch_size),
             merge_size=fields.size("merge_size", cls.merge_size),
-            mean=take_per_channel(fields, "image_mean", cls.mean),
-            std=take_per_channel(fields, "image_std", cls.std, above_zero=True),
-            rescale=fields.positive("rescale_factor", cls.rescale),
+            **take_normalisation(fields, cls),
         )
         fields.close()
         return config
@@ -93,10 +88,7 @@ def smart_resize(height: int, width: int, config: ImageConfig) -> tuple[int, int
     """
     if height < 1 or width < 1:
         raise EmptyImageError(f"the image is {width} x {height} pixels; expected at least 1 x 1")
-    if max(height, width) / min(height, width) > MAX_ASPECT:
-        raise AspectRatioError(
-            f"the image is {width} x {height} pixels; expected sides within a factor of {MAX_ASPECT}: cut it up"
-        )
+    check_aspect(width, height)
     factor = config.patch_size * config.merge_size
     rows, columns = (round(side / factor) * factor for side in (height, width))
     if rows * columns > config.max_pixels:
@@ -121,14 +113,26 @@ def preprocess_image(image: Image.Image | np.ndarray, config: ImageConfig) -> Im
     Raises:
         EmptyImageError, ImageFormatError, AspectRatioError: the image cannot be encoded; the message says why.
     """
-    rgb = to_rgb(image)
+    return cut_patches([fitted(to_rgb(image), config)] * config.temporal_patch_size, config)
+
+
+def fitted(rgb: Image.Image, config: ImageConfig) -> Image.Image:
+    """An RGB image or frame, resized to whole merged tokens.
+
+    Raises:
+        EmptyImageError, AspectRatioError: it cannot be resized.
+    """
     height, width = smart_resize(rgb.height, rgb.width, config)
-    pixels = normalise(resized(rgb, width, height), config)
+    return resized(rgb, width, height)
+
+
+def cut_patches(frames: Sequence[Image.Image], config: ImageConfig) -> ImagePatches:
+    """Fitted frames of one temporal patch, normalised and cut, all patches of a merged token together."""
+    pixels = np.stack([normalise(frame, config) for frame in frames])
     patch = config.patch_size
     merge = config.merge_size
-    rows = height // patch
-    columns = width // patch
-    blocks = pixels.reshape(rows // merge, merge, patch, columns // merge, merge, patch, 3)
-    blocks = blocks.transpose(0, 3, 1, 4, 6, 2, 5)[:, :, :, :, :, None]
-    frames = np.broadcast_to(blocks, (*blocks.shape[:5], config.temporal_patch_size, patch, patch))
-    return ImagePatches(frames.reshape(rows * columns, -1), (1, rows, columns))
+    rows = frames[0].height // patch
+    columns = frames[0].width // patch
+    blocks = pixels.reshape(len(frames), rows // merge, merge, patch, columns // merge, merge, patch, 3)
+    blocks = blocks.transpose(1, 4, 2, 5, 7, 0, 3, 6)
+    return ImagePatches(blocks.reshape(rows * columns, -1), (1, rows, columns))

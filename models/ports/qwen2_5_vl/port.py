@@ -1,34 +1,58 @@
 """Qwen2.5-VL, as `models.vlm` serves it."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 
-from models.architecture import Architecture
-from models.ports.qwen2_5_vl import images, vision
-from models.ports.qwen2_5_vl.config import VisionConfig, config_from_hf
+from models.architecture import Architecture, Config
+from models.hub.fields import Fields
+from models.media.still import ImageMedium
+from models.ports.qwen2_5_vl import config, images, vision
+from models.ports.qwen2_5_vl.config import VisionConfig
+from models.ports.qwen2_5_vl.video import VideoMedium
 from models.ports.qwen2_5_vl.weights import weight_table
 
 
-def image_positions(rows: int, columns: int, config: VisionConfig, first: int, length: int) -> tuple[np.ndarray, float]:
-    """Local positions f32[3, length] of an image chunk, and its advance (HF ``get_rope_index``).
+def config_from_hf(mapping: Mapping[str, Any]) -> Config:
+    """As `models.ports.qwen2_5_vl.config.config_from_hf`, with what videos need beside the tower they share.
 
-    Text counts on, the same on the three axes time, height and width. The image's tokens, after ``first`` others, stand
-    at (first, first + row, first + column) in raster order, and what follows them at first + max(rows, columns).
+    Raises:
+        ValueError: a subclass named for what is missing, unknown or unsupported.
+    """
+    read = config.config_from_hf(mapping)
+    tower = Fields("vision_config", mapping["vision_config"])
+    return replace(
+        read,
+        placeholders={"video": Fields("config.json", mapping).size("video_token_id", 151656, least=0)},
+        media={"video": tower.positive("tokens_per_second", 4.0)},
+    )
+
+
+def image_positions(rows: int, columns: int, config: VisionConfig) -> tuple[np.ndarray, float]:
+    """Positions f32[3, n] of an image's tokens, counted from where it begins, and its advance (HF ``get_rope_index``).
+
+    On the axes time, height and width a token stands at (0, row, column), in raster order, and what follows the image
+    begins at max(rows, columns).
 
     Args:
         rows, columns: of patches.
         config: the vision tower's.
-        first: tokens before the image's own.
-        length: tokens of the chunk.
     """
     rows = rows // config.spatial_merge_size
     columns = columns // config.spatial_merge_size
     row, column = np.divmod(np.arange(rows * columns), columns)
-    after = first + rows * columns
-    positions = np.empty((3, length), np.float32)
-    positions[:, :first] = np.arange(first)
-    positions[:, first:after] = first + np.stack([np.zeros_like(row), row, column])
-    positions[:, after:] = first + max(rows, columns) + np.arange(length - after)
-    return positions, float(first + max(rows, columns) + length - after)
+    return np.stack([np.zeros_like(row), row, column]).astype(np.float32), float(max(rows, columns))
 
 
-ARCHITECTURE = Architecture("qwen2_5_vl", config_from_hf, weight_table, images, vision, image_positions)
+IMAGES = ImageMedium(
+    images.ImageConfig.from_hf,
+    images.preprocess_image,
+    vision.vision_declaration,
+    vision.plan,
+    vision.encode_image,
+    image_positions,
+)
+
+ARCHITECTURE = Architecture("qwen2_5_vl", config_from_hf, weight_table, (IMAGES, VideoMedium()))

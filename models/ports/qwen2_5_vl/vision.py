@@ -14,6 +14,7 @@ from models.blocks.attention import grouped_attention
 from models.blocks.layers import dense, rms_norm, swiglu
 from models.blocks.params import ParamInfo, Params, linear, stacked, swiglu_declaration
 from models.blocks.vit import axial_rotation, mlp, mlp_declaration, pad_patches
+from models.media.images import check_merged_grid
 from models.ports.qwen2_5_vl.config import VisionConfig
 
 __all__ = ["VisionPlan", "encode_image", "pad_patches", "plan", "vision_declaration"]
@@ -83,8 +84,7 @@ def plan(grid_h: int, grid_w: int, config: VisionConfig, bucket: int = 256) -> V
         ValueError: the grid is empty, or not a whole number of merged tokens.
     """
     merge = config.spatial_merge_size
-    if grid_h < 1 or grid_w < 1 or grid_h % merge or grid_w % merge:
-        raise ValueError(f"the grid is {grid_h} x {grid_w} patches; expected positive multiples of {merge}")
+    check_merged_grid(grid_h, grid_w, merge)
     unit = merge**2
     side = config.window_size // (merge * config.patch_size)
     height = grid_h // merge

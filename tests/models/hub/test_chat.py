@@ -5,7 +5,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from eval.tiny.vocabulary import build_tokenizer
-from models.hub.chat import ChatTemplate, ChatTemplateError
+from models.hub.chat import IMAGE, ChatTemplate, ChatTemplateError
 
 QUESTION = "which colour is it ?"
 
@@ -156,8 +156,8 @@ def test_preamble_images_and_tail_are_the_template_s_tokens(chat, images):
     expected = in_full(tokenizer, messages)
     assert expected.count(placeholder) == images and tokenizer.convert_tokens_to_ids("[UNK]") not in expected
     assert tokenizer.bos_token is None or expected.count(tokenizer.bos_token_id) == 1
-    image, first = split.image(1, placeholder)
-    assert image[first] == placeholder
+    image = split.content([IMAGE], {"image": placeholder})
+    assert image.count(placeholder) == 1
     assert [*split.preamble, *image * images, *split.tail(QUESTION)] == expected
 
 
@@ -168,7 +168,7 @@ def test_a_conversation_is_the_template_s_tokens(chat, turns):
     answer = "the first page"
     content = [{"type": "image"}, {"type": "text", "text": QUESTION}]
     messages = [{"role": "user", "content": content}]
-    given = [*split.preamble, *split.image(1, placeholder)[0], *split.tail(QUESTION)]
+    given = [*split.preamble, *split.content([IMAGE], {"image": placeholder}), *split.tail(QUESTION)]
     for turn in range(turns):
         follow_up = ("and the last ?", "which colour ?", "is it user ?")[turn]
         messages += [
@@ -189,13 +189,6 @@ def test_a_template_of_one_turn_has_nothing_between_turns():
     assert split.closing == () and split.follow_up(QUESTION) == split.tail(QUESTION)
 
 
-def test_an_image_has_as_many_tokens_as_it_is_given(chat):
-    split, _, placeholder = chat
-    one, first = split.image(1, placeholder)
-    many, start = split.image(5, placeholder)
-    assert start == first and many == [*one[:first], *[placeholder] * 5, *one[first + 1 :]]
-
-
 def test_the_system_text_stands_in_the_preamble(chat):
     _, tokenizer, placeholder = chat
     split = ChatTemplate(tokenizer, [0], system="you read the first page")
@@ -205,13 +198,13 @@ def test_the_system_text_stands_in_the_preamble(chat):
         {"role": "user", "content": content},
     ]
     expected = in_full(tokenizer, messages)
-    assert [*split.preamble, *split.image(1, placeholder)[0], *split.tail(QUESTION)] == expected
+    assert [*split.preamble, *split.content([IMAGE], {"image": placeholder}), *split.tail(QUESTION)] == expected
 
 
 def test_a_template_without_images_refuses_them():
     tokenizer = words_tokenizer(LLAMA, LLAVA.replace("<image>", ""))
     with pytest.raises(ChatTemplateError, match="use the template of a vision-language model"):
-        ChatTemplate(tokenizer, [0]).image(3, tokenizer.convert_tokens_to_ids("<image>"))
+        ChatTemplate(tokenizer, [0]).content([IMAGE], {"image": tokenizer.convert_tokens_to_ids("<image>")})
 
 
 def test_the_template_of_the_embedded_models(tmp_path):
@@ -221,5 +214,5 @@ def test_the_template_of_the_embedded_models(tmp_path):
     content = [{"type": "image"}, {"type": "text", "text": "the first page ."}, {"type": "text", "text": QUESTION}]
     messages = [{"role": "user", "content": content}]
     expected = in_full(tokenizer, messages)
-    image, _ = split.image(1, tokenizer.convert_tokens_to_ids("<|image_pad|>"))
+    image = split.content([IMAGE], {"image": tokenizer.convert_tokens_to_ids("<|image_pad|>")})
     assert [*split.preamble, *image, *split.encode("the first page ."), *split.tail(QUESTION)] == expected

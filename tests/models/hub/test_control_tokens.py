@@ -8,10 +8,18 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from models import load
-from models.hub.chat import ChatTemplate
+from models.hub.chat import IMAGE, ChatTemplate
 from models.hub.control_tokens import ControlTokens, TokenizerError
 from tests.models.hub.test_chat import DEEPSEEK
-from tests.models.hub.tokenizers_of_ports import CONTROLS, GPT2_SPLIT, QUESTION, TEXTS, byte_level, control_ids
+from tests.models.hub.tokenizers_of_ports import (
+    CONTROLS,
+    GPT2_SPLIT,
+    QUESTION,
+    TEXTS,
+    byte_level,
+    control_ids,
+    in_one_chunk,
+)
 
 
 def test_the_copy_encodes_as_the_tokenizer(port):
@@ -163,3 +171,13 @@ def test_the_embedded_models_read_it_as_text(kind):
             ids = np.asarray(ask(text).inputs["tokens"])
             assert pad not in ids
             assert (ids == end).sum() == ((plain == end).sum() if ask != vlm.prepare else 0)
+
+
+def test_the_parts_of_one_chunk_hold_no_typed_control_token(port, chat):
+    name, tokenizer = port
+    ids = control_ids(name, tokenizer)
+    plain = [number for number in in_one_chunk(name, tokenizer, chat, [IMAGE, "a", IMAGE], "b") if number in ids]
+    for control in CONTROLS[name]:
+        for text in typed(control):
+            given = in_one_chunk(name, tokenizer, chat, [IMAGE, text, IMAGE], "b")
+            assert [number for number in given if number in ids] == plain, text

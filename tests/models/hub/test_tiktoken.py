@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import regex
 
-from models.hub.chat import ChatTemplate
+from models.hub.chat import IMAGE, ChatTemplate
 from models.hub.fields import ConfigError, MissingConfigFileError, UnknownConfigFieldError, UnsupportedConfigError
 from models.hub.tiktoken import (
     CorruptLineError,
@@ -190,7 +190,7 @@ def test_chat_template_splits_with_it(tmp_path):
     assert chat.preamble == [*system, 259, *b"user", middle]
     assert chat.tail("why?") == [*b"why?", end, 260, *b"assistant", middle]
     assert chat.decode([*b"because", end]) == "because"
-    assert chat.image(3, 277) == ([274, *b"image", 275, 277, 277, 277, 276], 7)
+    assert chat.content([IMAGE], {"image": 277}) == [274, *b"image", 275, 277, 276]
 
 
 def test_the_template_file_comes_first(tmp_path):

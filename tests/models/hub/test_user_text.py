@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from models import load
-from models.hub.chat import ChatTemplate, ChatTemplateError
+from models.hub.chat import IMAGE, ChatTemplate, ChatTemplateError
 from tests.models.hub.test_chat import in_full
 from tests.models.hub.tokenizers_of_ports import (
     CHATML,
@@ -17,10 +17,10 @@ from tests.models.hub.tokenizers_of_ports import (
     QWEN_SPLIT,
     TEXTS,
     byte_level,
+    in_one_chunk,
     placeholder_of,
 )
 
-IMAGE = None
 SHAPES = [[IMAGE], [IMAGE, IMAGE], [], ["t"], ["t", "t"], ["t", "t", "t"], [IMAGE, "t"], [IMAGE, IMAGE, "t", "t"]]
 MIXED = [["t", IMAGE], ["t", IMAGE, "t"], [IMAGE, "t", IMAGE, "t", "t"], ["t", IMAGE, IMAGE]]
 
@@ -68,8 +68,8 @@ def cuts(name, tokenizer, text, borders):
 
 def assert_says_the_same(name, tokenizer, chat, items, question):
     """The template's own tokens, if nothing reaches across a border; its text in any case."""
-    placeholder = placeholder_of(name, tokenizer)
-    pieces = [chat.image(1, placeholder)[0] if item is IMAGE else chat.encode(item) for item in items]
+    placeholder = {"image": placeholder_of(name, tokenizer)}
+    pieces = [chat.content([IMAGE], placeholder) if item is IMAGE else chat.encode(item) for item in items]
     given = [*chat.preamble, *(number for piece in pieces for number in piece), *chat.tail(question)]
     text, borders = spelled(name, tokenizer, items, question)
     opened = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
@@ -105,6 +105,42 @@ def test_a_prompt_says_what_the_template_says(port, chat, shape):
         assert not crossed
 
 
+@pytest.mark.parametrize("shape", [shape for shape in [*SHAPES, *MIXED] if shape], ids=str)
+def test_the_parts_of_one_chunk_are_the_templates_tokens(port, chat, shape):
+    """Only the chunk's own two borders are borders of tokens: between its parts there are none."""
+    name, tokenizer = port
+    rng = np.random.default_rng(1)
+    compared = 0
+    for text in TEXTS:
+        others = iter([text, *rng.permutation(TEXTS).tolist()])
+        items = [IMAGE if item is IMAGE else next(others) for item in shape]
+        if len(items) == 1 and items[0] is not IMAGE and not chat.encode(items[0]):
+            continue
+        given = in_one_chunk(name, tokenizer, chat, items, QUESTION)
+        whole, borders = spelled(name, tokenizer, items, QUESTION)
+        around = [borders[0], borders[-1]]
+        opened = tokenizer.bos_token is not None and whole.startswith(tokenizer.bos_token)
+        expected = tokenizer(whole, add_special_tokens=not opened, return_offsets_mapping=True)
+        assert tokenizer.decode(given) == tokenizer.decode(expected["input_ids"]), items
+        crossed = reaches_across(expected["offset_mapping"], around)
+        if not crossed and cuts(name, tokenizer, whole, around) == cuts(name, tokenizer, whole, []):
+            assert given == expected["input_ids"], items
+            compared += 1
+    # Headers that end in a space, and a space behind every text, join the chunk's borders to what stands there.
+    joined = name.startswith("llava") or (name == "deepseek_vl" and shape[0] is not IMAGE)
+    assert compared >= len(TEXTS) // 4 or joined
+
+
+def test_llavas_template_puts_the_images_of_a_chunk_first(port, chat):
+    name, tokenizer = port
+    if not name.startswith("llava"):
+        return
+    image = tokenizer.convert_tokens_to_ids("<image>")
+    given = chat.content(["the first page", IMAGE, "page", IMAGE], {"image": image})
+    assert tokenizer.decode(given).replace("<image> ", "<image>") == "<image>\n<image>\nthe first page page "
+    assert [number for number, token in enumerate(given) if token == image][0] == 0
+
+
 @pytest.mark.parametrize("images", [1, 2, 3])
 def test_images_and_a_question_are_the_templates_tokens(port, chat, images):
     name, tokenizer = port
@@ -118,7 +154,7 @@ def test_a_text_is_encoded_alike_wherever_it_stands(port, chat):
     for text in TEXTS:
         if "ü" in text and "ü" in tokenizer.get_added_vocab():
             continue  # which a byte-level decoder does not give back
-        begins = [*chat.preamble, *chat.image(1, placeholder_of(name, tokenizer))[0]]
+        begins = [*chat.preamble, *chat.content([IMAGE], {"image": placeholder_of(name, tokenizer)})]
         said = tokenizer.decode([*begins, *chat.encode(text)]).removeprefix(tokenizer.decode(begins))
         parting = " " if name.startswith("llava") else ""
         assert said == text + parting
@@ -132,7 +168,7 @@ def test_the_system_text_is_the_templates(port):
             {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]},
         ]
         split = ChatTemplate(tokenizer, [0], system=text)
-        image = split.image(1, placeholder_of(name, tokenizer))[0]
+        image = split.content([IMAGE], {"image": placeholder_of(name, tokenizer)})
         assert [*split.preamble, *image, *split.tail(QUESTION)] == in_full(tokenizer, messages)
 
 
@@ -146,7 +182,7 @@ def test_a_template_that_strips_texts_is_followed():
             {"role": "system", "content": [{"type": "text", "text": "  You help.\n"}]},
             {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "  what is it? \n"}]},
         ]
-        image = split.image(1, tokenizer.convert_tokens_to_ids("<|image_pad|>"))[0]
+        image = split.content([IMAGE], {"image": tokenizer.convert_tokens_to_ids("<|image_pad|>")})
         assert [*split.preamble, *image, *split.tail("  what is it? \n")] == in_full(tokenizer, messages)
     assert split.encode(" \n") == split.encode("") == []
 

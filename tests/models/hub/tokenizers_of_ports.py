@@ -137,3 +137,9 @@ def placeholder_of(name, tokenizer):
 
 def control_ids(name, tokenizer):
     return {tokenizer.convert_tokens_to_ids(control) for control in CONTROLS[name]}
+
+
+def in_one_chunk(name, tokenizer, chat, items, question):
+    """The prompt with all items in one chunk."""
+    content = chat.content(items, {"image": placeholder_of(name, tokenizer)})
+    return [*chat.preamble, *content, *chat.tail(question)]

@@ -1,0 +1,64 @@
+"""Plain data that users hand in: what is neither text nor a single image."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+
+class VideoError(ValueError):
+    """A video that cannot be: no frames, frames of another kind, or times that do not rise."""
+
+
+@dataclass(frozen=True, eq=False, init=False)
+class Video:
+    """Frames and the times at which they are shown.
+
+    Attributes:
+        frames: RGB, uint8[n, H, W, 3].
+        times: seconds, f32[n], each above the one before.
+    """
+
+    frames: UInt8[np.ndarray, "n H W 3"]
+    times: Float32[np.ndarray, " n"]
+
+    def __init__(self, frames: object, times: object) -> None:
+        """Check frames and times.
+
+        Raises:
+            VideoError: there is no frame or no pixel, the frames are not uint8[n, H, W, 3], or the times are not n
+                finite numbers that rise.
+        """
+        frames = np.asarray(frames)
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size:
+            raise VideoError(
+                f"the frames are {frames.dtype}{list(frames.shape)}; expected uint8[n, H, W, 3], with one frame and "
+                "one pixel at least: rows, columns, and red, green and blue of each frame"
+            )
+        try:
+            seconds = np.asarray(times, np.float32)
+        except (TypeError, ValueError) as error:
+            raise VideoError(f"the times cannot be read as numbers ({error}); expected seconds, f32[n]") from error
+        if seconds.shape != (len(frames),):
+            raise VideoError(
+                f"the times are of shape {list(seconds.shape)} for {len(frames)} frames; expected one for each frame"
+            )
+        if not np.isfinite(seconds).all() or (np.diff(seconds) <= 0).any():
+            raise VideoError("the times do not rise; expected finite seconds, each above the one before")
+        object.__setattr__(self, "frames", frames)
+        object.__setattr__(self, "times", seconds)
+
+    @classmethod
+    def at_rate(cls, frames: np.ndarray, fps: float | int) -> "Video":
+        """A video whose frames follow one another at ``fps`` a second, the first at 0.
+
+        Raises:
+            VideoError: as for `Video`, or ``fps`` is not a finite number above 0.
+        """
+        if not 0 < fps < float("inf"):
+            raise VideoError(f"fps is {fps}; expected a finite number of frames a second, above 0")
+        return cls(frames, np.arange(len(frames)) / fps)
+
+    def between(self, first: int, last: int) -> "Video":
+        """Frames ``first`` to ``last`` - 1, with their times."""
+        return Video(self.frames[first:last], self.times[first:last])

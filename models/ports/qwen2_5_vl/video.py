@@ -1,0 +1,114 @@
+"""Videos of Qwen2.5-VL: frames in pairs through the tower of its images, each at its time (HF ``get_rope_index``)."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+from kamera_jax.items import Video
+from models.blocks.params import Params
+from models.blocks.vit import pad_patches
+from models.hub.fields import Fields
+from models.media.images import VERSION
+from models.media.spans import Features, Span
+from models.ports.qwen2_5_vl.images import ImageConfig, cut_patches, fitted
+from models.ports.qwen2_5_vl.vision import encode_image, plan, vision_declaration
+
+_SAMPLING = (
+    *("do_sample_frames", "fps", "num_frames", "min_frames", "max_frames", "max_video_tokens"),
+    *("return_metadata", "video_metadata"),
+)
+"""Fields about which frames to take from a file: here the frames are given."""
+
+_SIZE = {"shortest_edge": 128 * 28 * 28, "longest_edge": 768 * 28 * 28}
+"""Bounds on the area of a resized frame, where a file of videos' own leaves them out."""
+
+ROUNDING = 1e-3
+"""Of a position: a time in f32 may lie this far below the whole position that it stands for."""
+
+
+def video_config_from_hf(mapping: Mapping[str, Any], patch_size: int = 14) -> ImageConfig:
+    """How frames become patches, from a ``video_preprocessor_config.json``, or from the images' where there is none.
+
+    Raises:
+        UnknownConfigFieldError: a field this does not know, named.
+        UnsupportedConfigError: a value that asks for other preprocessing, named.
+    """
+    if "video_processor_type" not in mapping:
+        return ImageConfig.from_hf(mapping, patch_size)
+    fields = Fields("video_preprocessor_config.json", mapping)
+    fields.expect("video_processor_type", "Qwen2VLVideoProcessor", "Qwen2_5_VLVideoProcessor")
+    fields.expect("cap_pixels_per_frame", False)
+    fields.ignore(*_SAMPLING)
+    rest = {"size": _SIZE, **{name: value for name, value in fields.rest.items() if value is not None}}
+    rest.pop("image_processor_type", None)  # of the images, in a file that both were written to
+    return ImageConfig.from_hf(rest, patch_size)
+
+
+@dataclass(frozen=True)
+class VideoMedium:
+    """Videos: a temporal patch is two frames, and sees no other in the tower; an odd last frame is repeated.
+
+    Between two temporal patches the time axis moves by the seconds between them times ``tokens_per_second`` of the
+    configuration, in whole positions; what follows the video begins behind its largest position on any axis, as the
+    model was trained. (transformers 5 begins it at max(rows, columns), within the video where that is longer.)
+    """
+
+    kind: str = "video"
+    tower: str = "vision"
+    items: str = "videos (kamera_jax.Video)"
+
+    def settings(self, preprocessing: Mapping[str, Any], config: Any) -> ImageConfig:
+        """See `models.architecture.Medium`."""
+        return video_config_from_hf(preprocessing, config.towers[self.tower].patch_size)
+
+    def declaration(self, tower: Any) -> Params:
+        """See `models.architecture.Medium`; the tower is that of the images."""
+        return vision_declaration(tower)
+
+    def reads(self, item: Any) -> bool:
+        """See `models.architecture.Medium`."""
+        return isinstance(item, Video)
+
+    def normal(self, item: Video) -> Video:
+        """See `models.architecture.Medium`; a `Video` has checked itself."""
+        return item
+
+    def digested(self, item: Video, settings: ImageConfig) -> tuple[str, str, bytes]:
+        """See `models.architecture.Medium`."""
+        return (
+            f"{self.kind}:v{VERSION}:{settings}",
+            str(item.frames.shape),
+            item.frames.tobytes() + item.times.tobytes(),
+        )
+
+    def spans(
+        self, item: Video, settings: ImageConfig, config: Any, encode: Callable[[Any, Any], Features]
+    ) -> Sequence[Span]:
+        """See `models.architecture.Medium`: a span for each temporal patch."""
+        tower = config.towers[self.tower]
+        frames = settings.temporal_patch_size
+        begins = range(0, len(item.frames), frames)
+        seconds = item.times.astype(np.float64)[:: settings.temporal_patch_size] - float(item.times[0])
+        times = np.floor(seconds * config.media[self.kind] + ROUNDING)
+        spans = []
+        for begin, time in zip(begins, times, strict=True):
+            pair = [fitted(Image.fromarray(frame), settings) for frame in item.frames[begin : begin + frames]]
+            cut = cut_patches(pair + pair[-1:] * (frames - len(pair)), settings)
+            _, rows, columns = cut.grid
+            layout = plan(rows, columns, tower)
+            features = encode(pad_patches(cut.patches, layout), layout)
+            merged = (rows // tower.spatial_merge_size, columns // tower.spatial_merge_size)
+            row, column = np.divmod(np.arange(int(layout.tokens)), merged[1])
+            positions = np.stack([np.full_like(row, time), row, column]).astype(np.float32)
+            last = begin == begins[-1]
+            advance = float(max(time + 1, *merged)) if last else 0.0
+            spans.append(Span([config.placeholders[self.kind]] * len(row), features, positions, advance))
+        return spans
+
+    def encode(self, params: Params, tower: Any, inputs: jax.Array, plan: Any) -> Features:
+        """See `models.architecture.Medium`."""
+        return Features(encode_image(params, tower, inputs, plan))
