@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from kamera_jax.backbone import BackboneBase
 from kamera_jax.dtypes import DtypeError, floating
 from kamera_jax.guard.calibration import Calibration
 from kamera_jax.identity import content_key
@@ -21,7 +22,7 @@ from kamera_jax.kv import KVSpec, Segment, bucket
 from models.architecture import Architecture, Config
 from models.blocks import decoder
 from models.blocks.params import Params
-from models.forward import forward_of
+from models.forward import COLLECTS, forward_of
 from models.hub.chat import ChatTemplate
 from models.hub.fields import Fields, UnsupportedConfigError, read_json
 from models.hub.weights import load_params, revision, stored_dtype
@@ -31,7 +32,7 @@ CALIBRATION = "calibration.json"
 """Beside the weights: a `kamera_jax.Calibration`."""
 
 
-class VisionLanguageModel:
+class VisionLanguageModel(BackboneBase):
     """A checkpoint of one of the ports.
 
     Attributes:
@@ -82,6 +83,7 @@ class VisionLanguageModel:
             max_positions=text.max_positions,
         )
         self.forward = forward_of(text)
+        self.collects = COLLECTS if text.experts else COLLECTS[:2]
         self._chat = chat
         self._images = images
         self.eos = chat.eos

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kamera_jax import int8
 from kamera_jax.chunk import Chunk
 from kamera_jax.errors import LibraryCorruptError
 from kamera_jax.library.packs import Pack
@@ -85,4 +86,4 @@ def _stacked(
 
 
 def _restored(values: jax.Array, scale: jax.Array, dtype: str) -> jax.Array:
-    return (values.astype(jnp.float32) * scale).astype(dtype)
+    return int8.restored(values.astype(jnp.float32), scale, dtype)

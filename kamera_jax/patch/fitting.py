@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from kamera_jax import int8 as int8_codes
 from kamera_jax.kv import KV, Factors, bucket
 from kamera_jax.patch.subspace import Components, components
 from pallas_kernels.relocate_patch.reference import low_rank
@@ -236,12 +237,9 @@ def residual(conditioned: KV, canonical: KV, factors: Factors, length: jax.Array
 
 def quantised(factors: Factors) -> Factors:
     """The same patch in int8, symmetric, with one scale for each component."""
-    sizes = [jnp.abs(x.astype(jnp.float32)).max(-1) / 127 for x in (factors.u, factors.v)]
-    u, v = (
-        jnp.round(x.astype(jnp.float32) / jnp.where(size > 0, size, 1.0)[..., None]).astype(jnp.int8)
-        for x, size in zip((factors.u, factors.v), sizes, strict=True)
-    )
-    return Factors(u=u, v=v, ranks=factors.ranks, scale=sizes[0] * sizes[1])
+    u, u_scale = int8_codes.quantised(factors.u, axis=-1)
+    v, v_scale = int8_codes.quantised(factors.v, axis=-1)
+    return Factors(u=u, v=v, ranks=factors.ranks, scale=(u_scale * v_scale)[..., 0])
 
 
 def component_bytes(length: int, features: int, itemsize: int) -> int:

@@ -197,8 +197,8 @@ def test_form_patch_arguments(random_vlm, chunks, window, options, message):
 
 
 def test_dropped_inputs(random_vlm, chunks, patches, window):
-    bare = chunks[2].without_inputs()
-    assert bare.inputs is None and bare.key == chunks[2].key
+    bare = chunks[2].without_source()
+    assert bare.source is None and bare.key == chunks[2].key
     for run in (
         lambda: kj.form_patch(random_vlm, bare, context=window),
         lambda: kj.form_patch(random_vlm, chunks[1], antecedents=[bare]),

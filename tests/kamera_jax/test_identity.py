@@ -218,7 +218,7 @@ def test_names_do_not_survive_what_may_change_bits(random_vlm, texts, windows):
     assert (
         replace(chunk, kv=jax.tree.map(jnp.negative, chunk.kv)).key == replace(patch, factors=patch.factors).key == ""
     )
-    assert chunk.without_inputs().key == chunk.key and chunk.without_inputs().content == chunk.content
+    assert chunk.without_source().key == chunk.key and chunk.without_source().content == chunk.content
     anonymous = jax.tree.map(lambda leaf: leaf, chunk)
     with pytest.raises(MissingKeyError, match="has no key, so it could not be found again"):
         kj.Session(random_vlm, CAPACITY).add(anonymous)
@@ -285,8 +285,8 @@ def test_what_a_question_holds_beside_its_tokens_is_in_a_turns_key():
         answer = kj.generate(toy, kj.Window.empty(toy, CAPACITY), "which ?", max_new_tokens=2)
         turns.append(answer.window.entries[-1].chunk)
     assert turns[0].key != turns[1].key
-    assert (np.asarray(turns[1].inputs["media"])[: len("which ?!")] == 1).all()
-    assert turns[1].inputs["media"].shape[0] == turns[1].inputs["tokens"].shape[0]
+    assert (np.asarray(turns[1].source.inputs["media"])[: len("which ?!")] == 1).all()
+    assert turns[1].source.inputs["media"].shape[0] == turns[1].source.inputs["tokens"].shape[0]
 
 
 def test_a_segment_that_was_changed_by_hand_is_keyed_by_what_is_read():
