@@ -127,7 +127,7 @@ def check_segment(vlm: Any, segment: Any, where: str) -> Segment:
         raise wrong(f"a segment with positions {list(positions)}; expected f32[{axes}, T], as the spec's RoPE has axes")
     for name, array in segment.inputs.items():
         for leaf in jax.tree.leaves(array):
-            if np.shape(leaf)[:1] != positions[1:]:
+            if np.shape(leaf)[:1] != positions[1:] or not hasattr(leaf, "dtype"):
                 raise wrong(f"inputs[{name!r}] of shape {list(np.shape(leaf))}; expected T = {positions[1]} first")
     tokens = segment.inputs["tokens"]
     if np.ndim(tokens) != 1 or not np.issubdtype(tokens.dtype, np.integer):
@@ -142,10 +142,9 @@ def check_segment(vlm: Any, segment: Any, where: str) -> Segment:
         )
     advance = segment.advance
     known = advance is not None and not traced(advance)  # a transformation drops it; see `chunk_of`
-    if known and not (isinstance(advance, Real) or np.shape(advance) == ()):
-        raise wrong(f"a segment that advances by {_short(advance)}; expected a number of positions")
-    if known and not (math.isfinite(advance) and advance >= 0):
-        raise wrong(f"a segment that advances by {advance}; expected a number of positions, at least 0")
+    number = isinstance(advance, Real) or getattr(advance, "shape", None) == ()
+    if known and not (number and math.isfinite(advance) and advance >= 0):
+        raise wrong(f"a segment that advances by {_short(advance)}; expected a number of positions, at least 0")
     return segment
 
 
