@@ -34,18 +34,18 @@ class Letters(BackboneBase):
 
     def forward(self, params, segment, state, *, logits_at=None, collect=()):
         state = state or self.spec.empty_state(0)
-        own = jnp.tril(jnp.tile(segment.valid, (len(segment.valid), 1)))  # causal among its own tokens
-        seen = jnp.hstack([jnp.broadcast_to(state.valid, (len(own), len(state.valid))), own])
+        valid = segment.valid.astype(jnp.float32)
+        before, own = (jnp.tile(each, (len(valid), 1)) for each in (state.valid, segment.valid))
         x = params["embed"][segment.inputs["tokens"]]
         layers = []
         for layer in range(2):
             q, k, v = jnp.split(x @ params["qkv"][layer], 3, axis=-1)
             q, here = (kj.rope.rotate(y[:, None], segment.positions, ROPE)[:, 0] for y in (q, k))
             scores = q @ jnp.vstack([state.rot[layer], here]).T / WIDTH**0.5  # keys in a state are rotated already
-            weights = jax.nn.softmax(jnp.where(seen, scores, -1e9))
-            x = x + 4 * weights @ jnp.vstack([state.free[layer], v])
-            kv = [y * segment.valid[:, None] for y in (k, v)]  # un-rotated, and zero in padding
-            layers.append([*kv, segment.valid @ weights / segment.length])  # and the attention each slot received
+            weights = jax.nn.softmax(jnp.where(jnp.hstack([before, jnp.tril(own)]), scores, -1e9))
+            x = x + 2 * weights @ jnp.vstack([state.free[layer], v])
+            kv = [y * valid[:, None] for y in (k, v)]  # un-rotated, and zero in padding
+            layers.append([*kv, valid @ weights / valid.sum()])  # and the attention each slot received
         rot, free, mass = map(jnp.stack, zip(*layers, strict=True))
         logits = None if logits_at is None else x[logits_at] @ params["embed"].T / 8
         return Output(logits, kj.KV(rot, free), {"attention_mass": mass})
@@ -53,8 +53,8 @@ class Letters(BackboneBase):
 
 vlm = Letters()
 first, second = (kj.encode(vlm, text) for text in ("the star is red", "the moon is like the star"))
-patch = kj.form_patch(vlm, second, antecedents=[first], rank=8)  # what the second absorbs from the first
+patch = kj.form_patch(vlm, second, antecedents=[first], rank=12)  # what the second absorbs from the first
 window = kj.append(kj.append(kj.Window.empty(vlm, 256), first), second, patch)  # no forward
-answer = kj.generate(vlm, window, "what is red?", max_new_tokens=8).text
-kls = [kj.verify(vlm, each, ["what is red?"]).kl for each in (window, kj.replace(window, 1, second))]
+answer = kj.generate(vlm, window, "like what?", max_new_tokens=8).text
+kls = [kj.verify(vlm, each, ["like what?"]).kl for each in (window, kj.replace(window, 1, second))]
 print(f"answer: {answer!r}; KL to full prefill: {kls[0]:.1e} nats, without the patch {kls[1]:.1e}")

@@ -148,7 +148,7 @@ def with_defaults(vlm: Any) -> BackboneBase:
     if vlm not in _CHECKED:
         check_members(vlm, Backbone)
         _CHECKED.add(vlm)
-    return vlm if isinstance(vlm, BackboneBase) else _Completed(vlm)
+    return vlm if isinstance(vlm, BackboneBase) else _Completed(vlm)  # pyright: ignore[reportAbstractUsage]
 
 
 def forward_flops(vlm: Backbone, tokens: int, slots: int) -> float:

@@ -16,6 +16,7 @@ from kamera_jax.kv import KV, Factors, KVSpec, Segment, Sketch
 from kamera_jax.source import SourceField, kept_rows, taken_rows
 
 _NOT_GIVEN: Any = object()
+_SOURCE = SourceField()
 
 
 @no_type_check  # a pytree is rebuilt with whatever a transformation puts in its leaves
@@ -58,7 +59,7 @@ class Chunk(Handle):
     model: str
     preamble: str | None
     antecedents: tuple[str, ...]
-    source: Segment | None = SourceField()  # pyright: ignore[reportAssignmentType]
+    source: Segment | None = _SOURCE  # pyright: ignore[reportAssignmentType]
     turn: bool
     spec: KVSpec | None
     codec: str
@@ -110,7 +111,7 @@ class Chunk(Handle):
     @property
     def keeps_all_rows(self) -> bool:
         """Whether the KV has a row for every token of the source; also where the source was dropped."""
-        return type(self).source.is_shared(self)  # pyright: ignore[reportOptionalMemberAccess]
+        return _SOURCE.is_shared(self)
 
     def taken(self, kv: Any) -> Any:
         """Of KV of all the source's tokens, the rows that this chunk keeps of its own, in the same places.

@@ -7,6 +7,7 @@ from typing import Any, Self, no_type_check
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int8
 
 from kamera_jax.dtypes import floating
@@ -190,8 +191,8 @@ class Segment:
         self,
         inputs: dict[str, Any],
         positions: Float[Array, "A T"],
-        length: Int[Array, ""],
-        advance: float = 0.0,
+        length: Int[Array, ""] | np.integer | int,
+        advance: float | jax.Array = 0.0,
         content: str = "",
     ) -> None:
         """See the class."""

@@ -26,7 +26,7 @@ class _Source:
 
     inputs: dict[str, Any]
     positions: Float[Array, "A T"] | None
-    length: Int[Array, ""] | None
+    length: Int[Array, ""] | np.integer | None
 
 
 class SourceField(Field):
