@@ -43,7 +43,7 @@ class Chunk(Handle):
         antecedents: keys of the chunks it was conditioned on; empty for a canonical chunk.
         source: the segment that the model read (token ids, media features), at local positions; None once dropped.
         turn: whether this is a question with its answer, kept by `generate`.
-        spec: what the KV means to the model that made it, None if it was not said.
+        spec: what the KV means to the model that made it, None if it is not known.
         codec: what the KV went through since: ``"exact"`` is nothing, ``"int8"`` a library's storage.
         conditioned: whether its KV depends on other chunks; it then is not canonical.
         key: names content, model and lineage; empty for a chunk whose KV may be anything. With the codec it names the

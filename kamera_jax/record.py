@@ -109,17 +109,19 @@ def split_patch(patch: Patch) -> tuple[Plain, Arrays]:
 
 def join_patch(about: Mapping[str, Any], arrays: Mapping[str, Any]) -> Patch:
     """What `split_patch` took apart, on the device; arrays that are not a patch's are left alone."""
-    found = {name: jax.device_put(array) for name, array in arrays.items() if name.startswith(("patch.", "sketch."))}
+    on_device = {
+        name: jax.device_put(array) for name, array in arrays.items() if name.startswith(("patch.", "sketch."))
+    }
     leaves = {field.name: f"patch.{field.name}" for field in fields(Factors)}
     plain: Plain = {name: about[name] for name in _PATCH} | {"antecedents": tuple(about["antecedents"])}
     sketch = None
     if (kept := about["sketch"]) is not None:
         spec = SketchSpec(tuple(kept["layers"]), tuple(kept["weights"]), kept["tokens"])
-        sketch = Sketch(**{name: found[f"sketch.{name}"] for name in _SKETCH}, spec=spec)
+        sketch = Sketch(**{name: on_device[f"sketch.{name}"] for name in _SKETCH}, spec=spec)
     return Patch(
-        factors=Factors(**{name: found[leaf] for name, leaf in leaves.items() if leaf in found}),
-        mass=found["patch.mass"],
-        residual=found["patch.residual"],
+        factors=Factors(**{name: on_device[leaf] for name, leaf in leaves.items() if leaf in on_device}),
+        mass=on_device["patch.mass"],
+        residual=on_device["patch.residual"],
         sketch=sketch,
         **plain,
     )

@@ -110,14 +110,14 @@ def kept_rows(
 
 def _in_order(rows: Sequence[Any], places: Sequence[Any]) -> list[int]:
     """For each row the first place that is equal, behind that of the row before it; less where there is none."""
-    found = []
+    matches = []
     following = iter(enumerate(places))
     for row in rows:
         match = next((place for place, value in following if value == row), None)
         if match is None:
             break
-        found.append(match)
-    return found
+        matches.append(match)
+    return matches
 
 
 def taken_rows(kv: Any, rows: jax.Array | np.ndarray, length: jax.Array | int) -> Any:

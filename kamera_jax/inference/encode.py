@@ -76,11 +76,11 @@ def run_chunk(
 
 
 def prefill(vlm: Backbone, items: Sequence[Any], *, capacity: int | None = None) -> Window:
-    """A window by full prefill: every chunk sees all before it. The reference that reuse is held against.
+    """A window by full prefill: every chunk sees all before it. The reference that reuse is compared with.
 
     Args:
         vlm: the model.
-        items: what `encode` takes, or chunks that still have their inputs.
+        items: what `encode` takes, or chunks that still have their sources.
         capacity: slots of the window; enough for the items and a turn by default.
 
     Returns:
@@ -88,7 +88,7 @@ def prefill(vlm: Backbone, items: Sequence[Any], *, capacity: int | None = None)
 
     Raises:
         ValueError: an item cannot be read. WindowFullError: ``capacity`` is too small. MissingInputsError: a chunk
-            lost its inputs.
+            lost its source.
     """
     sources = _sources(vlm, items)
     window = _room_for(vlm, sources, capacity)
@@ -135,7 +135,7 @@ def form_patch(
 
     Args:
         vlm: the model that encoded the chunk.
-        chunk: canonical, with its inputs.
+        chunk: canonical, with its source.
         antecedents: exact form: prefill preamble, antecedents and chunk together, in this order.
         context: one forward of the chunk alone, on a window as it stands; one that keeps its chunks in place is
             materialised for it.
@@ -150,7 +150,7 @@ def form_patch(
         ValueError: not exactly one of antecedents and context, more than one of rank, energy and max_bytes, a chunk
             that is not canonical, a size that is none, or a sketch of a layer that there is not.
         ModelMismatchError, PreambleMismatchError: the chunk, an antecedent or the context comes from elsewhere.
-        MissingInputsError: the chunk, or an antecedent, lost its inputs.
+        MissingInputsError: the chunk, or an antecedent, lost its source.
     """
     if (antecedents is None) == (context is None):
         raise ValueError("give either antecedents= (chunks to prefill before it) or context= (a window as it stands)")
@@ -163,7 +163,7 @@ def form_patch(
         check_model(vlm, context)
     window = _prefilled(vlm, antecedents) if context is None else context
     check_chunk(window, chunk)
-    window = materialised(window)  # what each chunk received cannot be told apart in place
+    window = materialised(window)  # what each chunk received cannot be distinguished in place
     conditioned, output = run_chunk(vlm, window, chunk, collect)
     # Inside the forming window antecedents are conditioned and keyed as such; a patch names those its caller knows.
     keys = window.keys if antecedents is None else tuple(each.key for each in antecedents)
@@ -187,16 +187,16 @@ def form_patches(
 
     Args:
         vlm: the model.
-        items: canonical chunks with their inputs, and what `encode` takes.
-        capacity: as of `prefill`.
-        rank, energy, max_bytes, int8, sketch: of each patch, as of `form_patch`.
+        items: canonical chunks with their sources, and what `encode` takes.
+        capacity: see `prefill`.
+        rank, energy, max_bytes, int8, sketch: of each patch; see `form_patch`.
 
     Returns:
         The prefilled window, and for each item its patch, or None for what is no canonical chunk. A patch names the
         chunks that were given, and the window's own where an item was no chunk.
 
     Raises:
-        ValueError, PreambleMismatchError, MissingInputsError: as of `prefill` and `form_patch`. WindowFullError:
+        ValueError, PreambleMismatchError, MissingInputsError: see `prefill` and `form_patch`. WindowFullError:
             ``capacity`` is too small.
     """
     size = Size(rank, energy, max_bytes, int8)

@@ -33,7 +33,7 @@ class Stacked:
     specs: dict[str, Plain]
 
     def chunk(self, row: int) -> Chunk:
-        """One of them."""
+        """The chunk of one row."""
         about = self.about[row]
         about = {**about, "codec": codec_of(about["codec"], about["storage"]), "storage": "exact"}
         return chunk_of(about, self.specs.get(str(about["spec"])), {name: a[row] for name, a in self.arrays.items()})
@@ -54,7 +54,7 @@ def restore(
             for message in {} if checking is None else checking.result().values():
                 raise LibraryCorruptError(message)
     groups: dict[str, list[str]] = {}
-    with pack.believed():
+    with pack.manifest_errors():
         rots = {key: manifest.leaves(key)["kv.rot"] for key in manifest.entries}
         for key in sorted(rots, key=lambda key: rots[key].start):
             groups.setdefault(rots[key].array.partition(".")[0], []).append(key)
