@@ -59,7 +59,8 @@ def test_it_is_what_it_says(kind, axis, dtype):
 @pytest.mark.parametrize("kind", KINDS)
 def test_stored_bytes_are_those_of_before(kind):
     """As the library wrote them before it shared the quantiser."""
-    rot, free = values(kind), values(kind)[..., :6]
+    rot = values(kind)
+    free = values(kind)[..., :6]
     leaves = stored.quantised(rot, free, 13)
     for name, kv, axis in (("kv.rot", rot, 1), ("kv.free", free, 2)):
         x = kv.astype(np.float32)
@@ -74,7 +75,8 @@ def test_stored_bytes_are_those_of_before(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_patches_are_those_of_before(kind):
     """As patches were quantised before: to the bit, compiled and not."""
-    u, v = jnp.asarray(values(kind)), jnp.asarray(values(kind)[..., ::-1])
+    u = jnp.asarray(values(kind))
+    v = jnp.asarray(values(kind)[..., ::-1])
     factors = kj.Factors(u, v, jnp.full(2, 16, jnp.int32))
 
     def before(u, v):

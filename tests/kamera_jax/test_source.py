@@ -163,8 +163,7 @@ def check_same(again, chunk):
     assert (again.key, again.codec, again.length, again.advance) == (chunk.key, CODEC, chunk.length, chunk.advance)
     assert not again.keeps_all_rows and int(again.source.length) == int(chunk.source.length) > chunk.length
     assert again.source.advance == chunk.advance and again.source.content == chunk.content != ""
-    ours, theirs = jax.tree.leaves(again), jax.tree.leaves(chunk)
-    for a, b in zip(ours, theirs, strict=True):
+    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(chunk), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
