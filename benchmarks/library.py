@@ -22,14 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import kamera_jax as kj
+from benchmarks.library_page import LAYERS, REPEATS, TOKENS, page
 from benchmarks.stored import fidelity
 from eval.commands.main import ATTENTIONS, EMBEDDED
 from kamera_jax.identity import content_key
 from kamera_jax.library.arrays import data_file
 from kamera_jax.library.files import sha256
 
-LAYERS = 28
-TOKENS = 64
 FEATURES = 256
 WIDTH = 2048
 """Of a chunk: a page of 64 tokens for a model of 28 layers with two KV heads of 128, and its media features."""
@@ -37,16 +36,7 @@ WIDTH = 2048
 BASES = 16
 """Chunks of different bytes; the others hold theirs under keys of their own."""
 
-ROUNDING = 1e-6
-"""Nats that the rounding of f32 logits alone amounts to."""
-
 GETS = 200
-REPEATS = 3
-RESTORES = {
-    "never": '`verify="never"`',
-    "always": '`verify="always"`',
-    "orbax": 'through Orbax with a sharding, `verify="never"`',
-}
 WANTED = {"put_ms": 6.0, "warm_verified_get_ms": 3.0, "restore_share_of_raw": 0.8, "times_one_checkpoint_each": 5.0}
 
 
@@ -56,20 +46,22 @@ def chunks(count: int) -> Iterator[kj.Chunk]:
     def array(*shape: int) -> jax.Array:
         return jnp.asarray(rng.standard_normal(shape, np.float32), jnp.bfloat16)
 
-    bases = [
-        kj.Chunk(
+    def base() -> kj.Chunk:
+        inputs = {"tokens": jnp.arange(TOKENS, dtype=jnp.int32), "media": array(TOKENS, WIDTH)}
+        source = kj.Segment(inputs, jnp.zeros((3, TOKENS), jnp.float32), jnp.int32(TOKENS), float(TOKENS))
+        return kj.Chunk(
             kv=kj.KV(array(LAYERS, TOKENS, FEATURES), array(LAYERS, TOKENS, FEATURES)),
-            positions=jnp.zeros((3, TOKENS), jnp.float32),
+            positions=source.positions,
             length=TOKENS,
             advance=float(TOKENS),
             model=content_key({"model": "benchmark"}),
-            inputs={"tokens": jnp.arange(TOKENS, dtype=jnp.int32), "media": array(TOKENS, WIDTH)},
+            source=source,
         )
-        for _ in range(BASES)
-    ]
-    jax.block_until_ready([base.kv for base in bases])
-    for number, base in zip(range(count), itertools.cycle(bases), strict=False):
-        fields = {field.name: getattr(base, field.name) for field in dataclasses.fields(base)}
+
+    bases = [base() for _ in range(BASES)]
+    jax.block_until_ready([made.kv for made in bases])
+    for number, made in zip(range(count), itertools.cycle(bases), strict=False):
+        fields = {field.name: getattr(made, field.name) for field in dataclasses.fields(made)}
         yield kj.Chunk(**fields | {"key": content_key({"benchmark": number})})
 
 
@@ -80,8 +72,8 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def arrays_of(chunk: kj.Chunk) -> dict[str, jax.Array]:
-    assert chunk.inputs is not None
-    return {"rot": chunk.kv.rot, "free": chunk.kv.free, "positions": chunk.positions, **chunk.inputs}
+    assert chunk.source is not None
+    return {"rot": chunk.kv.rot, "free": chunk.kv.free, "positions": chunk.positions, **chunk.source.inputs}
 
 
 def forget(folder: Path) -> None:
@@ -167,7 +159,7 @@ def rows_by_tensorstore(root: Path, keys: list[str]) -> dict[str, float]:
     import tensorstore as ts
 
     lib = kj.ChunkLibrary.open(root)
-    found = {key: lib._found(key, "chunks", wanted=lambda name: False)[0] for key in keys}
+    found = {key: lib._pack_and_row(key, "chunks", wanted=lambda name: False)[0] for key in keys}
 
     def read(key: str) -> list[Any]:
         pack = found[key]
@@ -253,141 +245,6 @@ def _asked(result: dict[str, Any]) -> dict[str, dict[str, float]]:
         },
     }
     return {name: {"wanted": wanted, **found[name]} for name, wanted in WANTED.items()}
-
-
-PAGE = """# The chunk library
-
-`make bench-library` measures this again: {chunks} chunks of {megabytes:.2f} MB (bf16 KV of {layers} layers and {tokens}
-tokens, and the inputs), {cpus} CPU cores that are shared with other work (load average {load:.1f}), jax
-{jax}, orbax-checkpoint {orbax}. The least time of all runs comes closest to the time on an idle machine.
-
-| a chunk | ms, median | least |
-|---|---|---|
-| `put_many` of all, fsynced and hashed (two rounds) | {put:.2f} | {put_least:.2f} |
-| `put` alone, fsynced and hashed | {alone:.1f} | {alone_least:.1f} |
-| the same bytes written to one file and fsynced | {raw:.2f} | |
-| `get`, verified, in the system's cache | {get:.2f} | {get_least:.2f} |
-| `get`, `verify="never"`, in the system's cache | {never:.2f} | {never_least:.2f} |
-| `get`, verified, from the disk | {cold:.2f} | {cold_least:.2f} |
-| of a verified `get`, sha256 | | {sha:.2f} |
-| its row through tensorstore, not verified | {tensorstore:.2f} | {tensorstore_least:.2f} |
-| one Orbax checkpoint per chunk ({subset} of them): save | {each_put:.1f} | {each_put_least:.1f} |
-| and load | {each_get:.1f} | {each_get_least:.1f} |
-
-| whole packs | MB/s | of a raw read |
-|---|---|---|
-{restores}
-
-{repeats} runs of each in turn, the median. From the disk: the files are
-evicted from the system's cache before each run.
-
-| target | bound | median | from the least times |
-|---|---|---|---|
-{asked}
-
-## Safety
-
-`make library-soak`: writers killed at random moments of put, delete and collect ({kills} kills: {during}), after
-each of which every committed chunk and patch was read back and compared to the bit; {flips} single flipped bits over
-data, Orbax's metadata, manifests, the index and `LIBRARY.json`, read back by every way; and {processes} processes of
-{threads} threads on the same and on different keys for {seconds:.0f} s ({operations} operations). No wrong byte, no
-lost chunk, no error, no hang.
-
-| a flipped bit in | detected | harmless |
-|---|---|---|
-{flipped}
-
-The manifests have everything that is in the index: a broken index is rebuilt from them.
-
-## Eight bits
-
-`storage="int8"` stores a scale for every channel of the keys and for every token of the values. Compared with exact
-storage, on {episodes} held-out episodes of three pages (KL to the same window with exact KV, in nats):
-
-| model | bytes, of f32 | KL: one hop | two hops | blind, one hop: int8 (exact) | patch:12, two hops |
-|---|---|---|---|---|---|
-{stored}
-
-The patches were fitted to exact KV, and are stored unchanged. The embedded models' KV is f32; compared with bf16,
-eight bits take a little more than half of the bytes.
-"""
-
-
-def page(result: dict[str, Any], soak: dict[str, Any]) -> str:
-    each = result["one_checkpoint_each"]
-    get = result["get_ms"]
-    lines = []
-    for heat, found in result["restore"].items():
-        where = {"warm": "in the system's cache", "cold": "from the disk"}[heat]
-        lines.append(f"| raw read, {where} | {found['mb_per_s']['raw']:.0f} | |")
-        for how, words in RESTORES.items():
-            rate = found["mb_per_s"][how]
-            share = found["share_of_raw"][how]
-            lines.append(f"| `restore`, {words}, {where} | {rate:.0f} | {share:.0%} |")
-    names = {
-        "put_ms": "`put_many`, ms a chunk, at most",
-        "warm_verified_get_ms": "verified `get`, warm, ms, at most",
-        "restore_share_of_raw": '`restore` of a raw read, warm, `verify="never"`, at least',
-        "times_one_checkpoint_each": "times as fast as a checkpoint per chunk, at least",
-    }
-    stored = [
-        f"| `{row['model']}` | {row['bytes_share']:.0%} | {_nats(row['one_hop_kl'])} | {_nats(row['two_hop_kl'])} | "
-        + " | ".join(f"{row[f'{kind}_int8']:.3f} ({row[f'{kind}_exact']:.3f})" for kind in ("one_hop", "two_hop"))
-        + " |"
-        for row in result["int8"]
-    ]
-    flips = {name: found for name, found in soak["flips"].items() if name != "flips"}
-    return PAGE.format(
-        chunks=result["chunks"],
-        megabytes=result["chunk_bytes"] / 1e6,
-        layers=LAYERS,
-        tokens=TOKENS,
-        cpus=result["cpus"],
-        jax=result["versions"]["jax"],
-        orbax=result["versions"]["orbax-checkpoint"],
-        load=result["load"],
-        put=result["put_ms"]["median"],
-        put_least=result["put_ms"]["least"],
-        alone=result["put_alone_ms"]["median"],
-        alone_least=result["put_alone_ms"]["least"],
-        raw=result["raw_write_ms_per_chunk"],
-        get=get["warm_always"]["median"],
-        get_least=get["warm_always"]["least"],
-        never=get["warm_never"]["median"],
-        never_least=get["warm_never"]["least"],
-        cold=get["cold_always"]["median"],
-        cold_least=get["cold_always"]["least"],
-        sha=result["sha256_ms"],
-        tensorstore=result["get_by_tensorstore_ms"]["median"],
-        tensorstore_least=result["get_by_tensorstore_ms"]["least"],
-        subset=each["chunks"],
-        each_put=each["put_ms"]["median"],
-        each_put_least=each["put_ms"]["least"],
-        each_get=each["get_ms"]["median"],
-        each_get_least=each["get_ms"]["least"],
-        restores="\n".join(lines),
-        repeats=REPEATS,
-        asked="\n".join(
-            f"| {names[name]} | {row['wanted']:g} | {row['median']:.2f} | {row['least']:.2f} |"
-            for name, row in result["asked"].items()
-        ),
-        kills=soak["kills"]["kills"],
-        during=", ".join(f"{count} {what}" for what, count in soak["kills"]["during"].items()),
-        flips=soak["flips"]["flips"],
-        flipped="\n".join(
-            f"| {name} | {found.get('detected', 0)} | {found.get('harmless', 0)} |" for name, found in flips.items()
-        ),
-        processes=soak["crowd"]["processes"],
-        threads=soak["crowd"]["threads"],
-        seconds=soak["crowd"]["seconds"],
-        operations=soak["crowd"]["operations"],
-        episodes=result["int8"][0]["episodes"],
-        stored="\n".join(stored),
-    )
-
-
-def _nats(mean: float) -> str:
-    return f"{mean:.1e}" if mean >= ROUNDING else f"< {ROUNDING:.0e}"
 
 
 def main() -> None:

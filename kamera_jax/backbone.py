@@ -1,12 +1,14 @@
-"""What a model must offer to be served by the operator. Users bring their own JAX model by meeting this protocol."""
+"""What a model must offer to be served by the operator, and what it may offer: users bring their own JAX model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, no_type_check, runtime_checkable
+from weakref import WeakSet
 
 import flax.struct
 import jax
 from jaxtyping import Array, Float
 
+from kamera_jax.contract import OPTIONAL, REQUIRED, check_identity, check_members, check_output
 from kamera_jax.kv import KV, KVSpec, Segment, WindowState
 from kamera_jax.types import Params
 
@@ -33,17 +35,10 @@ class Output:
 
 @runtime_checkable
 class Backbone(Protocol):
-    """A decoder whose KV the operator can keep, move and patch.
+    """A decoder whose KV the operator can keep, move and patch: what it must have.
 
-    One whose forward also reads ``state.pools`` (see `kamera_jax.window.reuse.attend_in_place`) says so with an
-    attribute ``attends_in_place = True``, and is then offered windows of ``mode="in_place"``.
-
-    One whose forward reads ``inputs["slots"]``, i32[T], of a segment says ``fills_slots = True``: its tokens then stand
-    among what the state holds, in ascending slots, and each sees of the state only valid slots below its own.
-
-    One with a chat template may say what stands between turns. ``closing``, token ids, are those after an answer up to
-    the next question (end of turn, user header): they are run when a turn is kept; none by default. ``follow_up(text)``
-    is the `tail` of a question right after them, for tokenizers to which that makes a difference; `tail` by default.
+    Whatever has these members is one. Inherit from `BackboneBase` to be given what a backbone may leave out; one that
+    does not inherit may have the same members beside these.
     """
 
     spec: KVSpec
@@ -81,23 +76,100 @@ class Backbone(Protocol):
     ) -> Output:
         """Run a segment (absolute positions) on top of a window: pure, one sequence, vmap-safe.
 
-        It must be the same object on every access and hash by identity or value: it keys what is compiled.
+        It must be one object, or equal on every access, and be hashable: it keys what is compiled. Parameters are an
+        argument, and never closed over.
 
         Args:
             params: the parameters.
             segment: tokens to run; they see the state's valid slots, the chunks of its pools and each other causally.
             state: what came before, or None.
             logits_at: indices i32[n] into the segment whose logits are wanted, or None for no logits.
-            collect: names of extra outputs.
+            collect: names of extra outputs, which are then in ``aux``; see `Output` and `BackboneBase.collects`.
         """
         ...
 
 
-def forward_flops(vlm: Backbone, tokens: int, slots: int) -> float:
-    """FLOPs of a forward of ``tokens`` tokens that see ``slots`` more.
+class BackboneBase(Backbone):
+    """A backbone to inherit from: what one may leave out has its default here.
 
-    A backbone may say it, ``flops(tokens, slots)``; else two for each parameter and token.
+    Give it `Backbone`'s attributes and methods; see ``examples/own_backbone.py``. It is hashed and weakly referenced,
+    so a dataclass is declared with ``@dataclass(eq=False)``.
     """
-    if (flops := getattr(vlm, "flops", None)) is not None:
-        return float(flops(tokens, slots))
-    return 2.0 * tokens * sum(leaf.size for leaf in jax.tree.leaves(vlm.params))
+
+    closing: tuple[int, ...] = ()
+    """Token ids after an answer, up to the next question (end of turn, user header): run when a turn is kept."""
+    attends_in_place: bool = False
+    """Whether ``forward`` reads ``state.pools``, as windows of ``mode="in_place"`` take; see
+    `kamera_jax.window.reuse.attend_in_place`."""
+    fills_slots: bool = False
+    """Whether ``forward`` reads ``inputs["slots"]``, i32[T], of a segment: its tokens then stand among what the state
+    holds, in ascending slots, and each sees of the state only valid slots below its own."""
+    collects: tuple[str, ...] = ("attention_mass",)
+    """What ``forward`` returns in ``aux`` where it is asked to: forming a patch takes ``attention_mass``, a sketch
+    ``queries``."""
+
+    def follow_up(self, text: str) -> Segment:
+        """The `tail` of a question right after a kept turn, for tokenizers to which that makes a difference."""
+        return self.tail(text)
+
+    def flops(self, tokens: int, slots: int) -> float:
+        """FLOPs of a forward of ``tokens`` tokens that see ``slots`` more: two for each parameter and token."""
+        return 2.0 * tokens * sum(leaf.size for leaf in jax.tree.leaves(self.params))
+
+    def leading(self, layers: int) -> Backbone:
+        """The model cut off after its first ``layers`` layers; the whole model where it cannot be cut."""
+        return self
+
+
+class _Completed(BackboneBase):
+    """A backbone that does not inherit, with the defaults for what it leaves out."""
+
+    collects = ("attention_mass", "queries")  # it does not say; whether it returned them is seen when it was asked
+
+    def __init__(self, backbone: Any) -> None:
+        self._backbone = backbone
+        own = {name: getattr(backbone, name) for name in (*REQUIRED, *OPTIONAL) if hasattr(backbone, name)}
+        vars(self).update(own)
+
+    def leading(self, layers: int) -> Backbone:
+        return self._backbone
+
+
+_CHECKED: WeakSet[Any] = WeakSet()
+
+
+def with_defaults(vlm: Any) -> BackboneBase:
+    """The backbone with all that it may leave out; checked when it is first seen.
+
+    Raises:
+        BackboneError: something is missing, or of a wrong type.
+    """
+    check_identity(vlm)
+    if vlm not in _CHECKED:
+        check_members(vlm, Backbone)
+        _CHECKED.add(vlm)
+    return vlm if isinstance(vlm, BackboneBase) else _Completed(vlm)  # pyright: ignore[reportAbstractUsage]
+
+
+def forward_flops(vlm: Backbone, tokens: int, slots: int) -> float:
+    """FLOPs of a forward of ``tokens`` tokens that see ``slots`` more; see `BackboneBase.flops`."""
+    return float(with_defaults(vlm).flops(tokens, slots))
+
+
+def call(
+    forward: Callable[..., Output],
+    params: Params,
+    segment: Segment,
+    state: WindowState | None,
+    *,
+    logits_at: jax.Array | None = None,
+    collect: Sequence[str] = (),
+) -> Output:
+    """`Backbone.forward`, and a look at the shapes of what it returned: once for each that is compiled.
+
+    Raises:
+        BackboneError: something that was asked for is not there, or has another shape.
+    """
+    output = forward(params, segment, state, logits_at=logits_at, collect=collect)
+    check_output(forward, output, segment, state, logits_at, collect)
+    return output

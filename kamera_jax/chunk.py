@@ -1,11 +1,11 @@
 """Chunks and patches: arrays with the names, keys and lengths that travel with them on the host."""
 
-from dataclasses import dataclass, field, replace
+import warnings
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, ClassVar, no_type_check
+from typing import Any, ClassVar, Self, no_type_check
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kamera_jax import patch as patches
@@ -13,6 +13,10 @@ from kamera_jax.errors import MissingInputsError
 from kamera_jax.handle import Handle, host_scalar
 from kamera_jax.identity import EXACT, UNNAMED, Identity
 from kamera_jax.kv import KV, Factors, KVSpec, Segment, Sketch
+from kamera_jax.source import SourceField, kept_rows, taken_rows
+
+_NOT_GIVEN: Any = object()
+_SOURCE = SourceField()
 
 
 @no_type_check  # a pytree is rebuilt with whatever a transformation puts in its leaves
@@ -20,21 +24,26 @@ from kamera_jax.kv import KV, Factors, KVSpec, Segment, Sketch
 class Chunk(Handle):
     """A media item or text passage with its KV in the position-free frame.
 
-    A pytree of ``kv``, ``positions``, ``length``, ``advance`` and ``inputs``. ``key``, ``content`` and ``lineage`` say
+    A pytree of ``kv``, ``positions``, ``length``, ``advance`` and ``source``. ``key``, ``content`` and ``lineage`` say
     how the KV was computed, so that `dataclasses.replace` and every JAX transformation drop them, and with them
     ``preamble`` and ``antecedents``; `to` keeps them.
 
+    What the model read and what is stored of its KV are two things: ``source`` has all tokens, while ``kv``,
+    ``positions`` and ``length`` may keep the rows of some of them only, in their order, each at its token's position.
+
     Attributes:
-        kv: un-rotated KV [L, T, ·]; canonical, or conditioned on what it was run behind.
-        positions: local positions f32[A, T], from 0.
-        length: valid tokens, at most T.
-        advance: how far the next chunk starts after this one's start, in positions (not the token count under M-RoPE).
+        kv: un-rotated KV [L, T, ·], one row for each token that is kept; canonical, or conditioned on what it was run
+            behind.
+        positions: local positions of these rows f32[A, T]; the source's begin at 0.
+        length: valid rows, at most T.
+        advance: how far the next chunk starts after this one's start, in positions: of the source, whatever is kept of
+            it, and not the token count under M-RoPE.
         model: fingerprint of the model that encoded it.
         preamble: key of the preamble it was encoded after, None for none or if that is not known.
         antecedents: keys of the chunks it was conditioned on; empty for a canonical chunk.
-        inputs: what the model read (token ids, media features), None once dropped.
+        source: the segment that the model read (token ids, media features), at local positions; None once dropped.
         turn: whether this is a question with its answer, kept by `generate`.
-        spec: what the KV means to the model that made it, None if it was not said.
+        spec: what the KV means to the model that made it, None if it is not known.
         codec: what the KV went through since: ``"exact"`` is nothing, ``"int8"`` a library's storage.
         conditioned: whether its KV depends on other chunks; it then is not canonical.
         key: names content, model and lineage; empty for a chunk whose KV may be anything. With the codec it names the
@@ -50,7 +59,7 @@ class Chunk(Handle):
     model: str
     preamble: str | None
     antecedents: tuple[str, ...]
-    inputs: dict[str, Any] | None
+    source: Segment | None = _SOURCE  # pyright: ignore[reportAssignmentType]
     turn: bool
     spec: KVSpec | None
     codec: str
@@ -59,7 +68,7 @@ class Chunk(Handle):
     content: str = field(init=False)
     lineage: str = field(init=False)
 
-    DATA: ClassVar = ("kv", "positions", "length", "advance", "inputs")
+    DATA: ClassVar = ("kv", "positions", "length", "advance", "source")
     STATIC: ClassVar = ("model", "turn", "spec", "codec", "conditioned")
     NAMES: ClassVar = {"preamble": None, "antecedents": (), "key": "", "content": "", "lineage": ""}
 
@@ -72,7 +81,7 @@ class Chunk(Handle):
         model: str,
         preamble: str | None = None,
         antecedents: tuple[str, ...] = (),
-        inputs: dict[str, Any] | None = None,
+        source: Segment | None = None,
         turn: bool = False,
         spec: KVSpec | None = None,
         codec: str = EXACT,
@@ -81,38 +90,94 @@ class Chunk(Handle):
         key: str = "",
         content: str = "",
         lineage: str = "",
+        inputs: dict[str, Any] | None = _NOT_GIVEN,
     ) -> None:
-        """See the class. Whoever gives a key vouches for the bits."""
+        """See the class. Whoever gives a key vouches for the bits; ``inputs`` is an old name of ``source.inputs``."""
+        if inputs is not _NOT_GIVEN:
+            _deprecated("Chunk(inputs=…)", "Chunk(source=Segment(inputs, positions, length, advance))")
+            source = None if inputs is None else Segment(inputs, positions, length, advance, content)
+        elif isinstance(source, dict):
+            _deprecated("Chunk(…, inputs)", "Chunk(source=Segment(inputs, positions, length, advance))")
+            source = Segment(source, positions, length, advance, content)
         self._set(kv=kv, positions=positions, length=length, advance=advance, model=model, preamble=preamble)
-        self._set(antecedents=antecedents, inputs=inputs, turn=turn, spec=spec, codec=codec)
+        self._set(antecedents=antecedents, source=source, turn=turn, spec=spec, codec=codec)
         self._set(conditioned=conditioned or bool(antecedents), key=key, content=content, lineage=lineage)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the KV over valid tokens."""
+        """Bytes of the KV over valid rows."""
         return sum(leaf.size // leaf.shape[1] * leaf.dtype.itemsize for leaf in jax.tree.leaves(self.kv)) * self.length
 
     @property
-    def segment(self) -> Segment:
-        """The tokens, ready to be run again.
+    def keeps_all_rows(self) -> bool:
+        """Whether the KV has a row for every token of the source; also where the source was dropped."""
+        return _SOURCE.is_shared(self)
+
+    def taken(self, kv: Any) -> Any:
+        """Of KV of all the source's tokens, the rows that this chunk keeps of its own, in the same places.
+
+        Args:
+            kv: a `KV`, or other arrays [L, T, …].
 
         Raises:
-            MissingInputsError: the inputs were dropped.
+            ValueError: it is not known which tokens the rows are of: they do not stand at positions of the source's
+                tokens, in their order, or at such as several have. Inside a JAX transformation the rows that stand
+                nowhere become NaN.
         """
-        if self.inputs is None:
-            raise MissingInputsError(
-                f"{describe(self)} was kept without its inputs, so it cannot be run again; encode it anew"
-            )
-        return Segment(self.inputs, self.positions, jnp.asarray(self.length, jnp.int32), self.advance, self.content)
+        if self.keeps_all_rows:
+            return kv
+        source = source_of(self)
+        rows = kept_rows(self.positions, self.length, source.positions, source.length, describe(self))
+        return taken_rows(kv, rows, self.length)
 
-    def without_inputs(self) -> "Chunk":
+    def keeping(self, **changes: Any) -> Self:
+        """A copy with other values of some fields that keeps its names, and its source if that is not changed."""
+        source = changes.pop("source", self.source)
+        return super().keeping(**changes, source=source)  # last: it is compared with the new positions
+
+    def without_source(self) -> Self:
         """The same chunk, with its key, without what only re-running it needs."""
-        return replace(self, inputs=None)._named_like(self)
+        return super().keeping(source=None)
+
+    @property
+    def inputs(self) -> dict[str, Any] | None:
+        """The old name of ``source.inputs``."""
+        _deprecated("Chunk.inputs", "Chunk.source.inputs")
+        return None if self.source is None else self.source.inputs
+
+    @property
+    def segment(self) -> Segment:
+        """The old name of ``source``."""
+        _deprecated("Chunk.segment", "Chunk.source")
+        return source_of(self)
+
+    def without_inputs(self) -> Self:
+        """The old name of `without_source`."""
+        _deprecated("Chunk.without_inputs()", "Chunk.without_source()")
+        return self.without_source()
+
+
+def _deprecated(old: str, new: str) -> None:
+    warnings.warn(f"{old} is now {new}; the old name goes with the next version", DeprecationWarning, stacklevel=3)
 
 
 def describe(chunk: Chunk) -> str:
     """A chunk in an error message."""
     return f"chunk {chunk.key[:12]}" if chunk.key else "a chunk without a key"
+
+
+def source_of(chunk: Chunk) -> Segment:
+    """The tokens of a chunk, all of them, ready to be run again.
+
+    Raises:
+        MissingInputsError: the source was dropped.
+    """
+    source = chunk.source
+    if source is None:
+        raise MissingInputsError(
+            f"{describe(chunk)} was kept without its source, so it cannot be run again; encode it anew"
+        )
+    return source
 
 
 class Match(Enum):

@@ -1,6 +1,10 @@
 """Named errors. Each is a ValueError that says what was given, what was expected and what to do."""
 
 
+class BackboneError(ValueError):
+    """A backbone lacks something that it must have, or gives something else than it should."""
+
+
 class ModelMismatchError(ValueError):
     """A chunk or patch was made by another model, or another revision, dtype or RoPE of it."""
 
@@ -22,7 +26,7 @@ class ModelLengthError(WindowFullError):
 
 
 class MissingInputsError(ValueError):
-    """A chunk whose inputs were dropped cannot be run through the model again."""
+    """A chunk whose source was dropped cannot be run through the model again."""
 
 
 class MissingKeyError(ValueError):

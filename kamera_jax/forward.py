@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import jax
 import jax.numpy as jnp
 
-from kamera_jax.backbone import Backbone, Output
+from kamera_jax.backbone import Backbone, Output, call, with_defaults
 from kamera_jax.chunk import Chunk, Entry
+from kamera_jax.contract import check_kv, check_params_read
 from kamera_jax.handle import traced
 from kamera_jax.identity import chunk_key, content_of, lineage
 from kamera_jax.kv import Segment, WindowState
@@ -28,7 +29,24 @@ def run(
     collect: tuple[str, ...] = (),
 ) -> Output:
     """A backbone's forward, compiled once per shape; see `Backbone.forward`."""
-    return forward(params, segment, state, logits_at=logits_at, collect=collect)
+    return call(forward, params, segment, state, logits_at=logits_at, collect=collect)
+
+
+_CHECKED: WeakSet[Backbone] = WeakSet()
+
+
+def check_forward(vlm: Backbone) -> None:
+    """Raise BackboneError unless the model is a backbone whose forward gives the KV that its spec says; looked at once.
+
+    Nothing is run: the forward is traced over the preamble, as it will be run.
+    """
+    with_defaults(vlm)
+    if vlm in _CHECKED or traced(*jax.tree.leaves(vlm.params)):
+        return
+    trace = run.trace(vlm.params, vlm.preamble, None, forward=vlm.forward)
+    check_kv(vlm, trace.out_info.kv)
+    check_params_read(vlm, trace.jaxpr)
+    _CHECKED.add(vlm)
 
 
 def chunk_of(
@@ -64,15 +82,16 @@ def chunk_of(
     if context is None:
         context = lineage(preamble, (entry.identity for entry in before))
     key = chunk_key(content, vlm.spec, context)
+    positions = jnp.asarray(segment.positions)
     return Chunk(
         kv=output.kv,
-        positions=jnp.asarray(segment.positions),
+        positions=positions,
         length=segment.length if traced(segment.length) else int(segment.length),
         advance=segment.advance if traced(segment.advance) else float(segment.advance),
         model=vlm.spec.fingerprint,
         preamble=preamble or None,
         antecedents=tuple(entry.chunk.key for entry in before),
-        inputs=segment.inputs,
+        source=Segment(segment.inputs, positions, segment.length, segment.advance),
         turn=turn,
         spec=vlm.spec,
         key=key,
@@ -83,6 +102,7 @@ def chunk_of(
 
 def preamble_chunk(vlm: Backbone) -> Chunk:
     """The model's preamble with its KV; computed once per model."""
+    check_forward(vlm)
     if vlm in _PREAMBLES:
         return _PREAMBLES[vlm]
     segment = vlm.preamble

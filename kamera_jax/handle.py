@@ -19,7 +19,18 @@ def traced(*values: Any) -> bool:
     return any(isinstance(value, Tracer) for value in values)
 
 
-class HostScalar:
+class Field:
+    """A field of a `Handle` that JAX sees as something else than what is read."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = f"_{name}"
+
+    def leaf(self, instance: Any) -> Any:
+        """What JAX sees."""
+        return instance.__dict__[self._name]
+
+
+class HostScalar(Field):
     """A number that the host reads, and that is data to JAX.
 
     What leaves a compiled function is an array, and to wait for it there would make every call a synchronous one: it
@@ -30,9 +41,6 @@ class HostScalar:
         """Read as ``bool``, ``int`` or ``float``."""
         self._kind = kind
         self._dtype = {bool: np.bool_, int: np.int32, float: np.float32}[kind]
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = f"_{name}"
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         if instance is None:
@@ -75,7 +83,7 @@ class Handle:
 
     def _flatten(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         fields = [(name, getattr(type(self), name, None)) for name in self.DATA]
-        data = [field.leaf(self) if isinstance(field, HostScalar) else getattr(self, name) for name, field in fields]
+        data = [field.leaf(self) if isinstance(field, Field) else getattr(self, name) for name, field in fields]
         return tuple(data), tuple(getattr(self, name) for name in self.STATIC)
 
     def _flatten_with_keys(self) -> tuple[tuple[tuple[Any, Any], ...], tuple[Any, ...]]:

@@ -7,6 +7,7 @@ from typing import Any, Self, no_type_check
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int8
 
 from kamera_jax.dtypes import floating
@@ -190,8 +191,8 @@ class Segment:
         self,
         inputs: dict[str, Any],
         positions: Float[Array, "A T"],
-        length: Int[Array, ""],
-        advance: float = 0.0,
+        length: Int[Array, ""] | np.integer | int,
+        advance: float | jax.Array = 0.0,
         content: str = "",
     ) -> None:
         """See the class."""
@@ -263,12 +264,12 @@ class KVSpec:
     def differences(self, other: "KVSpec") -> tuple[str, ...]:
         """In what this model is not ``other``, for people; empty where neither says."""
         shape = ("layers", "rot_dim", "free_dim", "heads", "dtype")
-        found = [f"{name} ({mine}, not {theirs})" for name, mine, theirs in _pairs(self, other, shape)]
+        differing = [f"{name} ({mine}, not {theirs})" for name, mine, theirs in _pairs(self, other, shape)]
         turned = [name for name, _, _ in _pairs(self.rope, other.rope, tuple(each.name for each in fields(RopeSpec)))]
         if turned:
-            found.append(f"RoPE ({', '.join(turned)})")
+            differing.append(f"RoPE ({', '.join(turned)})")
         theirs = dict(other.identity)
-        return (*found, *(name for name, digest in self.identity if theirs.get(name, digest) != digest))
+        return (*differing, *(name for name, digest in self.identity if theirs.get(name, digest) != digest))
 
     def empty_state(self, slots: int) -> WindowState:
         """A window state of ``slots`` empty slots."""

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from kamera_jax.chunk import Chunk, Patch
-from kamera_jax.kv import KV, Factors, KVSpec, Sketch, SketchSpec
+from kamera_jax.kv import KV, Factors, KVSpec, Segment, Sketch, SketchSpec
 from kamera_jax.rope import RopeSpec
 
 Plain = dict[str, Any]
@@ -59,25 +59,44 @@ class Record:
 def split_chunk(chunk: Chunk) -> tuple[Plain, Arrays]:
     """A copy that shares nothing with the device."""
     named: dict[str, Any] = {"kv.rot": chunk.kv.rot, "kv.free": chunk.kv.free, "positions": chunk.positions}
-    if chunk.inputs is not None:
-        named |= {f"inputs.{name}": array for name, array in chunk.inputs.items()}
-    about = {name: getattr(chunk, name) for name in _CHUNK} | {"inputs": chunk.inputs is not None}
+    about = {name: getattr(chunk, name) for name in _CHUNK} | {"inputs": False}
+    source = chunk.source
+    if source is not None and chunk.keeps_all_rows:
+        named |= {f"{_INPUTS}{name}": array for name, array in source.inputs.items()}
+        about["inputs"] = True
+    elif source is not None:  # under names of its own: who knows nothing of them reads a chunk without its source
+        named |= {f"{_SOURCE}{_INPUTS}{name}": array for name, array in source.inputs.items()}
+        named[f"{_SOURCE}positions"] = source.positions
+        about["source"] = {"length": int(source.length)}
     about["spec"] = None if chunk.spec is None else asdict(chunk.spec)
     return about, _copied(named)
 
 
 def join_chunk(about: Mapping[str, Any], arrays: Mapping[str, Any]) -> Chunk:
     """What `split_chunk` took apart, on the device; arrays that are not a chunk's are left alone."""
-    found = {name: jax.device_put(array) for name, array in arrays.items() if name.startswith(("kv.", "inputs."))}
-    inputs = {name.removeprefix("inputs."): array for name, array in found.items() if name.startswith("inputs.")}
     plain: Plain = {name: about[name] for name in _CHUNK} | {"antecedents": tuple(about["antecedents"])}
+    positions = jax.device_put(arrays["positions"])
+    source = None
+    if about["inputs"]:
+        source = Segment(_under(_INPUTS, arrays), positions, np.int32(plain["length"]), plain["advance"])
+    elif (apart := about.get("source")) is not None:
+        inputs = _under(f"{_SOURCE}{_INPUTS}", arrays)
+        tokens = jax.device_put(arrays[f"{_SOURCE}positions"])
+        source = Segment(inputs, tokens, np.int32(apart["length"]), plain["advance"])
     return Chunk(
-        kv=KV(found["kv.rot"], found["kv.free"]),
-        positions=jax.device_put(arrays["positions"]),
-        inputs=inputs if about["inputs"] else None,
+        kv=KV(jax.device_put(arrays["kv.rot"]), jax.device_put(arrays["kv.free"])),
+        positions=positions,
+        source=source,
         spec=None if about["spec"] is None else spec_of(about["spec"]),
         **plain,
     )
+
+
+def _under(prefix: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays whose names begin so, on the device, by the rest of their names."""
+    return {
+        name.removeprefix(prefix): jax.device_put(array) for name, array in arrays.items() if name.startswith(prefix)
+    }
 
 
 def split_patch(patch: Patch) -> tuple[Plain, Arrays]:
@@ -94,17 +113,17 @@ def split_patch(patch: Patch) -> tuple[Plain, Arrays]:
 
 def join_patch(about: Mapping[str, Any], arrays: Mapping[str, Any]) -> Patch:
     """What `split_patch` took apart, on the device; arrays that are not a patch's are left alone."""
-    found = {name: jax.device_put(array) for name, array in arrays.items() if name.startswith(_PATCH_ARRAYS)}
+    on_device = {name: jax.device_put(array) for name, array in arrays.items() if name.startswith(_PATCH_ARRAYS)}
     leaves = {field.name: f"patch.{field.name}" for field in fields(Factors)}
     plain: Plain = {name: about[name] for name in _PATCH} | {"antecedents": tuple(about["antecedents"])}
     sketch = None
     if (kept := about["sketch"]) is not None:
         spec = SketchSpec(tuple(kept["layers"]), tuple(kept["weights"]), kept["tokens"])
-        sketch = Sketch(**{name: found[f"sketch.{name}"] for name in _SKETCH}, spec=spec)
+        sketch = Sketch(**{name: on_device[f"sketch.{name}"] for name in _SKETCH}, spec=spec)
     return Patch(
-        factors=Factors(**{name: found[leaf] for name, leaf in leaves.items() if leaf in found}),
-        mass=found["patch.mass"],
-        residual=found["patch.residual"],
+        factors=Factors(**{name: on_device[leaf] for name, leaf in leaves.items() if leaf in on_device}),
+        mass=on_device["patch.mass"],
+        residual=on_device["patch.residual"],
         sketch=sketch,
         **plain,
     )
@@ -121,6 +140,8 @@ def _copied(named: Mapping[str, Any]) -> Arrays:
     return {name: np.array(array) for name, array in named.items()}
 
 
+_INPUTS = "inputs."
+_SOURCE = "source."
 _CHUNK = (
     *("length", "advance", "model", "preamble", "antecedents", "turn", "codec", "conditioned"),
     *("key", "content", "lineage"),

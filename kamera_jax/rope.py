@@ -129,7 +129,7 @@ def position_limit(parameters: Mapping[str, Any], max_positions: int) -> int:
     whose declared length may be the one before the extension.
 
     Args:
-        parameters: as of `spec_from_config`.
+        parameters: see `spec_from_config`.
         max_positions: the longest sequence the checkpoint declares, in positions.
 
     Raises:

@@ -146,7 +146,7 @@ class Parameters:
         return np.asarray(values, np.float32)
 
     def sections(self, name: str) -> tuple[int, ...] | None:
-        """How many pairs each position axis turns, None if that is not said."""
+        """How many pairs each position axis turns, None if that is not given."""
         values = self.rest.pop(name, None)
         if values is None:
             return None

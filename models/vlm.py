@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from kamera_jax.backbone import BackboneBase
 from kamera_jax.dtypes import DtypeError, floating
 from kamera_jax.guard.calibration import Calibration
 from kamera_jax.identity import content_key
@@ -22,7 +23,7 @@ from models.architecture import Architecture, Config, Medium
 from models.blocks import decoder
 from models.blocks.params import Params
 from models.blocks.sharding import Rules, param_shardings
-from models.forward import forward_of
+from models.forward import COLLECTS, forward_of
 from models.hub.chat import Block, ChatTemplate
 from models.hub.fields import Fields, UnsupportedConfigError, read_json
 from models.hub.weights import load_params, revision, stored_dtype
@@ -37,7 +38,7 @@ class ItemError(ValueError):
     """An item that this model does not read: of another kind, an empty list, or a list in a list."""
 
 
-class VisionLanguageModel:
+class VisionLanguageModel(BackboneBase):
     """A checkpoint of one of the ports.
 
     Attributes:
@@ -92,6 +93,7 @@ class VisionLanguageModel:
             max_positions=text.max_positions,
         )
         self.forward = forward_of(text)
+        self.collects = COLLECTS if text.experts else COLLECTS[:2]
         self._chat = chat
         self._settings = settings
         self.eos = chat.eos

@@ -14,6 +14,7 @@ import numpy as np
 
 import kamera_jax as kj
 from kamera_jax.backbone import Backbone
+from kamera_jax.chunk import source_of
 from kamera_jax.forward import preamble_chunk, run
 from kamera_jax.inference.encode import encode_segment, run_chunk
 from kamera_jax.kv import KVSpec, Segment, bucket
@@ -144,25 +145,25 @@ def lifetime(vlm: Backbone, before: kj.Chunk, chunk: kj.Chunk, rank: int | None,
 
     Args:
         vlm: the model.
-        before, chunk: canonical, with their inputs.
+        before, chunk: canonical, with their sources.
         rank: rank of the patch; None for the default size.
         runs: runs of every step, of which the median is returned.
     """
     slots = sum(aligned(tokens) for tokens in (preamble_chunk(vlm).length, before.length, chunk.length))
     window = kj.append(kj.Window.empty(vlm, slots), before)
     patch = kj.form_patch(vlm, chunk, context=window, rank=rank)
-    there = chunk.segment.at(window.next_position)
+    there = source_of(chunk).at(window.next_position)
 
     def formed() -> Any:
         fresh = kj.form_patch(vlm, chunk, context=window, rank=rank)
         return fresh.factors, fresh.mass, fresh.residual
 
     def prefilled() -> Any:
-        return kj.append(window, run_chunk(vlm, window, chunk.segment)[0]).state
+        return kj.append(window, run_chunk(vlm, window, source_of(chunk))[0]).state
 
     seconds = side_by_side(
         {
-            "encode": lambda: encode_segment(vlm, chunk.segment).kv,
+            "encode": lambda: encode_segment(vlm, source_of(chunk)).kv,
             "forward": lambda: run(vlm.params, there, window.state, forward=vlm.forward).kv,
             "form": formed,
             "apply": lambda: kj.append(window, chunk, patch).state,

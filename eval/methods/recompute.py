@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int
 
 from eval.methods.base import Batch
-from kamera_jax.backbone import Output
+from kamera_jax.backbone import Output, with_defaults
 from kamera_jax.batch.devices import spread
 from kamera_jax.batch.windows import AT_ONCE, Windows
 from kamera_jax.kv import Segment, WindowState, bucket
@@ -48,10 +48,10 @@ def recompute(batch: Batch, windows: Windows, selection: Selection) -> Windows:
     """
     vlm = batch.runner.vlm
     count = selection.slots.shape[1]
-    if not getattr(vlm, "fills_slots", False):
+    if not with_defaults(vlm).fills_slots:
         raise ValueError(
             f"{type(vlm).__name__} does not say fills_slots = True, so its forward may not read a segment's slots, as "
-            "recomputing single tokens takes; see kamera_jax.backbone.Backbone"
+            "recomputing single tokens takes; see kamera_jax.backbone.BackboneBase"
         )
     if not count:
         return windows

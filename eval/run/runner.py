@@ -20,7 +20,7 @@ from eval.methods import Batch, Method, parse_all
 from eval.run import answering, records, scores
 from eval.run.folder import CONTEXTS, RESULTS, SAMPLES, TIMING, Record, RunFolder, read_json, read_lines, write_json
 from eval.tasks import Context, InvalidTaskError, Outline, Task, get
-from kamera_jax.backbone import Backbone
+from kamera_jax.backbone import Backbone, with_defaults
 from kamera_jax.batch.devices import mesh_of
 from kamera_jax.batch.windows import BatchRunner, Stack
 from kamera_jax.inference.encode import encode_segment
@@ -112,7 +112,7 @@ def evaluate(vlm: Backbone, run: Run, output: Path, progress: Progress = lambda 
     done = folder.resume([[outline.context for outline in group] for group in groups])
     timing = read_json(output / TIMING) if done and (output / TIMING).exists() else {}
     total = sum(map(len, groups))
-    shallow = vlm.leading(2) if hasattr(vlm, "leading") else vlm  # type: ignore
+    shallow = with_defaults(vlm).leading(2)
     runners = [BatchRunner(model, capacity=capacity, mesh=mesh) for model in (vlm, shallow)]
     for number, group in enumerate(groups):
         if number >= done:

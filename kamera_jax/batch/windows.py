@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from kamera_jax import patch
 from kamera_jax.backbone import Backbone, Output
 from kamera_jax.batch.devices import replicated, spread
-from kamera_jax.chunk import Chunk
+from kamera_jax.chunk import Chunk, source_of
 from kamera_jax.forward import preamble_chunk
 from kamera_jax.kv import KV, Factors, Segment, WindowState
 from kamera_jax.rope import RopeSpec
@@ -29,32 +29,53 @@ AT_ONCE = 10
 """Episodes in one vectorised step: enough to fill the cores, few enough for their attention to stay in cache."""
 
 
+Rows = tuple[jax.Array, jax.Array]
+"""Absolute positions of rows f32[E, A, T], and how many are valid, i32[E]."""
+
+
 @dataclass(frozen=True)
 class Stack:
     """The chunks at one place of E windows.
 
     Attributes:
-        kv: un-rotated KV [E, L, T, ·].
-        segment: their inputs, to run them again, leading axis E.
-        length, advance: see `kamera_jax.Chunk`; the same for all chunks.
+        kv: un-rotated KV [E, L, T, ·], a row for each token that is kept.
+        segment: their sources, to run them again, leading axis E.
+        length, advance: see `kamera_jax.Chunk`; the same for all.
+        positions: of the rows f32[E, A, T]; None where every token of the sources is kept.
+        tokens: of each source; None where every one is kept.
     """
 
     kv: KV
     segment: Segment
     length: int
     advance: float
+    positions: Float[Array, "E A T"] | None = None
+    tokens: int | None = None
 
     @staticmethod
     def of(chunks: Sequence[Chunk]) -> "Stack":
         """Stack chunks of equal shape.
 
         Raises:
-            ValueError: their lengths or advances differ.
+            ValueError: their lengths or advances differ, or one keeps all its rows and another does not.
+            MissingInputsError: one lost its source.
         """
-        if len({(chunk.length, chunk.advance) for chunk in chunks}) != 1:
-            raise ValueError("chunks of one place must have the same length and advance")
-        segments = [chunk.segment for chunk in chunks]
-        return Stack(_stack([c.kv for c in chunks]), _stack(segments), chunks[0].length, chunks[0].advance)
+        first = chunks[0]
+        sources = [source_of(chunk) for chunk in chunks]
+        shapes = {(c.length, c.advance, c.keeps_all_rows, int(s.length)) for c, s in zip(chunks, sources, strict=True)}
+        if len(shapes) != 1:
+            raise ValueError("chunks of one place must have the same length and advance, and sources of one length")
+        kv = _stack([chunk.kv for chunk in chunks])
+        if first.keeps_all_rows:
+            return Stack(kv, _stack(sources), first.length, first.advance)
+        positions = jnp.stack([jnp.asarray(chunk.positions) for chunk in chunks])
+        return Stack(kv, _stack(sources), first.length, first.advance, positions, int(sources[0].length))
+
+    def rows_at(self, base: float) -> Rows:
+        """The kept rows where the chunks start at position ``base``."""
+        own = self.segment.positions if self.positions is None else self.positions
+        lengths = self.segment.length if self.tokens is None else jnp.full(len(own), self.length, jnp.int32)
+        return own + jnp.asarray(base, jnp.float32), lengths
 
 
 def _stack(trees: Sequence[Any]) -> Any:
@@ -112,22 +133,23 @@ class BatchRunner:
             factors: a patch for each of them, or None.
             relocated: False leaves keys at the positions they were encoded at, right behind the preamble.
         """
-        state, slots, bases, position = self._layout(chunks)
+        state, slots, bases, position = self._layout(chunks, [chunk.length for chunk in chunks])
         kvs = []
         for chunk, factor, slot, base in zip(chunks, factors, slots, bases, strict=True):
-            segment = chunk.segment.at(base if relocated else self._preamble.advance)
-            state = self._write(state, slot, chunk.kv, factor, segment)
+            rows = chunk.rows_at(base if relocated else self._preamble.advance)
+            state = self._write(state, slot, chunk.kv, factor, rows)
             kvs.append(chunk.kv)
         return Windows(state, tuple(kvs), slots, position)
 
     def prefill(self, chunks: Sequence[Stack]) -> Windows:
         """Windows by full prefill: every chunk is run again and sees those before it."""
-        state, slots, bases, position = self._layout(chunks)
+        lengths = [chunk.length if chunk.tokens is None else chunk.tokens for chunk in chunks]
+        state, slots, bases, position = self._layout(chunks, lengths)
         kvs = []
         for chunk, slot, base in zip(chunks, slots, bases, strict=True):
             segment = chunk.segment.at(base)
             kv = _forward(self.params, segment, state, forward=self.vlm.forward, mesh=self.mesh)
-            state = self._write(state, slot, kv, None, segment)
+            state = self._write(state, slot, kv, None, (segment.positions, segment.length))
             kvs.append(kv)
         return Windows(state, tuple(kvs), slots, position)
 
@@ -146,8 +168,8 @@ class BatchRunner:
         """Tails [E, Q, ·] of questions that fit one bucket."""
         return _stack([_stack([self.vlm.tail(text) for text in episode]) for episode in questions])
 
-    def _write(self, state: WindowState, slot: int, kv: KV, factors: Factors | None, segment: Segment) -> WindowState:
-        return _write(state, slot, kv, factors, segment, rope=self.vlm.spec.rope, mesh=self.mesh)
+    def _write(self, state: WindowState, slot: int, kv: KV, factors: Factors | None, rows: Rows) -> WindowState:
+        return _write(state, slot, kv, factors, rows, rope=self.vlm.spec.rope, mesh=self.mesh)
 
     def _head(self, slots: int) -> WindowState:
         """A window of the preamble alone; made once for each size."""
@@ -158,17 +180,19 @@ class BatchRunner:
             self._heads[slots] = write_jit(empty, 0, head.kv, None, head.positions, head.length, spec=spec.rope)
         return self._heads[slots]
 
-    def _layout(self, chunks: Sequence[Stack]) -> tuple[WindowState, tuple[int, ...], tuple[float, ...], float]:
+    def _layout(
+        self, chunks: Sequence[Stack], lengths: Sequence[int]
+    ) -> tuple[WindowState, tuple[int, ...], tuple[float, ...], float]:
         count = chunks[0].kv.rot.shape[0]
         head = self._preamble
         slot = aligned(head.length)
         position = head.advance
         slots = []
         bases = []
-        for chunk in chunks:
+        for chunk, length in zip(chunks, lengths, strict=True):
             slots.append(slot)
             bases.append(position)
-            slot = slot + aligned(chunk.length)
+            slot = slot + aligned(length)
             position = position + chunk.advance
         state = self._head(max(slot, self.capacity))
         return (
@@ -185,16 +209,16 @@ def _write(
     slot: Any,
     kv: KV,
     factors: Factors | None,
-    segment: Segment,
+    rows: Rows,
     *,
     rope: RopeSpec,
     mesh: Mesh | None,
 ) -> WindowState:
-    def one(state: WindowState, slot: Any, kv: KV, factors: Factors | None, segment: Segment) -> WindowState:
-        return write(state, slot, kv, factors, segment.positions, segment.length, rope)
+    def one(state: WindowState, slot: Any, kv: KV, factors: Factors | None, rows: Rows) -> WindowState:
+        return write(state, slot, kv, factors, *rows, rope)
 
     written = jax.vmap(one, in_axes=(0, None, 0, 0, 0))
-    return spread(written, mesh, (True, False, True, True, True))(state, slot, kv, factors, segment)
+    return spread(written, mesh, (True, False, True, True, True))(state, slot, kv, factors, rows)
 
 
 @partial(jax.jit, static_argnames=("forward", "mesh"))

@@ -77,7 +77,7 @@ def verify(
 
     Args:
         vlm: the model.
-        window: what to verify; its chunks still have their inputs.
+        window: what to verify; its chunks still have their sources.
         probes: questions.
         reference: ``"present"`` prefills the window's chunks; ``"history"`` prefills ``history`` and hides from the
             probes what the window no longer holds.
@@ -88,7 +88,7 @@ def verify(
         ValueError: no probes, an empty question, an empty window, an unknown reference, or a history that is missing,
             not asked for, or does not hold the window's chunks in order.
         ModelMismatchError: the window belongs to another model.
-        MissingInputsError: a chunk lost its inputs.
+        MissingInputsError: a chunk lost its source.
     """
     check_model(vlm, window)
     if not probes:
@@ -156,7 +156,7 @@ def kl(reference: jax.Array, method: jax.Array) -> jax.Array:
 
 def _kv_error(reference: Sequence[Entry], entries: Sequence[Entry]) -> np.ndarray:
     sums: Any = sum(
-        np.stack(_squares(there.chunk.kv, _patched(here), here.chunk.length))
+        np.stack(_squares(here.chunk.taken(there.chunk.kv), _patched(here), here.chunk.length))
         for there, here in zip(reference, entries, strict=True)
     )
     return np.sqrt(sums[0] / sums[1])

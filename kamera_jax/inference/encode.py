@@ -1,7 +1,7 @@
 """Running the model: encode a chunk alone, prefill chunks together, form a patch."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -10,15 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from kamera_jax.backbone import Backbone, Output
-from kamera_jax.chunk import Chunk, Patch, describe
-from kamera_jax.errors import ModelMismatchError
-from kamera_jax.forward import chunk_of, preamble_chunk, run
+from kamera_jax.backbone import Backbone, Output, with_defaults
+from kamera_jax.chunk import Chunk, Patch, describe, source_of
+from kamera_jax.contract import check_segment
+from kamera_jax.errors import BackboneError, ModelMismatchError
+from kamera_jax.forward import check_forward, chunk_of, preamble_chunk, run
 from kamera_jax.handle import traced
 from kamera_jax.identity import patch_key
 from kamera_jax.kv import Factors, Segment, Sketch, SketchSpec, bucket, check_length
 from kamera_jax.patch.size import Size
-from kamera_jax.patch.sketch import take_jit
+from kamera_jax.patch.sketch import reread_jit, take_jit
 from kamera_jax.window.changes import append, materialised, nan_if
 from kamera_jax.window.checks import check_chunk, check_model
 from kamera_jax.window.window import Window, aligned
@@ -40,8 +41,9 @@ def encode(vlm: Backbone, item: Any, *, preamble: Literal["pinned"] | None = "pi
         ValueError: the item cannot be read, is empty, or has an unsupported type.
         ModelLengthError: it is longer than the model.
     """
-    segment = vlm.prepare(item)
+    segment = _prepared(vlm, item)
     if preamble is None:
+        check_forward(vlm)
         check_length(vlm.spec, 0.0, segment.advance)
         return chunk_of(vlm, segment, run(vlm.params, segment, None, forward=vlm.forward), None)
     return encode_segment(vlm, segment)
@@ -64,7 +66,7 @@ def run_chunk(
         source: what is run; a turn that is run again stays one.
         collect: see `Backbone.forward`.
     """
-    segment = source.segment if isinstance(source, Chunk) else source
+    segment = source_of(source) if isinstance(source, Chunk) else source
     turn = isinstance(source, Chunk) and source.turn
     if segment.advance is not None:
         check_length(vlm.spec, window.next_position, segment.advance)
@@ -74,11 +76,11 @@ def run_chunk(
 
 
 def prefill(vlm: Backbone, items: Sequence[Any], *, capacity: int | None = None) -> Window:
-    """A window by full prefill: every chunk sees all before it. The reference that reuse is held against.
+    """A window by full prefill: every chunk sees all before it. The reference that reuse is compared with.
 
     Args:
         vlm: the model.
-        items: what `encode` takes, or chunks that still have their inputs.
+        items: what `encode` takes, or chunks that still have their sources.
         capacity: slots of the window; enough for the items and a turn by default.
 
     Returns:
@@ -86,7 +88,7 @@ def prefill(vlm: Backbone, items: Sequence[Any], *, capacity: int | None = None)
 
     Raises:
         ValueError: an item cannot be read. WindowFullError: ``capacity`` is too small. MissingInputsError: a chunk
-            lost its inputs.
+            lost its source.
     """
     sources = _sources(vlm, items)
     window = _room_for(vlm, sources, capacity)
@@ -100,13 +102,17 @@ def _sources(vlm: Backbone, items: Sequence[Any]) -> list[Segment | Chunk]:
     for item in items:
         if isinstance(item, Chunk):
             _check_model(vlm, item)
-            _ = item.segment  # raises before anything is run
-    return [item if isinstance(item, Chunk) else vlm.prepare(item) for item in items]
+            source_of(item)  # raises before anything is run
+    return [item if isinstance(item, Chunk) else _prepared(vlm, item) for item in items]
+
+
+def _prepared(vlm: Backbone, item: Any) -> Segment:
+    return check_segment(vlm, with_defaults(vlm).prepare(item), "prepare")
 
 
 def _room_for(vlm: Backbone, sources: Sequence[Segment | Chunk], capacity: int | None) -> Window:
     if capacity is None:
-        capacity = _slots(vlm, [int(source.length) for source in sources], ROOM)
+        capacity = _slots(vlm, _lengths(sources), ROOM)
     return Window.empty(vlm, capacity)
 
 
@@ -129,7 +135,7 @@ def form_patch(
 
     Args:
         vlm: the model that encoded the chunk.
-        chunk: canonical, with its inputs.
+        chunk: canonical, with its source.
         antecedents: exact form: prefill preamble, antecedents and chunk together, in this order.
         context: one forward of the chunk alone, on a window as it stands; one that keeps its chunks in place is
             materialised for it.
@@ -144,20 +150,21 @@ def form_patch(
         ValueError: not exactly one of antecedents and context, more than one of rank, energy and max_bytes, a chunk
             that is not canonical, a size that is none, or a sketch of a layer that there is not.
         ModelMismatchError, PreambleMismatchError: the chunk, an antecedent or the context comes from elsewhere.
-        MissingInputsError: the chunk, or an antecedent, lost its inputs.
+        MissingInputsError: the chunk, or an antecedent, lost its source.
     """
     if (antecedents is None) == (context is None):
         raise ValueError("give either antecedents= (chunks to prefill before it) or context= (a window as it stands)")
     size = Size(rank, energy, max_bytes, int8)
     _check_canonical(chunk)
     _check_model(vlm, chunk)
-    _ = chunk.segment  # raises before anything is run
+    source_of(chunk)  # raises before anything is run
+    collect = _collected(vlm, sketch)
     if context is not None:
         check_model(vlm, context)
     window = _prefilled(vlm, antecedents) if context is None else context
     check_chunk(window, chunk)
-    window = materialised(window)  # what each chunk received cannot be told apart in place
-    conditioned, output = run_chunk(vlm, window, chunk, _collected(sketch))
+    window = materialised(window)  # what each chunk received cannot be distinguished in place
+    conditioned, output = run_chunk(vlm, window, chunk, collect)
     # Inside the forming window antecedents are conditioned and keyed as such; a patch names those its caller knows.
     keys = window.keys if antecedents is None else tuple(each.key for each in antecedents)
     return _patch(chunk, conditioned, output, window, keys, size, sketch)
@@ -180,19 +187,20 @@ def form_patches(
 
     Args:
         vlm: the model.
-        items: canonical chunks with their inputs, and what `encode` takes.
-        capacity: as of `prefill`.
-        rank, energy, max_bytes, int8, sketch: of each patch, as of `form_patch`.
+        items: canonical chunks with their sources, and what `encode` takes.
+        capacity: see `prefill`.
+        rank, energy, max_bytes, int8, sketch: of each patch; see `form_patch`.
 
     Returns:
         The prefilled window, and for each item its patch, or None for what is no canonical chunk. A patch names the
         chunks that were given, and the window's own where an item was no chunk.
 
     Raises:
-        ValueError, PreambleMismatchError, MissingInputsError: as of `prefill` and `form_patch`. WindowFullError:
+        ValueError, PreambleMismatchError, MissingInputsError: see `prefill` and `form_patch`. WindowFullError:
             ``capacity`` is too small.
     """
     size = Size(rank, energy, max_bytes, int8)
+    collect = _collected(vlm, sketch)
     sources = _sources(vlm, items)
     window = _room_for(vlm, sources, capacity)
     for item in items:
@@ -203,8 +211,7 @@ def form_patches(
     patches: list[Patch | None] = []
     for item, source in zip(items, sources, strict=True):
         canonical = item if isinstance(item, Chunk) else None
-        collect = () if canonical is None else _collected(sketch)
-        conditioned, output = run_chunk(vlm, window, source, collect)
+        conditioned, output = run_chunk(vlm, window, source, () if canonical is None else collect)
         if canonical is None:
             patches.append(None)
         else:
@@ -214,8 +221,21 @@ def form_patches(
     return window, tuple(patches)
 
 
-def _collected(sketch: SketchSpec | None) -> tuple[str, ...]:
-    return ("attention_mass",) if sketch is None else ("attention_mass", "queries")
+def _collected(vlm: Backbone, sketch: SketchSpec | None) -> tuple[str, ...]:
+    """What forming a patch takes of a forward.
+
+    Raises:
+        BackboneError: the model says that it does not collect it.
+    """
+    wanted = ("attention_mass",) if sketch is None else ("attention_mass", "queries")
+    offered = tuple(with_defaults(vlm).collects)
+    if missing := [name for name in wanted if name not in offered]:
+        what = "a patch" if "attention_mass" in missing else "a sketch"
+        raise BackboneError(
+            f"{type(vlm).__name__} collects {offered}; forming {what} takes {' and '.join(missing)}: return it in aux "
+            "where collect asks for it, and name it in the backbone's collects"
+        )
+    return wanted
 
 
 def _check_canonical(chunk: Chunk) -> None:
@@ -236,12 +256,16 @@ def _patch(
     sketch: SketchSpec | None,
 ) -> Patch:
     """The patch of a chunk that a forward on ``window`` has conditioned; nothing here waits for the device."""
-    factors, residual = size.fit(conditioned.kv, chunk.kv, chunk.length)
-    if traced(window.overflowed):  # components of no number are left out, and a patch of none would pass for a good one
+    rows = chunk.taken(conditioned.kv)
+    factors, residual = size.fit(rows, chunk.kv, chunk.length)
+    lost = window.overflowed
+    if not chunk.keeps_all_rows and traced(rows.rot):  # where rows of no token could not be refused
+        lost = lost | jnp.isnan(rows.rot).any()
+    if traced(lost):  # components of no number are left out, and a patch of none would pass for a good one
         u, v = factors.floats(chunk.kv.rot.dtype)
-        ranks = jnp.where(window.overflowed, jnp.maximum(factors.ranks, 1), factors.ranks)
-        factors = Factors(u, nan_if(window.overflowed, v), ranks)
-        residual = nan_if(window.overflowed, residual)
+        ranks = jnp.where(lost, jnp.maximum(factors.ranks, 1), factors.ranks)
+        factors = Factors(u, nan_if(lost, v), ranks)
+        residual = nan_if(lost, residual)
     context = window.lineage
     key = patch_key(chunk.key, chunk.codec, context, asdict(size), factors.u.dtype.name, sketch)
     return Patch(
@@ -252,19 +276,33 @@ def _patch(
         mass=_shares(output.aux["attention_mass"], _owners(window, output), count=len(window.entries) + 2),
         residual=residual,
         length=chunk.length,
-        sketch=None if sketch is None else _sketch(output, chunk.length, sketch),
+        sketch=None if sketch is None else _sketch(chunk, output, window, factors, sketch),
         codec=chunk.codec,
         key=key,
         lineage=context if key else "",
     )
 
 
-def _sketch(output: Output, length: int, spec: SketchSpec) -> Sketch:
-    return take_jit(output.aux["queries"], output.aux["attended"], length, spec=spec)
+def _sketch(chunk: Chunk, output: Output, window: Window, factors: Factors, spec: SketchSpec) -> Sketch:
+    """How the chunk's tokens attended on ``window``; of one that keeps some rows, how they do with these alone."""
+    queries, attended = (chunk.taken(output.aux[name]) for name in ("queries", "attended"))
+    sketch = take_jit(queries, attended, chunk.length, spec=spec)
+    if chunk.keeps_all_rows:
+        return sketch
+    here = np.asarray(spec.layers)
+    context = (window.state.rot[here], window.state.free[here], window.state.valid)
+    base = jnp.float32(window.next_position)
+    outputs, _ = reread_jit(sketch, chunk.kv, factors, chunk.positions, *context, base, spec=window.spec)
+    return replace(sketch, outputs=outputs.astype(sketch.outputs.dtype))
 
 
 def _prefilled(vlm: Backbone, antecedents: Sequence[Chunk] | None) -> Window:
-    return prefill(vlm, antecedents or (), capacity=_slots(vlm, [chunk.length for chunk in antecedents or ()], 0))
+    return prefill(vlm, antecedents or (), capacity=_slots(vlm, _lengths(antecedents or ()), 0))
+
+
+def _lengths(sources: Sequence[Segment | Chunk]) -> list[int]:
+    """Tokens that are run, whatever rows of them a chunk keeps."""
+    return [int((source_of(each) if isinstance(each, Chunk) else each).length) for each in sources]
 
 
 def _slots(vlm: Backbone, lengths: Sequence[int], room: int) -> int:

@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from kamera_jax.backbone import Backbone, Output
+from kamera_jax.backbone import Backbone, Output, call, with_defaults
 from kamera_jax.chunk import Chunk
+from kamera_jax.contract import check_segment
+from kamera_jax.errors import BackboneError
 from kamera_jax.forward import run
 from kamera_jax.identity import chunk_key, content_key, content_of
 from kamera_jax.kv import KV, ChunkPool, Segment, WindowState, bucket, check_length
@@ -116,46 +118,84 @@ def generate(
     segment = tail
     turn = KV(room.rot, room.free)
     done = 0
-    tokens = []
-    whole = ""
-    said = ""
-    while True:
+    answer = _Answer(vlm, stop, max_new_tokens, stream)
+    goes_on = True
+    while goes_on:
         token, state, turn = step(segment, state, turn, done)
         done += int(segment.length)
-        token = int(token)
+        goes_on = answer.add(int(token))
         first = first or time.perf_counter() - started
-        finished = token in vlm.eos
-        stopped = False
-        if not finished:
-            tokens.append(token)
-            whole = vlm.decode(tokens)
-            ends = [whole.index(mark) for mark in stop if mark in whole]
-            finished = bool(ends)
-            stopped = bool(ends)
-            whole = whole[: min(ends, default=len(whole))]
-        finished = finished or len(tokens) == max_new_tokens
-        settled = whole if finished else whole[: _settled(whole, stop)]
-        if stream is not None and len(settled) > len(said):
-            stream(settled[len(said) :])
-        said = settled
-        if finished:
-            break
-        segment = _piece([token], last + np.float32(len(tokens)), 1)
+        segment = _piece([int(token)], last + np.float32(len(answer.tokens)), 1)
     if not keep:
-        return Generation(whole, tuple(tokens), first, window)
-    answer = _saying(vlm, tokens, whole) if stopped else tokens
-    ran = min(done - question, len(answer))
-    rest = [*answer[ran:], *closing]
+        return Generation(answer.text, tuple(answer.tokens), first, window)
+    kept = answer.kept_tokens
+    ran = min(done - question, len(kept))
+    rest = [*kept[ran:], *closing]
     if rest:
         positions = last + np.arange(ran + 1, ran + 1 + last_piece, dtype=np.float32)
         _, state, turn = step(_piece(rest, positions, last_piece), state, turn, question + ran)
     del state  # the turn is written as any chunk is, so that a window is what its entries say, to the bit
-    kept = _turn(vlm, window, tail, turn, [*answer, *closing])
-    return Generation(whole, tuple(tokens), first, append(window, kept))
+    chunk = _turn(vlm, window, tail, turn, [*kept, *closing])
+    return Generation(answer.text, tuple(answer.tokens), first, append(window, chunk))
+
+
+class _Answer:
+    """An answer while it is generated: its tokens, their text, and what of it is settled, which is streamed once.
+
+    Attributes:
+        tokens: so far, without the one that ends the answer.
+        text: of the tokens, cut off at the first stop text.
+    """
+
+    def __init__(self, vlm: Backbone, stop: tuple[str, ...], most: int, stream: Stream | None) -> None:
+        self.tokens: list[int] = []
+        self.text = ""
+        self._vlm = vlm
+        self._stop = stop
+        self._most = most
+        self._stream = stream
+        self._streamed = 0
+        self._stopped = False
+
+    def add(self, token: int) -> bool:
+        """Take the next token; whether another may follow."""
+        ended = token in self._vlm.eos
+        if not ended:
+            self.tokens.append(token)
+            self.text = _decoded(self._vlm, self.tokens)
+            ends = [self.text.index(mark) for mark in self._stop if mark in self.text]
+            self._stopped = bool(ends)
+            self.text = self.text[: min(ends, default=len(self.text))]
+        goes_on = not ended and not self._stopped and len(self.tokens) < self._most
+        settled = _settled(self.text, self._stop) if goes_on else len(self.text)
+        if self._stream is not None and settled > self._streamed:
+            self._stream(self.text[self._streamed : settled])
+        self._streamed = settled
+        return goes_on
+
+    @property
+    def kept_tokens(self) -> list[int]:
+        """What a kept turn is made of: of an answer that a stop text ended, the fewest tokens with the text before."""
+        if not self._stopped:
+            return self.tokens
+        starts = (self.tokens[:n] for n in range(len(self.tokens) + 1))
+        return next(tokens for tokens in starts if _decoded(self._vlm, tokens).startswith(self.text))
+
+
+def _decoded(vlm: Backbone, tokens: list[int]) -> str:
+    """The text of tokens.
+
+    Raises:
+        BackboneError: the model's `decode` gives something else.
+    """
+    text = vlm.decode(tokens)
+    if not isinstance(text, str):
+        raise BackboneError(f"{type(vlm).__name__}.decode gives {text!r}; expected a str, the text of token ids")
+    return text
 
 
 def _closing(vlm: Backbone) -> tuple[int, ...]:
-    return tuple(getattr(vlm, "closing", ()))
+    return tuple(with_defaults(vlm).closing)
 
 
 def _piece(tokens: Sequence[int], positions: np.ndarray, padded: int) -> Segment:
@@ -163,11 +203,6 @@ def _piece(tokens: Sequence[int], positions: np.ndarray, padded: int) -> Segment
     ids = np.zeros(padded, np.int32)
     ids[: len(tokens)] = tokens
     return Segment({"tokens": jnp.asarray(ids)}, jnp.asarray(positions), jnp.int32(len(tokens)), float(len(tokens)))
-
-
-def _saying(vlm: Backbone, tokens: list[int], text: str) -> list[int]:
-    """The fewest tokens that say a text they begin with: what a stop text took is no part of a kept turn."""
-    return next(tokens[:n] for n in range(len(tokens) + 1) if vlm.decode(tokens[:n]).startswith(text))
 
 
 def _settled(text: str, stop: tuple[str, ...]) -> int:
@@ -194,8 +229,10 @@ def question_tail(vlm: Backbone, window: Window, text: str) -> Segment:
     """
     check_model(vlm, window)
     follows = bool(window.entries) and window.entries[-1].chunk.turn
-    ask = getattr(vlm, "follow_up", vlm.tail) if follows else vlm.tail
-    return ask(text).at(window.next_position)
+    ask = "follow_up" if follows else "tail"
+    backbone = with_defaults(vlm)
+    tail = backbone.follow_up(text) if follows else backbone.tail(text)
+    return check_segment(vlm, tail, ask).at(window.next_position)
 
 
 @partial(jax.jit, static_argnames=("forward", "rope"), donate_argnames=("state", "turn"))
@@ -219,7 +256,7 @@ def _step(
     that were run after them is forgotten.
     """
     state = replace(state, valid=state.valid & (jnp.arange(state.valid.shape[0]) < start + done))
-    output = forward(params, segment, replace(state, pools=pools), logits_at=segment.length[None] - 1)
+    output = call(forward, params, segment, replace(state, pools=pools), logits_at=segment.length[None] - 1)
     assert output.logits is not None
     logits = output.logits[0]
     cooled = logits / jnp.where(temperature > 0, temperature, 1.0)
@@ -231,29 +268,31 @@ def _step(
     return token, state, turn
 
 
-def _turn(vlm: Backbone, window: Window, tail: Segment, kv: KV, said: Sequence[int]) -> Chunk:
-    """The question and what was said after it as a chunk conditioned on the window."""
+def _turn(vlm: Backbone, window: Window, tail: Segment, kv: KV, answer: Sequence[int]) -> Chunk:
+    """The question and the tokens after it as a chunk conditioned on the window."""
     question = int(tail.length)
-    length = question + len(said)
+    length = question + len(answer)
     padded = bucket(length)
     after = np.arange(1, padded - question + 1, dtype=np.float32)
     positions = np.asarray(tail.positions)
     ids = np.zeros(padded, np.int32)
     positions = np.concatenate([positions[:, :question], positions[:, question - 1 : question] + after], axis=1)
-    ids[:length] = [*np.asarray(tail.inputs["tokens"])[:question], *said]
+    ids[:length] = [*np.asarray(tail.inputs["tokens"])[:question], *answer]
     content = content_key({"turn": ids[:length].tolist(), "question": content_of(tail)})
     context = window.lineage
     asked = {name: _widened(rows, question, padded) for name, rows in tail.inputs.items()}
     key = chunk_key(content, vlm.spec, context)
+    positions = jnp.asarray(positions - positions[:, :1])
+    advance = float(tail.advance + len(answer))
     return Chunk(
         kv=_cut(kv, length, padded=padded),
-        positions=jnp.asarray(positions - positions[:, :1]),
+        positions=positions,
         length=length,
-        advance=float(tail.advance + len(said)),
+        advance=advance,
         model=vlm.spec.fingerprint,
         preamble=window.preamble.chunk.key or None,
         antecedents=window.keys,
-        inputs=asked | {"tokens": jnp.asarray(ids)},
+        source=Segment(asked | {"tokens": jnp.asarray(ids)}, positions, jnp.int32(length), advance),
         turn=True,
         spec=vlm.spec,
         key=key,

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kamera_jax import int8
 from kamera_jax.chunk import Chunk
 from kamera_jax.errors import LibraryCorruptError
 from kamera_jax.library.packs import Pack
@@ -32,7 +33,7 @@ class Stacked:
     specs: dict[str, Plain]
 
     def chunk(self, row: int) -> Chunk:
-        """One of them."""
+        """The chunk of one row."""
         about = self.about[row]
         about = {**about, "codec": codec_of(about["codec"], about["storage"]), "storage": "exact"}
         return chunk_of(about, self.specs.get(str(about["spec"])), {name: a[row] for name, a in self.arrays.items()})
@@ -53,7 +54,7 @@ def restore(
             for message in {} if checking is None else checking.result().values():
                 raise LibraryCorruptError(message)
     groups: dict[str, list[str]] = {}
-    with pack.believed():
+    with pack.manifest_errors():
         rots = {key: manifest.leaves(key)["kv.rot"] for key in manifest.entries}
         for key in sorted(rots, key=lambda key: rots[key].start):
             groups.setdefault(rots[key].array.partition(".")[0], []).append(key)
@@ -85,4 +86,4 @@ def _stacked(
 
 
 def _restored(values: jax.Array, scale: jax.Array, dtype: str) -> jax.Array:
-    return (values.astype(jnp.float32) * scale).astype(dtype)
+    return int8.restored(values.astype(jnp.float32), scale, dtype)

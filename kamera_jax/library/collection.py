@@ -1,4 +1,4 @@
-"""Taking stock of a library: what of it is as it was written, and which packs are not worth their room."""
+"""Checking a library against its digests, and collecting what was deleted: packs that are not worth their room."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ SMALL_ROWS = 16
 
 
 def checked(index: Index) -> LibraryReport:
-    """Read everything and hold it against its digests."""
+    """Read everything and compare it with its digests."""
     index.refresh(force=True)
     damaged = dict(index.damaged)
     rows = 0
@@ -48,7 +48,7 @@ def collect(committer: Committer) -> Collected:
         kept = []
         for kind in FOLDERS:
             rows: list[Row] = []
-            for name in _worthless(index, kind):
+            for name in _to_collect(index, kind):
                 try:
                     taken = list(_rows(index, name, kind))
                 except LibraryCorruptError:
@@ -62,18 +62,18 @@ def collect(committer: Committer) -> Collected:
                     rows = []
             if rows:
                 committer.write(kind, rows)
-        index.forget_gone()
-        index.bury(name for name, _ in dropped)
+        index.give_up_missing()
+        index.mark_deleted(name for name, _ in dropped)
         for name, kind in dropped:
             discard(index.folder(kind) / name, root / STAGING)
-            for grave in (root / TOMBSTONES).glob(f"{name}.*"):
-                grave.unlink()
+            for mark in (root / TOMBSTONES).glob(f"{name}.*"):
+                mark.unlink()
         index.refresh(force=True)
         index.save()
         return Collected(len(dropped), moved, before - size(root), swept, tuple(kept))
 
 
-def _worthless(index: Index, kind: Kind) -> list[str]:
+def _to_collect(index: Index, kind: Kind) -> list[str]:
     """Packs of which less than half is alive, and those of few rows where there are several."""
     live = {name: len(index.live(name)) for name, keys in index.packs().items() if keys.kind == kind}
     half = [name for name, count in live.items() if 2 * count < len(index.packs()[name].keys)]

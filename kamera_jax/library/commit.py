@@ -57,7 +57,7 @@ class Committer:
     """The way in. Any thread may add."""
 
     def __init__(self, root: Path, index: Index) -> None:
-        """Have nothing to write yet."""
+        """Nothing is to be written yet."""
         self.root = root
         self.index = index
         self._pending: deque[tuple[Row, Future[str]]] = deque()
@@ -101,7 +101,7 @@ class Committer:
     def _commit(self, kind: Kind, batch: Sequence[tuple[Row, "Future[str]"]]) -> None:
         try:
             with self.writing():
-                fresh = {row.key: row for row, _ in batch if not self.index.holders(row.key)}
+                fresh = {row.key: row for row, _ in batch if not self.index.packs_of(row.key)}
                 if fresh:
                     self.write(kind, list(fresh.values()))
         except BaseException as error:
@@ -145,7 +145,7 @@ class Committer:
         self.index.refresh(force=True)
 
     def sweep(self) -> int:
-        """Remove what dead writers left, and count it; the caller is the one writer."""
+        """Remove what writers that died left, and count it; the caller is the one writer."""
         left = list((self.root / STAGING).iterdir())
         for path in left:
             shutil.rmtree(path)

@@ -1,4 +1,4 @@
-"""What a library says of itself."""
+"""Reports of a library: what is stored, what is damaged, what a collection did."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +36,7 @@ class Item:
         key: of a chunk or a patch.
         kind: which of them.
         fields: those of the chunk or patch that are no arrays, and how it is stored.
-        spec: the model's, None if it was not said; of a chunk.
+        spec: the model's, None if it is not known; of a chunk.
         bytes: of the arrays, as stored.
         pack: where they lie.
         patches: keys of the patches of a chunk.

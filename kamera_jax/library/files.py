@@ -1,6 +1,7 @@
 """Files that are there whole or not at all: sealed JSON, durable folders, one writer at a time.
 
-Nothing here knows what is stored. What is read back was sealed: a digest stands before it, and a flipped bit is found.
+Nothing here knows what is stored. What is read back was sealed: a digest stands before it, so that a
+flipped bit is noticed.
 """
 
 import fcntl
@@ -35,8 +36,8 @@ def sha256(payload: Any) -> str:
 
 def digests(folder: Path, but: Collection[str] = ()) -> dict[str, str]:
     """sha256 of every file below a folder, by its path there; those whose path is in ``but`` are left out."""
-    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    return {name: sha256(path.read_bytes()) for name, path in found.items() if name not in but}
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {name: sha256(path.read_bytes()) for name, path in files.items() if name not in but}
 
 
 def sync(folder: Path) -> None:
@@ -95,12 +96,12 @@ def read_sealed(path: Path) -> dict[str, Any]:
     if len(written) > SEALED_BYTES or not (written.startswith(sealed) and written.endswith(_CLOSING)):
         raise ValueError(f"{path} is not as it was written")
     try:
-        found = json.loads(bytes(body))
+        body_read = json.loads(bytes(body))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not as it was written") from error
-    if not isinstance(found, dict):
+    if not isinstance(body_read, dict):
         raise ValueError(f"{path} is not as it was written")
-    return found
+    return body_read
 
 
 def discard(path: Path, staging: Path) -> None:

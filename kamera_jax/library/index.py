@@ -1,6 +1,7 @@
 """Which pack holds which key. The packs are the truth: this is what was seen of them, seen again when they change.
 
-A tombstone, an empty file, names a row that was deleted, ``<pack>.<key>``, or a pack that a collection dropped.
+A deleted mark, an empty file in the folder ``tombstones``, names a row that was deleted, ``<pack>.<key>``, or a pack
+that a collection dropped.
 """
 
 import os
@@ -20,7 +21,7 @@ from kamera_jax.library.packs import Pack
 from kamera_jax.library.rows import Kind
 
 FOLDERS: dict[Kind, str] = {"chunks": "packs", "patches": "patches"}
-"""Of the packs of each kind."""
+"""The folder of the packs of each kind."""
 
 TOMBSTONES = "tombstones"
 INDEX = "index.json"
@@ -30,7 +31,7 @@ OPEN_PACKS = 64
 """Manifests kept in memory, of the packs last read."""
 
 _SETTLED_NS = 100_000_000
-"""Two changes of a folder within a tick of the file system's clock look like one: believe no younger time."""
+"""Two changes of a folder within a tick of the file system's clock look like one: no younger time is relied on."""
 
 
 @dataclass(frozen=True)
@@ -50,16 +51,16 @@ class Index:
     """
 
     def __init__(self, root: Path) -> None:
-        """See nothing yet."""
+        """Nothing is read yet."""
         self.root = root
         self.damaged: dict[str, str] = {}
         self._packs: dict[str, PackKeys] = {}
-        self._gone: dict[str, PackKeys] = {}
+        self._missing: dict[str, PackKeys] = {}
         self._rows: dict[str, dict[str, None]] = {}  # the packs of a key, the first seen first
         self._patches: dict[str, dict[str, None]] = {}  # the patches of a chunk
-        self._dead: set[str] = set()
+        self._deleted: set[str] = set()
         self._open: OrderedDict[str, Pack] = OrderedDict()
-        self._told: dict[str, PackKeys] = _told(root)
+        self._indexed: dict[str, PackKeys] = _read_index(root)
         self._seen: tuple[tuple[int, ...], int] = ((), 0)
         self._watched = [str(root / name) for name in (*FOLDERS.values(), TOMBSTONES)]
         self._lock = threading.RLock()
@@ -76,35 +77,35 @@ class Index:
             self._seen = (stamps, now)
 
     def _scan(self) -> None:
-        # Tombstones first: of what is collected meanwhile the copy is seen, or the old pack, yet without a grave.
-        dead = set(os.listdir(self.root / TOMBSTONES))
+        # Deleted marks first: of what is collected meanwhile the copy is seen, or the old pack, not yet marked.
+        deleted = set(os.listdir(self.root / TOMBSTONES))
         there: dict[str, Kind] = {}
         for kind in FOLDERS:
             there |= {name: kind for name in os.listdir(self.folder(kind)) if PACK.fullmatch(name)}
         for name, kind in there.items():
-            if name not in self._packs and name not in self.damaged and name not in dead:
+            if name not in self._packs and name not in self.damaged and name not in deleted:
                 self._see(name, kind)
-        for name in [name for name in self._packs if name not in there or name in dead]:
+        for name in [name for name in self._packs if name not in there or name in deleted]:
             keys = self._packs.pop(name)
             self._open.pop(name, None)
-            self._forget(name, keys)
-            if name not in dead:
-                self._gone[name] = keys
+            self._remove_pack(name, keys)
+            if name not in deleted:
+                self._missing[name] = keys
         for name in [name for name in self.damaged if name not in there]:
             del self.damaged[name]
-        for name, keys in self._told.items():  # told of by a file, and perhaps never seen
-            if name not in there and name not in dead:
-                self._gone.setdefault(name, keys)
-        for grave in dead - self._dead:
-            pack, _, key = grave.partition(".")
+        for name, keys in self._indexed.items():  # in the index file, and perhaps never seen
+            if name not in there and name not in deleted:
+                self._missing.setdefault(name, keys)
+        for mark in deleted - self._deleted:
+            pack, _, key = mark.partition(".")
             if key and pack in self._packs:
-                self._bury(pack, key)
+                self._remove_row(pack, key)
             if not key:
-                self._gone.pop(pack, None)
-        self._dead = dead
+                self._missing.pop(pack, None)
+        self._deleted = deleted
 
     def _see(self, name: str, kind: Kind) -> None:
-        keys = self._told.get(name)
+        keys = self._indexed.get(name)
         if keys is None or keys.kind != kind:
             try:
                 keys = _keys(self._opened(name, kind).manifest)
@@ -114,25 +115,25 @@ class Index:
                 self.damaged[name] = str(error)
                 return
         self._packs[name] = keys
-        self._gone.pop(name, None)
+        self._missing.pop(name, None)
         for key, chunk in zip(keys.keys, keys.chunks, strict=True):
-            if f"{name}.{key}" not in self._dead:
+            if f"{name}.{key}" not in self._deleted:
                 self._rows.setdefault(key, {})[name] = None
                 if kind == "patches":
                     self._patches.setdefault(chunk, {})[key] = None
 
-    def _forget(self, name: str, keys: PackKeys) -> None:
+    def _remove_pack(self, name: str, keys: PackKeys) -> None:
         for key in keys.keys:
-            self._bury(name, key)
+            self._remove_row(name, key)
 
-    def _bury(self, name: str, key: str) -> None:
+    def _remove_row(self, name: str, key: str) -> None:
         packs = self._rows.get(key, {})
         packs.pop(name, None)
         if not packs:
             self._rows.pop(key, None)
 
     def folder(self, kind: Kind) -> Path:
-        """Of the packs of a kind."""
+        """The folder of the packs of a kind."""
         return self.root / FOLDERS[kind]
 
     def find(self, key: str, kind: Kind) -> Pack | None:
@@ -161,7 +162,7 @@ class Index:
 
         Raises:
             KeyError: there is none.
-            LibraryCorruptError, FileNotFoundError: as of `find`.
+            LibraryCorruptError, FileNotFoundError: see `find`.
         """
         with self._lock:
             return self._opened(name, self._packs[name].kind)
@@ -171,7 +172,7 @@ class Index:
         with self._lock:
             return dict(self._packs)
 
-    def holders(self, key: str) -> tuple[str, ...]:
+    def packs_of(self, key: str) -> tuple[str, ...]:
         """Packs in which the key is alive."""
         with self._lock:
             return tuple(self._rows.get(key, ()))
@@ -199,42 +200,42 @@ class Index:
         with self._lock:
             return {
                 key: name
-                for name, keys in self._gone.items()
+                for name, keys in self._missing.items()
                 for key in keys.keys
-                if key not in self._rows and f"{name}.{key}" not in self._dead
+                if key not in self._rows and f"{name}.{key}" not in self._deleted
             }
 
-    def bury(self, graves: Iterable[str]) -> None:
-        """Write tombstones and bring them to the disk; the caller is the one writer."""
+    def mark_deleted(self, marks: Iterable[str]) -> None:
+        """Write deleted marks and bring them to the disk; the caller is the one writer."""
         folder = self.root / TOMBSTONES
-        for grave in graves:
-            os.close(os.open(folder / grave, os.O_WRONLY | os.O_CREAT, 0o666))
+        for mark in marks:
+            os.close(os.open(folder / mark, os.O_WRONLY | os.O_CREAT, 0o666))
         sync(folder)
         self.refresh(force=True)
 
-    def forget_gone(self) -> None:
+    def give_up_missing(self) -> None:
         """Give up what is lost."""
-        self.bury(self._gone)
+        self.mark_deleted(self._missing)
 
     def save(self) -> None:
         """Write down which keys are where, so that the next to open need not read every manifest."""
         with self._lock:
-            known = self._packs | self._gone
-            if known.keys() != self._told.keys():
+            known = self._packs | self._missing
+            if known.keys() != self._indexed.keys():
                 packs = {name: {"kind": at.kind, "keys": at.keys, "chunks": at.chunks} for name, at in known.items()}
                 write_sealed(self.root / INDEX, {"packs": packs})
-                self._told = known
+                self._indexed = known
 
 
 def _keys(manifest: Manifest) -> PackKeys:
     return PackKeys(manifest.kind, manifest.keys, manifest.chunks)
 
 
-def _told(root: Path) -> dict[str, PackKeys]:
+def _read_index(root: Path) -> dict[str, PackKeys]:
     """What the index file says; nothing if it is not there or not as it was written."""
     try:
         packs: dict[str, Any] = read_sealed(root / INDEX)["packs"]
-        told = {name: PackKeys(at["kind"], tuple(at["keys"]), tuple(at["chunks"])) for name, at in packs.items()}
+        listed = {name: PackKeys(at["kind"], tuple(at["keys"]), tuple(at["chunks"])) for name, at in packs.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
     right = all(
@@ -242,6 +243,6 @@ def _told(root: Path) -> dict[str, PackKeys]:
         and each.kind in get_args(Kind)
         and len(each.keys) == len(each.chunks)
         and all(isinstance(key, str) and KEY.fullmatch(key) for key in (*each.keys, *each.chunks))
-        for name, each in told.items()
+        for name, each in listed.items()
     )
-    return told if right else {}
+    return listed if right else {}

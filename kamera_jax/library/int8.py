@@ -8,9 +8,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from kamera_jax import int8
 from kamera_jax.record import Arrays
 
-LARGEST = 127
+LARGEST = int8.LARGEST
 
 
 def quantised(rot: np.ndarray, free: np.ndarray, length: int) -> Arrays:
@@ -23,15 +24,12 @@ def quantised(rot: np.ndarray, free: np.ndarray, length: int) -> Arrays:
     for name, kv, axis in (("kv.rot", rot, 1), ("kv.free", free, 2)):
         values = kv.astype(np.float32)
         values[:, length:] = 0
-        scale = np.abs(values).max(axis=axis, keepdims=True) / np.float32(LARGEST)
-        if not np.isfinite(scale).all():
-            raise ValueError(f"{name} holds values that are not finite; they have no eight bits")
-        rounded = np.rint(np.divide(values, scale, out=np.zeros_like(values), where=scale > 0))
-        leaves[name] = np.clip(rounded, -LARGEST, LARGEST).astype(np.int8)
-        leaves[f"{name}_scale"] = scale
+        if not np.isfinite(values).all():
+            raise ValueError(f"{name} has values that are not finite, which int8 cannot store; encode the chunk anew")
+        leaves[name], leaves[f"{name}_scale"] = int8.quantised(values, axis, np)
     return leaves
 
 
 def restored(leaves: Mapping[str, np.ndarray], dtype: np.dtype) -> Arrays:
     """``kv.rot`` and ``kv.free`` as they were, to within half a step of their scale."""
-    return {name: (leaves[name] * leaves[f"{name}_scale"]).astype(dtype) for name in ("kv.rot", "kv.free")}
+    return {name: int8.restored(leaves[name], leaves[f"{name}_scale"], dtype) for name in ("kv.rot", "kv.free")}

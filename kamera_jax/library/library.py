@@ -59,7 +59,7 @@ class ChunkLibrary:
         Args:
             path: its folder.
             mode: ``"r"`` reads; ``"a"`` writes too, and makes the library if the folder is empty or not there.
-            verify: hold what is read against its sha256 ``"always"``, the ``"first"`` time this object reads it, or
+            verify: compare what is read with its sha256 ``"always"``, the ``"first"`` time this object reads it, or
                 ``"never"``.
 
         Raises:
@@ -175,7 +175,9 @@ class ChunkLibrary:
         """
         if layers.step not in (None, 1):
             raise ValueError(f"layers must be consecutive; got {layers}")
-        _, (about, _, leaves) = self._found(key, "chunks", wanted=lambda name: name.startswith("kv."), layers=layers)
+        _, (about, _, leaves) = self._pack_and_row(
+            key, "chunks", wanted=lambda name: name.startswith("kv."), layers=layers
+        )
         kv = kv_leaves(about, leaves)
         return KV(jnp.asarray(kv["kv.rot"]), jnp.asarray(kv["kv.free"]))
 
@@ -187,23 +189,23 @@ class ChunkLibrary:
             antecedents: only those formed after these chunks, in this order.
         """
         self._index.refresh()
-        found = (self.get_patch(patch) for patch in self._index.patches(key))
-        return tuple(patch for patch in found if antecedents is None or patch.antecedents == tuple(antecedents))
+        patches = (self.get_patch(patch) for patch in self._index.patches(key))
+        return tuple(patch for patch in patches if antecedents is None or patch.antecedents == tuple(antecedents))
 
     def has(self, key: str) -> bool:
         """Whether a chunk or patch of this key can be read."""
         self._index.refresh()
-        return bool(self._index.holders(key))
+        return bool(self._index.packs_of(key))
 
     def keys(self, kind: Kind = "chunks") -> tuple[str, ...]:
-        """Of every chunk, or of every patch."""
+        """The keys of all chunks, or of all patches."""
         self._index.refresh()
         return self._index.keys(kind)
 
     def info(self, key: str) -> Item:
         """What is stored under a key, of a chunk or of a patch; no array is read. Raises as `get`."""
         kind: Kind = "patches" if key in self.keys("patches") else "chunks"
-        pack, (about, spec, _) = self._found(key, kind, wanted=lambda name: False)
+        pack, (about, spec, _) = self._pack_and_row(key, kind, wanted=lambda name: False)
         size = sum(leaf.nbytes for leaf in pack.manifest.leaves(key).values())
         patches = self._index.patches(key) if kind == "chunks" else ()
         return Item(key, kind, about, spec, size, pack.folder.name, patches)
@@ -214,21 +216,21 @@ class ChunkLibrary:
         Its room comes free with `gc`.
 
         Raises:
-            LibraryReadOnlyError: as of `put`.
+            LibraryReadOnlyError: see `put`.
         """
         self._check_writable()
         with self._committer.writing():
-            graves = [
-                f"{pack}.{each}" for each in (*self._index.patches(key), key) for pack in self._index.holders(each)
+            marks = [
+                f"{pack}.{each}" for each in (*self._index.patches(key), key) for pack in self._index.packs_of(each)
             ]
             if (lost := self._index.lost().get(key)) is not None:
-                graves.append(f"{lost}.{key}")
-            if graves:
-                self._index.bury(graves)
-        return bool(graves)
+                marks.append(f"{lost}.{key}")
+            if marks:
+                self._index.mark_deleted(marks)
+        return bool(marks)
 
     def verify(self) -> LibraryReport:
-        """Read everything and hold it against its digests. Raises nothing: the report says what is wrong."""
+        """Read everything and compare it with its digests. Raises nothing: the report says what is wrong."""
         return collection.checked(self._index)
 
     def gc(self) -> Collected:
@@ -237,7 +239,7 @@ class ChunkLibrary:
         Others may go on reading and putting. What is lost is given up.
 
         Raises:
-            LibraryReadOnlyError, LibraryFullError: as of `put`.
+            LibraryReadOnlyError, LibraryFullError: see `put`.
         """
         self._check_writable()
         return writer().submit(collection.collect, self._committer).result()
@@ -279,9 +281,9 @@ class ChunkLibrary:
         self._index.refresh()
         check = self._verify == "always" or (self._verify == "first" and pack not in self._checked)
         try:
-            found = self._index.pack(pack)
+            files = self._index.pack(pack)
             live = self._index.live(pack)
-            stacked = bulk.restore(found, live, sharding, verified=check)
+            stacked = bulk.restore(files, live, sharding, verified=check)
         except (KeyError, FileNotFoundError) as error:
             raise ChunkNotFoundError(f"{self.root} has no pack {pack!r} of chunks; packs() names them") from error
         if check:
@@ -308,10 +310,10 @@ class ChunkLibrary:
             raise LibraryReadOnlyError(f"{self.root} was opened for reading; open it with mode='a'")
 
     def _row(self, key: str, kind: Kind) -> tuple[Plain, Plain | None, Arrays]:
-        """See `Pack.row`."""
-        return self._found(key, kind)[1]
+        """The row of a key; see `Pack.row`."""
+        return self._pack_and_row(key, kind)[1]
 
-    def _found(
+    def _pack_and_row(
         self, key: str, kind: Kind, *, wanted: Callable[[str], bool] | None = None, layers: slice = slice(None)
     ) -> tuple[Pack, tuple[Plain, Plain | None, Arrays]]:
         """The pack that holds a key, and its row; another pack's where one is collected meanwhile."""
@@ -334,7 +336,7 @@ class ChunkLibrary:
     def _missing(self, key: str, kind: Kind) -> ValueError:
         if (pack := self._index.lost().get(key)) is not None:
             return LibraryCorruptError(f"the pack {pack} of {key[:12]} in {self.root} is gone; put it anew")
-        if self._index.holders(key):
+        if self._index.packs_of(key):
             other = {"chunks": "a patch: use get_patch", "patches": "a chunk: use get"}[kind]
             return ChunkNotFoundError(f"{key[:12]} in {self.root} is the key of {other}")
         damaged = len(self._index.damaged)

@@ -1,6 +1,6 @@
 """What a pack says of itself: which arrays, which rows, where in the arrays, with which digests.
 
-It is read from disk, so nothing in it is believed: names are no paths, and a size is compared with the file before
+It is read from disk, so nothing in it is trusted: names are no paths, and a size is compared with the file before
 anything of that size is made.
 """
 
@@ -111,14 +111,14 @@ class Manifest:
         Raises:
             ValueError: the manifest places them outside of its arrays.
         """
-        found = {}
+        leaves = {}
         for name, (array, dtype, shape, start, sha256) in self.entries[key]["leaves"].items():
             leaf = Leaf(array, _dtype(dtype), _shape(shape), _size(start), sha256)
             inside = leaf.start + leaf.nbytes <= self.nbytes(array) if array in self.arrays else not leaf.nbytes
             if not inside or len(sha256) != 64 * blocks(name, leaf.shape):
                 raise ValueError(f"leaf {name!r} lies outside of its array")
-            found[_name(name)] = leaf
-        return found
+            leaves[_name(name)] = leaf
+        return leaves
 
 
 def arranged(kind: Kind, rows: Iterable[Row]) -> tuple[dict[str, np.ndarray], Manifest]:

@@ -82,21 +82,21 @@ class Pack:
             key: of the row.
             wanted: which arrays to read, by name; all by default.
             layers: of ``kv.*``; step 1.
-            verified: hold what is read against its digests.
+            verified: compare what is read with its digests.
 
         Raises:
             FileNotFoundError: the pack is gone.
             LibraryCorruptError: it is not as it was written.
         """
-        with self.believed():
+        with self.manifest_errors():
             about = dict(self.manifest.entries[key]["about"])
             leaves = {name: leaf for name, leaf in self.manifest.leaves(key).items() if wanted is None or wanted(name)}
             read = {name: self._read(name, leaf, layers, verified) for name, leaf in leaves.items()}
             return about, self.manifest.specs.get(str(about.get("spec"))), read
 
     @contextmanager
-    def believed(self) -> Iterator[None]:
-        """Where the manifest is taken at its word: a LibraryCorruptError if it says what cannot be."""
+    def manifest_errors(self) -> Iterator[None]:
+        """Where the manifest is relied on: a LibraryCorruptError if it says what cannot be."""
         try:
             yield
         except LibraryCorruptError:
@@ -144,18 +144,18 @@ class Pack:
     def whole(self, *, verified: bool) -> Arrays:
         """Its arrays, read row by row, several at once; raises as `row`."""
         manifest = self.manifest
-        with self.believed():
-            held = {name: _aligned(self._size(name, manifest.nbytes(name))) for name in manifest.arrays}
+        with self.manifest_errors():
+            buffers = {name: _aligned(self._size(name, manifest.nbytes(name))) for name in manifest.arrays}
 
             def fill(key: str) -> None:
                 for name, leaf in manifest.leaves(key).items():
                     if leaf.array:
-                        place = held[leaf.array][leaf.start : leaf.start + leaf.nbytes]
+                        place = buffers[leaf.array][leaf.start : leaf.start + leaf.nbytes]
                         self._read(name, leaf, slice(None), verified, place)
 
             with ThreadPoolExecutor(THREADS) as pool:
                 list(pool.map(fill, manifest.keys))
-            return {name: held[name].view(dtype).reshape(shape) for name, (dtype, shape) in manifest.arrays.items()}
+            return {name: buffers[name].view(dtype).reshape(shape) for name, (dtype, shape) in manifest.arrays.items()}
 
     def check(self) -> dict[str, str]:
         """What is wrong, by the key of each row that is not as it was written, and by file; empty if nothing is."""
@@ -173,8 +173,10 @@ class Pack:
 
     def check_files(self) -> dict[str, str]:
         """What is wrong with what Orbax wrote beside the data, by file; empty if nothing is."""
-        found = _others(self.folder, map(Path, self._data.values()))
-        names = sorted(name for name in found | self.manifest.files if found.get(name) != self.manifest.files.get(name))
+        present = _others(self.folder, map(Path, self._data.values()))
+        names = sorted(
+            name for name in present | self.manifest.files if present.get(name) != self.manifest.files.get(name)
+        )
         return {name: f"{self.folder / name} is not as it was written; {REMEDY}" for name in names}
 
     def restored(self, targets: dict[str, Any] | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Chunks and patches as rows of a pack: plain fields, arrays, digests, and the key they are found by."""
+"""Chunks and patches as rows of a pack: plain fields, arrays, digests, and the key that the index has."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -30,7 +30,7 @@ class Row:
     """What a pack keeps of one chunk or patch.
 
     Attributes:
-        key: it is found by.
+        key: its name in the index.
         kind: which packs it belongs in.
         about: its plain fields; the model's spec stands apart.
         spec: of the model, or None.
@@ -72,7 +72,7 @@ def row_of(item: Chunk | Patch, storage: Storage) -> Row:
     if storage not in get_args(Storage):
         raise ValueError(f"storage must be one of {get_args(Storage)}; got {storage!r}")
     if not isinstance(item, Chunk | Patch):
-        raise ValueError(f"a library holds chunks and patches; got {type(item).__name__}: encode it first")
+        raise ValueError(f"a library stores chunks and patches; got {type(item).__name__}: encode it first")
     if not item.key:
         what = type(item).__name__.lower()
         raise MissingKeyError(

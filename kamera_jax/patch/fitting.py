@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from kamera_jax import int8 as int8_codes
 from kamera_jax.kv import KV, Factors, bucket
 from kamera_jax.patch.subspace import Components, components
 from pallas_kernels.relocate_patch.reference import low_rank
@@ -72,17 +73,17 @@ def fit_rank(
     """`fit`, with what it leaves.
 
     Args:
-        conditioned, canonical, length, rank: as of `fit`.
+        conditioned, canonical, length, rank: see `fit`.
         int8: store the factors as int8 with a scale for each component.
         seed: of the sketch; the same seed gives the same bits.
 
     Raises:
-        ValueError: as of `fit`.
+        ValueError: see `fit`.
     """
     if rank < 1:
         raise ValueError(f"a patch needs a rank of at least 1; got {rank}")
-    found, worth = _found(conditioned, canonical, length, rank, seed)
-    return _fitted(found, jnp.minimum(rank, worth), rank, canonical, length, int8)
+    parts, worth = _components(conditioned, canonical, length, rank, seed)
+    return _fitted(parts, jnp.minimum(rank, worth), rank, canonical, length, int8)
 
 
 def fit_energy(
@@ -119,11 +120,11 @@ def _fit_share(
     seed: int,
 ) -> tuple[Fitted, jax.Array]:
     """The patch, and whether ``count`` components were too few for it."""
-    found, worth = _found(conditioned, canonical, length, count, seed)
-    budget = lost * (found.energy.sum(-1) + found.rest)
-    ranks = jnp.minimum(_leading(found, budget), worth)
-    missed = jnp.any((found.rest > budget) & (ranks == found.energy.shape[1]))
-    return _fitted(found, ranks, found.energy.shape[1], canonical, length, int8), missed
+    parts, worth = _components(conditioned, canonical, length, count, seed)
+    budget = lost * (parts.energy.sum(-1) + parts.rest)
+    ranks = jnp.minimum(_leading(parts, budget), worth)
+    missed = jnp.any((parts.rest > budget) & (ranks == parts.energy.shape[1]))
+    return _fitted(parts, ranks, parts.energy.shape[1], canonical, length, int8), missed
 
 
 def fit_bytes(
@@ -139,48 +140,48 @@ def fit_bytes(
     """The patch of at most ``count`` components in all, those of most energy, whatever their layer.
 
     Args:
-        conditioned, canonical, length: as of `fit`.
+        conditioned, canonical, length: see `fit`.
         count: components that the byte budget pays for; see `component_bytes`.
         widest: components of a layer, at most.
-        int8, seed: as of `fit_rank`.
+        int8, seed: see `fit_rank`.
 
     Raises:
         ValueError: the two KV differ in shape.
     """
-    found, worth = _found(conditioned, canonical, length, widest, seed)
-    energy = found.energy[:, :widest]
+    parts, worth = _components(conditioned, canonical, length, widest, seed)
+    energy = parts.energy[:, :widest]
     energy = jnp.where(jnp.arange(energy.shape[1])[None, :] < worth[:, None], energy, -1.0)
     order = jnp.argsort(-energy.ravel(), stable=True)
     place = jnp.zeros_like(order).at[order].set(jnp.arange(order.shape[0]))
     taken = (place < count).reshape(energy.shape) & (energy >= 0)
-    return _fitted(found, taken.sum(-1).astype(jnp.int32), energy.shape[1], canonical, length, int8)
+    return _fitted(parts, taken.sum(-1).astype(jnp.int32), energy.shape[1], canonical, length, int8)
 
 
-def _found(
+def _components(
     conditioned: KV, canonical: KV, length: jax.Array | int, count: int, seed: int
 ) -> tuple[Components, Int[Array, " L"]]:
     """Components of the change, and how many of each layer's are more than rounding."""
     _check(conditioned, canonical)
-    found = components(_delta(conditioned, canonical, length), count, seed)
-    return found, _leading(found, _rounding(conditioned, found, length))
+    parts = components(_delta(conditioned, canonical, length), count, seed)
+    return parts, _leading(parts, _rounding(conditioned, parts, length))
 
 
-def _leading(found: Components, budget: Float[Array, " L"]) -> Int[Array, " L"]:
+def _leading(parts: Components, budget: Float[Array, " L"]) -> Int[Array, " L"]:
     """The fewest leading components whose rest has at most the energy ``budget``."""
-    rest = jnp.cumsum(found.energy[:, ::-1], axis=-1)[:, ::-1] + found.rest[:, None]
+    rest = jnp.cumsum(parts.energy[:, ::-1], axis=-1)[:, ::-1] + parts.rest[:, None]
     return jnp.sum(rest > budget[:, None], axis=-1).astype(jnp.int32)
 
 
 def _fitted(
-    found: Components, ranks: Int[Array, " L"], width: int, like: KV, length: jax.Array | int, int8: bool
+    parts: Components, ranks: Int[Array, " L"], width: int, like: KV, length: jax.Array | int, int8: bool
 ) -> Fitted:
     """The first ``ranks`` components, in arrays of ``width``."""
-    past = jnp.arange(found.energy.shape[1])[None, :] >= ranks[:, None]
-    left = jnp.where(past, found.energy, 0.0).sum(-1) + found.rest
-    total = found.energy.sum(-1) + found.rest
+    past = jnp.arange(parts.energy.shape[1])[None, :] >= ranks[:, None]
+    left = jnp.where(past, parts.energy, 0.0).sum(-1) + parts.rest
+    total = parts.energy.sum(-1) + parts.rest
     residual = jnp.where(total > 0, left / jnp.where(total > 0, total, 1.0), 0.0)
-    u = jnp.where((jnp.arange(found.u.shape[-1]) < length)[None, None, :], found.u, 0.0)[:, :width]
-    factors = limit(Factors(u=u, v=found.v[:, :width], ranks=ranks), width)
+    u = jnp.where((jnp.arange(parts.u.shape[-1]) < length)[None, None, :], parts.u, 0.0)[:, :width]
+    factors = limit(Factors(u=u, v=parts.v[:, :width], ranks=ranks), width)
     if int8:
         return Fitted(quantised(factors), residual)
     u, v = factors.floats(like.rot.dtype)
@@ -191,7 +192,7 @@ REPEATED = 16
 """Roundings, in f32, by which two programs of different shapes may differ over the same KV."""
 
 
-def _rounding(conditioned: KV, found: Components, length: jax.Array | int) -> Float[Array, " L"]:
+def _rounding(conditioned: KV, parts: Components, length: jax.Array | int) -> Float[Array, " L"]:
     """Energy of the rounding in a change: of the KV as stored (uniform in half an ulp), and of f32 arithmetic.
 
     The first layer, whose KV does not depend on neighbours, has nothing else.
@@ -199,7 +200,7 @@ def _rounding(conditioned: KV, found: Components, length: jax.Array | int) -> Fl
     kv = conditioned.features
     stored, computed = (float(jnp.finfo(dtype).eps) ** 2 for dtype in (kv.dtype, jnp.float32))
     size = jnp.sum(jnp.square(_valid_rows(kv.astype(jnp.float32), length)), axis=(1, 2))
-    return (stored / 12 + REPEATED**2 * computed) * size + computed * found.energy.shape[-1] * found.energy.sum(-1)
+    return (stored / 12 + REPEATED**2 * computed) * size + computed * parts.energy.shape[-1] * parts.energy.sum(-1)
 
 
 def _check(conditioned: KV, canonical: KV) -> None:
@@ -236,12 +237,9 @@ def residual(conditioned: KV, canonical: KV, factors: Factors, length: jax.Array
 
 def quantised(factors: Factors) -> Factors:
     """The same patch in int8, symmetric, with one scale for each component."""
-    sizes = [jnp.abs(x.astype(jnp.float32)).max(-1) / 127 for x in (factors.u, factors.v)]
-    u, v = (
-        jnp.round(x.astype(jnp.float32) / jnp.where(size > 0, size, 1.0)[..., None]).astype(jnp.int8)
-        for x, size in zip((factors.u, factors.v), sizes, strict=True)
-    )
-    return Factors(u=u, v=v, ranks=factors.ranks, scale=sizes[0] * sizes[1])
+    u, u_scale = int8_codes.quantised(factors.u, axis=-1)
+    v, v_scale = int8_codes.quantised(factors.v, axis=-1)
+    return Factors(u=u, v=v, ranks=factors.ranks, scale=(u_scale * v_scale)[..., 0])
 
 
 def component_bytes(length: int, features: int, itemsize: int) -> int:

@@ -57,7 +57,7 @@ class Size:
         """The patch of this size.
 
         Raises:
-            ValueError: as of `kamera_jax.patch.fit` and `fit_energy`, or ``max_bytes`` is below one component, or
+            ValueError: see `kamera_jax.patch.fit` and `fit_energy`; or ``max_bytes`` is below one component, or
                 anything but a rank is asked for inside a JAX transformation.
         """
         if self.rank is not None:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, TypeVar, get_args, no_type_check
 import jax
 import jax.numpy as jnp
 
-from kamera_jax.backbone import Backbone
+from kamera_jax.backbone import Backbone, with_defaults
 from kamera_jax.chunk import Chunk, Entry, Patch
 from kamera_jax.errors import WindowFullError
 from kamera_jax.forward import preamble_chunk
@@ -103,7 +103,7 @@ class Window(Handle):
         """
         if mode not in get_args(Mode):
             raise ValueError(f"mode must be one of {get_args(Mode)}; got {mode!r}")
-        if mode == "in_place" and not getattr(vlm, "attends_in_place", False):
+        if mode == "in_place" and not with_defaults(vlm).attends_in_place:
             raise ValueError(
                 f"{type(vlm).__name__} does not say attends_in_place = True, so its forward may not read chunks that "
                 'lie in pools; use mode="materialise"'

@@ -185,7 +185,7 @@ def test_recomputed_tokens_see_what_stands_before_them(vlm):
     state = window.state
     for slot in slots:
         row = int(slot) - window.entries[1].slot
-        inputs = {name: rows[row : row + 1] for name, rows in second.segment.inputs.items()}
+        inputs = {name: rows[row : row + 1] for name, rows in second.source.inputs.items()}
         positions = second.positions[:, row : row + 1] + window.entries[1].base
         before = state.replace(valid=state.valid & (jnp.arange(48) < slot))
         lone = kj.Segment(inputs, positions, jnp.int32(1))
@@ -303,7 +303,7 @@ def test_epics_first_tokens_are_a_chunks_attention_sink(vlm):
     chunk = kj.encode(vlm, page(np.random.default_rng(4)), preamble=None)
     empty = vlm.spec.empty_state(16)
     output = jax.jit(lambda params, segment: vlm.forward(params, segment, empty, collect=("attention_mass",)))(
-        vlm.params, chunk.segment
+        vlm.params, chunk.source
     )
     mass = np.asarray(output.aux["attention_mass"])[:, 16 : 16 + chunk.length]
     assert mass[:, 0].mean() > mass[:, 1:].mean()

@@ -42,3 +42,11 @@ def test_methods_on_a_folder_of_images(capsys, monkeypatch, tmp_path):
         assert full == patched == ANSWERS[" ".join(question)]
     full, blind, patched = map(float, rows[3][:3])
     assert full == 0 and patched < 0.05 < blind
+
+
+def test_a_backbone_of_ones_own(capsys, monkeypatch):
+    shown = run("own_backbone", capsys, monkeypatch)
+    patched, blind = map(float, re.findall(r"(\d\.\de-\d+)", shown))
+    assert 0 <= patched < blind / 10
+    lines = (ROOT / "examples/own_backbone.py").read_text().splitlines()
+    assert len(lines) <= 60

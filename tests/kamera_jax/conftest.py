@@ -12,6 +12,7 @@ from kamera_jax.forward import run
 from kamera_jax.kv import Segment
 from models import load
 from models.blocks.params import is_info
+from tests.kamera_jax.texts import TEXTS
 
 CAPACITY = 128
 TINY = BACKBONES["gqa"]
@@ -67,6 +68,25 @@ def items():
 @pytest.fixture(scope="session")
 def chunks(random_vlm):
     return tuple(kj.encode(random_vlm, item) for item in ITEMS)
+
+
+@pytest.fixture(scope="session")
+def texts(random_vlm):
+    return [kj.encode(random_vlm, text) for text in TEXTS]
+
+
+@pytest.fixture(scope="session")
+def stored(texts, tmp_path_factory):
+    """The texts as a library gives them back from eight bits."""
+    with kj.ChunkLibrary.open(tmp_path_factory.mktemp("stored") / "lib", mode="a") as lib:
+        return lib.get_many(lib.put_many(texts, storage="int8"))
+
+
+@pytest.fixture(scope="session")
+def two_windows(random_vlm, build, texts):
+    """The same two chunks, the second with its patch and without."""
+    patch = kj.form_patch(random_vlm, texts[1], antecedents=texts[:1], rank=1000)
+    return build((texts[0], None), (texts[1], patch)), build((texts[0], None), (texts[1], None))
 
 
 @pytest.fixture(scope="session")

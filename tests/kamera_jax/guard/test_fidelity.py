@@ -95,5 +95,5 @@ def test_errors(random_vlm, random_vlm_bf16, build, blind, chunks):
     refused("does not hold", reference="history", history=chunks[:2])
     refused("does not hold", reference="history", history=chunks[::-1])
     refused("belongs to model", error=ModelMismatchError, vlm=random_vlm_bf16)
-    bare = build(*((chunk.without_inputs(), None) for chunk in chunks))
-    refused("without its inputs", error=MissingInputsError, window=bare)
+    bare = build(*((chunk.without_source(), None) for chunk in chunks))
+    refused("without its source", error=MissingInputsError, window=bare)

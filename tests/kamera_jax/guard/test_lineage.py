@@ -85,7 +85,7 @@ def test_collected_queries_give_back_what_attention_gave(vlm):
     first, second, _ = (kj.encode(vlm, text) for text in texts(0))
     window = window_of(vlm, [first])
     spec = vlm.spec
-    segment = second.segment.at(window.next_position)
+    segment = second.source.at(window.next_position)
     output = run(vlm.params, segment, window.state, forward=vlm.forward, collect=("queries",))
     tokens = np.arange(second.length)
     positions = np.asarray(segment.positions)
@@ -151,7 +151,7 @@ def test_what_was_formed_on_is_unchanged_and_counts_before_the_place_alone(gqa):
 def test_a_sketch_covers_the_queries_of_a_chunk(gqa):
     first, second, _ = (kj.encode(gqa, text) for text in texts(3))
     window = window_of(gqa, [first])
-    segment = second.segment.at(window.next_position)
+    segment = second.source.at(window.next_position)
     queries = run(gqa.params, segment, window.state, forward=gqa.forward, collect=("queries",)).aux["queries"][1]
     rows = np.asarray(queries, np.float64)[: second.length].reshape(second.length, -1)
     radii = []

@@ -186,7 +186,7 @@ def test_what_cannot_be_is_refused(random_vlm, chain):
         plan(random_vlm, window, Evict((0,)), policy=ReusePolicy(fallback="error"))
     with pytest.raises(ModelMismatchError):
         plan(random_vlm, replace(window, spec=replace(window.spec, fingerprint="0" * 64)), Evict((0,)), policy=policy)
-    bare = [(chunk.without_inputs(), patch) for chunk, patch in chain]
+    bare = [(chunk.without_source(), patch) for chunk, patch in chain]
     found = plan(random_vlm, filled(random_vlm, bare), Evict((0,)), policy=policy)
     with pytest.raises(MissingInputsError):
         execute(random_vlm, found)

@@ -30,7 +30,7 @@ def text(tokens):
 
 @pytest.fixture(scope="module")
 def before(random_vlm, chunks):
-    return random_vlm.preamble, *(chunk.segment for chunk in chunks)
+    return random_vlm.preamble, *(chunk.source for chunk in chunks)
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ def rows(kv, start=0, stop=None):
 def test_a_chunk_encoded_alone_is_the_chunk_run_anywhere(random_vlm, items, item, base):
     vlm = random_vlm
     chunk = kj.encode(random_vlm, items[item], preamble=None)
-    there = chunk.segment.at(base)
+    there = chunk.source.at(base)
     output = run(vlm.params, there, None, forward=vlm.forward)
     rot, free = reuse.relocate(chunk.kv, None, there.positions, chunk.length, vlm.spec.rope)
     heads = output.kv.rot.reshape(*output.kv.rot.shape[:2], vlm.spec.heads, -1)
@@ -41,7 +41,7 @@ def test_a_chunk_encoded_alone_is_the_chunk_run_anywhere(random_vlm, items, item
 @pytest.mark.parametrize("item", [0, 1, 2])
 def test_canonical_kv_is_that_after_the_preamble(random_vlm, chunks, whole, item):
     chunk = chunks[item]
-    kv, _ = whole(random_vlm, random_vlm.preamble, chunk.segment)
+    kv, _ = whole(random_vlm, random_vlm.preamble, chunk.source)
     start = int(random_vlm.preamble.length)
     assert oracles.relative(rows(chunk.kv, 0, chunk.length), rows(kv, start)).max() <= 1e-5
     assert (np.asarray(chunk.kv.features)[:, chunk.length :] == 0).all()
@@ -64,7 +64,7 @@ def test_a_chunk_says_what_it_is(random_vlm, chunks, items):
 
 def test_prefill_equals_one_forward(random_vlm, items, chunks, whole):
     window = kj.prefill(random_vlm, items)
-    kv, _ = whole(random_vlm, random_vlm.preamble, *(chunk.segment for chunk in chunks))
+    kv, _ = whole(random_vlm, random_vlm.preamble, *(chunk.source for chunk in chunks))
     start = int(random_vlm.preamble.length)
     for entry in window.entries:
         stop = start + entry.chunk.length

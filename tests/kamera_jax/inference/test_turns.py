@@ -16,7 +16,7 @@ MODES = ("materialise", "in_place")
 def ids_of(window):
     """Every token of a window, the preamble's first."""
     chunks = [entry.chunk for entry in (window.preamble, *window.entries)]
-    return [int(token) for chunk in chunks for token in np.asarray(chunk.inputs["tokens"])[: chunk.length]]
+    return [int(token) for chunk in chunks for token in np.asarray(chunk.source.inputs["tokens"])[: chunk.length]]
 
 
 def test_a_conversation_is_the_template_s_tokens():
@@ -61,7 +61,7 @@ def said(toy, answer):
     """What a kept turn says between question and closing."""
     turn = turn_of(answer)
     question = len("what is it!")
-    return tuple(np.asarray(turn.inputs["tokens"])[question : turn.length - len(toy.closing)].tolist())
+    return tuple(np.asarray(turn.source.inputs["tokens"])[question : turn.length - len(toy.closing)].tolist())
 
 
 def test_the_last_token_is_run(begun):
@@ -89,7 +89,9 @@ def test_an_answer_closed_by_eos_is_not_closed_twice(begun):
         cut = free.tokens[: free.tokens.index(free.tokens[2])]
         assert answer.tokens == cut and said(ending, answer) == cut
         turn = turn_of(answer)
-        assert np.asarray(turn.inputs["tokens"])[turn.length - len(closing) : turn.length].tolist() == list(closing)
+        assert np.asarray(turn.source.inputs["tokens"])[turn.length - len(closing) : turn.length].tolist() == list(
+            closing
+        )
 
 
 def test_a_stop_text_leaves_nothing_in_the_turn(begun):
@@ -119,7 +121,7 @@ def test_a_backbone_that_says_nothing_of_turns(begun):
     answer = kj.generate(silent, window, "what is it", max_new_tokens=3)
     turn = turn_of(answer)
     assert turn.length == len("what is it!") + 3
-    assert np.asarray(turn.inputs["tokens"])[turn.length - 3 : turn.length].tolist() == list(answer.tokens)
+    assert np.asarray(turn.source.inputs["tokens"])[turn.length - 3 : turn.length].tolist() == list(answer.tokens)
     again = kj.generate(silent, answer.window, "what is it", max_new_tokens=3)
     assert turn_of(again).length == turn.length  # the same tail
 

@@ -105,7 +105,7 @@ def check(folder, alive, say):
     assert {key_of(i) for i in alive} <= set(keys), "lost"
     for key in keys:
         assert bits(lib.get(key)) == bits(chunk(numbers[key]))
-        assert len(lib._index.holders(key)) == 1, "twice"
+        assert len(lib._index.packs_of(key)) == 1, "twice"
     report = lib.verify()
     assert report.ok, report
     say(json.dumps({"chunks": len(keys), "patches": len(lib.keys("patches"))}))

@@ -39,13 +39,16 @@ def chunk(number, tokens=None, layers=LAYERS):
         values[:, length:] = 0
         return values
 
+    kv = KV(array(layers, rows, ROT), array(layers, rows, FREE))
+    positions = jnp.asarray(rng.standard_normal((3, rows)), jnp.float32)
+    inputs = {"tokens": rng.integers(0, 99, rows).astype(np.int32), "flags": rng.integers(0, 2, rows).astype(bool)}
     return kj.Chunk(
-        kv=KV(array(layers, rows, ROT), array(layers, rows, FREE)),
-        positions=jnp.asarray(rng.standard_normal((3, rows)), jnp.float32),
+        kv=kv,
+        positions=positions,
         length=length,
         advance=float(length),
         model=SPEC.fingerprint,
-        inputs={"tokens": rng.integers(0, 99, rows).astype(np.int32), "flags": rng.integers(0, 2, rows).astype(bool)},
+        source=kj.Segment(inputs, positions, np.int32(length), float(length)),
         spec=SPEC,
         key=key_of(number),
         content=key_of(("content", number)),
@@ -56,6 +59,11 @@ def chunk(number, tokens=None, layers=LAYERS):
 def named(old, **changes):
     """A made chunk or patch with something changed, under the same key."""
     return type(old)(**{field.name: getattr(old, field.name) for field in dataclasses.fields(old)} | changes)
+
+
+def reading(old, **inputs):
+    """A made chunk whose source has other inputs, under the same key."""
+    return named(old, source=kj.Segment(inputs, old.positions, np.int32(old.length), old.advance))
 
 
 def patch(number, antecedents=(0, 1), components=6):
@@ -84,7 +92,10 @@ def patch(number, antecedents=(0, 1), components=6):
 def bits(item):
     """Everything a chunk or patch holds, comparable."""
     if isinstance(item, kj.Chunk):
-        arrays = {"rot": item.kv.rot, "free": item.kv.free, "positions": item.positions, **(item.inputs or {})}
+        arrays = {"rot": item.kv.rot, "free": item.kv.free, "positions": item.positions}
+        if item.source is not None:
+            arrays |= item.source.inputs
+            arrays |= {"source": item.source.positions, "tokens": np.int32(item.source.length)}
         names = ("length", "advance", "key", "content", "lineage", "model", "preamble", "antecedents", "turn", "spec")
         plain = tuple(getattr(item, name) for name in (*names, "codec", "conditioned"))
     else:

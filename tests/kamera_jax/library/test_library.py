@@ -17,7 +17,7 @@ from kamera_jax.kv import Factors, Sketch, SketchSpec
 from kamera_jax.library import facts, int8
 from kamera_jax.library.files import locked
 from kamera_jax.library.rows import row_of
-from tests.kamera_jax.library.made import FREE, LAYERS, ROT, SPEC, bits, chunk, key_of, named, patch
+from tests.kamera_jax.library.made import FREE, LAYERS, ROT, SPEC, bits, chunk, key_of, named, patch, reading
 from tests.kamera_jax.toy import Toy
 
 
@@ -39,7 +39,7 @@ def reopened(lib, **options):
 @pytest.mark.parametrize("verify", ["always", "first", "never"])
 def test_what_is_put_comes_back(lib, verify):
     chunks = [chunk(i) for i in range(12)]
-    chunks[3] = chunks[3].without_inputs()
+    chunks[3] = chunks[3].without_source()
     chunks[4] = named(chunks[4], antecedents=(key_of(0), key_of(1)), preamble=key_of(99))
     chunks[5] = named(chunks[5], spec=None)
     patches = [patch(i) for i in range(6)]
@@ -201,7 +201,7 @@ def test_gc_of_an_empty_library(lib):
 @pytest.mark.parametrize("storage", ["exact", "int8"])
 def test_whole_packs(lib, storage):
     chunks = [chunk(i) for i in range(10)]
-    empty = named(chunks[9], inputs={"tokens": chunks[9].inputs["tokens"], "media": np.zeros((0, 8), np.float32)})
+    empty = reading(chunks[9], tokens=chunks[9].source.inputs["tokens"], media=np.zeros((0, 8), np.float32))
     lib.put_many([*chunks[:9], empty], storage=storage)
     lib.delete(key_of(3))
     found = {}
@@ -318,7 +318,7 @@ def test_options_are_checked(lib):
         lib.get_patch(key_of(0))
     with pytest.raises(ChunkNotFoundError, match="is the key of a patch: use get_patch"):
         lib.get(lib.put(patch(0)))
-    odd = named(chunk(1), inputs={"tokens": np.zeros(16, np.complex64)})
+    odd = reading(chunk(1), tokens=np.zeros(16, np.complex64))
     with pytest.raises(ValueError, match="inputs.tokens.*complex64"):
         lib.put(odd)
     assert lib.stats().chunks == 1

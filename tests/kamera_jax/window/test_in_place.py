@@ -196,7 +196,7 @@ def test_a_changed_chunk_has_no_key_and_is_another_chunk(random_vlm, stock):
     given = kj.query(random_vlm, kj.replace(window, 0, louder), QUESTION)
     wanted = kj.query(random_vlm, filled(random_vlm, [(louder, None)], "materialise"), QUESTION)
     assert relative(given, wanted) <= 2e-5
-    assert big(kj.replace(window, 0, chunk.without_inputs())) == big(window)
+    assert big(kj.replace(window, 0, chunk.without_source())) == big(window)
 
 
 def test_what_was_computed_twice_lies_once(random_vlm, stock):

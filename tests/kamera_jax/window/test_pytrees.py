@@ -109,7 +109,7 @@ def test_what_comes_out_has_the_chunks_of_what_went_in(random_vlm, window, chunk
         assert (entry.chunk.length, entry.chunk.advance) == (chunk.length, chunk.advance)
         assert isinstance(entry.chunk.length, int) and isinstance(entry.base, float) and isinstance(entry.slot, int)
         assert (entry.chunk.model, entry.chunk.spec, entry.chunk.codec) == (chunk.model, chunk.spec, "exact")
-        np.testing.assert_array_equal(entry.chunk.segment.inputs["tokens"], chunk.inputs["tokens"])
+        np.testing.assert_array_equal(entry.chunk.source.inputs["tokens"], chunk.source.inputs["tokens"])
         # It can be run again, from what the model reads.
     again = kj.prefill(random_vlm, [entry.chunk for entry in given.entries], capacity=CAPACITY)
     wanted = kj.prefill(random_vlm, chunks[::-1], capacity=CAPACITY)
@@ -319,7 +319,7 @@ def test_gradients_reach_a_windows_arrays(random_vlm, chunks):
 
 
 def test_a_segment_from_a_transformation_makes_no_chunk_of_unknown_advance(random_vlm, chunks):
-    segment = jax.tree.map(lambda leaf: leaf, chunks[0].segment)
+    segment = jax.tree.map(lambda leaf: leaf, chunks[0].source)
     assert segment.advance is None and segment.content == ""
     from kamera_jax.inference.encode import run_chunk
 

@@ -156,7 +156,7 @@ def test_a_chunk_may_stand_twice(random_vlm, chunks, build, whole):
     patch = kj.form_patch(random_vlm, a, antecedents=[a, b], rank=1000)
     window = build((a, None), (b, kj.form_patch(random_vlm, b, antecedents=[a], rank=1000)), (a, patch))
     tail = random_vlm.tail(QUESTION)
-    _, logits = whole(random_vlm, random_vlm.preamble, a.segment, b.segment, a.segment, tail)
+    _, logits = whole(random_vlm, random_vlm.preamble, a.source, b.source, a.source, tail)
     given = np.asarray(kj.query(random_vlm, window, QUESTION))
     assert np.linalg.norm(given - logits) <= 1e-5 * np.linalg.norm(logits)
     assert_same(kj.slide(kj.reorder(window, [0, 2, 1]), drop=2), build((b, window.entries[1].patch)))

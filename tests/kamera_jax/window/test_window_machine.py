@@ -272,7 +272,7 @@ class WindowMachine(RuleBasedStateMachine):
             ids = [*np.asarray(tail.inputs["tokens"])[: int(tail.length)], *said, *self.vlm.closing]
             for mode, turn in turns.items():
                 assert turn.turn and turn.antecedents == self.windows[mode].keys
-                assert np.asarray(turn.inputs["tokens"])[: turn.length].tolist() == [int(token) for token in ids]
+                assert np.asarray(turn.source.inputs["tokens"])[: turn.length].tolist() == [int(token) for token in ids]
                 assert not np.asarray(turn.kv.free)[:, turn.length :].any()
                 self.windows[mode] = answers[mode].window
             for name in ("rot", "free"):
