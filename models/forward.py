@@ -12,9 +12,9 @@ from kamera_jax.kv import KV, Segment, WindowState
 from kamera_jax.rope import RopeSpec
 from kamera_jax.window.reuse import attend_in_place
 from models.blocks import decoder
-from models.blocks.attention import grouped_attention
 from models.blocks.decoder import DecoderConfig
 from models.blocks.params import Params
+from models.blocks.softmax import Keys, attention
 
 COLLECTS = ("attention_mass", "queries", "experts", "router_margin")
 
@@ -62,29 +62,26 @@ def forward(
     embeds = decoder.embed(params["text"], segment.inputs["tokens"])
     if "media" in segment.inputs:
         embeds = jnp.where(segment.inputs["is_media"][:, None], segment.inputs["media"].astype(embeds.dtype), embeds)
-    mask = jnp.tril(jnp.ones((tokens, tokens), bool)) & valid[None, :]
+    visible: list[tuple[jax.Array, jax.Array | None]] = [(valid, jnp.arange(1, tokens + 1, dtype=jnp.int32))]
     past = None
     if state is not None:
-        before = jnp.broadcast_to(state.valid[None, :], (tokens, state.valid.shape[0]))
-        if "slots" in segment.inputs:
-            before &= jnp.arange(before.shape[1])[None, :] < segment.inputs["slots"][:, None]
-        mask = jnp.concatenate([before, mask], axis=1)
+        visible.insert(0, (state.valid, segment.inputs.get("slots")))
         past = KV(state.rot, state.free)
+    weights = None
+    if "attention_mass" in collect:
+        weights = valid.astype(jnp.float32) / config.attention.heads
 
     def attend(
-        q: jax.Array, k: jax.Array, v: jax.Array, layer: jax.Array | None = None
+        q: jax.Array, parts: Sequence[tuple[jax.Array, jax.Array]], layer: jax.Array | None = None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        out, probabilities, lse = grouped_attention(q, k, v, mask, config.attention.scale)
+        keys = [Keys(k, v, seen, before) for (k, v), (seen, before) in zip(parts, visible, strict=True)]
+        out, lse, mass = attention(q, keys, config.attention.scale, weights)
         if layer is not None:
             here = out.reshape(*q.shape[:2], -1)
             joined = attend_in_place(q, here, lse, pools, layer, config.attention.scale, config.rope)
             out = joined.reshape(out.shape)
         collected = {}
-        if "attention_mass" in collect:
-            # One product over heads and queries: sums over several axes of something so large are slow.
-            rows = probabilities.reshape(-1, *probabilities.shape[-2:])
-            each = jnp.broadcast_to(valid.astype(jnp.float32) / len(rows), rows.shape[:2])
-            mass = jnp.einsum("nt,nts->s", each, rows, precision="highest")
+        if mass is not None:
             collected["attention_mass"] = mass / segment.length.astype(jnp.float32)
         if "queries" in collect:
             collected["queries"] = config.attention.scale * _unrotated(q, segment.positions, config.rope)

@@ -18,10 +18,10 @@ from eval.tiny.backbones import Attention, TinyBackbone
 from eval.tiny.batches import Batch, Words, sample_batch
 from eval.tiny.episodes import Recipe
 from eval.tiny.glyphs import COLOUR_NAMES, NAMES
-from models.blocks.attention import grouped_attention
 from models.blocks.decoder import DecoderConfig, decoder, logits
 from models.blocks.layers import rms_norm
 from models.blocks.params import ParamInfo, Params
+from models.blocks.softmax import grouped_attention
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ def answer_logits(text: Params, table: jax.Array, config: DecoderConfig, batch: 
     count, slots = batch.ids.shape
     mask = jax.vmap(visible)(batch.chunk, batch.tail, batch.hidden)
 
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
-        q, k, v = (x.reshape(count, slots, *x.shape[1:]) for x in (q, k, v))
+    def attend(q: jax.Array, parts: Sequence[tuple[jax.Array, jax.Array]]) -> tuple[jax.Array, None]:
+        q, k, v = (x.reshape(count, slots, *x.shape[1:]) for x in (q, *parts[0]))
         out = jax.vmap(partial(grouped_attention, scale=config.attention.scale))(q, k, v, mask).out
         return out.reshape(count * slots, -1), None
 

@@ -3,76 +3,120 @@
 What sees what, and what is collected on the way, is the caller's: it passes ``attend``.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from kamera_jax.kv import KV
 from models.blocks.layers import dense, rms_norm
 from models.blocks.params import ParamInfo, Params, linear
+from models.blocks.softmax import MASKED, grouped_attention
 
-MASKED = -1e30
-"""Finite, so that a row with nothing to see (padding) stays finite too."""
+__all__ = ["MASKED", "Attend", "DecoderAttention", "GroupedQuery", "Latent", "Rotated", "grouped_attention"]
 
 Attend = Callable[..., tuple[jax.Array, Any]]
-"""Rotated q [T, N, D], k [S+T, G, D] and v [S+T, G, Dv] to the output [T, N*Dv] and whatever is collected per layer.
+"""Rotated q [T, N, D] and the parts of keys and values to the output [T, N*Dv] and whatever is collected per layer.
 
-Where chunks lie in pools, the layer's index follows v; an MLA's q, k and v are then absorbed.
+A part is a pair of rotated k [S, G, D] and v [S, G, Dv]: that of the past tokens where there are any, then that of the
+present ones. Where chunks lie in pools, the layer's index follows; an MLA's q, k and v are then absorbed.
 """
 
 Rotated = Callable[[jax.Array], jax.Array]
 """Heads [T, H, D] rotated to the positions of the T present tokens."""
 
 
-class Attended(NamedTuple):
-    """What `grouped_attention` computes; what is not used is dead code.
+class Reading(NamedTuple):
+    """How a layer's queries read its KV.
 
     Attributes:
-        out: with heads concatenated [T, N*Dv].
-        probabilities: f32[G, N/G, T, S].
-        lse: log-sum-exp of the scores, f32[T, N].
+        q: rotated queries [T, N, D].
+        keys: rotated KV [S, ·] as cached to heads of keys [S, G, D] and of values [S, G, Dv].
+        output: what attention gives [T, N*Dv] to what the output projection takes.
     """
 
-    out: jax.Array
-    probabilities: jax.Array
-    lse: jax.Array
+    q: jax.Array
+    keys: Callable[[KV], tuple[jax.Array, jax.Array]]
+    output: Callable[[jax.Array], jax.Array]
 
 
-def grouped_attention(
-    q: Float[Array, "T N D"],
-    k: Float[Array, "S G D"],
-    v: Float[Array, "S G Dv"],
-    mask: Bool[Array, "T S"],
-    scale: float,
-) -> Attended:
-    """Grouped-query attention; MHA is G = N.
+class DecoderAttention(ABC):
+    """What grouped-query and latent attention share: KV is computed, joined to the past, attended to, projected."""
 
-    Args:
-        q: rotated queries.
-        k, v: rotated keys and values.
-        mask: True where a query sees a key.
-        scale: factor on the scores.
-    """
-    tokens, heads, _ = q.shape
-    groups = k.shape[1]
-    # Heads lead and a group's queries share one axis: plain batched matrix products, which every backend runs well.
-    q = q.reshape(tokens, groups, heads // groups, -1).transpose(1, 2, 0, 3).reshape(groups, -1, q.shape[-1])
-    scores = jnp.einsum("gqd,sgd->gqs", q, k, preferred_element_type=jnp.float32) * scale
-    scores = scores.reshape(groups, -1, tokens, k.shape[0])
-    scores = jnp.where(mask[None, None], scores, MASKED)
-    probabilities = jax.nn.softmax(scores, axis=-1)
-    weights = probabilities.astype(v.dtype).reshape(groups, -1, k.shape[0])
-    out = jnp.einsum("gqs,sgd->gqd", weights, v).reshape(groups, heads // groups, tokens, -1)
-    lse = jax.nn.logsumexp(scores, axis=-1).transpose(2, 0, 1).reshape(tokens, heads)
-    return Attended(out.transpose(2, 0, 1, 3).reshape(tokens, -1), probabilities, lse)
+    @property
+    @abstractmethod
+    def scale(self) -> float:
+        """Factor on the scores."""
+
+    @property
+    @abstractmethod
+    def score_width(self) -> int:
+        """Products for each pair of query and key, over all heads: of the score and of the weighted sum."""
+
+    @property
+    @abstractmethod
+    def kv_widths(self) -> tuple[int, int, int]:
+        """Fr, Ff, and the heads that Fr splits into."""
+
+    @abstractmethod
+    def declaration(self, width: int) -> Params:
+        """Parameters of one layer."""
+
+    @abstractmethod
+    def kv(self, layer: Params, h: Float[Array, "T E"]) -> KV:
+        """Un-rotated KV [T, ·], as it is cached."""
+
+    @abstractmethod
+    def reading(
+        self, layer: Params, h: Float[Array, "T E"], rotated: Rotated, slots: int, pooled: bool, absorb: bool | None
+    ) -> Reading:
+        """Queries, and how they read what ``kv`` gives; ``slots`` past tokens are read too, and pools if ``pooled``."""
+
+    def __call__(
+        self,
+        layer: Params,
+        h: Float[Array, "T E"],
+        rotated: Rotated,
+        past: KV | None,
+        attend: Attend,
+        index: jax.Array | None = None,
+        *,
+        absorb: bool | None = None,
+    ) -> tuple[Float[Array, "T E"], KV, Any]:
+        """Attend from T tokens (HF ``Qwen2Attention``, ``LlamaAttention``, ``DeepseekV3Attention``).
+
+        Args:
+            layer: as declared.
+            h: normalised residual stream.
+            rotated: see `Rotated`.
+            past: rotated KV of the S tokens before [S, ·], or None.
+            attend: see `Attend`.
+            index: of the layer, for an ``attend`` that also reads chunks in pools; else None.
+            absorb: of an MLA: attend in the latent space, the up-projections absorbed into queries and output, instead
+                of expanding keys and values: the same function; by default the cheaper one, or the one that pools need.
+
+        Raises:
+            ValueError: pools and ``absorb=False``: what lies in them is never expanded.
+
+        Returns:
+            What is added to the residual stream, the un-rotated KV [T, ·], and what ``attend`` collected.
+        """
+        kv = self.kv(layer, h)
+        heads = kv.rot.reshape(kv.rot.shape[0], self.kv_widths[2], -1)
+        present = KV(rotated(heads).reshape(kv.rot.shape), kv.free)
+        slots = 0 if past is None else past.rot.shape[0]
+        reading = self.reading(layer, h, rotated, slots, index is not None, absorb)
+        parts = [reading.keys(part) for part in (past, present) if part is not None]
+        out, collected = attend(reading.q, parts, *(() if index is None else (index,)))
+        return dense(layer["o"], reading.output(out)), kv, collected
 
 
 @dataclass(frozen=True)
-class GroupedQuery:
+class GroupedQuery(DecoderAttention):
     """N query heads that share G KV heads of D dims; MHA is G = N.
 
     Attributes:
@@ -112,44 +156,25 @@ class GroupedQuery:
             "o": linear(self.heads * self.head_dim, width, axes=("heads", "embed"), heads=self.heads),
         }
 
-    def __call__(
-        self,
-        layer: Params,
-        h: Float[Array, "T E"],
-        rotated: Rotated,
-        past: KV | None,
-        attend: Attend,
-        index: jax.Array | None = None,
-        *,
-        absorb: bool | None = None,
-    ) -> tuple[Float[Array, "T E"], KV, Any]:
-        """Attend from T tokens (HF ``Qwen2Attention``, ``LlamaAttention``).
+    def kv(self, layer: Params, h: Float[Array, "T E"]) -> KV:
+        """Un-rotated keys, and values [T, G*D]."""
+        return KV(dense(layer["k"], h), dense(layer["v"], h))
 
-        Args:
-            layer: as declared.
-            h: normalised residual stream.
-            rotated: see `Rotated`.
-            past: rotated keys and values of the S tokens before [S, ·], or None.
-            attend: see `Attend`.
-            index: of the layer, for an ``attend`` that also reads chunks in pools; else None.
-            absorb: as of `Latent`; there is nothing to absorb here.
+    def reading(
+        self, layer: Params, h: Float[Array, "T E"], rotated: Rotated, slots: int, pooled: bool, absorb: bool | None
+    ) -> Reading:
+        """Heads as they are cached; there is nothing to absorb."""
+        q = rotated(dense(layer["q"], h).reshape(h.shape[0], self.heads, self.head_dim))
 
-        Returns:
-            What is added to the residual stream, the un-rotated KV [T, ·], and what ``attend`` collected.
-        """
-        tokens = h.shape[0]
-        q, k, v = (dense(layer[name], h).reshape(tokens, -1, self.head_dim) for name in "qkv")
-        keys = rotated(k)
-        values = v
-        if past is not None:
-            keys = jnp.concatenate([past.rot.reshape(-1, *k.shape[1:]), keys])
-            values = jnp.concatenate([past.free.reshape(-1, *v.shape[1:]), values])
-        out, collected = attend(rotated(q), keys, values, *(() if index is None else (index,)))
-        return dense(layer["o"], out), KV(k.reshape(tokens, -1), v.reshape(tokens, -1)), collected
+        def keys(kv: KV) -> tuple[jax.Array, jax.Array]:
+            k, v = (x.reshape(x.shape[0], self.kv_heads, self.head_dim) for x in (kv.rot, kv.free))
+            return k, v
+
+        return Reading(q, keys, lambda out: out)
 
 
 @dataclass(frozen=True)
-class Latent:
+class Latent(DecoderAttention):
     """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1): all heads read one latent.
 
     Attributes:
@@ -219,35 +244,21 @@ class Latent:
         wider = 2 * self.latent_dim - self.nope_dim - self.value_dim
         return tokens * (slots + tokens) * wider < slots * self.latent_dim * (self.nope_dim + self.value_dim)
 
-    def __call__(
-        self,
-        layer: Params,
-        h: Float[Array, "T E"],
-        rotated: Rotated,
-        past: KV | None,
-        attend: Attend,
-        index: jax.Array | None = None,
-        *,
-        absorb: bool | None = None,
-    ) -> tuple[Float[Array, "T E"], KV, Any]:
-        """Attend from T tokens (HF ``DeepseekV3Attention``).
+    def kv(self, layer: Params, h: Float[Array, "T E"]) -> KV:
+        """Un-rotated k_pe [T, Dr], and the normalised latent [T, R]."""
+        latent, k_pe = jnp.split(dense(layer["kv_a"], h), [self.latent_dim], axis=-1)
+        return KV(k_pe, rms_norm(latent, layer["kv_norm"], self.EPS))
 
-        Args:
-            layer: as declared.
-            h: normalised residual stream.
-            rotated: see `Rotated`.
-            past: rotated k_pe and latents of the S tokens before [S, ·], or None.
-            attend: see `Attend`.
-            index: of the layer, for an ``attend`` that also reads chunks in pools; else None.
-            absorb: attend in the latent space, the up-projections absorbed into queries and output, instead of
-                expanding keys and values: the same function; by default the cheaper one, or the one that pools need.
+    def reading(
+        self, layer: Params, h: Float[Array, "T E"], rotated: Rotated, slots: int, pooled: bool, absorb: bool | None
+    ) -> Reading:
+        """Queries against latents as they are cached (absorbed), or against the keys that those expand to.
 
         Raises:
-            ValueError: pools and ``absorb=False``: what lies in them is never expanded.
-
-        Returns:
-            What is added to the residual stream, the un-rotated KV [T, ·], and what ``attend`` collected.
+            ValueError: pools and ``absorb=False``.
         """
+        if pooled and absorb is False:
+            raise ValueError("chunks in pools are attended to in the absorbed form alone; leave absorb out")
         tokens = h.shape[0]
         if self.query_latent_dim is not None:
             q = dense(layer["q_b"], rms_norm(dense(layer["q_a"], h), layer["q_norm"], self.EPS))
@@ -255,32 +266,31 @@ class Latent:
             q = dense(layer["q"], h)
         q_nope, q_rope = jnp.split(q.reshape(tokens, self.heads, -1), [self.nope_dim], axis=-1)
         q_rope = rotated(q_rope)
-        latent, k_pe = jnp.split(dense(layer["kv_a"], h), [self.latent_dim], axis=-1)
-        latent = rms_norm(latent, layer["kv_norm"], self.EPS)
-        kv = KV(k_pe, latent)
-        k_pe = rotated(k_pe[:, None])[:, 0]
-        if past is not None:
-            k_pe = jnp.concatenate([past.rot, k_pe])
-            latent = jnp.concatenate([past.free, latent])
-
-        pooled = index is not None
-        if pooled and absorb is False:
-            raise ValueError("chunks in pools are attended to in the absorbed form alone; leave absorb out")
-        slots = latent.shape[0] - tokens
         if (pooled or self.absorbs(tokens, slots)) if absorb is None else absorb:
-            up = layer["kv_b"]["w"].reshape(self.latent_dim, self.heads, -1)
-            up_key, up_value = jnp.split(up, [self.nope_dim], axis=-1)
-            q_latent = jnp.einsum("tnd,rnd->tnr", q_nope, up_key, preferred_element_type=jnp.float32).astype(h.dtype)
-            queries = jnp.concatenate([q_latent, q_rope], axis=-1)
-            keys = jnp.concatenate([latent, k_pe], axis=-1)
-            out, collected = attend(queries, keys[:, None], latent[:, None], *(() if index is None else (index,)))
-            out = out.reshape(tokens, self.heads, -1)
-            out = jnp.einsum("tnr,rnd->tnd", out, up_value, preferred_element_type=jnp.float32).astype(h.dtype)
-            out = out.reshape(tokens, -1)
-        else:
-            expanded = dense(layer["kv_b"], latent).reshape(-1, self.heads, self.nope_dim + self.value_dim)
+            return self._absorbed(layer, q_nope, q_rope)
+        return self._expanded(layer, q_nope, q_rope)
+
+    def _absorbed(self, layer: Params, q_nope: jax.Array, q_rope: jax.Array) -> Reading:
+        up = layer["kv_b"]["w"].reshape(self.latent_dim, self.heads, -1)
+        up_key, up_value = jnp.split(up, [self.nope_dim], axis=-1)
+        dtype = q_nope.dtype
+        q_latent = jnp.einsum("tnd,rnd->tnr", q_nope, up_key, preferred_element_type=jnp.float32).astype(dtype)
+
+        def keys(kv: KV) -> tuple[jax.Array, jax.Array]:
+            return jnp.concatenate([kv.free, kv.rot], axis=-1)[:, None], kv.free[:, None]
+
+        def output(out: jax.Array) -> jax.Array:
+            out = out.reshape(out.shape[0], self.heads, -1)
+            out = jnp.einsum("tnr,rnd->tnd", out, up_value, preferred_element_type=jnp.float32).astype(dtype)
+            return out.reshape(out.shape[0], -1)
+
+        return Reading(jnp.concatenate([q_latent, q_rope], axis=-1), keys, output)
+
+    def _expanded(self, layer: Params, q_nope: jax.Array, q_rope: jax.Array) -> Reading:
+        def keys(kv: KV) -> tuple[jax.Array, jax.Array]:
+            expanded = dense(layer["kv_b"], kv.free).reshape(-1, self.heads, self.nope_dim + self.value_dim)
             k_nope, values = jnp.split(expanded, [self.nope_dim], axis=-1)
-            shared = jnp.broadcast_to(k_pe[:, None], (*k_nope.shape[:2], self.rope_dim))
-            keys = jnp.concatenate([k_nope, shared], axis=-1)
-            out, collected = attend(jnp.concatenate([q_nope, q_rope], axis=-1), keys, values)
-        return dense(layer["o"], out), kv, collected
+            shared = jnp.broadcast_to(kv.rot[:, None], (*k_nope.shape[:2], self.rope_dim))
+            return jnp.concatenate([k_nope, shared], axis=-1), values
+
+        return Reading(jnp.concatenate([q_nope, q_rope], axis=-1), keys, lambda out: out)

@@ -15,9 +15,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from kamera_jax import rope
-from models.blocks.attention import grouped_attention
 from models.blocks.layers import dense, rotation
 from models.blocks.params import ParamInfo, Params, linear, stacked
+from models.blocks.softmax import Keys, attention
 from models.errors import UnsupportedConfigError
 
 THETA = 10000.0
@@ -203,7 +203,6 @@ def run_blocks(
     """
     tokens = x.shape[0]
     seen = jnp.ones(tokens, bool) if valid is None else valid
-    mask = jnp.broadcast_to(seen[None, :], (tokens, tokens))
 
     def block(x: jax.Array, weights: Params) -> tuple[jax.Array, None]:
         attn = weights["attn"]
@@ -215,7 +214,7 @@ def run_blocks(
         if rotate is not None:
             q = rotate(q)
             k = rotate(k)
-        x = x + dense(attn["o"], grouped_attention(q, k, v, mask, config.head_dim**-0.5)[0])
+        x = x + dense(attn["o"], attention(q, [Keys(k, v, seen)], config.head_dim**-0.5).out)
         h = layer_norm(weights["mlp_norm"], x, config.layer_norm_eps)
         return x + mlp(weights["mlp"], h, config.hidden_act), None
 

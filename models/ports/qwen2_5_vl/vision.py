@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from models.blocks.attention import grouped_attention
 from models.blocks.layers import dense, rms_norm, swiglu
 from models.blocks.params import ParamInfo, Params, linear, stacked, swiglu_declaration
+from models.blocks.softmax import Keys, attention
 from models.blocks.vit import axial_rotation, mlp, mlp_declaration, pad_patches
 from models.media.images import check_merged_grid
 from models.ports.qwen2_5_vl.config import VisionConfig
@@ -134,8 +134,7 @@ def encode_image(
     valid = jnp.asarray(plan.valid)
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array) -> jax.Array:
-        tokens = valid.shape[0]
-        return grouped_attention(q, k, v, jnp.broadcast_to(valid[None, :], (tokens, tokens)), head_dim**-0.5)[0]
+        return attention(q, [Keys(k, v, valid)], head_dim**-0.5).out
 
     def within_windows(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         q, k, v = (t.reshape(windows, size, *t.shape[1:]) for t in (q, k, v))

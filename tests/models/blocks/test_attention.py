@@ -53,7 +53,8 @@ def run(attention, layer, h, positions, past, *, absorb, hidden=0):
     mask = np.concatenate([np.ones((tokens, slots), bool), np.tri(tokens, dtype=bool)], axis=1)
     mask[:, :hidden] = False
 
-    def attend(q, k, v):
+    def attend(q, parts):
+        k, v = (jnp.concatenate(each) for each in zip(*parts, strict=True))
         return grouped_attention(q, k, v, jnp.asarray(mask), attention.scale)[0], None
 
     def rotated(x):
