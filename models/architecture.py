@@ -9,7 +9,7 @@ import numpy as np
 
 from models.blocks.decoder import DecoderConfig, text_declaration
 from models.blocks.params import Params
-from models.hub.weight_table import WeightTable
+from models.hub.weights import WeightTable
 
 
 @dataclass(frozen=True)

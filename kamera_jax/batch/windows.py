@@ -36,7 +36,7 @@ class Stack:
     Attributes:
         kv: un-rotated KV [E, L, T, ·].
         segment: their inputs, to run them again, leading axis E.
-        length, advance: see `kamera_jax.Chunk`; the same for all chunks.
+        length, advance: as of `kamera_jax.Chunk`, the same for all.
     """
 
     kv: KV
