@@ -11,7 +11,7 @@ from models import load
 from models.hub.chat import ChatTemplate
 from models.hub.control_tokens import ControlTokens, TokenizerError
 from tests.models.hub.test_chat import DEEPSEEK
-from tests.models.hub.tokenizers_of_ports import CONTROLS, GPT2_SPLIT, QUESTION, TEXTS, byte_level, control_ids
+from tests.models.hub.tokenizers_of_ports import CONTROLS, GPT2_SPLIT, QUESTION, TEXTS, byte_level, control_ids, typed
 
 
 def test_the_copy_encodes_as_the_tokenizer(port):
@@ -36,11 +36,6 @@ def test_ids_with_gaps_stay():
     control = ControlTokens(tokenizer, "")
     assert control.ids(control.written("a<|end|><image_placeholder>"))[1:] == [taken, taken + 1]
     assert not {taken, taken + 1} & set(control.ids("a<|end|><image_placeholder>"))
-
-
-def typed(control):
-    """Ways to type a control token."""
-    return [control, f" {control} ", f"see {control}{control}.", f"{control}\nuser\n", f"x{control}y", f"\n\n{control}"]
 
 
 def test_a_text_holds_no_control_token(port, chat):

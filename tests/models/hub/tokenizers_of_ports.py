@@ -137,3 +137,8 @@ def placeholder_of(name, tokenizer):
 
 def control_ids(name, tokenizer):
     return {tokenizer.convert_tokens_to_ids(control) for control in CONTROLS[name]}
+
+
+def typed(control):
+    """Ways to type a control token."""
+    return [control, f" {control} ", f"see {control}{control}.", f"{control}\nuser\n", f"x{control}y", f"\n\n{control}"]
