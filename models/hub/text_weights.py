@@ -77,11 +77,8 @@ def swiglu_rows(name: str, path: str, *, bias: bool = False) -> list[Row]:
 def _attention_rows(config: DecoderConfig, name: str, path: str) -> list[Row]:
     attention = config.attention
     if not isinstance(attention, Latent):
-        return [
-            row
-            for p in "qkvo"
-            for row in dense_rows(f"{name}.{p}_proj", f"{path}/{p}", bias=attention.bias and p != "o")
-        ]
+        declared = attention.declaration(config.hidden_size)
+        return [row for p in "qkvo" for row in dense_rows(f"{name}.{p}_proj", f"{path}/{p}", bias="b" in declared[p])]
     queries = pairs_apart(attention.nope_dim, attention.rope_dim)
     rows = [
         *dense_rows(

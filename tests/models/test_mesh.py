@@ -14,7 +14,8 @@ from models.hub import weights
 jax.config.update("jax_default_matmul_precision", "highest")
 
 def close(given, wanted):
-    given, wanted = np.asarray(given, np.float64), np.asarray(wanted, np.float64)
+    given = np.asarray(given, np.float64)
+    wanted = np.asarray(wanted, np.float64)
     assert np.linalg.norm(given - wanted) <= 1e-5 * np.linalg.norm(wanted), np.linalg.norm(given - wanted)
 
 def same(given, wanted):
@@ -104,7 +105,8 @@ def test_shards_are_read_one_by_one():
     on_eight_devices("""
 from pathlib import Path
 import models.registry
-read, shapes = weights._read, []
+read = weights._read
+shapes = []
 def recorded(shape, bounds, sources, dtype):
     values = read(shape, bounds, sources, dtype)
     shapes.append(values.shape)
