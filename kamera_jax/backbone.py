@@ -8,7 +8,7 @@ import flax.struct
 import jax
 from jaxtyping import Array, Float
 
-from kamera_jax.contract import OPTIONAL, REQUIRED, check_identity, check_members, check_output
+from kamera_jax.contract import METHODS, OPTIONAL, check_identity, check_members, check_output
 from kamera_jax.kv import KV, KVSpec, Segment, WindowState
 from kamera_jax.types import Params
 
@@ -128,8 +128,10 @@ class _Completed(BackboneBase):
 
     def __init__(self, backbone: Any) -> None:
         self._backbone = backbone
-        own = {name: getattr(backbone, name) for name in (*REQUIRED, *OPTIONAL) if hasattr(backbone, name)}
-        vars(self).update(own)
+        vars(self).update({name: getattr(backbone, name) for name in (*METHODS, *OPTIONAL) if hasattr(backbone, name)})
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backbone, name)
 
     def leading(self, layers: int) -> Backbone:
         return self._backbone

@@ -12,6 +12,7 @@ from kamera_jax import planning
 from kamera_jax.batch.windows import BatchRunner, Stack
 from kamera_jax.errors import MissingInputsError, PatchMismatchError
 from kamera_jax.kv import Segment
+from kamera_jax.record import join_chunk, split_chunk
 from tests.kamera_jax.kept import CODEC, half, keep
 
 CAPACITY = 128
@@ -157,6 +158,25 @@ def test_a_library_and_a_session_give_them_back(random_vlm, kept, tmp_path):
     with kj.ChunkLibrary.open(tmp_path / "bare", mode="a") as lib:
         lib.put(bare)
         assert lib.get(bare.key).source is None
+
+
+FIELDS = (
+    *("length", "advance", "model", "preamble", "antecedents", "turn", "codec", "conditioned"),
+    *("key", "content", "lineage", "inputs", "spec"),
+)
+"""What libraries of format 2 and sessions of schema 3 hold of a chunk."""
+
+
+def test_a_whole_chunk_is_stored_as_ever(chunks, kept):
+    about, arrays = split_chunk(chunks[0])
+    assert set(about) == set(FIELDS) and about["inputs"] is True
+    assert set(arrays) == {"kv.rot", "kv.free", "positions"} | {f"inputs.{name}" for name in chunks[0].source.inputs}
+    assert join_chunk(about, arrays).keeps_all_rows
+    small, apart = split_chunk(kept[0])
+    # Who reads no sources apart from the rows reads a chunk whose source was dropped, and says so when it is to be run.
+    assert small["inputs"] is False and small["source"] == {"length": chunks[0].length}
+    assert not [name for name in apart if name.startswith("inputs.")] and "source.positions" in apart
+    assert set(split_chunk(kept[0].without_source())[0]) == set(FIELDS)
 
 
 def check_same(again, chunk):

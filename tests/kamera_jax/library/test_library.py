@@ -299,7 +299,7 @@ def test_a_codec_says_what_storage_did_to_the_bits(lib):
 
 @pytest.mark.parametrize("item", [None, "text", np.zeros(3)])
 def test_only_chunks_and_patches(item):
-    with pytest.raises(ValueError, match="holds chunks and patches; got"):
+    with pytest.raises(ValueError, match="stores chunks and patches; got"):
         unchecked(row_of)(item, "exact")
 
 
