@@ -90,6 +90,10 @@ class Medium(Protocol):
         """What stands at the placeholder that the template writes for a normal item."""
         ...
 
+    def cut(self, item: Any, settings: Any, config: Config, tokens: int) -> Sequence[Any]:
+        """A normal item in parts of at most so many tokens of its own, cut where the tower sees no further."""
+        ...
+
     def encode(self, params: Params, tower: Any, inputs: jax.Array, plan: Any) -> Features:
         """Run the tower over one block; pure, and traced."""
         ...

@@ -157,6 +157,23 @@ class VisionLanguageModel:
             content = _digest(f"parts:{ids}:{[part.digest([]) for part in parts]}")
         return compose(spans, self.spec.rope.axes, content)
 
+    def cut(self, item: Any, *, tokens: int) -> tuple[Any, ...]:
+        """A long item in parts that `prepare` takes one by one, each of at most so many media tokens.
+
+        A video is cut between temporal patches, of which each part has one at least; everything else stays whole, lists
+        too. Each part's positions count from its own start.
+
+        Raises:
+            ValueError: the item cannot be read, or ``tokens`` is below 1.
+        """
+        if tokens < 1:
+            raise ValueError(f"parts have at least 1 token; got tokens={tokens}")
+        parts = self._parts(item)
+        medium = parts[0].medium
+        if len(parts) > 1 or medium is None:
+            return (item,)
+        return tuple(medium.cut(parts[0].item, self._settings[medium.kind], self.config, tokens))
+
     def _parts(self, item: Any) -> list["_Part"]:
         """The opened parts of an item; one that is no list has one.
 

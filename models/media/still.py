@@ -75,6 +75,10 @@ class ImageMedium:
         positions, advance = (None, None) if self.positions is None else self.positions(rows, columns, tower)
         return (Span(ids, features, positions, advance),)
 
+    def cut(self, item: Image.Image, settings: Any, config: Any, tokens: int) -> Sequence[Image.Image]:
+        """See `models.architecture.Medium`; an image stays whole, for its patches see one another."""
+        return (item,)
+
     def encode(self, params: Params, tower: Any, inputs: jax.Array, plan: Any) -> Features:
         """See `models.architecture.Medium`."""
         return Features(self.embed(params, tower, inputs, plan))

@@ -14,7 +14,7 @@ from models.blocks.vit import pad_patches
 from models.hub.fields import Fields
 from models.media.images import VERSION
 from models.media.spans import Features, Span
-from models.ports.qwen2_5_vl.images import ImageConfig, cut_patches, fitted
+from models.ports.qwen2_5_vl.images import ImageConfig, cut_patches, fitted, smart_resize
 from models.ports.qwen2_5_vl.vision import encode_image, plan, vision_declaration
 
 _SAMPLING = (
@@ -108,6 +108,13 @@ class VideoMedium:
             advance = float(max(time + 1, *merged)) if last else 0.0
             spans.append(Span([config.placeholders[self.kind]] * len(row), features, positions, advance))
         return spans
+
+    def cut(self, item: Video, settings: ImageConfig, config: Any, tokens: int) -> Sequence[Video]:
+        """See `models.architecture.Medium`; each part is whole temporal patches, one at least."""
+        height, width = smart_resize(item.frames.shape[1], item.frames.shape[2], settings)
+        each = height * width // (settings.patch_size * settings.merge_size) ** 2
+        frames = max(1, tokens // each) * settings.temporal_patch_size
+        return [item.between(first, first + frames) for first in range(0, len(item.frames), frames)]
 
     def encode(self, params: Params, tower: Any, inputs: jax.Array, plan: Any) -> Features:
         """See `models.architecture.Medium`."""
