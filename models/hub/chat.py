@@ -230,11 +230,10 @@ class ChatTemplate:
         for placeholder in {placeholders[kind] for kind in kinds}:
             blocks = [kind for kind in kinds if placeholders[kind] == placeholder]
             if ids.count(placeholder) != len(blocks):
-                one = blocks[0]
                 raise ChatTemplateError(
-                    f"the chat template writes {len(blocks)} media blocks as {self._tokenizer.decode(ids)!r}, with the "
-                    f"placeholder of its {one} {ids.count(placeholder)} times; expected once each: use the template of "
-                    "a vision-language model"
+                    f"the chat template writes {', '.join(blocks)} as {self._tokenizer.decode(ids)!r}, with the "
+                    f"placeholder {ids.count(placeholder)} times; expected {len(blocks)}: use the template of a "
+                    "vision-language model"
                 )
         return ids
 
