@@ -338,11 +338,9 @@ def _stored_dtype(folder: Path, mapping: Mapping[str, Any]) -> np.dtype:
         UnsupportedConfigError: parameters cannot have it.
     """
     field = next((name for name in ("dtype", "torch_dtype") if mapping.get(name) not in (None, "auto")), None)
-    stored = stored_dtype(folder) if field is None else mapping[field]
+    dtype = stored_dtype(folder) if field is None else mapping[field]
     try:
-        return floating(
-            stored, f"config.json: {field}" if field else "the dtype that most of the weights are stored in"
-        )
+        return floating(dtype, f"config.json: {field}" if field else "the dtype that most of the weights are stored in")
     except DtypeError as error:
         raise UnsupportedConfigError(f'{error}; say what to load it in, such as load(…, dtype="float32")') from error
 
