@@ -248,7 +248,7 @@ class VisionLanguageModel:
         medium: Any = part.medium
         tower = self.config.towers[medium.tower]
         encode = partial(_encode, self.params[medium.tower], medium=medium, tower=tower)
-        return medium.spans(part.item, self._settings[medium.kind], self.config, encode)
+        return medium.spans(part.item, self._settings[medium.kind], self.config, self._chat, encode)
 
     def tail(self, text: str) -> Segment:
         """The question and the assistant header.

@@ -259,6 +259,10 @@ class ChatTemplate:
         text = "".join(self._strip(marks[each]) if each in marks else self._control.written(each) for each in pieces)
         return self._in_turn(text) if body.startswith(tuple(marks)) else self._control.ids(text)
 
+    def ids(self, text: str) -> list[int]:
+        """Token ids of text that is the template's own, or a port's: control tokens in it are control tokens."""
+        return self._control.ids(self._control.written(text))
+
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of token ids, without special tokens."""
         return self._tokenizer.decode(list(tokens), skip_special_tokens=True)

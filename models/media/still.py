@@ -10,6 +10,7 @@ from PIL import Image
 
 from models.blocks.params import Params
 from models.blocks.vit import pad_patches
+from models.hub.chat import ChatTemplate
 from models.media.images import VERSION, ImagePatches, to_rgb
 from models.media.spans import Features, Span
 
@@ -63,7 +64,7 @@ class ImageMedium:
         return f"{self.kind}:v{VERSION}", str(item.size), item.tobytes()
 
     def spans(
-        self, item: Image.Image, settings: Any, config: Any, encode: Callable[[Any, Any], Features]
+        self, item: Image.Image, settings: Any, config: Any, chat: ChatTemplate, encode: Callable[[Any, Any], Features]
     ) -> Sequence[Span]:
         """See `models.architecture.Medium`."""
         tower = config.towers[self.tower]

@@ -11,6 +11,7 @@ from PIL import Image
 from kamera_jax.items import Video
 from models.blocks.params import Params
 from models.blocks.vit import pad_patches
+from models.hub.chat import ChatTemplate
 from models.hub.fields import Fields
 from models.media.images import VERSION
 from models.media.spans import Features, Span
@@ -86,7 +87,12 @@ class VideoMedium:
         )
 
     def spans(
-        self, item: Video, settings: ImageConfig, config: Any, encode: Callable[[Any, Any], Features]
+        self,
+        item: Video,
+        settings: ImageConfig,
+        config: Any,
+        chat: ChatTemplate,
+        encode: Callable[[Any, Any], Features],
     ) -> Sequence[Span]:
         """See `models.architecture.Medium`: a span for each temporal patch."""
         tower = config.towers[self.tower]
