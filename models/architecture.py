@@ -8,6 +8,7 @@ import jax
 
 from models.blocks.decoder import DecoderConfig, text_declaration
 from models.blocks.params import Params
+from models.hub.chat import ChatTemplate
 from models.hub.weight_table import WeightTable
 from models.media.spans import Features, Span
 
@@ -86,8 +87,15 @@ class Medium(Protocol):
         """
         ...
 
-    def spans(self, item: Any, settings: Any, config: Config, encode: Encode) -> Sequence[Span]:
-        """What stands at the placeholder that the template writes for a normal item."""
+    def spans(self, item: Any, settings: Any, config: Config, chat: ChatTemplate, encode: Encode) -> Sequence[Span]:
+        """What stands at the placeholder that the template writes for a normal item.
+
+        Text within it, such as timestamps and what parts tiles, is ``chat.ids`` of it.
+        """
+        ...
+
+    def cut(self, item: Any, settings: Any, config: Config, tokens: int) -> Sequence[Any]:
+        """A normal item in parts of at most so many tokens of its own, cut where the tower sees no further."""
         ...
 
     def encode(self, params: Params, tower: Any, inputs: jax.Array, plan: Any) -> Features:

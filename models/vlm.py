@@ -169,6 +169,23 @@ class VisionLanguageModel(BackboneBase):
             content = _digest(f"parts:{ids}:{[part.digest([]) for part in parts]}")
         return compose(spans, self.spec.rope.axes, content)
 
+    def cut(self, item: Any, *, tokens: int) -> tuple[Any, ...]:
+        """A long item in parts that `prepare` takes one by one, each of at most so many media tokens.
+
+        A video is cut between temporal patches, of which each part has one at least; everything else stays whole, lists
+        too. Each part's positions count from its own start.
+
+        Raises:
+            ValueError: the item cannot be read, or ``tokens`` is below 1.
+        """
+        if tokens < 1:
+            raise ValueError(f"parts have at least 1 token; got tokens={tokens}")
+        parts = self._parts(item)
+        medium = parts[0].medium
+        if len(parts) > 1 or medium is None:
+            return (item,)
+        return tuple(medium.cut(parts[0].item, self._settings[medium.kind], self.config, tokens))
+
     def _parts(self, item: Any) -> list["_Part"]:
         """The opened parts of an item; one that is no list has one.
 
@@ -243,7 +260,7 @@ class VisionLanguageModel(BackboneBase):
         medium: Any = part.medium
         tower = self.config.towers[medium.tower]
         encode = partial(_encode, self.params[medium.tower], medium=medium, tower=tower)
-        return medium.spans(part.item, self._settings[medium.kind], self.config, encode)
+        return medium.spans(part.item, self._settings[medium.kind], self.config, self._chat, encode)
 
     def tail(self, text: str) -> Segment:
         """The question and the assistant header.
@@ -333,9 +350,9 @@ def _stored_dtype(folder: Path, mapping: Mapping[str, Any]) -> np.dtype:
         UnsupportedConfigError: parameters cannot have it.
     """
     field = next((name for name in ("dtype", "torch_dtype") if mapping.get(name) not in (None, "auto")), None)
-    said = stored_dtype(folder) if field is None else mapping[field]
+    dtype = stored_dtype(folder) if field is None else mapping[field]
     try:
-        return floating(said, f"config.json: {field}" if field else "the dtype that most of the weights are stored in")
+        return floating(dtype, f"config.json: {field}" if field else "the dtype that most of the weights are stored in")
     except DtypeError as error:
         raise UnsupportedConfigError(f'{error}; say what to load it in, such as load(…, dtype="float32")') from error
 

@@ -230,11 +230,10 @@ class ChatTemplate:
         for placeholder in {placeholders[kind] for kind in kinds}:
             blocks = [kind for kind in kinds if placeholders[kind] == placeholder]
             if ids.count(placeholder) != len(blocks):
-                one = blocks[0]
                 raise ChatTemplateError(
-                    f"the chat template writes {len(blocks)} media blocks as {self._tokenizer.decode(ids)!r}, with the "
-                    f"placeholder of its {one} {ids.count(placeholder)} times; expected once each: use the template of "
-                    "a vision-language model"
+                    f"the chat template writes {', '.join(blocks)} as {self._tokenizer.decode(ids)!r}, with the "
+                    f"placeholder {ids.count(placeholder)} times; expected {len(blocks)}: use the template of a "
+                    "vision-language model"
                 )
         return ids
 
@@ -259,6 +258,10 @@ class ChatTemplate:
         pieces = re.split(f"({'|'.join(marks)})" if marks else r"(?!)", body)
         text = "".join(self._strip(marks[each]) if each in marks else self._control.written(each) for each in pieces)
         return self._in_turn(text) if body.startswith(tuple(marks)) else self._control.ids(text)
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids of text that is the template's own, or a port's: control tokens in it are control tokens."""
+        return self._control.ids(self._control.written(text))
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of token ids, without special tokens."""

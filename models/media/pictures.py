@@ -168,7 +168,7 @@ def to_rgb(image: Image.Image | np.ndarray) -> Image.Image:
         rgb = _over_white(_eight_bits(_upright(image), image.format))
     except Exception as error:
         refuse(error, "the image")
-    rgb.info = {}  # what it said is done: read again, it would turn the image once more
+    rgb.info = {}  # its orientation and transparency are applied: read again, it would turn the image once more
     return rgb
 
 
@@ -206,14 +206,14 @@ def _eight_bits(image: Image.Image, file_format: str | None) -> Image.Image:
     if not deep:
         low = float(values.min())
         high = float(values.max())
-        told = f"the image has mode {image.mode} and values from {low:g} to {high:g}"
+        given = f"the image has mode {image.mode} and values from {low:g} to {high:g}"
         if not 0 <= low <= high <= WHITE_16:
             raise ImageFormatError(
-                f"{told}; expected 0 to 255, or to 65535 for 16 bits: scale them, and convert the image to mode L"
+                f"{given}; expected 0 to 255, or to 65535 for 16 bits: scale them, and convert the image to mode L"
             )
         if 0 < high <= 1 and (values != np.round(values)).any():
             raise ImageFormatError(
-                f"{told}, of which it is not known whether 1 or 255 is white: scale them to 0 to 255, and convert the "
+                f"{given}, of which it is not known whether 1 or 255 is white: scale them to 0 to 255, and convert the "
                 "image to mode L"
             )
         if high <= 255 and image.mode == "F":

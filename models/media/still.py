@@ -10,6 +10,7 @@ from PIL import Image
 
 from models.blocks.params import Params
 from models.blocks.vit import pad_patches
+from models.hub.chat import ChatTemplate
 from models.media.images import VERSION, ImagePatches, to_rgb
 from models.media.spans import Features, Span
 
@@ -63,7 +64,7 @@ class ImageMedium:
         return f"{self.kind}:v{VERSION}", str(item.size), item.tobytes()
 
     def spans(
-        self, item: Image.Image, settings: Any, config: Any, encode: Callable[[Any, Any], Features]
+        self, item: Image.Image, settings: Any, config: Any, chat: ChatTemplate, encode: Callable[[Any, Any], Features]
     ) -> Sequence[Span]:
         """See `models.architecture.Medium`."""
         tower = config.towers[self.tower]
@@ -74,6 +75,10 @@ class ImageMedium:
         ids = [config.placeholders[self.kind]] * int(plan.tokens)
         positions, advance = (None, None) if self.positions is None else self.positions(rows, columns, tower)
         return (Span(ids, features, positions, advance),)
+
+    def cut(self, item: Image.Image, settings: Any, config: Any, tokens: int) -> Sequence[Image.Image]:
+        """See `models.architecture.Medium`; an image stays whole, for its patches see one another."""
+        return (item,)
 
     def encode(self, params: Params, tower: Any, inputs: jax.Array, plan: Any) -> Features:
         """See `models.architecture.Medium`."""

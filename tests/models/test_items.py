@@ -2,7 +2,9 @@
 
 import json
 import re
+from dataclasses import dataclass, replace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -18,6 +20,8 @@ from models.hub.chat import ChatTemplate
 from models.hub.text_weights import text_rows
 from models.hub.weights import WeightTable, save_params
 from models.media.pictures import ImageFormatError
+from models.media.spans import Features, Span
+from models.media.still import ImageMedium
 from models.vlm import ItemError, VisionLanguageModel
 from tests.models import tiny_llava, tiny_ports
 from tests.models.tiny_ports import random_params
@@ -187,6 +191,89 @@ def test_an_image_that_cannot_be_cut_up_is_named(vlm):
     with pytest.raises(ValueError, match="part 2 of 2: the image is 2 x 9000 pixels") as raised:
         vlm.prepare(items)
     assert type(raised.value).__name__ in ("AspectRatioError", "PatchLimitError")
+
+
+# Media of a port's own
+
+
+@dataclass(frozen=True)
+class Stamped(ImageMedium):
+    """Frames with text before each, and features for the residual stream: as Qwen3-VL has them."""
+
+    kind: str = "video"
+
+    def reads(self, item):
+        return isinstance(item, kj.Video)
+
+    def normal(self, item):
+        return item
+
+    def digested(self, item, settings):
+        return "stamped", str(item.frames.shape), item.frames.tobytes() + item.times.tobytes()
+
+    def spans(self, item, settings, config, chat, encode):
+        spans = []
+        for frame, time in zip(item.frames, item.times, strict=True):
+            spans.append(Span(chat.ids(f"{'first' if time == 0 else 'last'}<|vision_start|>")))
+            still = super().spans(Image.fromarray(frame), settings, config, chat, encode)
+            spans += [*still, Span(chat.ids("<|vision_end|>"))]
+        return spans
+
+    def encode(self, params, tower, inputs, plan):
+        rows = super().encode(params, tower, inputs, plan).rows
+        return Features(rows, jnp.stack([2 * rows, 3 * rows], axis=1))
+
+
+@pytest.fixture(scope="module")
+def stamped(tmp_path_factory):
+    """DeepSeek-VL that reads such frames too, through the tower of its images."""
+    folder = tiny_ports.write(tmp_path_factory.mktemp("hub") / "mha", "mha")
+    port = BACKBONES["mha"].architecture
+    (images,) = port.media
+    videos = Stamped(
+        *(getattr(images, name) for name in ("settings_from_hf", "preprocess", "declared", "plan", "embed"))
+    )
+
+    def config_from_hf(mapping):
+        return replace(port.config_from_hf(mapping), placeholders={"video": VOCABULARY.index("<|video_pad|>")})
+
+    both = Architecture(port.name, config_from_hf, port.weight_table, (images, videos))
+    return VisionLanguageModel.load(both, folder), load(folder)
+
+
+def test_two_kinds_of_media_stand_in_one_chunk(stamped):
+    """With text within a block, and features that only one of them has."""
+    vlm, plain = stamped
+    frames = np.stack([FIRST, image(2, 3, seed=7)])
+    segment = vlm.prepare([FIRST, RED, kj.Video(frames, [0, 1]), BLUE])
+    image_ids = tokens(plain.prepare(FIRST))
+    start, end = (VOCABULARY.index(f"<|vision_{name}|>") for name in ("start", "end"))
+    video = [VOCABULARY.index("<|video_pad|>")] * image_ids.count(PAD)
+    stamps = [VOCABULARY.index(word) for word in ("first", "last")]
+    inner = [number for stamp in stamps for number in (stamp, start, *video, end)]
+    text = [tokens(plain.prepare(each)) for each in (RED, BLUE)]
+    assert tokens(segment) == [*image_ids, *text[0], start, *inner, end, *text[1]]
+
+    is_media = np.asarray(segment.inputs["is_media"])
+    media = np.asarray(segment.inputs["media"])
+    deep = np.asarray(segment.inputs["deep"])
+    alone = [plain.prepare(each) for each in (FIRST, *frames)]
+    features = [np.asarray(each.inputs["media"])[np.asarray(each.inputs["is_media"])] for each in alone]
+    np.testing.assert_allclose(media[is_media], np.concatenate(features), atol=1e-6)
+    shown = np.asarray(segment.inputs["tokens"]) == video[0]
+    np.testing.assert_array_equal(deep[shown], np.stack([2 * media[shown], 3 * media[shown]], axis=1))
+    assert not deep[~shown].any() and is_media.sum() == 3 * len(video)
+    assert segment.advance == int(segment.length)
+
+
+def test_the_order_of_two_kinds_is_the_message_s(stamped):
+    vlm, _ = stamped
+    clip = kj.Video(FIRST[None], [0])
+    assert vlm.prepare([clip, SECOND]).content != vlm.prepare([SECOND, clip]).content
+    first, second = (tokens(vlm.prepare(each)) for each in ([clip, SECOND], [SECOND, clip]))
+    pads = [VOCABULARY.index("<|video_pad|>"), PAD]
+    assert [number for number in dict.fromkeys(first) if number in pads] == pads
+    assert [number for number in dict.fromkeys(second) if number in pads] == pads[::-1]
 
 
 # A model without media

@@ -11,10 +11,11 @@ from PIL import Image
 from kamera_jax.items import Video
 from models.blocks.params import Params
 from models.blocks.vit import pad_patches
+from models.hub.chat import ChatTemplate
 from models.hub.fields import Fields
 from models.media.images import VERSION
 from models.media.spans import Features, Span
-from models.ports.qwen2_5_vl.images import ImageConfig, cut_patches, fitted
+from models.ports.qwen2_5_vl.images import ImageConfig, cut_patches, fitted, smart_resize
 from models.ports.qwen2_5_vl.vision import encode_image, plan, vision_declaration
 
 _SAMPLING = (
@@ -86,7 +87,12 @@ class VideoMedium:
         )
 
     def spans(
-        self, item: Video, settings: ImageConfig, config: Any, encode: Callable[[Any, Any], Features]
+        self,
+        item: Video,
+        settings: ImageConfig,
+        config: Any,
+        chat: ChatTemplate,
+        encode: Callable[[Any, Any], Features],
     ) -> Sequence[Span]:
         """See `models.architecture.Medium`: a span for each temporal patch."""
         tower = config.towers[self.tower]
@@ -108,6 +114,13 @@ class VideoMedium:
             advance = float(max(time + 1, *merged)) if last else 0.0
             spans.append(Span([config.placeholders[self.kind]] * len(row), features, positions, advance))
         return spans
+
+    def cut(self, item: Video, settings: ImageConfig, config: Any, tokens: int) -> Sequence[Video]:
+        """See `models.architecture.Medium`; each part is whole temporal patches, one at least."""
+        height, width = smart_resize(item.frames.shape[1], item.frames.shape[2], settings)
+        each = height * width // (settings.patch_size * settings.merge_size) ** 2
+        frames = max(1, tokens // each) * settings.temporal_patch_size
+        return [item.between(first, first + frames) for first in range(0, len(item.frames), frames)]
 
     def encode(self, params: Params, tower: Any, inputs: jax.Array, plan: Any) -> Features:
         """See `models.architecture.Medium`."""

@@ -339,7 +339,7 @@ def bicubic(levels, size):
 
 @pytest.mark.parametrize("before, after", SIZES)
 def test_images_are_resized_width_first(before, after):
-    """Whatever the Pillow: held against its filter, one axis after the other, each rounded to 8 bits."""
+    """Whatever the Pillow: compared with its filter, one axis after the other, each rounded to 8 bits."""
     image = picture(*before)
     by_width = bicubic(np.asarray(image).swapaxes(0, 1), after[0]).swapaxes(0, 1)
     given = np.asarray(resized(image, *after), np.float64)

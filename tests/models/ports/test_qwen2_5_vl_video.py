@@ -79,6 +79,34 @@ def test_pairs_do_not_see_each_other(vlm):
     np.testing.assert_array_equal(features[5:9], np.asarray(second.inputs["media"])[1:5])
 
 
+@pytest.mark.parametrize(
+    ("tokens", "frames"), [(1, [2, 2, 2, 1]), (6, [2, 2, 2, 1]), (12, [4, 3]), (17, [4, 3]), (99, [7])]
+)
+def test_a_long_video_is_cut_between_temporal_patches(vlm, tokens, frames):
+    whole = video(7, 2, 3, np.arange(7) + 0.5)
+    parts = vlm.cut(whole, tokens=tokens)
+    assert [len(part.frames) for part in parts] == frames
+    np.testing.assert_array_equal(np.concatenate([part.frames for part in parts]), whole.frames)
+    np.testing.assert_array_equal(np.concatenate([part.times for part in parts]), whole.times)
+    segments = [vlm.prepare(part) for part in parts]
+    media = [np.asarray(each.inputs["media"])[np.asarray(each.inputs["is_media"])] for each in segments]
+    one = vlm.prepare(whole)
+    np.testing.assert_array_equal(
+        np.concatenate(media), np.asarray(one.inputs["media"])[np.asarray(one.inputs["is_media"])]
+    )
+    assert all(each.positions[:, 1].tolist() == [1, 1, 1] for each in segments)
+
+
+def test_what_is_not_cut_stays_whole(vlm):
+    image = video(1, 4, 4, [0]).frames[0]
+    for item in ("a red star.", [image, video(4, 1, 1, [0, 1, 2, 3])]):
+        (part,) = vlm.cut(item, tokens=1)
+        assert part is item
+    assert [vlm.prepare(part).content for part in vlm.cut(image, tokens=1)] == [vlm.prepare(image).content]
+    with pytest.raises(ValueError, match="at least 1 token; got tokens=0"):
+        vlm.cut(image, tokens=0)
+
+
 def test_a_video_s_content_is_its_frames_and_times(vlm):
     first = video(4, 2, 2, [0, 1, 2, 3])
     changed = first.frames.copy()
