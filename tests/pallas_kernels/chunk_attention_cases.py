@@ -4,7 +4,6 @@ from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from hypothesis import strategies as st
 
 from kamera_jax import rope
@@ -66,36 +65,31 @@ CASES = {
 }
 
 
-SHAPES = (
-    Case(queries=1, per_group=1, groups=1, head_dim=8, value_dim=8, tokens=16, lengths=(0,), rank=4),
-    Case(queries=2, per_group=2, groups=3, head_dim=16, value_dim=40, tokens=32, lengths=(0,) * 2, rank=0,
-         rotary_dim=8),
-    Case(queries=9, per_group=3, groups=2, head_dim=24, value_dim=16, tokens=64, lengths=(0,) * 3, rank=1, rotary_dim=8,
-         layout="interleaved"),
-    Case(queries=1, per_group=4, groups=2, head_dim=16, value_dim=16, tokens=128, lengths=(0,) * 4, rank=8,
-         layout="interleaved"),
-    Case(queries=9, per_group=1, groups=3, head_dim=24, value_dim=8, tokens=32, lengths=(0,) * 4, rank=8),
-    Case(queries=2, per_group=3, groups=1, head_dim=8, value_dim=40, tokens=64, lengths=(0,) * 2, rank=4, latent=True,
-         layout="interleaved"),
-    Case(queries=1, per_group=4, groups=1, head_dim=24, value_dim=16, tokens=16, lengths=(0,) * 3, rank=1, latent=True),
-    Case(queries=9, per_group=2, groups=1, head_dim=16, value_dim=8, tokens=128, lengths=(0,), rank=8, latent=True,
-         rotary_dim=8),
-)  # fmt: skip
-"""Every value of every field is in some shape; lengths and ranks are drawn, and compile nothing anew."""
+DRAWN = {
+    "one head": Case(1, 1, 1, head_dim=8, value_dim=8, tokens=16, lengths=(0,)),
+    "no patch": Case(2, 2, 3, value_dim=40, lengths=(0,) * 2, rank=0, rotary_dim=8),
+    "partial, interleaved": Case(
+        9, 3, 2, head_dim=24, tokens=64, lengths=(0,) * 3, rank=1, rotary_dim=8, layout="interleaved"
+    ),
+    "long, interleaved": Case(1, 4, 2, tokens=128, lengths=(0,) * 4, rank=8, layout="interleaved"),
+    "mha": Case(9, 1, 3, head_dim=24, value_dim=8, lengths=(0,) * 4, rank=8),
+    "mla": Case(2, 3, 1, head_dim=8, value_dim=40, latent=True, tokens=64, lengths=(0,) * 2, layout="interleaved"),
+    "mla, one query": Case(1, 4, 1, head_dim=24, latent=True, tokens=16, lengths=(0,) * 3, rank=1),
+    "mla, partial": Case(9, 2, 1, value_dim=8, latent=True, tokens=128, lengths=(0,), rank=8, rotary_dim=8),
+}
+"""Shapes whose lengths and ranks are drawn: that compiles nothing anew."""
 
 
 @st.composite
-def drawn(draw, shape):
-    """A case of one of the `SHAPES`."""
+def drawn(draw, name):
+    """A case of the shape of this name."""
+    shape = DRAWN[name]
     chunks = len(shape.lengths)
 
     def each(highest):
         return tuple(draw(st.lists(st.integers(0, highest), min_size=chunks, max_size=chunks)))
 
     return replace(shape, lengths=each(shape.tokens), ranks=each(shape.rank) if shape.rank else None)
-
-
-every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
 
 def arrays(case, seed=0):

@@ -20,8 +20,7 @@ from pallas_kernels.chunk_attention.shapes import SHAPES
 from pallas_kernels.chunk_attention.tpu import chunk_attention_tpu
 from pallas_kernels.chunk_attention.tpu_plan import VMEM, Tiles, choose_tiles, vmem
 from pallas_kernels.chunk_attention.tpu_rotation import cos_sin
-from tests.pallas_kernels.chunk_attention_cases import CASES, arrays, check, drawn, every_shape, layered, poisoned, run
-from tests.pallas_kernels.chunk_attention_cases import SHAPES as DRAWN
+from tests.pallas_kernels.chunk_attention_cases import CASES, DRAWN, arrays, check, drawn, layered, poisoned, run
 
 kernel = partial(jax.jit(chunk_attention_tpu, static_argnames=("tiles", "interpret")), interpret=True)
 
@@ -47,15 +46,15 @@ def test_bfloat16_with_the_tiles_chosen(name):
     check(case, call, run(kernel, case, poisoned(case, call)))
 
 
-@every_shape
+@pytest.mark.parametrize("name", DRAWN)
 @given(data=st.data(), seed=st.integers(0, 99))
 @settings(max_examples=3)
-def test_equals_float64_of_any_lengths_and_ranks(shape, data, seed):
-    case = data.draw(drawn(shape))
+def test_equals_float64_of_any_lengths_and_ranks(name, data, seed):
+    case = data.draw(drawn(name))
     call = arrays(case, seed)
     # Heads are split where they may be; every second shape absorbs its patch.
     heads = 1 if case.head_dim == case.value_dim else case.groups
-    tiles = Tiles(8, 16, heads, absorb=DRAWN.index(shape) % 2 == 0)
+    tiles = Tiles(8, 16, heads, absorb=list(DRAWN).index(name) % 2 == 0)
     check(case, call, run(kernel, case, poisoned(case, call), tiles=tiles))
 
 
