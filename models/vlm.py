@@ -151,7 +151,7 @@ class VisionLanguageModel(BackboneBase):
         )
 
     def prepare(self, item: Any) -> Segment:
-        """A chunk's tokens: str is text, Path a file, PIL image or uint8[H, W, 3] an image.
+        """A chunk's tokens: str is text, Path a file, PIL image or uint8[H, W, 3] an image, `kamera_jax.Video` a video.
 
         A list or tuple of these is one chunk, with its texts and media as the chat template writes the parts of one
         message; of one item it is that item.
