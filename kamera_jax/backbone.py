@@ -122,13 +122,14 @@ class BackboneBase(Backbone):
 
 
 class _Completed(BackboneBase):
-    """A backbone that does not inherit, with the defaults for what it leaves out."""
+    """A backbone that does not inherit, or has None for a member, with the defaults for what it leaves out."""
 
     collects = ("attention_mass", "queries")  # it does not say; whether it returned them is seen when it was asked
 
     def __init__(self, backbone: Any) -> None:
         self._backbone = backbone
-        vars(self).update({name: getattr(backbone, name) for name in (*METHODS, *OPTIONAL) if hasattr(backbone, name)})
+        own = {name: getattr(backbone, name, None) for name in (*METHODS, *OPTIONAL)}
+        vars(self).update({name: member for name, member in own.items() if member is not None})
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backbone, name)
@@ -150,7 +151,9 @@ def with_defaults(vlm: Any) -> BackboneBase:
     if vlm not in _CHECKED:
         check_members(vlm, Backbone)
         _CHECKED.add(vlm)
-    return vlm if isinstance(vlm, BackboneBase) else _Completed(vlm)  # pyright: ignore[reportAbstractUsage]
+    if isinstance(vlm, BackboneBase) and all(getattr(vlm, name) is not None for name in OPTIONAL):
+        return vlm
+    return _Completed(vlm)  # pyright: ignore[reportAbstractUsage]
 
 
 def forward_flops(vlm: Backbone, tokens: int, slots: int) -> float:

@@ -114,7 +114,7 @@ class Chunk(Handle):
         return _SOURCE.is_shared(self)
 
     def taken(self, kv: Any) -> Any:
-        """Of KV of all the source's tokens, the rows that this chunk keeps of its own, in the same places.
+        """The rows that this chunk keeps, taken from KV of all its source's tokens, in the same places.
 
         Args:
             kv: a `KV`, or other arrays [L, T, …].

@@ -47,10 +47,10 @@ def check_members(vlm: Any, protocol: type) -> None:
         protocol: `kamera_jax.backbone.Backbone`, whose own methods do nothing.
     """
     name = type(vlm).__name__
-    left_out = [each for each in REQUIRED if not hasattr(vlm, each) or _is_protocols(vlm, each, protocol)]
-    if left_out:
+    missing = [each for each in REQUIRED if not hasattr(vlm, each) or _is_protocols(vlm, each, protocol)]
+    if missing:
         raise BackboneError(
-            f"{name} lacks {', '.join(left_out)}; a backbone has {', '.join(REQUIRED)}: see "
+            f"{name} lacks {', '.join(missing)}; a backbone has {', '.join(REQUIRED)}: see "
             "kamera_jax.backbone.Backbone, and examples/own_backbone.py for a whole one"
         )
     kinds: dict[str, tuple[str, Callable[[Any], bool]]] = {
@@ -64,7 +64,9 @@ def check_members(vlm: Any, protocol: type) -> None:
         **dict.fromkeys((*METHODS, *OPTIONAL_METHODS), ("a method", callable)),
     }
     for member, (expected, holds) in kinds.items():
-        if hasattr(vlm, member) and not holds(value := getattr(vlm, member)):
+        value = getattr(vlm, member, None)
+        left_out = value is None and member in OPTIONAL
+        if not left_out and not holds(value):
             raise BackboneError(f"{name}.{member} is {_short(value)}; expected {expected}")
     if vlm.spec.fingerprint != vlm.fingerprint:
         raise BackboneError(

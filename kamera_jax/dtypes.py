@@ -44,7 +44,7 @@ def named(given: Any, what: str = "dtype") -> np.dtype:
 
 
 def floating(given: Any, what: str = "dtype") -> np.dtype:
-    """As `named`, of a dtype that parameters and KV may have.
+    """The dtype of a name, if parameters and KV may have it; see `named`.
 
     Raises:
         DtypeError: it is another one, named, or none.

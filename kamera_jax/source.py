@@ -76,7 +76,7 @@ def kept_rows(
     count: jax.Array | int,
     chunk: str,
 ) -> jax.Array | np.ndarray:
-    """Which of the tokens each kept row is of, i32[K], found by their positions; -1 for padding.
+    """Which of the tokens each kept row is of, i32[K], by their positions; -1 for padding.
 
     Args:
         positions: of the rows, f32[A, K].

@@ -42,7 +42,7 @@ class Stacked:
 def restore(
     pack: Pack, live: Sequence[str], sharding: jax.sharding.Sharding | None, *, verified: bool
 ) -> tuple[Stacked, ...]:
-    """See `ChunkLibrary.restore`; what is read is checked meanwhile."""
+    """All chunks of a pack, checked while they are read; see `ChunkLibrary.restore`."""
     manifest = pack.manifest
     if sharding is None:
         loaded = {name: jax.device_put(array, may_alias=True) for name, array in pack.whole(verified=verified).items()}

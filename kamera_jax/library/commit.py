@@ -65,7 +65,7 @@ class Committer:
         self._changed = threading.Condition()
 
     def add(self, row: Row) -> "Future[str]":
-        """Have a row written with the next `flush`; its key comes when it is there for good."""
+        """Queue a row for the next `flush`; the future gives its key once it is stored for good."""
         future: Future[str] = Future()
         with self._changed:
             while self._bytes > PENDING_BYTES:
@@ -76,7 +76,7 @@ class Committer:
         return future
 
     def flush(self) -> None:
-        """Have all that was added written, soon."""
+        """Write all that was added, soon: on the writer's thread."""
         writer().submit(self._drain)
 
     def _drain(self) -> None:
@@ -113,13 +113,13 @@ class Committer:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Be the library's one writer, who has seen all that is there."""
+        """The context in which this is the library's one writer, and has read all that is there."""
         with named_errors(self.root), locked(self.root / LOCK):
             self.index.refresh(force=True)
             yield
 
     def write(self, kind: Kind, rows: Sequence[Row]) -> None:
-        """Put rows into a new pack; the caller is the one writer, on the writer's thread.
+        """Write rows into a new pack; the caller is the one writer, on the writer's thread.
 
         Raises:
             LibraryFullError: there is no room.

@@ -114,7 +114,7 @@ def discard(path: Path, staging: Path) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Be the only one, in any thread or process, between here and the end; a process that dies lets go.
+    """The context in which no other thread or process has the lock; a process that dies releases it.
 
     Raises:
         OSError: the file cannot be opened for writing.

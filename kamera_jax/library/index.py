@@ -66,7 +66,7 @@ class Index:
         self._lock = threading.RLock()
 
     def refresh(self, *, force: bool = False) -> None:
-        """See what has changed since, if anything has."""
+        """Read what has changed since, if anything has."""
         with self._lock:
             now = time.time_ns()
             stamps = tuple(os.stat(folder).st_mtime_ns for folder in self._watched)

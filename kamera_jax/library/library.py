@@ -103,7 +103,7 @@ class ChunkLibrary:
         return self.put_async(item, storage=storage).result()
 
     def put_async(self, item: Chunk | Patch, *, storage: Storage = "exact") -> "Future[str]":
-        """As `put`, which it is done with when the key comes; the item is copied before this returns.
+        """Store an item without waiting: the future gives its key; the item is copied before this returns. See `put`.
 
         What is put while the writer is busy is written together. Waits when too much is waiting.
         """
@@ -113,7 +113,7 @@ class ChunkLibrary:
         return future
 
     def put_many(self, items: Iterable[Chunk | Patch], *, storage: Storage = "exact") -> list[str]:
-        """As `put` of each, in packs of 256 MiB: the way to store many."""
+        """Store items in packs of 256 MiB: the way to store many. See `put`."""
         self._check_writable()
         futures = []
         size = 0
@@ -154,7 +154,7 @@ class ChunkLibrary:
         """See `kamera_jax.store.Store.release`; a library keeps what it has until `delete`."""
 
     def get_many(self, keys: Iterable[str]) -> list[Chunk]:
-        """As `get` of each, several at once."""
+        """Chunks in the order of their keys, read several at once; see `get`."""
         with ThreadPoolExecutor(THREADS) as pool:
             return [chunk_of(*row) for row in pool.map(lambda key: self._row(key, "chunks"), keys)]
 

@@ -79,7 +79,7 @@ class Manifest:
 
     @property
     def body(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The manifest as JSON has it."""
         arrays = {name: [dtype.name, list(shape)] for name, (dtype, shape) in self.arrays.items()}
         return {
             "kind": self.kind,
@@ -91,7 +91,7 @@ class Manifest:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Of its rows."""
+        """The keys of its rows."""
         return tuple(self.entries)
 
     @property

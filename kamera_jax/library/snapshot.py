@@ -24,7 +24,7 @@ _ARRAYS = "arrays-"
 
 
 def write(folder: Path, description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-    """Put a snapshot into a folder, in place of the one that is there.
+    """Write a snapshot into a folder, in place of the one that is there.
 
     Args:
         folder: is made; one that holds something else is refused.

@@ -42,7 +42,7 @@ class Size:
 
     @property
     def asked(self) -> dict[str, Any]:
-        """As keyword arguments of `kamera_jax.form_patch`."""
+        """The size as keyword arguments of `kamera_jax.form_patch`."""
         return asdict(self)
 
     @staticmethod

@@ -55,6 +55,15 @@ def test_what_a_backbone_has_stands_before_the_defaults():
     assert whole.collects == Flopping.collects and whole.follow_up("x").content != whole.tail("x").content
 
 
+@pytest.mark.parametrize("kind", [Inherits, Bare])
+def test_none_is_left_out(kind):
+    vlm = kind()
+    vars(vlm).update(closing=None, flops=None, follow_up=None, attends_in_place=None)
+    whole = with_defaults(vlm)
+    assert whole.closing == () and whole.attends_in_place is False and forward_flops(vlm, 1, 1) > 0
+    assert whole.follow_up("which ?").content == vlm.tail("which ?").content
+
+
 def test_defaults_do_not_keep_a_backbone_alive():
     import gc
     import weakref
