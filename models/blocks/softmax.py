@@ -23,6 +23,9 @@ BLOCK_QUERIES = 256
 BLOCK_KEYS = 512
 """Most tokens of a block, over all heads: what runs fastest on a CPU, and stays on the chip of a TPU."""
 
+LANES = 128
+"""Blocks of keys are a multiple of this, as the lanes of a TPU."""
+
 FEW_TOKENS = 16
 """Fewer queries than this (decoding) are computed at once: their scores are as small as the keys they read."""
 
@@ -212,7 +215,7 @@ def _balanced(count: int, most: int, multiple: int) -> int:
 
 def _key_blocks(part: Keys) -> _KeyBlocks:
     slots, groups, _ = part.k.shape
-    size = _balanced(slots, BLOCK_KEYS, 128)
+    size = _balanced(slots, BLOCK_KEYS, LANES)
     blocks = -(-slots // size)
     pad = (0, blocks * size - slots)
 
