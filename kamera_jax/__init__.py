@@ -10,7 +10,7 @@ from kamera_jax.guard.calibration import Calibration, calibrate
 from kamera_jax.guard.fidelity import Fidelity, verify
 from kamera_jax.guard.policy import ReusePolicy, Verdict, append_checked
 from kamera_jax.guard.staleness import Staleness, staleness
-from kamera_jax.inference.encode import encode, form_patch, form_patches, prefill
+from kamera_jax.inference.encode import encode, encode_all, form_patch, form_patches, prefill
 from kamera_jax.inference.generate import Generation, generate, query
 from kamera_jax.items import Video
 from kamera_jax.kv import KV, ChunkPool, Factors, KVSpec, Segment, Sketch, SketchSpec, WindowState
@@ -54,6 +54,7 @@ __all__ = [
     "append_checked",
     "calibrate",
     "encode",
+    "encode_all",
     "form_patch",
     "form_patches",
     "generate",

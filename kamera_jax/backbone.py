@@ -116,6 +116,10 @@ class BackboneBase(Backbone):
         """FLOPs of a forward of ``tokens`` tokens that see ``slots`` more: two for each parameter and token."""
         return 2.0 * tokens * sum(leaf.size for leaf in jax.tree.leaves(self.params))
 
+    def cut(self, item: Any, *, tokens: int) -> tuple[Any, ...]:
+        """A long item in parts that `prepare` takes, each of at most ``tokens`` media tokens; whole by default."""
+        return (item,)
+
     def leading(self, layers: int) -> Backbone:
         """The model cut off after its first ``layers`` layers; the whole model where it cannot be cut."""
         return self

@@ -16,7 +16,7 @@ from kamera_jax.kv import KVSpec, Segment, WindowState
 
 METHODS = ("prepare", "tail", "decode", "forward")
 REQUIRED = ("spec", "params", "fingerprint", "preamble", "eos", *METHODS)
-OPTIONAL_METHODS = ("follow_up", "flops", "leading")
+OPTIONAL_METHODS = ("follow_up", "flops", "leading", "cut")
 OPTIONAL = ("closing", "attends_in_place", "fills_slots", "collects", *OPTIONAL_METHODS)
 
 

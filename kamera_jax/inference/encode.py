@@ -24,6 +24,9 @@ from kamera_jax.window.changes import append, materialised, nan_if
 from kamera_jax.window.checks import check_chunk, check_model
 from kamera_jax.window.window import Window, aligned
 
+PART_TOKENS = 1024
+"""Media tokens of a chunk at most, by default, where a long item is cut."""
+
 ROOM = 256
 """Slots a prefilled window keeps free by default, for a question and its answer."""
 
@@ -33,7 +36,8 @@ def encode(vlm: Backbone, item: Any, *, preamble: Literal["pinned"] | None = "pi
 
     Args:
         vlm: the model.
-        item: str is text, Path a file, PIL image or uint8[H, W, 3] an image.
+        item: str is text, Path a file, PIL image or uint8[H, W, 3] an image, `kamera_jax.Video` a video; a list of
+            these is one chunk, as the chat template writes them in one message.
         preamble: ``"pinned"`` runs it after the model's own preamble, which takes the attention-sink role; None after
             nothing at all.
 
@@ -47,6 +51,27 @@ def encode(vlm: Backbone, item: Any, *, preamble: Literal["pinned"] | None = "pi
         check_length(vlm.spec, 0.0, segment.advance)
         return chunk_of(vlm, segment, run(vlm.params, segment, None, forward=vlm.forward), None)
     return encode_segment(vlm, segment)
+
+
+def encode_all(
+    vlm: Backbone, item: Any, *, tokens: int = PART_TOKENS, preamble: Literal["pinned"] | None = "pinned"
+) -> tuple[Chunk, ...]:
+    """Canonical KV of a long item in several chunks, cut at its natural borders: a video between its frames.
+
+    What has no such borders (texts, images, lists) is one chunk.
+
+    Args:
+        vlm: the model; one that does not say how it cuts (`kamera_jax.backbone.BackboneBase.cut`) never does.
+        item: see `encode`.
+        tokens: at most so many media tokens in a chunk, but at least what cannot be cut further.
+        preamble: see `encode`.
+
+    Raises:
+        ValueError: ``tokens`` is below 1; else see `encode`.
+    """
+    if tokens < 1:
+        raise ValueError(f"chunks have at least 1 token; got tokens={tokens}")
+    return tuple(encode(vlm, part, preamble=preamble) for part in with_defaults(vlm).cut(item, tokens=tokens))
 
 
 def encode_segment(vlm: Backbone, segment: Segment) -> Chunk:

@@ -203,3 +203,14 @@ def test_what_config_json_says_of_videos():
             ARCHITECTURE.config_from_hf(
                 {**mapping, "vision_config": {**mapping["vision_config"], "tokens_per_second": wrong}}
             )
+
+
+def test_a_long_video_is_several_chunks(vlm):
+    whole = video(6, 2, 3, np.arange(6.0))
+    parts = vlm.cut(whole, tokens=1)
+    chunks = kj.encode_all(vlm, whole, tokens=1)
+    assert len(chunks) == 3 and [chunk.key for chunk in chunks] == [kj.encode(vlm, part).key for part in parts]
+    assert [chunk.key for chunk in kj.encode_all(vlm, whole)] == [kj.encode(vlm, whole).key]
+    assert len(kj.encode_all(vlm, "a text", tokens=1)) == 1
+    with pytest.raises(ValueError, match="at least 1 token; got tokens=0"):
+        kj.encode_all(vlm, whole, tokens=0)
