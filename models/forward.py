@@ -42,7 +42,7 @@ def forward(
 
     Raises:
         ValueError: ``collect`` names something else, or experts of a model that has none, or attention_mass where
-            chunks lie in pools, or tokens come with slots there.
+            chunks lie in pools, or tokens come with slots there, or the segment has DeepStack features.
     """
     if unknown := set(collect) - set(COLLECTS if config.experts else COLLECTS[:2]):
         raise ValueError(f"this model collects {COLLECTS if config.experts else COLLECTS[:2]}; got {sorted(unknown)}")
@@ -56,6 +56,11 @@ def forward(
         raise ValueError(
             "tokens that come with slots stand among what is written, and this window keeps its chunks in place; run "
             'them on a window of mode="materialise"'
+        )
+    if "deep" in segment.inputs:
+        raise ValueError(
+            "the segment has features for inner layers (DeepStack, inputs['deep']), which this decoder does not add; a "
+            "medium of such a model needs a decoder that does"
         )
     tokens = segment.positions.shape[-1]
     valid = segment.valid
