@@ -15,6 +15,8 @@ from eval.tiny.episodes import passage
 from eval.tiny.glyphs import COLOUR_NAMES, NAMES
 from kamera_jax import patch
 from kamera_jax.batch.windows import BatchRunner, Stack
+from kamera_jax.forward import preamble_chunk
+from kamera_jax.window.window import aligned
 from models import load
 
 CONTEXTS = 2
@@ -177,17 +179,18 @@ def test_recomputed_tokens_see_what_stands_before_them(vlm):
     rng = np.random.default_rng(3)
     first, second = (kj.encode(vlm, page(rng)) for _ in range(2))
     stacks = [Stack.of([chunk]) for chunk in (first, second)]
-    runner = BatchRunner(vlm, capacity=16 + 2 * 16)
+    capacity = sum(aligned(chunk.length) for chunk in (preamble_chunk(vlm), first, second))
+    runner = BatchRunner(vlm, capacity=capacity)
     batch = Batch.of(runner, runner, stacks)
     slots = np.sort(rng.choice(batch.slots(1), 5, replace=False))
     ours = recompute(batch, batch.blind, Selection(jnp.asarray(slots)[None])).state
-    window = kj.append(kj.append(kj.Window.empty(vlm, 48), first), second)
+    window = kj.append(kj.append(kj.Window.empty(vlm, capacity), first), second)
     state = window.state
     for slot in slots:
         row = int(slot) - window.entries[1].slot
         inputs = {name: rows[row : row + 1] for name, rows in second.source.inputs.items()}
         positions = second.positions[:, row : row + 1] + window.entries[1].base
-        before = state.replace(valid=state.valid & (jnp.arange(48) < slot))
+        before = state.replace(valid=state.valid & (jnp.arange(capacity) < slot))
         lone = kj.Segment(inputs, positions, jnp.int32(1))
         kv = jax.jit(vlm.forward)(vlm.params, lone, before).kv
         rot, free = kj.window.reuse.relocate(kv, None, positions, 1, vlm.spec.rope)
