@@ -248,7 +248,7 @@ def _needed(
             f'{describe(chunk)} needs a forward here: {verdict.reason}; choose fallback="patch" or "reprefill"'
         )
     action = Action.PREFILL if chunk.conditioned or policy.fallback == "reprefill" else Action.FORM
-    flops = forward_flops(vlm, chunk.length, window.tokens)
+    flops = forward_flops(vlm, _tokens(chunk), window.tokens)
     return Step(chunk, stored, patch, action, 0.0, verdict.reason, flops=flops, bytes=nbytes)
 
 
@@ -274,5 +274,10 @@ def _fresh(vlm: Backbone, window: Window, step: Step, policy: ReusePolicy) -> Pa
 
 
 def _flops(vlm: Backbone, window: Window, place: int) -> float:
-    before = window.preamble.chunk.length + sum(entry.chunk.length for entry in window.entries[:place])
-    return forward_flops(vlm, window.entries[place].chunk.length, before)
+    before = window.preamble.chunk.length + sum(_tokens(entry.chunk) for entry in window.entries[:place])
+    return forward_flops(vlm, _tokens(window.entries[place].chunk), before)
+
+
+def _tokens(chunk: Chunk) -> int:
+    """How many tokens a forward of the chunk runs: those of its source, whatever rows of its KV are kept."""
+    return chunk.length if chunk.source is None else int(chunk.source.length)

@@ -9,6 +9,7 @@ import pytest
 
 import kamera_jax as kj
 from kamera_jax import planning
+from kamera_jax.backbone import forward_flops
 from kamera_jax.batch.windows import BatchRunner, Stack
 from kamera_jax.errors import MissingInputsError, PatchMismatchError
 from kamera_jax.kv import Segment
@@ -194,6 +195,8 @@ def test_a_planner_runs_all_of_them_again(random_vlm, chunks, kept):
         random_vlm, planning.plan(random_vlm, window, planning.Recall(kept[2], at=0), policy=policy)
     )
     assert [entry.chunk.length for entry in done.window.entries][1:] == [chunk.length for chunk in chunks[:2]]
+    seen = window.preamble.chunk.length + kept[2].length
+    assert done.steps[1].flops == forward_flops(random_vlm, chunks[0].length, seen)
     formed = planning.execute(
         random_vlm, planning.plan(random_vlm, window, planning.Reorder((1, 0)), policy=kj.ReusePolicy())
     )
