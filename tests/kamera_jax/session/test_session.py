@@ -173,7 +173,7 @@ def test_pinned_chunks_stay(toy):
     session.pin(first, False)
     session.add(ITEMS[6])
     assert first not in session.keys
-    with pytest.raises(ChunkNotHeldError, match="the window holds no chunk"):
+    with pytest.raises(ChunkNotHeldError, match="the window has no chunk"):
         session.pin(first)
 
 
