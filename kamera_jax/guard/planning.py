@@ -29,7 +29,6 @@ from kamera_jax.window.edits import (
     Reorder,
     Replace,
     applied,
-    unchanged,
 )
 from kamera_jax.window.window import Window
 
@@ -166,7 +165,11 @@ def plan(
     """
     check_model(vlm, window)
     after = applied(window.entries, change)
-    kept = unchanged(window.entries, after)
+    kept = 0
+    for old, new in zip(window.entries, after, strict=False):
+        if old.chunk is not new.chunk or old.patch is not new.patch:
+            break
+        kept += 1
     steps = [
         Step(each.chunk, _stored(each, stored), each.patch, Action.KEEP, 0.0, "nothing before it changes")
         for each in after[:kept]

@@ -10,7 +10,7 @@ from kamera_jax.chunk import Chunk, Entry, Patch
 from kamera_jax.handle import traced
 from kamera_jax.kv import WindowState, bucket
 from kamera_jax.window.checks import check_chunk, check_pair, check_room, check_whole
-from kamera_jax.window.edits import Append, Changes, Evict, Pair, Recall, Reorder, Replace, applied, unchanged
+from kamera_jax.window.edits import Append, Changes, Evict, Pair, Recall, Reorder, Replace, applied
 from kamera_jax.window.pool import Pools, allocate
 from kamera_jax.window.window import Window, aligned, put
 
@@ -53,7 +53,9 @@ def _placed(window: Window, changes: Changes) -> tuple[Window, int]:
     """The window with its entries to be, checked, whose state is still what it was; and how many of them stay."""
     check_whole(window)
     after = applied(window.entries, changes)
-    kept = unchanged(window.entries, after)
+    kept = 0
+    while kept < min(len(window.entries), len(after)) and after[kept] is window.entries[kept]:
+        kept += 1
     longer = window.keeping(entries=window.entries[:kept])
     for each in after[kept:]:
         longer = _with_entry(longer, each)

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
-from kamera_jax.chunk import Chunk, Entry, Patch
+from kamera_jax.chunk import Chunk, Patch
 
 
 class Pair(NamedTuple):
@@ -141,14 +141,6 @@ def applied(items: Sequence[Item], changes: Changes) -> list[Item | Pair]:
     for change in (changes,) if isinstance(changes, Change) else changes:
         after = change.apply(after)
     return after
-
-
-def unchanged(entries: Sequence[Entry], after: Sequence[Entry | Pair]) -> int:
-    """How many entries at the window's front stay as they are: the same chunks with the same patches."""
-    for place, (old, new) in enumerate(zip(entries, after, strict=False)):
-        if old.chunk is not new.chunk or old.patch is not new.patch:
-            return place
-    return min(len(entries), len(after))
 
 
 def _moved(place: int, gone: Collection[int]) -> int:

@@ -156,8 +156,8 @@ def test_an_empty_question(random_vlm, window, question):
         (np.zeros((0, 28, 3), np.uint8), "uint8.0, 28, 3.; expected at least one pixel"),
         (np.zeros((28, 28, 3), np.float32), "float32.28, 28, 3.; expected uint8"),
         (np.zeros((28, 28), np.uint8), "expected uint8.H, W, 3."),
-        (date(2020, 1, 1), "the item is a date; expected str"),
-        (None, "the item is a NoneType"),
+        (date(2020, 1, 1), "the item is of type date; this model reads text .str"),
+        (None, "the item is of type NoneType; this model reads text"),
     ],
 )
 def test_items_that_are_no_chunk(random_vlm, item, message):
@@ -213,7 +213,7 @@ def test_too_many_to_drop(window, drop):
 
 @pytest.mark.parametrize("at", [-1, 3])
 def test_no_such_place(window, chunks, at):
-    with pytest.raises(ValueError, match=f"at must be in 0..2; got {at}"):
+    with pytest.raises(ValueError, match=f"at must be in 0..2, an entry to stand before or the end; got {at}"):
         kj.recall(window, chunks[2], None, at=at)
 
 

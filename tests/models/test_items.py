@@ -308,7 +308,7 @@ def test_a_model_without_media_reads_text(language_model):
     chunks = [kj.encode(language_model, text) for text in (RED, BLUE)]
     window = kj.Window.empty(language_model, 128)
     for chunk in chunks:
-        assert chunk.inputs.keys() == {"tokens"}
+        assert chunk.source.inputs.keys() == {"tokens"}
         window = kj.append(window, chunk)
     assert np.isfinite(kj.query(language_model, window, "which star?")).all()
     assert language_model.prepare([RED, BLUE]).content != language_model.prepare(RED).content
