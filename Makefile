@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test newest parity soak docs notebooks lint types contract results results-eval parity-results bench-kernels bench-patch bench-window bench-library library-soak guard train-tiny clean
+.PHONY: help demo test newest parity soak docs notebooks lint types contract results results-eval parity-results bench-kernels bench-attention bench-patch bench-window bench-library library-soak guard train-tiny clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -68,6 +68,10 @@ parity-results: $(VENV)/installed-parity ## measure the ports against the torch 
 
 bench-kernels: $(VENV)/installed-test ## measure the kernels anew, as far as this machine can
 	$(BIN)/python -m benchmarks.kernels $(ARGS)
+
+bench-attention: $(VENV)/installed-parity ## measure attention anew, beside torch and for TPUs
+	mkdir -p docs/results
+	$(BIN)/python -m benchmarks.attention $(ARGS)
 
 bench-patch: $(VENV)/installed ## measure what patches cost, and where their bytes go, anew
 	mkdir -p docs/results docs/figures

@@ -1,13 +1,18 @@
 """What attention costs: a decoder beside transformers on torch on this machine, and the memory of programs for TPUs.
 
 `make bench-attention` measures anew, and writes docs/results/attention.json; a part that is not measured keeps what was
-measured before. Times are medians of calls taken in turns, for a machine that is never idle; read the ratios.
+measured before. Times are medians of calls taken in turns; read the ratios. Where others use the machine too, those of
+processor time say more than those of the clock, best on one core and with a few layers:
+`taskset -c 0 python -m benchmarks.attention --only speed --layers 4`.
 """
 
 import argparse
 import json
 import os
-from collections.abc import Sequence
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +24,8 @@ import numpy as np
 
 import kamera_jax as kj
 from benchmarks import compiled
-from eval.commands.bench import RandomDecoder, lifetime, side_by_side
+from eval.commands.bench import RandomDecoder
+from kamera_jax.forward import run
 from kamera_jax.inference.encode import encode_segment
 from kamera_jax.kv import KVSpec, Segment, WindowState
 from kamera_jax.rope import RopeSpec, inverse_frequencies
@@ -59,8 +65,9 @@ SHAPES = {
 class RandomLanguageModel(RandomDecoder):
     """A decoder of a named shape with random weights as a backbone; an item is a number of tokens."""
 
-    def __init__(self, name: str) -> None:
-        text = SHAPES[name]
+    def __init__(self, name: str, layers: int | None = None) -> None:
+        """Draw the weights of all layers, or of the first ``layers``."""
+        text = SHAPES[name] if layers is None else replace(SHAPES[name], num_hidden_layers=layers)
         self.config = text
         self.params = {"text": init_params(text_declaration(text), jax.random.key(0))}
         self.fingerprint = name
@@ -75,7 +82,7 @@ def on_torch(vlm: RandomLanguageModel) -> Any:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     text = vlm.config
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -107,39 +114,58 @@ def on_torch(vlm: RandomLanguageModel) -> Any:
     return model
 
 
-def speed(runs: int) -> list[dict[str, Any]]:
-    """Seconds of transformers over ours, for encoding and prefill, and what forming a patch takes of its forward."""
+def in_turns(calls: dict[str, Callable[[], Any]], runs: int) -> dict[str, dict[str, float]]:
+    """Median seconds of each call, by the clock and of the processor, taken in turns after one run that compiles."""
+    clocks = {"clock": time.perf_counter, "processor": time.process_time}
+    seconds: dict[str, dict[str, list[float]]] = {clock: {name: [] for name in calls} for clock in clocks}
+    for call in calls.values():
+        jax.block_until_ready(call())
+    for _ in range(runs):
+        for name, call in calls.items():
+            start = {clock: read() for clock, read in clocks.items()}
+            jax.block_until_ready(call())
+            for clock, read in clocks.items():
+                seconds[clock][name].append(read() - start[clock])
+    return {
+        clock: {name: statistics.median(times) for name, times in named.items()} for clock, named in seconds.items()
+    }
+
+
+def speed(runs: int, layers: int | None) -> list[dict[str, Any]]:
+    """Encoding and prefill beside transformers, and forming a patch beside the forward that it takes."""
     import torch
 
-    vlm = RandomLanguageModel("smollm2-135m")
+    vlm = RandomLanguageModel("smollm2-135m", layers)
     peer = on_torch(vlm)
     check(vlm, peer)
 
     def theirs(*counts: int) -> Any:
-        tokens = np.concatenate([np.asarray(vlm.prepare(count).inputs["tokens"]) for count in counts])
+        tokens = np.concatenate([np.array(vlm.prepare(count).inputs["tokens"]) for count in counts])
         with torch.no_grad():
             return peer(torch.from_numpy(tokens)[None].long(), logits_to_keep=1, use_cache=True).logits.numpy()
 
     rows = []
 
-    def beside(row: dict[str, Any], ours: Any, *counts: int) -> None:
-        seconds = side_by_side({"ours": ours, "torch": lambda: theirs(*counts)}, runs)
-        row |= {f"{name}_s": value for name, value in seconds.items()}
-        rows.append(row | {"ratio": seconds["torch"] / seconds["ours"]})
+    def measured(what: str, tokens: list[int], calls: dict[str, Callable[[], Any]]) -> None:
+        """``ratio`` is the first call's time over the second's."""
+        seconds = in_turns(calls, runs)
+        first, second = calls
+        ratio = {clock: named[first] / named[second] for clock, named in seconds.items()}
+        rows.append({"what": what, "tokens": tokens, "layers": len(vlm.config.stacks["layers"]), **seconds})
+        rows[-1]["ratio"] = ratio
         print(json.dumps(rows[-1]), flush=True)
 
     for count in ENCODED:
-        segment = vlm.prepare(count)
-        beside({"what": "encode", "tokens": count}, partial(encode, vlm, segment), count)
+        ours = partial(encode, vlm, vlm.prepare(count))
+        measured("encode", [count], {"torch": partial(theirs, count), "ours": ours})
     for count in PREFILLED:
-        items = [count, count - 1]
-        beside({"what": "prefill", "tokens": [count, count]}, partial(prefill, vlm, items), count, count)
+        ours = partial(prefill, vlm, [count, count - 1])
+        measured("prefill", [count, count], {"torch": partial(theirs, count, count), "ours": ours})
     for count in FORMED:
         before, chunk = (kj.encode(vlm, item) for item in (count, count - 1))
-        row = lifetime(vlm, before, chunk, 32, runs)
-        row = {"what": "form", "tokens": count, **{name: row[name] for name in ("forward_ms", "form_ms")}}
-        rows.append(row | {"form_of_forward": row["form_ms"] / row["forward_ms"]})
-        print(json.dumps(rows[-1]), flush=True)
+        window = kj.append(kj.Window.empty(vlm, 16 + 2 * count), before)
+        calls = {"form": partial(form, vlm, window, chunk), "forward": partial(conditioned, vlm, window, chunk)}
+        measured("form", [count, count], calls)
     return rows
 
 
@@ -153,6 +179,18 @@ def prefill(vlm: RandomLanguageModel, items: Sequence[int]) -> Any:
     return kj.prefill(vlm, items).state
 
 
+def form(vlm: RandomLanguageModel, window: kj.Window, chunk: kj.Chunk) -> Any:
+    """All that a patch keeps."""
+    patch = kj.form_patch(vlm, chunk, context=window, rank=32)
+    return patch.factors, patch.mass, patch.residual
+
+
+def conditioned(vlm: RandomLanguageModel, window: kj.Window, chunk: kj.Chunk) -> Any:
+    """The chunk's KV by one forward on the window."""
+    there = chunk.segment.at(window.next_position)
+    return run(vlm.params, there, window.state, forward=vlm.forward).kv
+
+
 def check(vlm: RandomLanguageModel, peer: Any) -> None:
     """Raise unless both give the same logits."""
     import torch
@@ -160,7 +198,7 @@ def check(vlm: RandomLanguageModel, peer: Any) -> None:
     segment = vlm.prepare(64)
     ours = np.asarray(vlm.forward(vlm.params, segment, None, logits_at=jnp.arange(64)).logits)
     with torch.no_grad():
-        theirs = peer(torch.from_numpy(np.asarray(segment.inputs["tokens"]))[None].long()).logits[0].numpy()
+        theirs = peer(torch.from_numpy(np.array(segment.inputs["tokens"]))[None].long()).logits[0].numpy()
     error = np.abs(ours - theirs).max() / np.abs(theirs).max()
     if error > 1e-4:
         raise AssertionError(f"the two models' logits differ by {error:.1e}; they are to be one model")
@@ -211,10 +249,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure attention.")
     parser.add_argument("--only", choices=("speed", "memory"), help="measure one part and keep the other")
     parser.add_argument("--runs", type=int, default=5, help="of which the median is kept")
+    parser.add_argument("--layers", type=int, help="of the decoder whose speed is measured; all of them by default")
     parser.add_argument("--json", type=Path, default=Path("docs/results/attention.json"))
     arguments = parser.parse_args()
     result = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
-    parts = {"speed": partial(speed, arguments.runs), "memory": memory}
+    parts = {"speed": partial(speed, arguments.runs, arguments.layers), "memory": memory}
     for name in [arguments.only] if arguments.only else parts:
         result[name] = parts[name]()
     result["versions"] = {name: version(name) for name in ("jax", "torch", "transformers")}

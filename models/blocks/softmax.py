@@ -16,11 +16,11 @@ from jaxtyping import Array, Bool, Float, Int
 MASKED = -1e30
 """Finite, so that a row with nothing to see (padding) stays finite too."""
 
-BLOCK_BYTES = 2**24
+BLOCK_BYTES = 2**22
 """Most bytes that the f32 scores of one block take; where all scores fit, they are computed at once."""
 
-BLOCK_QUERIES = 256
-BLOCK_KEYS = 512
+BLOCK_QUERIES = 128
+BLOCK_KEYS = 256
 """Most tokens of a block, over all heads: what runs fastest on a CPU, and stays on the chip of a TPU."""
 
 LANES = 128
