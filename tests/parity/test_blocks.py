@@ -16,8 +16,8 @@ pytestmark = pytest.mark.parity
 def test_whole_prompt_by_blocks_equals_hf(pair, monkeypatch):
     for name, value in {"BLOCK_BYTES": 1, "BLOCK_QUERIES": 16, "BLOCK_KEYS": 32, "LANES": 16, "FEW_TOKENS": 0}.items():
         monkeypatch.setattr(softmax, name, value)
-    encode = jax.jit(ports._encode_image.__wrapped__, static_argnames=("encode", "config"))
-    monkeypatch.setattr(ports, "_encode_image", encode)  # compiled with these blocks, and not kept
+    encode = jax.jit(ports._encode.__wrapped__, static_argnames=("medium", "tower"))
+    monkeypatch.setattr(ports, "_encode", encode)  # compiled with these blocks, and not kept
     prompt = pair.prompt(pair.items(("odd", "two pages show the same glyph.", "square")), "which colour is it?")
     segment = prompt.joined()
     tokens = len(prompt.ids)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kamera_jax.forward import run
-from models import vlm
+from models import forward as ports
 from models.blocks import moe
 from tests.parity.pairs import CONFIGS
 from tests.parity.routing import ROUTES, differs, margins, reached, tolerance
@@ -30,7 +30,7 @@ def prompt(pair):
 @cache
 def observed(text):
     """A forward of its own for a language model, and the list where its scores come to lie, layer by layer."""
-    return partial(vlm.forward, text), []
+    return partial(ports.forward, text), []
 
 
 def routes(model, prompt, params=None):
