@@ -82,7 +82,7 @@ def on_torch(vlm: RandomLanguageModel) -> Any:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(cores())
     text = vlm.config
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -112,6 +112,11 @@ def on_torch(vlm: RandomLanguageModel) -> Any:
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert missing in ([], ["lm_head.weight"]) and not unexpected, (missing, unexpected)
     return model
+
+
+def cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_turns(calls: dict[str, Callable[[], Any]], runs: int) -> dict[str, dict[str, float]]:
@@ -151,8 +156,8 @@ def speed(runs: int, layers: int | None) -> list[dict[str, Any]]:
         seconds = in_turns(calls, runs)
         first, second = calls
         ratio = {clock: named[first] / named[second] for clock, named in seconds.items()}
-        rows.append({"what": what, "tokens": tokens, "layers": len(vlm.config.stacks["layers"]), **seconds})
-        rows[-1]["ratio"] = ratio
+        rows.append({"what": what, "tokens": tokens, "layers": vlm.config.num_hidden_layers, "cores": cores()})
+        rows[-1] |= {**seconds, "ratio": ratio}
         print(json.dumps(rows[-1]), flush=True)
 
     for count in ENCODED:
