@@ -77,7 +77,7 @@ def _iterated(change: Float[Array, "L T F"], width: int, seed: int) -> Component
 
     Both sides are made orthonormal, so that weak directions are not lost in the rounding of strong ones.
     """
-    features = jax.random.normal(jax.random.key(seed), (change.shape[2], width))
+    features = jax.random.normal(jax.random.key(seed), (change.shape[2], width), jnp.float32)
     features = jnp.broadcast_to(features, (change.shape[0], *features.shape))
 
     def turn(_: jax.Array, features: jax.Array) -> jax.Array:

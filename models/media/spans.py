@@ -101,7 +101,7 @@ def _media(spans: Sequence[Span], size: int) -> dict[str, jax.Array]:
 @jax.jit
 def _place(rows: jax.Array, features: jax.Array, first: jax.Array, count: jax.Array) -> jax.Array:
     """``features[:count]`` in rows from ``first`` on: one compilation a pair of buckets, whatever the lengths."""
-    index = jnp.arange(rows.shape[0]) - first
+    index = jnp.arange(rows.shape[0], dtype=jnp.int32) - first
     taken = features[jnp.clip(index, 0, features.shape[0] - 1)]
     here = ((index >= 0) & (index < count)).reshape(-1, *[1] * (rows.ndim - 1))
     return jnp.where(here, taken, rows)
