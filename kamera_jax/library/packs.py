@@ -199,8 +199,8 @@ class Pack:
                 raise LibraryCorruptError(message) from error
             raise ValueError(
                 f"pack {self.folder} is as it was written, and was not read onto the devices "
-                f"({type(error).__name__}: {error}); give a sharding that its arrays can have, on devices with room for "
-                "them, or none"
+                f"({type(error).__name__}: {error}); give a sharding that its arrays can have, on devices with room "
+                "for them, or none"
             ) from error
 
 

@@ -54,3 +54,44 @@ for storage in ("exact", "int8"):
 """,
         tmp_path,
     )
+
+
+def test_a_model_on_another_device():
+    """Loaded there, or moved after it was used: parameters, preamble and all that is computed lie there."""
+    on_four_devices(
+        """
+import jax, pytest
+import numpy as np
+import kamera_jax as kj
+from models import load
+
+def places(tree):
+    return {device for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array) for device in leaf.devices()}
+
+first, second, third = jax.devices()[:3]
+used = load("kamera-tiny-gqa")
+a = kj.encode(used, "the sky is blue")
+for vlm, where in ((load("kamera-tiny-gqa", device=second), second), (used.to(third), third)):
+    b = kj.encode(vlm, "the sky is blue")
+    assert vlm.fingerprint == used.fingerprint and b.key == a.key
+    assert np.asarray(b.kv.rot).tobytes() == np.asarray(a.kv.rot).tobytes()
+    for mode in ("materialise", "in_place"):
+        w = kj.append(kj.Window.empty(vlm, 128, mode=mode), b)
+        assert places(w.preamble.chunk.kv) | places(w.state.rot) | places(b.kv) == {where}
+        answer = kj.generate(vlm, w, "what colour?", max_new_tokens=2)
+        assert places(kj.query(vlm, w, "what?")) | places(answer.window.state.rot) == {where}
+assert places(kj.Window.empty(used, 128).state) == {first}
+for device in ("cpu:1", 1, jax.devices(), jax.make_mesh((4,), ("model",))):
+    with pytest.raises(ValueError, match="expected a jax.Device"):
+        load("kamera-tiny-gqa", device=device)
+with pytest.raises(ValueError, match="give the one or the other"):
+    load("kamera-tiny-gqa", device=second, mesh=jax.make_mesh((4,), ("model",)))
+
+# A backbone whose parameters are replaced by the same ones elsewhere.
+from tests.kamera_jax.toy import Toy
+toy = Toy()
+kj.Window.empty(toy, 64)
+toy.params = jax.device_put(toy.params, second)
+assert places(kj.Window.empty(toy, 64).preamble.chunk.kv) == {second}
+"""
+    )
