@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from weakref import WeakKeyDictionary, WeakSet
+from typing import Any
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,8 @@ from kamera_jax.identity import chunk_key, content_of, lineage
 from kamera_jax.kv import Segment, WindowState
 from kamera_jax.types import Params
 
-_PREAMBLES: WeakKeyDictionary[Backbone, Chunk] = WeakKeyDictionary()
+_PREAMBLES: WeakKeyDictionary[Backbone, tuple[list[Callable[[], Any]], Chunk]] = WeakKeyDictionary()
+"""Of each model the preamble, and references to the arrays that its parameters were."""
 
 
 @partial(jax.jit, static_argnames=("forward", "collect"))
@@ -101,13 +103,24 @@ def chunk_of(
 
 
 def preamble_chunk(vlm: Backbone) -> Chunk:
-    """The model's preamble with its KV; computed once per model."""
+    """The model's preamble with its KV; computed once per model, and again where its parameters are other arrays.
+
+    They may lie on another device now: what is run there is to find the preamble there.
+    """
     check_forward(vlm)
+    params = jax.tree.leaves(vlm.params)
     if vlm in _PREAMBLES:
-        return _PREAMBLES[vlm]
+        known, chunk = _PREAMBLES[vlm]
+        if len(known) == len(params) and all(each() is leaf for each, leaf in zip(known, params, strict=True)):
+            return chunk
     segment = vlm.preamble
     with jax.ensure_compile_time_eval():  # asked for inside a transformation, it is computed outside of it
         chunk = chunk_of(vlm, segment, run(vlm.params, segment, None, forward=vlm.forward), None)
     if not traced(*jax.tree.leaves(chunk)):  # of parameters that are traced it is of no use elsewhere
-        _PREAMBLES[vlm] = chunk
+        _PREAMBLES[vlm] = ([_reference(leaf) for leaf in params], chunk)
     return chunk
+
+
+def _reference(leaf: Any) -> Callable[[], Any]:
+    """What gives a leaf of the parameters as long as it lives: a model's old parameters are not kept alive."""
+    return ref(leaf) if isinstance(leaf, jax.Array) else lambda: leaf

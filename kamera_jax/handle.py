@@ -119,6 +119,27 @@ class Handle:
                 new._set(**{name: tuple(a._named_like(b) for a, b in zip(mine, theirs, strict=True))})
         return new
 
+    def __eq__(self, other: object) -> bool:
+        """Whether both are one object, or of one type and one key that both have, stored in one codec: one value.
+
+        What has no key is equal to itself alone: its arrays are not compared, which would wait for the device.
+        """
+        if self is other:
+            return True
+        if not isinstance(other, Handle) or type(self) is not type(other):
+            return NotImplemented
+        mine = self._named_value()
+        return mine is not None and mine == other._named_value()
+
+    def __hash__(self) -> int:
+        mine = self._named_value()
+        return object.__hash__(self) if mine is None else hash(mine)
+
+    def _named_value(self) -> tuple[Any, ...] | None:
+        """What names the bits of a handle; None where nothing does."""
+        key = getattr(self, "key", "")
+        return (key, getattr(self, "codec", "")) if key else None
+
     def __repr__(self) -> str:
         """Shapes, and not the arrays: a window holds thousands of numbers."""
         names = ("key", "mode", "capacity", "base", "slot")

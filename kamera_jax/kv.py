@@ -207,7 +207,7 @@ class Segment:
     @property
     def valid(self) -> Bool[Array, " T"]:
         """Which rows are tokens, bool[T]."""
-        return jnp.arange(self.positions.shape[-1]) < self.length
+        return jnp.arange(self.positions.shape[-1], dtype=jnp.int32) < self.length
 
 
 def _flatten_segment(segment: Segment) -> tuple[tuple[Any, ...], None]:

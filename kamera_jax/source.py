@@ -90,7 +90,9 @@ def kept_rows(
             JAX transformation such rows are -1 instead, and of several tokens the first is taken.
     """
     if traced(positions, length, tokens, count):
-        valid = (jnp.arange(positions.shape[1]) < length)[:, None] & (jnp.arange(tokens.shape[1]) < count)[None, :]
+        valid = (jnp.arange(positions.shape[1], dtype=jnp.int32) < length)[:, None] & (
+            jnp.arange(tokens.shape[1], dtype=jnp.int32) < count
+        )[None, :]
         same = (positions[:, :, None] == tokens[:, None, :]).all(0) & valid
         return jnp.where(same.any(1), same.argmax(1), -1).astype(jnp.int32)
     rows = list(map(tuple, np.asarray(positions)[:, : int(length)].T.tolist()))
@@ -127,6 +129,8 @@ def taken_rows(kv: Any, rows: jax.Array | np.ndarray, length: jax.Array | int) -
         shape = (1, -1, *[1] * (leaf.ndim - 2))
         taken = jnp.take(leaf, jnp.maximum(rows, 0), axis=1)
         taken = jnp.where((rows >= 0).reshape(shape), taken, jnp.asarray(jnp.nan, leaf.dtype))
-        return jnp.where((jnp.arange(rows.shape[0]) < length).reshape(shape), taken, jnp.zeros((), leaf.dtype))
+        return jnp.where(
+            (jnp.arange(rows.shape[0], dtype=jnp.int32) < length).reshape(shape), taken, jnp.zeros((), leaf.dtype)
+        )
 
     return jax.tree.map(take, kv)

@@ -23,6 +23,14 @@ class MissingConfigFileError(ConfigError, FileNotFoundError):
     """A model folder lacks a file."""
 
 
+class ParamsError(ValueError):
+    """Parameters that do not fit a model."""
+
+
+class FrozenParamsError(AttributeError, ValueError):
+    """A model's parameters were assigned to, which would leave its fingerprint and its keys as they were."""
+
+
 class WeightsError(ValueError):
     """A folder's weights are not the model's."""
 

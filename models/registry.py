@@ -24,6 +24,7 @@ def load(
     name: str | Path,
     *,
     dtype: Any = None,
+    device: Any = None,
     mesh: jax.sharding.Mesh | None = None,
     rules: Rules | None = None,
     system: str | None = None,
@@ -34,6 +35,8 @@ def load(
         name: ``"kamera-tiny-gqa"``, ``-mla`` or ``-mha`` (embedded), a local folder in hub format, or a hub id.
         dtype: of parameters and KV: float32, bfloat16 or float16, as a name (also short: ``"bf16"``, ``"half"``), or as
             a type of numpy, JAX or torch; ``"auto"`` is the default, the checkpoint's.
+        device: a ``jax.Device``, where the parameters are placed, and with them all that is run; the default
+            one if left out.
         mesh: devices to place the parameters on, shard by shard as they are read: split over its axes ``model``
             (tensor parallel), ``expert`` and ``fsdp``, as far as it has them, and replicated over others.
         rules: which logical axis of the parameters is split over which mesh axis, instead of
@@ -43,16 +46,19 @@ def load(
     Raises:
         UnknownModelError: there is no such model, or its architecture is not served.
         UnsupportedRopeError: its RoPE is not known, or its numbers cannot be.
-        MeshError: the mesh is none, does not have the axes that the rules name, or is missing where there are rules.
+        MeshError: the device or the mesh is none, both are given, the mesh does not have the axes that the rules name,
+            or is missing where there are rules.
         ValueError: a subclass named for what is missing, truncated, unknown or unsupported in it.
     """
+    if mesh is not None and device is not None:
+        raise MeshError(f"device is {device} and mesh is {mesh}; give the one or the other")
     if mesh is None and rules is not None:
         raise MeshError(f"rules are {dict(rules)}, and mesh is None; give the mesh that the rules are about")
     folder = _folder(name)
     mapping = read_json(folder / "config.json")
     check_architecture(str(name), mapping, ARCHITECTURES)
     port = ARCHITECTURES[mapping["model_type"]]
-    return VisionLanguageModel.load(port, folder, dtype=dtype, system=system, mesh=mesh, rules=rules)
+    return VisionLanguageModel.load(port, folder, dtype=dtype, system=system, device=device, mesh=mesh, rules=rules)
 
 
 def _folder(name: str | Path) -> Path:

@@ -2,40 +2,37 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from PIL import Image
 
 from kamera_jax.backbone import BackboneBase
 from kamera_jax.dtypes import DtypeError, floating
 from kamera_jax.guard.calibration import Calibration
 from kamera_jax.identity import content_key
 from kamera_jax.kv import KVSpec, Segment
-from models.architecture import Architecture, Config, Medium
+from models.architecture import Architecture, Config, Encode, Medium
 from models.blocks import decoder
-from models.blocks.params import Params
-from models.blocks.sharding import Rules, param_shardings
+from models.blocks.params import Params, check_params, params_digest
+from models.blocks.sharding import Rules, on_device, param_shardings
+from models.errors import FrozenParamsError
 from models.forward import COLLECTS, forward_of
-from models.hub.chat import Block, ChatTemplate
+from models.hub.chat import ChatTemplate
 from models.hub.fields import Fields, UnsupportedConfigError, read_json
 from models.hub.weights import load_params, revision, stored_dtype
-from models.media.pictures import ImageError, open_item
-from models.media.spans import Features, Span, compose
+from models.media.spans import Features, Pending, Span, compose
+from models.preprocessor import ItemError, Preprocessed, Preprocessor, digest
+
+__all__ = ["CALIBRATION", "ItemError", "VisionLanguageModel"]
 
 CALIBRATION = "calibration.json"
 """Beside the weights: a `kamera_jax.Calibration`."""
-
-
-class ItemError(ValueError):
-    """An item that this model does not read: of another kind, an empty list, or a list in a list."""
 
 
 class VisionLanguageModel(BackboneBase):
@@ -45,12 +42,14 @@ class VisionLanguageModel(BackboneBase):
         architecture: the port.
         config: its configuration.
         spec: what its KV is.
-        params: its parameters.
+        params: its parameters; see `with_params` for other ones.
         fingerprint: config, preprocessing and weights revision.
         preamble: system text and user header.
         closing: tokens after an answer, up to the next question.
         eos: tokens that end an answer.
         forward: see `kamera_jax.backbone.Backbone.forward`.
+        preprocess: what the host does with an item before the model sees it, by a loader's workers too: `prepare` and
+            all that calls it take what it returns in place of the item. See `models.preprocessor.Preprocessor`.
         calibration: for `kamera_jax.ReusePolicy`: what `CALIBRATION` beside the weights holds, if it was measured with
             these weights in this dtype; else None.
     """
@@ -78,7 +77,7 @@ class VisionLanguageModel(BackboneBase):
         rot_dim, free_dim, heads = text.attention.kv_widths
         self.architecture = architecture
         self.config = config
-        self.params = params
+        self._params = params
         self.fingerprint = fingerprint
         self.calibration = calibration
         self.spec = KVSpec(
@@ -95,7 +94,9 @@ class VisionLanguageModel(BackboneBase):
         self.forward = forward_of(text)
         self.collects = COLLECTS if text.experts else COLLECTS[:2]
         self._chat = chat
-        self._settings = settings
+        made = dict(identity)
+        reads = [made.get("configuration", fingerprint), made.get("preprocessing", ""), list(chat.preamble)]
+        self.preprocess = Preprocessor(architecture, config, chat, settings, content_key({"reads": reads}))
         self.eos = chat.eos
         self.closing = chat.closing
         self.preamble = self._text_segment(chat.preamble, f"preamble:{list(chat.preamble)}")
@@ -108,6 +109,7 @@ class VisionLanguageModel(BackboneBase):
         *,
         dtype: Any = None,
         system: str | None = None,
+        device: Any = None,
         mesh: jax.sharding.Mesh | None = None,
         rules: Rules | None = None,
     ) -> "VisionLanguageModel":
@@ -119,7 +121,8 @@ class VisionLanguageModel(BackboneBase):
             dtype: of parameters and KV, float32, bfloat16 or float16 by any of their names; the checkpoint's by
                 default.
             system: system text of the preamble; the chat template's own by default.
-            mesh: devices to place the parameters on; the default one if left out.
+            device: where the parameters are placed, and with them all that is run; the default one if left out.
+            mesh: devices to place the parameters on, in place of ``device``.
             rules: how they are split over the mesh; see `models.blocks.sharding.param_shardings`.
 
         Raises:
@@ -133,6 +136,8 @@ class VisionLanguageModel(BackboneBase):
         declared = architecture.declaration(config)
         table = architecture.weight_table(config)
         shardings = None if mesh is None else param_shardings(declared, mesh, rules)
+        if device is not None:
+            shardings = on_device(declared, device)
         params = load_params(folder, declared, table, dtype, shardings)
         identity = {"config": mapping, "preprocessing": preprocessing, "weights": revision(folder), "dtype": str(dtype)}
         fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
@@ -154,19 +159,16 @@ class VisionLanguageModel(BackboneBase):
         """A chunk's tokens: str is text, Path a file, PIL image or uint8[H, W, 3] an image, `kamera_jax.Video` a video.
 
         A list or tuple of these is one chunk, with its texts and media as the chat template writes the parts of one
-        message; of one item it is that item.
+        message; of one item it is that item. What ``preprocess`` made of an item, in this process or another, is taken
+        in its place.
 
         Raises:
-            ValueError: it cannot be read, is empty, or has another type.
+            ValueError: it cannot be read, is empty, has another type, or was preprocessed for another model.
         """
-        parts = self._parts(item)
-        spans = self._spans(parts)
-        ids = [number for span in spans for number in span.ids]
-        # What the chat template writes around media is a part of the chunk.
-        if len(parts) == 1:
-            content = parts[0].digest(ids)
-        else:
-            content = _digest(f"parts:{ids}:{[part.digest([]) for part in parts]}")
+        if isinstance(item, Preprocessed):
+            done = self.preprocess.checked(item)
+            return compose([self._encoded(span) for span in done.spans], self.spec.rope.axes, done.content)
+        spans, content = self.preprocess.read(item, self._encoder)
         return compose(spans, self.spec.rope.axes, content)
 
     def cut(self, item: Any, *, tokens: int) -> tuple[Any, ...]:
@@ -178,89 +180,19 @@ class VisionLanguageModel(BackboneBase):
         Raises:
             ValueError: the item cannot be read, or ``tokens`` is below 1.
         """
-        if tokens < 1:
-            raise ValueError(f"parts have at least 1 token; got tokens={tokens}")
-        parts = self._parts(item)
-        medium = parts[0].medium
-        if len(parts) > 1 or medium is None:
-            return (item,)
-        return tuple(medium.cut(parts[0].item, self._settings[medium.kind], self.config, tokens))
+        return self.preprocess.cut(item, tokens=tokens)
 
-    def _parts(self, item: Any) -> list["_Part"]:
-        """The opened parts of an item; one that is no list has one.
+    def _encoded(self, span: Span) -> Span:
+        """The span with the features of its block."""
+        block = span.features
+        if not isinstance(block, Pending):
+            return span
+        return replace(span, features=self._encoder(self.architecture.medium(block.kind))(block.inputs, block.plan))
 
-        Raises:
-            ValueError: a part cannot be read; of several, the message says which.
-        """
-        if not isinstance(item, list | tuple):
-            return [self._opened(item)]
-        if not item:
-            raise ItemError(f"the list of a chunk's parts is empty; expected {self._readable()}")
-        if len(item) == 1:
-            return [self._opened(item[0])]
-        parts = []
-        for number, each in enumerate(item, start=1):
-            place = f"part {number} of {len(item)}: "
-            with _named(place):
-                parts.append(replace(self._opened(each), place=place))
-        return parts
-
-    def _opened(self, item: Any) -> "_Part":
-        """One part, read.
-
-        Raises:
-            ValueError: it cannot be read, is empty, or has another type.
-        """
-        if isinstance(item, list | tuple):
-            raise ItemError(
-                f"a {type(item).__name__} stands among the parts of a chunk; expected {self._readable()}: put all "
-                "parts in one list, or encode it as a chunk of its own"
-            )
-        if isinstance(item, str | Path | Image.Image | np.ndarray):
-            item = open_item(item)
-        if isinstance(item, str):
-            if not self._chat.encode(item):
-                raise ItemError("the text is empty; a chunk needs at least one token")
-            return _Part(None, item, ("text", item, b""))
-        for medium in self.architecture.media:
-            if medium.reads(item):
-                item = medium.normal(item)
-                return _Part(medium, item, medium.digested(item, self._settings[medium.kind]))
-        given = "an image" if isinstance(item, Image.Image | np.ndarray) else f"of type {type(item).__name__}"
-        raise ItemError(f"the item is {given}; this model reads {self._readable()}")
-
-    def _readable(self) -> str:
-        """What the model reads, in words."""
-        media = [medium.items for medium in self.architecture.media]
-        return ", ".join([f"text {'' if media else 'alone '}(str, or a .txt or .md file)", *media])
-
-    def _spans(self, parts: Sequence["_Part"]) -> list[Span]:
-        """Text and media blocks of a chunk, in the order of its tokens."""
-        placeholders = self.config.placeholders
-        blocks: dict[int, list[_Part]] = {}
-        for part in parts:
-            if part.medium is not None:
-                blocks.setdefault(placeholders[part.medium.kind], []).append(part)
-        content = [part.item if part.medium is None else Block(part.medium.kind) for part in parts]
-        spans = []
-        text: list[int] = []
-        for number in self._chat.content(content, placeholders):
-            if number not in blocks:
-                text.append(number)
-                continue
-            spans += [Span(text)] if text else []
-            text = []
-            part = blocks[number].pop(0)
-            with _named(part.place):
-                spans += self._block(part)
-        return [*spans, Span(text)] if text else spans
-
-    def _block(self, part: "_Part") -> Sequence[Span]:
-        """The spans of a medium's part."""
-        medium: Any = part.medium
-        tower = self.config.towers[medium.tower]
-        encode = partial(_encode, self.params[medium.tower], medium=medium, tower=tower)
-        return medium.spans(part.item, self._settings[medium.kind], self.config, self._chat, encode)
+    def _encoder(self, medium: Medium) -> Encode:
+        """What runs a medium's tower."""
+        named: Any = medium  # hashable, as its protocol asks
+        return partial(_encode, self.params[medium.tower], medium=named, tower=self.config.towers[medium.tower])
 
     def tail(self, text: str) -> Segment:
         """The question and the assistant header.
@@ -297,50 +229,77 @@ class VisionLanguageModel(BackboneBase):
         text = self.config.text.leading(layers)
         cut = copy(self)
         cut.config = replace(self.config, text=text)
-        cut.params = {**self.params, "text": decoder.leading_params(self.params["text"], text)}
-        cut.fingerprint = _digest(f"{self.fingerprint}: first {layers} layers")
+        cut._params = {**self.params, "text": decoder.leading_params(self.params["text"], text)}
+        cut.fingerprint = digest(f"{self.fingerprint}: first {layers} layers")
         cut.spec = replace(self.spec, layers=layers, fingerprint=cut.fingerprint)
         cut.forward = forward_of(text)
         cut.calibration = None
         return cut
+
+    @property
+    def params(self) -> Params:
+        """The parameters."""
+        return self._params
+
+    @params.setter
+    def params(self, params: Params) -> None:
+        raise FrozenParamsError(
+            f"the parameters of a {type(self).__name__} are not assigned to: its fingerprint, its preamble and the "
+            "keys of all its chunks are those of the parameters that it was made with. Other parameters make another "
+            'model: tuned = vlm.with_params(params, revision="…"); the same ones elsewhere: vlm.to(device)'
+        )
+
+    def with_params(self, params: Params, *, revision: str | None = None) -> "VisionLanguageModel":
+        """The model with other parameters, fine-tuned ones say: another model, whose chunks have other keys.
+
+        What was compiled is shared, as long as shapes and dtypes are. Its preamble is run anew, and it has no
+        calibration.
+
+        Args:
+            params: as ``vlm.params``, of the same names and shapes, all of one floating-point dtype but for those that
+                the architecture declares in another.
+            revision: what names these values, such as a run and a step: whoever gives the same name twice says that
+                they are the same. By default a digest of every byte, for which the host reads them all.
+
+        Raises:
+            ParamsError: the parameters do not fit the model, or have no values yet to be digested.
+            DtypeError: they are of a dtype that parameters cannot have.
+        """
+        dtype = check_params(self.architecture.declaration(self.config), params)
+        revised = content_key({"params": params_digest(params) if revision is None else f"revision {revision}"})
+        parts = [(name, part) for name, part in self.spec.identity if name != "weights"]
+        other = copy(self)
+        other._params = params
+        other.fingerprint = digest(f"{self.fingerprint}: parameters {revised} in {dtype.name}")
+        identity = (*parts, ("weights", revised))
+        other.spec = replace(self.spec, dtype=dtype.name, fingerprint=other.fingerprint, identity=identity)
+        other.calibration = None
+        return other
+
+    def to(self, where: Any) -> "VisionLanguageModel":
+        """The same model, of the same fingerprint and keys, with its parameters and its preamble somewhere else.
+
+        Args:
+            where: a ``jax.Device`` or ``jax.sharding.Sharding`` for all parameters, or a tree of them, one for each.
+        """
+        moved = copy(self)
+        moved._params = jax.device_put(self.params, where)
+        return moved
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what is made of the configuration again, so that programs are shared with the model it came from."""
+        return {name: value for name, value in vars(self).items() if name != "forward"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.forward = forward_of(self.config.text)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of token ids."""
         return self._chat.decode(tokens)
 
     def _text_segment(self, ids: Sequence[int], content: str) -> Segment:
-        return compose([Span(ids)], self.spec.rope.axes, _digest(content))
-
-
-@dataclass(frozen=True, eq=False)
-class _Part:
-    """A part of an item, opened.
-
-    Attributes:
-        medium: what reads it; None for text.
-        item: the text, or what the medium reads.
-        digested: what its digest is made of: kind and version, what says its shape, and its content.
-        place: what names it among several parts, for messages.
-    """
-
-    medium: Medium | None
-    item: Any
-    digested: tuple[str, str, bytes]
-    place: str = ""
-
-    def digest(self, ids: Sequence[int]) -> str:
-        """sha256 of the part where it has these token ids."""
-        kind, shape, payload = self.digested
-        return _digest(f"{kind}:{list(ids)}:{shape}", payload)
-
-
-@contextmanager
-def _named(place: str) -> Iterator[None]:
-    """Puts ``place`` before the message of what is raised about an item."""
-    try:
-        yield
-    except (ImageError, ItemError) as error:
-        raise type(error)(f"{place}{error}") from error
+        return compose([Span(ids)], self.spec.rope.axes, digest(content))
 
 
 def _stored_dtype(folder: Path, mapping: Mapping[str, Any]) -> np.dtype:
@@ -383,7 +342,3 @@ def _calibration(folder: Path, fingerprint: str) -> Calibration | None:
 def _encode(params: Params, inputs: jax.Array, plan: Any, *, medium: Any, tower: Any) -> Features:
     """The features of one media block: one compilation a bucket of the tower."""
     return medium.encode(params, tower, inputs, plan)
-
-
-def _digest(text: str, payload: bytes = b"") -> str:
-    return hashlib.sha256(text.encode() + b"\0" + payload).hexdigest()

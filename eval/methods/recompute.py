@@ -91,7 +91,9 @@ def _recompute(
             inputs, state, slots = each
             rows = jax.tree.map(lambda leaf: jnp.take(leaf, slots, axis=0, mode="fill", fill_value=0), inputs)
             positions = jnp.take(state.positions, slots, axis=1, mode="fill", fill_value=0.0)
-            at = jnp.arange(state.valid.shape[0])[:, None] == slots[None, :]  # gathers are fast where scatters are not
+            at = (
+                jnp.arange(state.valid.shape[0], dtype=jnp.int32)[:, None] == slots[None, :]
+            )  # gathers are fast where scatters are not
             hidden = replace(state, valid=state.valid & ~at.any(-1))
             kv = forward(params, Segment({**rows, "slots": slots}, positions, count), hidden).kv
             rot, free = relocate(kv, None, positions, count, rope)

@@ -14,7 +14,7 @@ from kamera_jax.kv import KV
 def _energies(conditioned: KV, canonical: KV, length: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Squared singular values f32[E, L, m], and squared change by token f32[E, L, T], both falling."""
     change = conditioned.features.astype(jnp.float32) - canonical.features.astype(jnp.float32)
-    change = jnp.where((jnp.arange(change.shape[2]) < length)[None, None, :, None], change, 0.0)
+    change = jnp.where((jnp.arange(change.shape[2], dtype=jnp.int32) < length)[None, None, :, None], change, 0.0)
     values = jnp.linalg.svd(change, compute_uv=False)
     return jnp.square(values), -jnp.sort(-jnp.square(change).sum(-1), axis=-1)
 

@@ -155,7 +155,7 @@ class BatchRunner:
 
     def hide(self, windows: Windows, place: int, length: int) -> Windows:
         """The same windows with one chunk hidden from whatever is asked next."""
-        slots = jnp.arange(windows.state.valid.shape[-1])
+        slots = jnp.arange(windows.state.valid.shape[-1], dtype=jnp.int32)
         seen = (slots < windows.slots[place]) | (slots >= windows.slots[place] + length)
         return replace(windows, state=replace(windows.state, valid=windows.state.valid & seen[None, :]))
 

@@ -172,6 +172,6 @@ _apply = jax.jit(patches.apply)
 @jax.jit
 def _squares(reference: KV, ours: KV, length: jax.Array | int) -> tuple[jax.Array, jax.Array]:
     """Squared difference, and squared reference, of every layer f32[L], over valid tokens."""
-    valid = (jnp.arange(reference.rot.shape[1]) < length)[None, :, None]
+    valid = (jnp.arange(reference.rot.shape[1], dtype=jnp.int32) < length)[None, :, None]
     wide = [jnp.where(valid, kv.features.astype(jnp.float32), 0.0) for kv in (reference, ours)]
     return jnp.square(wide[0] - wide[1]).sum((1, 2)), jnp.square(wide[0]).sum((1, 2))

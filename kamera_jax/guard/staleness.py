@@ -121,7 +121,7 @@ def layers_before(
     last = before[-1] if before else window.preamble
     state = window.state
     if window.mode == "materialise":
-        seen = state.valid & (jnp.arange(window.capacity) < last.slot + last.chunk.length)
+        seen = state.valid & (jnp.arange(window.capacity, dtype=jnp.int32) < last.slot + last.chunk.length)
         return state.rot[here], state.free[here], seen
     state = window.spec.empty_state(window.capacity)
     state = replace(state, rot=state.rot[here], free=state.free[here])

@@ -255,13 +255,13 @@ def _step(
     ``done`` tokens of the turn, which has its place at slot ``start``, went before; what a stop text took back of those
     that were run after them is forgotten.
     """
-    state = replace(state, valid=state.valid & (jnp.arange(state.valid.shape[0]) < start + done))
+    state = replace(state, valid=state.valid & (jnp.arange(state.valid.shape[0], dtype=jnp.int32) < start + done))
     output = call(forward, params, segment, replace(state, pools=pools), logits_at=segment.length[None] - 1)
     assert output.logits is not None
     logits = output.logits[0]
     cooled = logits / jnp.where(temperature > 0, temperature, 1.0)
     sampled = jax.random.categorical(jax.random.fold_in(key, done), cooled)
-    token = jnp.where(temperature > 0, sampled, jnp.argmax(logits))
+    token = jnp.where(temperature > 0, sampled, jnp.argmax(logits)).astype(jnp.int32)
     # A token's slot is no multiple of 16, which the kernels write from.
     state = write(state, start + done, output.kv, None, segment.positions, segment.length, rope, implementation="xla")
     turn = jax.tree.map(lambda whole, rows: jax.lax.dynamic_update_slice_in_dim(whole, rows, done, 1), turn, output.kv)
@@ -311,5 +311,5 @@ def _widened(rows: jax.Array, question: int, padded: int) -> jax.Array:
 @partial(jax.jit, static_argnames="padded")
 def _cut(kv: KV, length: jax.Array | int, *, padded: int) -> KV:
     """The first rows, zero past ``length``."""
-    valid = (jnp.arange(padded) < length)[None, :, None]
+    valid = (jnp.arange(padded, dtype=jnp.int32) < length)[None, :, None]
     return jax.tree.map(lambda rows: jnp.where(valid, rows[:, :padded], jnp.zeros((), rows.dtype)), kv)

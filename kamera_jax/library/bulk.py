@@ -43,6 +43,11 @@ def restore(
     pack: Pack, live: Sequence[str], sharding: jax.sharding.Sharding | None, *, verified: bool
 ) -> tuple[Stacked, ...]:
     """All chunks of a pack, checked while they are read; see `ChunkLibrary.restore`."""
+    if sharding is not None and not isinstance(sharding, jax.sharding.Sharding):
+        raise ValueError(
+            f"sharding is {sharding!r}; expected a jax.sharding.Sharding of [N, L, T, F], such as "
+            "SingleDeviceSharding(device) or NamedSharding(mesh, PartitionSpec(...)), or None"
+        )
     manifest = pack.manifest
     if sharding is None:
         loaded = {name: jax.device_put(array, may_alias=True) for name, array in pack.whole(verified=verified).items()}
@@ -64,6 +69,13 @@ def restore(
 def _target(name: str, dtype: Any, shape: tuple[int, ...], sharding: jax.sharding.Sharding) -> Any:
     if name.partition(".")[2] not in ("kv.rot", "kv.free") and isinstance(sharding, jax.sharding.NamedSharding):
         sharding = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+    try:
+        sharding.shard_shape(shape)
+    except Exception as error:  # JAX says it with various ones
+        raise ValueError(
+            f"sharding is {sharding}, which does not split {name}, {dtype.name}{list(shape)} = [N, L, T, F], evenly "
+            f"({error}); split axes that the mesh axes divide, or restore without a sharding: the pack is in order"
+        ) from error
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
 

@@ -277,6 +277,7 @@ class ChunkLibrary:
         Raises:
             ChunkNotFoundError: there is no such pack.
             LibraryCorruptError: it is not as it was written.
+            ValueError: the sharding does not split the arrays evenly, or its devices cannot take them.
         """
         self._index.refresh()
         check = self._verify == "always" or (self._verify == "first" and pack not in self._checked)

@@ -183,7 +183,8 @@ class Pack:
         """Its arrays through Orbax; see `kamera_jax.library.arrays.load`.
 
         Raises:
-            LibraryCorruptError: what Orbax wrote beside the data is not as it was, or it cannot read the data.
+            LibraryCorruptError: what Orbax wrote beside the data is not as it was, or the data are not.
+            ValueError: the data are as they were written, and Orbax cannot read them onto the devices.
         """
         for message in self.check_files().values():
             raise LibraryCorruptError(message)
@@ -193,9 +194,13 @@ class Pack:
                 raise LibraryCorruptError(f"{path} is not as it was written; {REMEDY}")
         try:
             return arrays.load(self.folder, targets)
-        except Exception as error:  # whatever the storage library makes of missing or broken files
-            raise LibraryCorruptError(
-                f"pack {self.folder} cannot be read ({type(error).__name__}: {error}); {REMEDY}"
+        except Exception as error:  # whatever the storage library makes of missing or broken files, or of the targets
+            for message in self.check().values():
+                raise LibraryCorruptError(message) from error
+            raise ValueError(
+                f"pack {self.folder} is as it was written, and was not read onto the devices "
+                f"({type(error).__name__}: {error}); give a sharding that its arrays can have, on devices with room "
+                "for them, or none"
             ) from error
 
 

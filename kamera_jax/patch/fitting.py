@@ -44,7 +44,7 @@ def _delta(conditioned: KV, canonical: KV, length: jax.Array | int) -> Float[Arr
 
 
 def _valid_rows(x: Float[Array, "L T F"], length: jax.Array | int) -> Float[Array, "L T F"]:
-    return jnp.where((jnp.arange(x.shape[1]) < length)[None, :, None], x, 0.0)
+    return jnp.where((jnp.arange(x.shape[1], dtype=jnp.int32) < length)[None, :, None], x, 0.0)
 
 
 def fit(conditioned: KV, canonical: KV, length: jax.Array | int, rank: int) -> Factors:
@@ -150,9 +150,9 @@ def fit_bytes(
     """
     parts, worth = _components(conditioned, canonical, length, widest, seed)
     energy = parts.energy[:, :widest]
-    energy = jnp.where(jnp.arange(energy.shape[1])[None, :] < worth[:, None], energy, -1.0)
-    order = jnp.argsort(-energy.ravel(), stable=True)
-    place = jnp.zeros_like(order).at[order].set(jnp.arange(order.shape[0]))
+    energy = jnp.where(jnp.arange(energy.shape[1], dtype=jnp.int32)[None, :] < worth[:, None], energy, -1.0)
+    order = jnp.argsort(-energy.ravel(), stable=True).astype(jnp.int32)
+    place = jnp.zeros_like(order).at[order].set(jnp.arange(order.shape[0], dtype=jnp.int32))
     taken = (place < count).reshape(energy.shape) & (energy >= 0)
     return _fitted(parts, taken.sum(-1).astype(jnp.int32), energy.shape[1], canonical, length, int8)
 
@@ -176,11 +176,11 @@ def _fitted(
     parts: Components, ranks: Int[Array, " L"], width: int, like: KV, length: jax.Array | int, int8: bool
 ) -> Fitted:
     """The first ``ranks`` components, in arrays of ``width``."""
-    past = jnp.arange(parts.energy.shape[1])[None, :] >= ranks[:, None]
+    past = jnp.arange(parts.energy.shape[1], dtype=jnp.int32)[None, :] >= ranks[:, None]
     left = jnp.where(past, parts.energy, 0.0).sum(-1) + parts.rest
     total = parts.energy.sum(-1) + parts.rest
     residual = jnp.where(total > 0, left / jnp.where(total > 0, total, 1.0), 0.0)
-    u = jnp.where((jnp.arange(parts.u.shape[-1]) < length)[None, None, :], parts.u, 0.0)[:, :width]
+    u = jnp.where((jnp.arange(parts.u.shape[-1], dtype=jnp.int32) < length)[None, None, :], parts.u, 0.0)[:, :width]
     factors = limit(Factors(u=u, v=parts.v[:, :width], ranks=ranks), width)
     if int8:
         return Fitted(quantised(factors), residual)
@@ -270,7 +270,7 @@ def rank_for_bytes(max_bytes: int, *, layers: int, length: int, features: int, i
 def limit(factors: Factors, rank: jax.Array | int) -> Factors:
     """At most ``rank`` components a layer, the strongest, in arrays of the same shape."""
     ranks = jnp.minimum(factors.ranks, rank)
-    used = jnp.arange(factors.u.shape[1])[None, :] < ranks[:, None]
+    used = jnp.arange(factors.u.shape[1], dtype=jnp.int32)[None, :] < ranks[:, None]
     u, v = (jnp.where(used[..., None], factor, jnp.zeros((), factor.dtype)) for factor in (factors.u, factors.v))
     scale = None if factors.scale is None else jnp.where(used, factors.scale, 0.0)
     return Factors(u=u, v=v, ranks=ranks, scale=scale)

@@ -49,7 +49,7 @@ def _apart(rows: Float[Array, "T F"], length: Int[Array, ""] | int, count: int) 
         return jnp.sum(jnp.square(rows - row[None]), axis=-1)
 
     def furthest(distance: jax.Array) -> jax.Array:
-        return jnp.argmax(jnp.where(jnp.arange(len(rows)) < length, distance, -1.0)).astype(jnp.int32)
+        return jnp.argmax(jnp.where(jnp.arange(len(rows), dtype=jnp.int32) < length, distance, -1.0)).astype(jnp.int32)
 
     def keep(i: jax.Array, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         kept, distance = state
@@ -122,7 +122,7 @@ def _read(
     groups = np.arange(queries.shape[1]) * spec.heads // queries.shape[1]
     scores = jnp.einsum("knd,snd->kns", queries, keys[:, groups], precision="highest")
     context = jnp.broadcast_to(seen[None], (len(queries), len(seen)))
-    own_past = jnp.arange(positions.shape[1])[None, :] <= tokens[:, None]
+    own_past = jnp.arange(positions.shape[1], dtype=jnp.int32)[None, :] <= tokens[:, None]
     mask = jnp.concatenate([context, own_past], axis=-1)
     weights = jax.nn.softmax(jnp.where(mask[:, None], scores, -jnp.inf), axis=-1)
     outputs = jnp.einsum("kns,snd->knd", weights, values[:, groups], precision="highest")
@@ -140,7 +140,7 @@ def changes(then: Float[Array, "l K N Dv"], now: Float[Array, "l K N Dv"]) -> Fl
 @partial(jax.jit, static_argnames="spec")
 def change_jit(then: jax.Array, now: jax.Array, *, spec: SketchSpec) -> jax.Array:
     """The largest of the layers' changes, weighted."""
-    return (changes(then, now) * jnp.asarray(spec.weights)).max()
+    return (changes(then, now) * jnp.asarray(spec.weights, jnp.float32)).max()
 
 
 reread_jit = partial(jax.jit, static_argnames="spec")(reread)

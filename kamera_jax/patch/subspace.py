@@ -4,7 +4,7 @@ Randomised subspace iteration (Halko, Martinsson and Tropp, SIAM Review 2011, al
 gives the same bits.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -60,12 +60,12 @@ def all_components(change: Float[Array, "L T F"]) -> Components:
     The other side carries the singular values, so that nothing is divided by a small one.
     """
     if change.shape[1] <= change.shape[2]:
-        _, basis = jnp.linalg.eigh(_product("ltf,lsf->lts", change, change))
+        _, basis = _eigh(_product("ltf,lsf->lts", change, change))
         u = basis[..., ::-1].swapaxes(1, 2)
         v = _product("lmt,ltf->lmf", u, change)
         energy = jnp.sum(v * v, axis=-1)
     else:
-        _, basis = jnp.linalg.eigh(_product("ltf,ltg->lfg", change, change))
+        _, basis = _eigh(_product("ltf,ltg->lfg", change, change))
         v = basis[..., ::-1].swapaxes(1, 2)
         u = _product("lmf,ltf->lmt", v, change)
         energy = jnp.sum(u * u, axis=-1)
@@ -77,7 +77,7 @@ def _iterated(change: Float[Array, "L T F"], width: int, seed: int) -> Component
 
     Both sides are made orthonormal, so that weak directions are not lost in the rounding of strong ones.
     """
-    features = jax.random.normal(jax.random.key(seed), (change.shape[2], width))
+    features = jax.random.normal(jax.random.key(seed), (change.shape[2], width), jnp.float32)
     features = jnp.broadcast_to(features, (change.shape[0], *features.shape))
 
     def turn(_: jax.Array, features: jax.Array) -> jax.Array:
@@ -87,13 +87,36 @@ def _iterated(change: Float[Array, "L T F"], width: int, seed: int) -> Component
     features = jax.lax.fori_loop(0, STEPS, turn, features)
     tokens = _orthonormal(_product("ltf,lfk->ltk", change, features))
     within = _product("ltk,ltf->lkf", tokens, change)
-    _, basis = jnp.linalg.eigh(_product("lkf,lmf->lkm", within, within))
+    _, basis = _eigh(_product("lkf,lmf->lkm", within, within))
     basis = basis[..., ::-1]
     u = _product("ltk,lkm->lmt", tokens, basis)
     v = _product("lkm,lkf->lmf", basis, within)
     energy = jnp.sum(v * v, axis=-1)
     rest = jnp.sum(change * change, axis=(1, 2)) - jnp.sum(energy, axis=-1)
     return Components(u, v, energy, jnp.maximum(rest, 0.0))
+
+
+@jax.custom_jvp
+def _eigh(matrices: Float[Array, "L n n"]) -> tuple[Float[Array, "L n"], Float[Array, "L n n"]]:
+    """`jax.numpy.linalg.eigh` with a derivative where eigenvalues coincide, as those of padding and of no change do.
+
+    Eigenvectors of one eigenvalue are only known up to a rotation, on which nothing here depends: they are taken not to
+    turn among themselves, where ``eigh`` would divide by the distance of their eigenvalues.
+    """
+    values, vectors = jnp.linalg.eigh(matrices)
+    return values, vectors
+
+
+@_eigh.defjvp
+def _eigh_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[Any, Any]:
+    values, vectors = _eigh(*primals)
+    change = (tangents[0] + tangents[0].swapaxes(1, 2)) / 2
+    turned = _product("lji,ljk->lik", vectors, _product("lij,ljk->lik", change, vectors))
+    distances = values[:, None, :] - values[:, :, None]
+    rounding = values.shape[1] * jnp.finfo(values.dtype).eps * jnp.abs(values).max(axis=1)
+    apart = jnp.abs(distances) > rounding[:, None, None]
+    turns = jnp.where(apart, turned / jnp.where(apart, distances, 1.0), 0.0)
+    return (values, vectors), (jnp.diagonal(turned, axis1=1, axis2=2), _product("lij,ljk->lik", vectors, turns))
 
 
 def _product(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
@@ -107,8 +130,11 @@ def _orthonormal(columns: Float[Array, "L n k"]) -> Float[Array, "L n k"]:
     stays zero.
     """
     for _ in range(2):
-        squares, basis = jnp.linalg.eigh(_product("lnk,lnm->lkm", columns, columns))
-        least = columns.shape[2] * jnp.finfo(squares.dtype).eps * squares[:, -1:]
-        scale = jnp.where(squares[:, -1:] > 0, jax.lax.rsqrt(jnp.maximum(squares, jnp.maximum(least, TINY))), 0.0)
+        squares, basis = _eigh(_product("lnk,lnm->lkm", columns, columns))
+        strongest = squares[:, -1:]
+        least = columns.shape[2] * jnp.finfo(squares.dtype).eps * strongest
+        # Where nothing is to be divided, the gradient must not divide either: hence the ones.
+        weighed = jnp.where(strongest > 0, jnp.maximum(squares, jnp.maximum(least, TINY)), 1.0)
+        scale = jnp.where(strongest > 0, jax.lax.rsqrt(weighed), 0.0)
         columns = _product("lnk,lkm->lnm", columns, basis * scale[:, None, :])
     return columns

@@ -35,7 +35,9 @@ def changed(window: Window, changes: Changes, *, donate: bool = False) -> Window
     state = window.state
     if kept < len(window.entries):
         last = longer.entries[kept - 1] if kept else window.preamble
-        state = replace(state, valid=state.valid & (jnp.arange(window.capacity) < last.slot + last.chunk.length))
+        state = replace(
+            state, valid=state.valid & (jnp.arange(window.capacity, dtype=jnp.int32) < last.slot + last.chunk.length)
+        )
     for entry in longer.entries[kept:]:
         state = put(window.spec, state, entry, donate=donate)
         donate = True

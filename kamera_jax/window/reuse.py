@@ -68,7 +68,7 @@ def write(
         length=length,
         implementation=implementation,
     )
-    rows = jnp.arange(positions.shape[-1])
+    rows = jnp.arange(positions.shape[-1], dtype=jnp.int32)
     slots = jnp.where(rows < length, slot + rows, state.valid.shape[0])  # past the end, where nothing is written
     return replace(
         state,

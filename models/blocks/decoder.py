@@ -165,7 +165,9 @@ def decoder(
     routing = None
     outputs = []
     for name, layers in config.stacks.items():
-        x, (*output, routing) = jax.lax.scan(layer, x, (params[name], jnp.arange(layers.start, layers.stop)))
+        x, (*output, routing) = jax.lax.scan(
+            layer, x, (params[name], jnp.arange(layers.start, layers.stop, dtype=jnp.int32))
+        )
         outputs.append(output)
     kv, collected, observed = jax.tree.map(lambda *stacks: jnp.concatenate(stacks), *outputs)
     return Decoded(rms_norm(x, params["norm"], config.rms_norm_eps), kv, collected, observed, routing)

@@ -160,8 +160,8 @@ def _by_expert(
     tokens, per_token = chosen.shape
     count = experts["gate"].shape[0]
     rows = chosen.reshape(-1)
-    order = jnp.argsort(rows, stable=True)
-    sizes = jnp.bincount(rows, length=count)
+    order = jnp.argsort(rows, stable=True).astype(jnp.int32)
+    sizes = jnp.bincount(rows, length=count).astype(jnp.int32)
 
     def mlp(product, x: jax.Array) -> jax.Array:
         gate, up = (product(x, experts[name]).astype(x.dtype) for name in ("gate", "up"))
@@ -176,11 +176,13 @@ def _by_expert(
         size = _block(rows.shape[0], count)
         number = min(rows.shape[0], -(-rows.shape[0] // size) + count)
         padded = -(-sizes // size) * size
-        first = jnp.cumsum(sizes) - sizes
-        start = jnp.cumsum(padded) - padded
-        place = jnp.zeros_like(order).at[order].set(jnp.arange(rows.shape[0]) + (start - first)[rows[order]])
-        source = jnp.zeros(number * size, order.dtype).at[place].set(jnp.arange(rows.shape[0]) // per_token)
-        owner = jnp.searchsorted(jnp.cumsum(padded), jnp.arange(number) * size, side="right")
+        first = jnp.cumsum(sizes, dtype=jnp.int32) - sizes
+        ends = jnp.cumsum(padded, dtype=jnp.int32)
+        start = ends - padded
+        index = jnp.arange(rows.shape[0], dtype=jnp.int32)
+        place = jnp.zeros_like(order).at[order].set(index + (start - first)[rows[order]])
+        source = jnp.zeros(number * size, order.dtype).at[place].set(index // per_token)
+        owner = jnp.searchsorted(ends, jnp.arange(number, dtype=jnp.int32) * size, side="right")
 
         def product(x: jax.Array, weight: jax.Array) -> jax.Array:
             return jnp.einsum("bti,bio->bto", x, weight[owner], preferred_element_type=jnp.float32)

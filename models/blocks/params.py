@@ -1,12 +1,16 @@
 """Parameters: one declaration gives every leaf its shape and its initialisation, and the loader its checklist."""
 
+import hashlib
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kamera_jax.dtypes import floating
+from kamera_jax.handle import traced
+from models.errors import ParamsError, few
 
 Params = dict[str, Any]
 """Nested dict of arrays; layers of a stack are stacked on a leading axis."""
@@ -87,6 +91,59 @@ def init_params(declaration: Params, key: jax.Array, dtype: Any = jnp.float32) -
 
     keys = jax.random.split(key, len(leaves))
     return jax.tree.unflatten(treedef, [init(leaf, k) for leaf, k in zip(leaves, keys, strict=True)])
+
+
+def check_params(declaration: Params, params: Params) -> np.dtype:
+    """The dtype of parameters, which must be as declared.
+
+    Raises:
+        ParamsError: a leaf is missing, unexpected or of another shape, or they are not of one dtype.
+        DtypeError: of a dtype that parameters cannot have.
+    """
+    infos = {
+        jax.tree_util.keystr(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(declaration, is_leaf=is_info)
+    }
+    given = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    missing = infos.keys() - given.keys()
+    unknown = given.keys() - infos.keys()
+    if missing or unknown:
+        raise ParamsError(
+            f"the parameters lack {few(missing)}, and have {few(unknown)} that the model lacks; expected a tree "
+            "of the names and shapes of vlm.params"
+        )
+    dtypes: dict[str, str] = {}
+    for name, info in infos.items():
+        leaf = given[name]
+        if getattr(leaf, "shape", None) != info.shape or not hasattr(leaf, "dtype"):
+            got = list(leaf.shape) if hasattr(leaf, "shape") else type(leaf).__name__
+            raise ParamsError(f"params{name} is {got}; expected an array of shape {list(info.shape)}")
+        kind = floating(leaf.dtype, f"params{name}").name
+        if info.dtype is None:
+            dtypes.setdefault(kind, name)
+        elif kind != jnp.dtype(info.dtype).name:
+            raise ParamsError(f"params{name} is {kind}; expected {info.dtype}, whatever the dtype of the others")
+    if len(dtypes) != 1:
+        given_dtypes = ", ".join(f"{kind} (params{name})" for kind, name in dtypes.items())
+        raise ParamsError(f"the parameters are of several dtypes, {given_dtypes}; cast them to one")
+    return np.dtype(jnp.dtype(next(iter(dtypes))))
+
+
+def params_digest(params: Params) -> str:
+    """sha256 of all parameters: their names, dtypes, shapes and bytes.
+
+    Raises:
+        ParamsError: they are being traced, and have no values.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    if traced(*(leaf for _, leaf in leaves)):
+        raise ParamsError("the parameters are being traced and have no values to make a digest of; give revision=")
+    whole = hashlib.sha256()
+    for path, leaf in leaves:
+        array = np.ascontiguousarray(np.asarray(leaf))
+        whole.update(f"{jax.tree_util.keystr(path)} {array.dtype.name} {array.shape}\0".encode())
+        whole.update(array.view(np.uint8).data)
+    return whole.hexdigest()
 
 
 def stacked(layers: int, declaration: Params) -> Params:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from models.blocks.params import AXES, ParamInfo, Params, is_info
 
@@ -58,6 +58,19 @@ def param_shardings(declaration: Params, mesh: Mesh, rules: Rules | None = None)
     return jax.tree.map(
         lambda info: NamedSharding(automatic, _spec(info, automatic, table)), declaration, is_leaf=is_info
     )
+
+
+def on_device(declaration: Params, device: Any) -> Params:
+    """The sharding of every parameter of a declaration where all of them lie on one device.
+
+    Raises:
+        MeshError: it is no device.
+    """
+    if not isinstance(device, jax.Device):
+        raise MeshError(
+            f"device is {device!r}; expected a jax.Device, such as jax.devices()[0], or for several of them a mesh"
+        )
+    return jax.tree.map(lambda _: SingleDeviceSharding(device), declaration, is_leaf=is_info)
 
 
 def _checked(mesh: Mesh, rules: Rules | None) -> dict[str, tuple[str, ...]]:

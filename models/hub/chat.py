@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -277,14 +278,12 @@ def _turn(role: str, *content: str | Block) -> dict[str, Any]:
 def _stripping(written: str, mark: str) -> Callable[[str], str]:
     """What the template does to the white space around a text, seen by what it made of `_PADDED`."""
     before, after = _PADDED.split("{}")
-    left = f"{before}{mark}" not in written
-    right = f"{mark}{after}" not in written
+    return partial(_stripped, left=f"{before}{mark}" not in written, right=f"{mark}{after}" not in written)
 
-    def strip(text: str) -> str:
-        text = text.lstrip() if left else text
-        return text.rstrip() if right else text
 
-    return strip
+def _stripped(text: str, *, left: bool, right: bool) -> str:
+    text = text.lstrip() if left else text
+    return text.rstrip() if right else text
 
 
 def _load_tokenizer(folder: Path) -> Any:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import flax.struct
 import jax
@@ -27,19 +28,34 @@ class Features:
 
 
 @dataclass(frozen=True, eq=False)
+class Pending:
+    """A media block before its tower has run, on the host alone.
+
+    Attributes:
+        kind: of the medium.
+        inputs: what the tower reads.
+        plan: the layout of it.
+    """
+
+    kind: str
+    inputs: Any
+    plan: Any
+
+
+@dataclass(frozen=True, eq=False)
 class Span:
     """A run of text, or one media block.
 
     Attributes:
         ids: its token ids; of a block, its placeholder as many times as it has tokens.
-        features: what stands in the tokens' rows in place of embeddings; None for text.
+        features: what stands in the tokens' rows in place of embeddings, or what that will be made of; None for text.
         positions: of its tokens on each axis, counted from the position where it begins, f32[A, n]; None where they
             count on by one a token, on every axis.
         advance: how far behind its beginning the next span begins; None for the number of its tokens.
     """
 
     ids: Sequence[int]
-    features: Features | None = None
+    features: Features | Pending | None = None
     positions: Float32[np.ndarray, "A n"] | None = None
     advance: float | None = None
 
@@ -85,7 +101,7 @@ def _media(spans: Sequence[Span], size: int) -> dict[str, jax.Array]:
     first = 0
     for span in spans:
         count = len(span.ids)
-        if span.features is not None:
+        if isinstance(span.features, Features):
             is_media[first : first + count] = True
             for name, features in (("media", span.features.rows), ("deep", span.features.deep)):
                 if features is None:
@@ -101,7 +117,7 @@ def _media(spans: Sequence[Span], size: int) -> dict[str, jax.Array]:
 @jax.jit
 def _place(rows: jax.Array, features: jax.Array, first: jax.Array, count: jax.Array) -> jax.Array:
     """``features[:count]`` in rows from ``first`` on: one compilation a pair of buckets, whatever the lengths."""
-    index = jnp.arange(rows.shape[0]) - first
+    index = jnp.arange(rows.shape[0], dtype=jnp.int32) - first
     taken = features[jnp.clip(index, 0, features.shape[0] - 1)]
     here = ((index >= 0) & (index < count)).reshape(-1, *[1] * (rows.ndim - 1))
     return jnp.where(here, taken, rows)

@@ -43,7 +43,7 @@ def chunk_attention_reference(call: Call) -> tuple[jax.Array, jax.Array]:
     rows = call.q.reshape(queries, heads.groups, heads.per_group, -1).transpose(1, 2, 0, 3)
     rows = rows.reshape(heads.groups, -1, call.q.shape[-1])
     chunks = {
-        "index": jnp.arange(call.lengths.shape[0]),
+        "index": jnp.arange(call.lengths.shape[0], dtype=jnp.int32),
         "positions": call.positions,
         "length": call.lengths,
         "base": call.bases,
@@ -67,7 +67,7 @@ def _attend(
     dtype = call.q.dtype
     precision = "highest" if dtype == jnp.float32 else "default"
     keys, values = _keys_and_values(call, chunk)
-    valid = jnp.arange(keys.shape[0]) < chunk["length"]
+    valid = jnp.arange(keys.shape[0], dtype=jnp.int32) < chunk["length"]
     # What lies past the length is not read, and 0 * nan would be, in gradients too.
     keys = jnp.where(valid[:, None, None], keys, 0.0).astype(dtype)
     values = jnp.where(valid[:, None], values, 0.0).astype(dtype).reshape(keys.shape[0], call.heads.groups, -1)

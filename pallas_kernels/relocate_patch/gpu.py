@@ -130,7 +130,7 @@ def _operands(chunk: Chunk, place: jax.Array, caches: tuple[Any, Any] | None, ca
 
 def _prepare_patch(patch: Patch, call: Call, rot_dim: int) -> tuple[jax.Array, jax.Array]:
     """u and v: zero past the ranks, which a multiply reads, and each half of a head where a tile can start."""
-    used = (jnp.arange(patch.rank)[None, :] < patch.ranks[:, None])[..., None]
+    used = (jnp.arange(patch.rank, dtype=jnp.int32)[None, :] < patch.ranks[:, None])[..., None]
     u, v = (jnp.where(used, factor, jnp.zeros((), factor.dtype)) for factor in (patch.u, patch.v))
     u, v = (jnp.pad(factor, ((0, 0), (0, _depth(patch.rank) - patch.rank), (0, 0))) for factor in (u, v))
     heads = v[..., :rot_dim].reshape(*v.shape[:2], -1, call.head_dim)

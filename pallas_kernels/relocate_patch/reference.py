@@ -38,7 +38,7 @@ def rotate_flat(x: jax.Array, cos: jax.Array, sin: jax.Array, *, rotary_dim: int
 
 def low_rank(u: jax.Array, v: jax.Array, ranks: jax.Array) -> jax.Array:
     """``Uᵀ V`` in f32 over the first ``ranks[l]`` components of each layer: u [L, m, T], v [L, m, F] -> [L, T, F]."""
-    used = jnp.arange(u.shape[1])[None, :, None] < ranks[:, None, None]
+    used = jnp.arange(u.shape[1], dtype=jnp.int32)[None, :, None] < ranks[:, None, None]
     # Both sides: what lies past a layer's rank is not read, and 0 * nan would be.
     u, v = (jnp.where(used, factor.astype(jnp.float32), 0.0) for factor in (u, v))
     return jnp.einsum("lmt,lmf->ltf", u, v, precision="highest")
@@ -81,7 +81,12 @@ def at_once(chunk: Chunk) -> tuple[jax.Array, jax.Array]:
         rot = rot + delta[..., :width]
         free = free + delta[..., width:]
     rot = rotate_flat(rot, chunk.cos, chunk.sin, rotary_dim=chunk.rotary_dim, layout=chunk.layout)
-    return _stored(chunk, rot, free, jnp.arange(chunk.tokens))
+    return _stored(chunk, rot, free, jnp.arange(chunk.tokens, dtype=jnp.int32))
+
+
+def _starts(*indices: Any) -> tuple[jax.Array, ...]:
+    """Where a slice starts, in one dtype: under ``jax_enable_x64`` a number that Python knows would be of 64 bits."""
+    return tuple(jnp.asarray(index, jnp.int32) for index in indices)
 
 
 def _stored(chunk: Chunk, rot: jax.Array, free: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -94,7 +99,7 @@ def by_part(
     chunk: Chunk, *, parts: int, rotate: Callable[..., jax.Array], product: Callable[..., jax.Array] = low_rank
 ) -> tuple[jax.Array, jax.Array]:
     """The same in ``parts`` for each layer, whose f32 patch stays in a CPU's cache or a TPU's VMEM."""
-    new = jax.lax.map(partial(_part, chunk, parts, rotate, product), jnp.arange(chunk.layers * parts))
+    new = jax.lax.map(partial(_part, chunk, parts, rotate, product), jnp.arange(chunk.layers * parts, dtype=jnp.int32))
     return new[0].reshape(chunk.rot.shape), new[1].reshape(chunk.free.shape)
 
 
@@ -112,16 +117,18 @@ def _part(
     start = index % parts * rows
 
     def here(array: jax.Array, *lead: Any) -> jax.Array:
-        return jax.lax.dynamic_slice(array, (*lead, start, 0), (1,) * len(lead) + (rows, array.shape[-1]))
+        return jax.lax.dynamic_slice(array, _starts(*lead, start, 0), (1,) * len(lead) + (rows, array.shape[-1]))
 
     rot, free = (here(x, layer).astype(jnp.float32) for x in (chunk.rot, chunk.free))
     if chunk.patch is not None:
-        left = jax.lax.dynamic_slice(chunk.patch.u, (layer, 0, start), (1, chunk.patch.rank, rows))
+        left = jax.lax.dynamic_slice(chunk.patch.u, _starts(layer, 0, start), (1, chunk.patch.rank, rows))
         right, rank = (jax.lax.dynamic_slice_in_dim(x, layer, 1) for x in (chunk.patch.v, chunk.patch.ranks))
         # Two products, each fused with its sum; a slice of one product would be written first.
         rot = rot + product(left, right[..., :width], rank)
         free = free + product(left, right[..., width:], rank)
-    return _stored(chunk, rotate(rot, here(chunk.cos), here(chunk.sin)), free, start + jnp.arange(rows))
+    return _stored(
+        chunk, rotate(rot, here(chunk.cos), here(chunk.sin)), free, start + jnp.arange(rows, dtype=jnp.int32)
+    )
 
 
 def _parts(tokens: int, width: int) -> int:
@@ -194,7 +201,7 @@ def into_by_part(
 
     everything = (cache, place, chunk)
     carries = varying_like(everything, cache.rot), varying_like(everything, cache.free)
-    return jax.lax.fori_loop(0, chunk.layers * parts, write, carries)
+    return jax.lax.fori_loop(jnp.int32(0), jnp.int32(chunk.layers * parts), write, carries)
 
 
 def varying_like(arguments: Any, carry: jax.Array) -> jax.Array:
@@ -219,19 +226,20 @@ def into_slot(cache: jax.Array, layer: Any, slot: jax.Array, rows: jax.Array, le
     # A slice that would reach past the end starts earlier instead, and the rows move right by as much.
     start = jnp.minimum(slot, slots - tokens)
     shift = slot - start
-    row = jnp.arange(tokens)
+    row = jnp.arange(tokens, dtype=jnp.int32)
     rows = jnp.roll(jax.lax.slice_in_dim(rows, 0, tokens, axis=1), shift, axis=1)
-    before = jax.lax.dynamic_slice(cache, (layer, start, 0), rows.shape)
+    place = _starts(layer, start, 0)
+    before = jax.lax.dynamic_slice(cache, place, rows.shape)
     written = ((row >= shift) & (row < shift + length))[None, :, None]
-    return jax.lax.dynamic_update_slice(cache, jnp.where(written, rows, before), (layer, start, 0))
+    return jax.lax.dynamic_update_slice(cache, jnp.where(written, rows, before), place)
 
 
 def into_pages(cache: jax.Array, layer: Any, table: jax.Array, rows: jax.Array, length: jax.Array) -> jax.Array:
     """A cache [L, P, page, F], written to the pages of the table."""
     layers, pages, page, width = cache.shape
-    token = jnp.arange(rows.shape[1])
+    token = jnp.arange(rows.shape[1], dtype=jnp.int32)
     # Past the end of the cache, where nothing is written.
     place = jnp.where(token < length, table[token // page] * page + token % page, pages * page)
     flat = cache.reshape(layers, pages * page, width)
-    there = (layer + jnp.arange(rows.shape[0]))[:, None], place[None, :]
+    there = (layer + jnp.arange(rows.shape[0], dtype=jnp.int32))[:, None], place[None, :]
     return flat.at[there].set(rows, mode="drop").reshape(cache.shape)

@@ -22,9 +22,9 @@ def forward(params, segment, state, *, logits_at=None, collect=()):
     valid = segment.valid
     before = jnp.int32(0)
     if state is not None:
-        before = state.valid.sum() + sum(pool.lengths.sum() for pool in state.pools)
+        before = sum(each.sum(dtype=jnp.int32) for each in (state.valid, *[pool.lengths for pool in state.pools]))
     rows = params["rows"][tokens].swapaxes(0, 1)
-    place = (before + jnp.arange(len(tokens))).astype(jnp.float32)
+    place = (before + jnp.arange(len(tokens), dtype=jnp.int32)).astype(jnp.float32)
     rows = rows * (1 + 0.01 * place).astype(rows.dtype)[None, :, None]
     rows = jnp.where(valid[None, :, None], rows, jnp.zeros((), rows.dtype))
     logits = None

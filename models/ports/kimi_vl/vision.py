@@ -223,7 +223,7 @@ def encode_image(
     projector = params["projector"]
     x = layer_norm(projector["norm"], layer_norm(params["norm"], x, EPS), EPS)
     x = mlp(projector, x.reshape(-1, x.shape[-1] * config.spatial_merge_size**2), "gelu")
-    return jnp.where((jnp.arange(x.shape[0]) < plan.tokens)[:, None], x, jnp.zeros((), x.dtype))
+    return jnp.where((jnp.arange(x.shape[0], dtype=jnp.int32) < plan.tokens)[:, None], x, jnp.zeros((), x.dtype))
 
 
 def _interpolated(

@@ -164,4 +164,6 @@ def encode_image(
     merger = params["merger"]
     x = rms_norm(x, merger["norm"], EPS).reshape(-1, x.shape[-1] * config.spatial_merge_size**2)
     x = mlp(merger, x, "gelu")
-    return jnp.where((jnp.arange(x.shape[0]) < plan.tokens)[:, None], x[plan.inverse], jnp.zeros((), x.dtype))
+    return jnp.where(
+        (jnp.arange(x.shape[0], dtype=jnp.int32) < plan.tokens)[:, None], x[plan.inverse], jnp.zeros((), x.dtype)
+    )

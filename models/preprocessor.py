@@ -1,0 +1,231 @@
+"""What the host does with an item before the model sees it: numpy in, numpy out, in any process."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from models.architecture import Architecture, Config, Medium
+from models.hub.chat import Block, ChatTemplate
+from models.media.pictures import ImageError, open_item
+from models.media.spans import Pending, Span
+
+
+class ItemError(ValueError):
+    """An item that this model does not read: of another kind, an empty list, or a list in a list."""
+
+
+class PreprocessedError(ValueError):
+    """An item that was preprocessed for another model, or other preprocessing."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Preprocessed:
+    """An item as `Preprocessor` leaves it: token ids, and what the towers will read, in numpy alone.
+
+    It pickles, and `VisionLanguageModel.prepare` takes it in place of the item.
+
+    Attributes:
+        spans: text and media blocks; the features of a block are a `Pending`.
+        content: digest of what it was made from.
+        made_for: digest of the configuration and preprocessing that it was made with.
+    """
+
+    spans: tuple[Span, ...]
+    content: str
+    made_for: str
+
+    def __repr__(self) -> str:
+        tokens = sum(len(span.ids) for span in self.spans)
+        return f"<Preprocessed {self.content[:12]}: {tokens} tokens in {len(self.spans)} spans>"
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A part of an item, opened.
+
+    Attributes:
+        medium: what reads it; None for text.
+        item: the text, or what the medium reads.
+        digested: what its digest is made of: kind and version, what says its shape, and its content.
+        place: what names it among several parts, for messages.
+    """
+
+    medium: Medium | None
+    item: Any
+    digested: tuple[str, str, bytes]
+    place: str = ""
+
+    def digest(self, ids: Sequence[int]) -> str:
+        """sha256 of the part where it has these token ids."""
+        kind, shape, payload = self.digested
+        return digest(f"{kind}:{list(ids)}:{shape}", payload)
+
+
+class Preprocessor:
+    """A model's reading of items, without its parameters: what a loader's workers call.
+
+    It pickles, runs nothing on a device and starts no JAX backend, so that it works in forked processes too.
+    """
+
+    def __init__(
+        self, architecture: Architecture, config: Config, chat: ChatTemplate, settings: Mapping[str, Any], identity: str
+    ) -> None:
+        """Put together what `VisionLanguageModel` has; ``identity`` is a digest of what decides the result."""
+        self.architecture = architecture
+        self.config = config
+        self.identity = identity
+        self._chat = chat
+        self._settings = settings
+
+    def __call__(self, item: Any) -> Preprocessed:
+        """The item, preprocessed; see `VisionLanguageModel.prepare` for what it may be.
+
+        Raises:
+            ValueError: it cannot be read, is empty, or has another type.
+        """
+        if isinstance(item, Preprocessed):
+            return self.checked(item)
+        spans, content = self.read(item, lambda medium: partial(Pending, medium.kind))
+        return Preprocessed(tuple(spans), content, self.identity)
+
+    def checked(self, item: Preprocessed) -> Preprocessed:
+        """The preprocessed item, if it was made for this model.
+
+        Raises:
+            PreprocessedError: it was made for another one.
+        """
+        if item.made_for != self.identity:
+            raise PreprocessedError(
+                f"the item was preprocessed for {item.made_for[:12]}, another configuration or preprocessing than this "
+                f"model's {self.identity[:12]}; preprocess it with this model's preprocess"
+            )
+        return item
+
+    def read(self, item: Any, encoder: Callable[[Medium], Any]) -> tuple[list[Span], str]:
+        """The spans of an item, and the digest of its content.
+
+        Args:
+            item: see `VisionLanguageModel.prepare`.
+            encoder: what makes features of each medium's inputs.
+        """
+        parts = self._parts(item)
+        spans = self._spans(parts, encoder)
+        ids = [number for span in spans for number in span.ids]
+        # What the chat template writes around media is a part of the chunk.
+        if len(parts) == 1:
+            content = parts[0].digest(ids)
+        else:
+            content = digest(f"parts:{ids}:{[part.digest([]) for part in parts]}")
+        return spans, content
+
+    def cut(self, item: Any, *, tokens: int) -> tuple[Any, ...]:
+        """A long item in parts that `prepare` takes one by one, each of at most so many media tokens.
+
+        A video is cut between temporal patches, of which each part has one at least; everything else stays whole, lists
+        too. Each part's positions count from its own start.
+
+        Raises:
+            ValueError: the item cannot be read, or ``tokens`` is below 1.
+        """
+        if tokens < 1:
+            raise ValueError(f"parts have at least 1 token; got tokens={tokens}")
+        parts = self._parts(item)
+        medium = parts[0].medium
+        if len(parts) > 1 or medium is None:
+            return (item,)
+        return tuple(medium.cut(parts[0].item, self._settings[medium.kind], self.config, tokens))
+
+    def _parts(self, item: Any) -> list[Part]:
+        """The opened parts of an item; one that is no list has one.
+
+        Raises:
+            ValueError: a part cannot be read; of several, the message says which.
+        """
+        if not isinstance(item, list | tuple):
+            return [self._opened(item)]
+        if not item:
+            raise ItemError(f"the list of a chunk's parts is empty; expected {self._readable()}")
+        if len(item) == 1:
+            return [self._opened(item[0])]
+        parts = []
+        for number, each in enumerate(item, start=1):
+            place = f"part {number} of {len(item)}: "
+            with named(place):
+                parts.append(replace(self._opened(each), place=place))
+        return parts
+
+    def _opened(self, item: Any) -> Part:
+        """One part, read.
+
+        Raises:
+            ValueError: it cannot be read, is empty, or has another type.
+        """
+        if isinstance(item, list | tuple):
+            raise ItemError(
+                f"a {type(item).__name__} stands among the parts of a chunk; expected {self._readable()}: put all "
+                "parts in one list, or encode it as a chunk of its own"
+            )
+        if isinstance(item, str | Path | Image.Image | np.ndarray):
+            item = open_item(item)
+        if isinstance(item, str):
+            if not self._chat.encode(item):
+                raise ItemError("the text is empty; a chunk needs at least one token")
+            return Part(None, item, ("text", item, b""))
+        for medium in self.architecture.media:
+            if medium.reads(item):
+                item = medium.normal(item)
+                return Part(medium, item, medium.digested(item, self._settings[medium.kind]))
+        given = "an image" if isinstance(item, Image.Image | np.ndarray) else f"of type {type(item).__name__}"
+        raise ItemError(f"the item is {given}; this model reads {self._readable()}")
+
+    def _readable(self) -> str:
+        """What the model reads, in words."""
+        media = [medium.items for medium in self.architecture.media]
+        return ", ".join([f"text {'' if media else 'alone '}(str, or a .txt or .md file)", *media])
+
+    def _spans(self, parts: Sequence[Part], encoder: Callable[[Medium], Any]) -> list[Span]:
+        """Text and media blocks of a chunk, in the order of its tokens."""
+        placeholders = self.config.placeholders
+        blocks: dict[int, list[Part]] = {}
+        for part in parts:
+            if part.medium is not None:
+                blocks.setdefault(placeholders[part.medium.kind], []).append(part)
+        content = [part.item if part.medium is None else Block(part.medium.kind) for part in parts]
+        spans = []
+        text: list[int] = []
+        for number in self._chat.content(content, placeholders):
+            if number not in blocks:
+                text.append(number)
+                continue
+            spans += [Span(text)] if text else []
+            text = []
+            part = blocks[number].pop(0)
+            with named(part.place):
+                spans += self._block(part, encoder)
+        return [*spans, Span(text)] if text else spans
+
+    def _block(self, part: Part, encoder: Callable[[Medium], Any]) -> Sequence[Span]:
+        """The spans of a medium's part."""
+        medium: Any = part.medium
+        return medium.spans(part.item, self._settings[medium.kind], self.config, self._chat, encoder(medium))
+
+
+@contextmanager
+def named(place: str) -> Iterator[None]:
+    """Puts ``place`` before the message of what is raised about an item."""
+    try:
+        yield
+    except (ImageError, ItemError) as error:
+        raise type(error)(f"{place}{error}") from error
+
+
+def digest(text: str, payload: bytes = b"") -> str:
+    """sha256 of a text and of bytes."""
+    return hashlib.sha256(text.encode() + b"\0" + payload).hexdigest()
