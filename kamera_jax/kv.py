@@ -153,6 +153,7 @@ class WindowState:
         positions: absolute positions f32[A, S].
         valid: slots that hold a token, bool[S].
         pools: chunks to be read where they lie, by bucket; none in a materialised window.
+        context: the slots of the window that a turn's own state stands behind, read and never written; None elsewhere.
     """
 
     rot: Float[Array, "L S Fr"]
@@ -160,6 +161,7 @@ class WindowState:
     positions: Float[Array, "A S"]
     valid: Bool[Array, " S"]
     pools: tuple[ChunkPool, ...] = ()
+    context: "WindowState | None" = None
 
 
 @no_type_check

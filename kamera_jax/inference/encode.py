@@ -22,7 +22,7 @@ from kamera_jax.patch.size import Size
 from kamera_jax.patch.sketch import reread_jit, take_jit
 from kamera_jax.window.changes import append, materialised, nan_if
 from kamera_jax.window.checks import check_chunk, check_model
-from kamera_jax.window.window import Window, aligned
+from kamera_jax.window.window import Window, aligned, on_device
 
 OWNERS = 16
 """So many are shared between attention at least: entries of a window, its preamble, and the chunk itself."""
@@ -73,7 +73,8 @@ def run_chunk(
     turn = isinstance(source, Chunk) and source.turn
     if segment.advance is not None:
         check_length(vlm.spec, window.next_position, segment.advance)
-    output = run(vlm.params, segment.at(window.next_position), window.state, forward=vlm.forward, collect=collect)
+    base = on_device(window.next_position)
+    output = run(vlm.params, segment, window.state, base=base, forward=vlm.forward, collect=collect)
     chunk = chunk_of(vlm, segment, output, window.preamble.chunk.key, window.entries, context=window.lineage, turn=turn)
     return chunk, output
 

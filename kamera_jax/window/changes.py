@@ -104,7 +104,7 @@ def _with_entry(window: Window, new: Entry | Pair) -> Window:
 def _allocated(window: Window, *, donate: bool = False) -> Window:
     """An in-place window whose pools hold its entries."""
     pools = Pools(window.state.pools, window.indices)
-    pools, entries = allocate(pools, window.entries, window.spec, donate=donate)
+    pools, entries = allocate(pools, window.entries, window.spec, capacity=window.capacity, donate=donate)
     return window.keeping(state=replace(window.state, pools=pools.pools), indices=pools.indices, entries=entries)
 
 

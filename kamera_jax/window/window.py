@@ -227,6 +227,11 @@ _put_donated = partial(jax.jit, static_argnames="spec", donate_argnames="state")
 _put_first = partial(jax.jit, static_argnames=("spec", "slots"))(_write)
 
 
+def on_device(position: Any) -> jax.Array:
+    """A position as an f32 scalar there."""
+    return jnp.asarray(position, jnp.float32) if traced(position) else jax.device_put(np.float32(position))
+
+
 def packed(base: Any, *counts: Any) -> jax.Array:
     """A position and whole numbers as one array i32[n], whose transfer to the device is one."""
     if not traced(base, *counts):
