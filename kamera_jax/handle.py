@@ -88,6 +88,11 @@ class HostColumns(Field):
         return self.__get__(instance)
 
 
+def host_columns() -> Any:
+    """A field of a `Handle`; see `HostColumns`."""
+    return HostColumns()
+
+
 def _cut(columns: Columns) -> jax.Array:
     array, count = columns
     if traced(array):

@@ -116,15 +116,15 @@ class Turn:
         """Run the question; the first token of the answer."""
         sizes = {"slots": self._slots, "room": self._room}
         given = (self._params, self._behind, self._sampling, self._state, tail, packed(self._base))
-        self._written = _ask(*given, **sizes, **self._static)
-        return int(self._written.token)
+        self._written = written = _ask(*given, **sizes, **self._static)
+        return int(jax.device_get(written.token))
 
     def next_token(self) -> int:
         """Run the last token; the one after it."""
         assert self._written is not None
-        self._written = _next(self._params, self._behind, self._sampling, self._written, **self._static)
+        self._written = written = _next(self._params, self._behind, self._sampling, self._written, **self._static)
         self.answered += 1
-        return int(self._written.token)
+        return int(jax.device_get(written.token))
 
     def close(self, tokens: Sequence[int], answered: int) -> None:
         """Run what follows the first ``answered`` tokens of the answer; what was run after them is forgotten."""

@@ -17,9 +17,9 @@ def compilations() -> Iterator[list[str]]:
     """Collects the name of everything XLA compiles, the smallest eager operation included."""
     seen: list[str] = []
 
-    def listen(event: str, duration: float, **about: Any) -> None:
+    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
-            seen.append(about.get("fun_name", "?"))
+            seen.append(str(kwargs.get("fun_name", "?")))
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
