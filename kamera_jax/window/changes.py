@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +65,10 @@ def _placed(window: Window, changes: Changes) -> tuple[Window, int]:
     check_whole(window)
     after = applied(window.entries, changes)
     kept = unchanged(window.entries, after)
-    longer = window.keeping(entries=window.entries[:kept])
+    entries = window.entries[:kept]
+    if window.mode == "in_place":  # a chunk may stand twice: each lies where it lay, also where the other one was
+        entries = tuple(old.keeping(place=_place(new)) for old, new in zip(entries, after[:kept], strict=True))
+    longer = window.keeping(entries=entries)
     for each in after[kept:]:
         longer = _with_entry(longer, each)
     return longer, kept
@@ -96,9 +100,13 @@ def _with_entry(window: Window, new: Entry | Pair) -> Window:
     if new.patch is not None:
         check_pair(new.chunk, new.patch)
     check_room(window, new.chunk.length, new.chunk.advance)
-    place = new.place if isinstance(new, Entry) else None
-    entry = Entry(new.chunk, new.patch, window.next_position, window.next_slot, place)
+    entry = Entry(new.chunk, new.patch, window.next_position, window.next_slot, _place(new))
     return window.keeping(entries=(*window.entries, entry))
+
+
+def _place(new: Entry | Pair) -> Any:
+    """Where it lies in its pool; None for what is still to be put there."""
+    return new.place if isinstance(new, Entry) else None
 
 
 def _allocated(window: Window, *, donate: bool = False) -> Window:
