@@ -101,6 +101,9 @@ class BackboneBase(Backbone):
     attends_in_place: bool = False
     """Whether ``forward`` reads ``state.pools``, as windows of ``mode="in_place"`` take; see
     `kamera_jax.window.reuse.attend_in_place`."""
+    reads_context: bool = False
+    """Whether ``forward`` reads the slots of ``state.context`` too, before the state's own: a turn is then generated
+    beside its window, which is not copied for it."""
     fills_slots: bool = False
     """Whether ``forward`` reads ``inputs["slots"]``, i32[T], of a segment: its tokens then stand among what the state
     holds, in ascending slots, and each sees of the state only valid slots below its own."""

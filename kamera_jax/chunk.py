@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from kamera_jax import patch as patches
 from kamera_jax.errors import MissingInputsError
-from kamera_jax.handle import Handle, host_scalar
+from kamera_jax.handle import Columns, Handle, host_columns, host_scalar
 from kamera_jax.identity import EXACT, UNNAMED, Identity
 from kamera_jax.kv import KV, Factors, KVSpec, Segment, Sketch
 from kamera_jax.source import SourceField, kept_rows, taken_rows
@@ -215,7 +215,7 @@ class Patch(Handle):
     chunk: str
     model: str
     antecedents: tuple[str, ...]
-    mass: Float[Array, "L S"]
+    mass: Float[Array, "L S"] = host_columns()
     residual: Float[Array, " L"]
     length: int = host_scalar(int)
     sketch: Sketch | None
@@ -233,7 +233,7 @@ class Patch(Handle):
         chunk: str,
         model: str,
         antecedents: tuple[str, ...],
-        mass: Float[Array, "L S"],
+        mass: Float[Array, "L S"] | Columns,
         residual: Float[Array, " L"],
         length: int | jax.Array,
         sketch: Sketch | None = None,

@@ -17,7 +17,7 @@ from kamera_jax.kv import KVSpec, Segment, WindowState
 METHODS = ("prepare", "tail", "decode", "forward")
 REQUIRED = ("spec", "params", "fingerprint", "preamble", "eos", *METHODS)
 OPTIONAL_METHODS = ("follow_up", "flops", "leading", "cut")
-OPTIONAL = ("closing", "attends_in_place", "fills_slots", "collects", *OPTIONAL_METHODS)
+OPTIONAL = ("closing", "attends_in_place", "reads_context", "fills_slots", "collects", *OPTIONAL_METHODS)
 
 
 def check_identity(vlm: Any) -> None:
@@ -59,6 +59,7 @@ def check_members(vlm: Any, protocol: type) -> None:
         "eos": ("a tuple of token ids", _are_ids),
         "closing": ("a tuple of token ids", _are_ids),
         "attends_in_place": ("True or False", lambda value: isinstance(value, bool)),
+        "reads_context": ("True or False", lambda value: isinstance(value, bool)),
         "fills_slots": ("True or False", lambda value: isinstance(value, bool)),
         "collects": ("a tuple of names", lambda value: isinstance(value, Collection) and not isinstance(value, str)),
         **dict.fromkeys((*METHODS, *OPTIONAL_METHODS), ("a method", callable)),

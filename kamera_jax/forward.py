@@ -20,17 +20,27 @@ _PREAMBLES: WeakKeyDictionary[Backbone, tuple[list[Callable[[], Any]], Chunk]] =
 """Of each model the preamble, and references to the arrays that its parameters were."""
 
 
-@partial(jax.jit, static_argnames=("forward", "collect"))
+@partial(jax.jit, static_argnames=("forward", "collect", "last"))
 def run(
     params: Params,
     segment: Segment,
     state: WindowState | None,
     logits_at: jax.Array | None = None,
+    base: jax.Array | None = None,
     *,
     forward: Callable[..., Output],
     collect: tuple[str, ...] = (),
+    last: bool = False,
 ) -> Output:
-    """A backbone's forward, compiled once per shape; see `Backbone.forward`."""
+    """A backbone's forward, compiled once per shape; see `Backbone.forward`.
+
+    The segment's positions are absolute, or local ones that ``base`` is added to. ``last`` asks for the logits at the
+    segment's last token.
+    """
+    if base is not None:
+        segment = segment.at(base)
+    if last:
+        logits_at = segment.length[None] - 1
     return call(forward, params, segment, state, logits_at=logits_at, collect=collect)
 
 

@@ -6,7 +6,7 @@ it has no keys: they would say what is not so. Shapes and meaning stay, as a par
 
 from collections.abc import Iterable
 from copy import copy
-from typing import Any, ClassVar, Self, no_type_check
+from typing import Any, ClassVar, NamedTuple, Self, no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +57,48 @@ class HostScalar(Field):
         """What JAX sees: always of one dtype, so that a function is compiled once."""
         value = instance.__dict__[self._name]
         return self._dtype(value) if type(value) in (bool, int, float) else value
+
+
+class Columns(NamedTuple):
+    """The first ``count`` columns of an array [rows, ·] that has more, so that there are few shapes."""
+
+    array: jax.Array
+    count: int
+
+
+class HostColumns(Field):
+    """An array that may be given as `Columns`, and is cut when it is first read: on the host, which compiles nothing.
+
+    Inside a transformation it is cut there.
+    """
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        if instance is None:
+            return self
+        value = instance.__dict__[self._name]
+        if isinstance(value, Columns):
+            value = instance.__dict__[self._name] = _cut(value)
+        return value
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        instance.__dict__[self._name] = value
+
+    def leaf(self, instance: Any) -> Any:
+        """What JAX sees."""
+        return self.__get__(instance)
+
+
+def host_columns() -> Any:
+    """A field of a `Handle`; see `HostColumns`."""
+    return HostColumns()
+
+
+def _cut(columns: Columns) -> jax.Array:
+    array, count = columns
+    if traced(array):
+        return array[:, :count]
+    rows = np.asarray(array)[:, :count]
+    return jax.device_put(rows, array.sharding) if array.sharding.is_fully_replicated else jax.device_put(rows)
 
 
 def host_scalar(kind: type[int] | type[float]) -> Any:

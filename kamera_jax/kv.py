@@ -153,6 +153,7 @@ class WindowState:
         positions: absolute positions f32[A, S].
         valid: slots that hold a token, bool[S].
         pools: chunks to be read where they lie, by bucket; none in a materialised window.
+        context: the slots of the window that a turn's own state stands behind, read and never written; None elsewhere.
     """
 
     rot: Float[Array, "L S Fr"]
@@ -160,6 +161,7 @@ class WindowState:
     positions: Float[Array, "A S"]
     valid: Bool[Array, " S"]
     pools: tuple[ChunkPool, ...] = ()
+    context: "WindowState | None" = None
 
 
 @no_type_check
@@ -298,6 +300,24 @@ def bucket(tokens: int) -> int:
         if tokens <= size:
             return size
     return -(-tokens // 128) * 128
+
+
+def bucket_of_slots(slots: int) -> int:
+    """The slots that arrays for so many have: 128, 256, 384, 512, 768, 1024, 1536, and so on, two for each doubling.
+
+    Few shapes, so that windows of nearly the same size share what is compiled.
+    """
+    size = 128
+    while size < slots:
+        if size > 128 and slots <= size + size // 2:
+            return size + size // 2
+        size *= 2
+    return size
+
+
+def bucket_of_ranks(rank: int) -> int:
+    """The components that a patch of so many has arrays for: a power of two from 4; the others are zero, and unused."""
+    return max(4, 1 << (rank - 1).bit_length())
 
 
 def check_length(spec: KVSpec, start: float | jax.Array, advance: int | float | jax.Array) -> None:

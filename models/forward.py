@@ -68,10 +68,9 @@ def forward(
     if "media" in segment.inputs:
         embeds = jnp.where(segment.inputs["is_media"][:, None], segment.inputs["media"].astype(embeds.dtype), embeds)
     visible: list[tuple[jax.Array, jax.Array | None]] = [(valid, jnp.arange(1, tokens + 1, dtype=jnp.int32))]
-    past = None
-    if state is not None:
-        visible.insert(0, (state.valid, segment.inputs.get("slots")))
-        past = KV(state.rot, state.free)
+    behind = [] if state is None else [each for each in (state.context, state) if each is not None]
+    visible = [(each.valid, segment.inputs.get("slots")) for each in behind] + visible
+    past = [KV(each.rot, each.free) for each in behind]
     weights = None
     if "attention_mass" in collect:
         weights = valid.astype(jnp.float32) / config.attention.heads

@@ -55,6 +55,7 @@ class VisionLanguageModel(BackboneBase):
     """
 
     attends_in_place = True
+    reads_context = True
     fills_slots = True
 
     def __init__(

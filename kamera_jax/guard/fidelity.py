@@ -138,7 +138,7 @@ def _places(window: Window, chunks: Sequence[Chunk]) -> list[int]:
 
 def _seen(full: Window, places: Sequence[int]) -> Window:
     """The window with the entries at other places hidden from what is asked next."""
-    hidden = np.zeros(full.capacity, bool)
+    hidden = np.zeros(full.state.valid.shape, bool)
     for place, entry in enumerate(full.entries):
         if place not in places:
             hidden[entry.slot : entry.slot + entry.chunk.length] = True

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float
 
 from kamera_jax.chunk import Chunk, Match, Patch, describe
 from kamera_jax.errors import MissingSketchError
+from kamera_jax.kv import bucket_of_slots
 from kamera_jax.patch.sketch import change_jit, reread_jit
 from kamera_jax.window.checks import check_chunk, check_pair, check_place
 from kamera_jax.window.reuse import write_jit
@@ -99,7 +100,7 @@ def staleness(window: Window, chunk: Chunk, patch: Patch, at: int | None = None)
         share = float(received[entry.slot : entry.slot + entry.chunk.length].sum())
         mass_now[entry.chunk.key] = mass_now.get(entry.chunk.key, 0.0) + share
     mass_then: dict[str, float] = {}
-    for key, share in zip(patch.antecedents, np.asarray(patch.mass[patch.sketch.spec.layers[0]]), strict=False):
+    for key, share in zip(patch.antecedents, np.asarray(patch.mass)[patch.sketch.spec.layers[0]], strict=False):
         mass_then[key] = mass_then.get(key, 0.0) + float(share)
     known = all(mass_then) and all(mass_now)  # a chunk without a key may be any
     return Staleness(
@@ -121,9 +122,9 @@ def layers_before(
     last = before[-1] if before else window.preamble
     state = window.state
     if window.mode == "materialise":
-        seen = state.valid & (jnp.arange(window.capacity, dtype=jnp.int32) < last.slot + last.chunk.length)
+        seen = state.valid & (jnp.arange(state.valid.shape[0], dtype=jnp.int32) < last.slot + last.chunk.length)
         return state.rot[here], state.free[here], seen
-    state = window.spec.empty_state(window.capacity)
+    state = window.spec.empty_state(bucket_of_slots(window.capacity))
     state = replace(state, rot=state.rot[here], free=state.free[here])
     for entry in (window.preamble, *before):
         kv, factors = jax.tree.map(

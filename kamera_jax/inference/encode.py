@@ -15,14 +15,17 @@ from kamera_jax.chunk import Chunk, Patch, describe, source_of
 from kamera_jax.contract import check_segment
 from kamera_jax.errors import BackboneError, ModelMismatchError
 from kamera_jax.forward import check_forward, chunk_of, preamble_chunk, run
-from kamera_jax.handle import traced
+from kamera_jax.handle import Columns, traced
 from kamera_jax.identity import patch_key
-from kamera_jax.kv import Factors, Segment, Sketch, SketchSpec, bucket, check_length
+from kamera_jax.kv import Factors, Segment, Sketch, SketchSpec, bucket_of_slots, check_length
 from kamera_jax.patch.size import Size
 from kamera_jax.patch.sketch import reread_jit, take_jit
 from kamera_jax.window.changes import append, materialised, nan_if
 from kamera_jax.window.checks import check_chunk, check_model
-from kamera_jax.window.window import Window, aligned
+from kamera_jax.window.window import Window, aligned, on_device
+
+OWNERS = 16
+"""So many are shared between attention at least: entries of a window, its preamble, and the chunk itself."""
 
 PART_TOKENS = 1024
 """Media tokens of a chunk at most, by default, where a long item is cut."""
@@ -76,7 +79,7 @@ def encode_all(
 
 def encode_segment(vlm: Backbone, segment: Segment) -> Chunk:
     """Canonical KV of a prepared item, run after the preamble alone."""
-    chunk, _ = run_chunk(vlm, Window.empty(vlm, aligned(preamble_chunk(vlm).length)), segment)
+    chunk, _ = run_chunk(vlm, Window.of_preamble(vlm), segment)
     return chunk
 
 
@@ -95,7 +98,8 @@ def run_chunk(
     turn = isinstance(source, Chunk) and source.turn
     if segment.advance is not None:
         check_length(vlm.spec, window.next_position, segment.advance)
-    output = run(vlm.params, segment.at(window.next_position), window.state, forward=vlm.forward, collect=collect)
+    base = on_device(window.next_position)
+    output = run(vlm.params, segment, window.state, base=base, forward=vlm.forward, collect=collect)
     chunk = chunk_of(vlm, segment, output, window.preamble.chunk.key, window.entries, context=window.lineage, turn=turn)
     return chunk, output
 
@@ -298,7 +302,7 @@ def _patch(
         chunk=chunk.key,
         model=chunk.model,
         antecedents=antecedents,
-        mass=_shares(output.aux["attention_mass"], _owners(window, output), count=len(window.entries) + 2),
+        mass=_mass(output, window),
         residual=residual,
         length=chunk.length,
         sketch=None if sketch is None else _sketch(chunk, output, window, factors, sketch),
@@ -331,13 +335,23 @@ def _lengths(sources: Sequence[Segment | Chunk]) -> list[int]:
 
 
 def _slots(vlm: Backbone, lengths: Sequence[int], room: int) -> int:
-    return bucket(aligned(preamble_chunk(vlm).length) + sum(map(aligned, lengths)) + room)
+    return bucket_of_slots(aligned(preamble_chunk(vlm).length) + sum(map(aligned, lengths)) + room)
+
+
+def _mass(output: Output, window: Window) -> Columns:
+    """Attention that each entry, the preamble and the chunk itself received, compiled once for many counts of them."""
+    count = len(window.entries) + 2
+    owners = _owners(window, output)
+    if not traced(owners):
+        owners = jax.device_put(owners)
+    padded = max(OWNERS, 1 << (count - 1).bit_length())
+    return Columns(_shares(output.aux["attention_mass"], owners, count=padded), count)
 
 
 def _owners(window: Window, output: Output) -> Int[np.ndarray | Array, " S"]:
     """Whose each slot is that attention goes to: an entry's, the preamble's, or the forming chunk's own."""
     slots = np.arange(output.aux["attention_mass"].shape[1])
-    owner = np.where(slots < window.capacity, len(window.entries), len(window.entries) + 1).astype(np.int32)
+    owner = np.where(slots < window.state.valid.shape[0], len(window.entries), len(window.entries) + 1).astype(np.int32)
     for i, entry in enumerate(window.entries):
         own = (slots >= entry.slot) & (slots < entry.slot + entry.chunk.length)
         owner = jnp.where(own, i, owner) if traced(own) else np.where(own, np.int32(i), owner)

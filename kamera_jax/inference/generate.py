@@ -1,7 +1,7 @@
 """Asking a window: next-token logits of a question, and generation."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -10,19 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from kamera_jax.backbone import Backbone, Output, call, with_defaults
+from kamera_jax.backbone import Backbone, with_defaults
 from kamera_jax.chunk import Chunk
 from kamera_jax.contract import check_segment
 from kamera_jax.errors import BackboneError
 from kamera_jax.forward import run
 from kamera_jax.identity import chunk_key, content_key, content_of
-from kamera_jax.kv import KV, ChunkPool, Segment, WindowState, bucket, check_length
-from kamera_jax.rope import RopeSpec
-from kamera_jax.types import Params, Stream
-from kamera_jax.window.changes import append, turn_state
+from kamera_jax.inference.turn import Turn
+from kamera_jax.kv import KV, Segment, bucket, check_length
+from kamera_jax.types import Stream
+from kamera_jax.window.changes import append
 from kamera_jax.window.checks import check_model, check_room
-from kamera_jax.window.reuse import write
-from kamera_jax.window.window import Window
+from kamera_jax.window.window import Window, on_device
 
 
 def query(vlm: Backbone, window: Window, text: str) -> Float[Array, " V"]:
@@ -35,7 +34,8 @@ def query(vlm: Backbone, window: Window, text: str) -> Float[Array, " V"]:
     """
     tail = question_tail(vlm, window, text)
     check_length(window.spec, window.next_position, tail.advance)
-    output = run(vlm.params, tail, window.state, tail.length[None] - 1, forward=vlm.forward)
+    base = on_device(window.next_position)
+    output = run(vlm.params, tail, window.state, base=base, forward=vlm.forward, last=True)
     assert output.logits is not None
     return output.logits[0]
 
@@ -88,6 +88,37 @@ def generate(
         ModelMismatchError: the window belongs to another model.
         WindowFullError: question, answer and what closes the turn do not fit the window, or the model's length.
     """
+    answer, turn = generate_turn(
+        vlm,
+        window,
+        text,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        key=key,
+        stop=stop,
+        stream=stream,
+        keep=keep,
+    )
+    return answer if turn is None else replace(answer, window=append(window, turn))
+
+
+def generate_turn(
+    vlm: Backbone,
+    window: Window,
+    text: str,
+    *,
+    max_new_tokens: int = 16,
+    temperature: float = 0.0,
+    key: jax.Array | None = None,
+    stop: tuple[str, ...] = (),
+    stream: Stream | None = None,
+    keep: bool = True,
+) -> tuple[Generation, Chunk | None]:
+    """`generate`, whose turn is still to be appended: the answer has the window as it was.
+
+    Returns:
+        The answer, and the turn's chunk; None where it is not kept.
+    """
     if temperature < 0 or max_new_tokens < 1:
         raise ValueError(f"temperature must be ≥ 0 and max_new_tokens ≥ 1; got {temperature} and {max_new_tokens}")
     if temperature > 0 and key is None:
@@ -100,43 +131,21 @@ def generate(
     most = turn_slots(vlm, tail, max_new_tokens, keep)
     check_room(window, most, tail.advance + most - question)
     started = time.perf_counter()
-    first = 0.0
-    state, start = turn_state(window, most)  # the loop donates it; the caller's window stays
-    last_piece = bucket(len(closing) + 1)  # of one length, whether or not the answer's last token is to be run with it
-    room = vlm.spec.empty_state(bucket(most) + last_piece)
-    last = np.asarray(tail.positions)[:, question - 1 : question]
-    step = partial(
-        _step,
-        vlm.params,
-        pools=window.state.pools,
-        start=start,
-        temperature=jnp.float32(temperature),
-        key=jax.random.key(0) if key is None else key,
-        forward=vlm.forward,
-        rope=vlm.spec.rope,
-    )
-    segment = tail
-    turn = KV(room.rot, room.free)
-    done = 0
+    room = bucket(len(closing) + 1)  # of one length, whether or not the answer's last token is to be run with it
+    turn = Turn(vlm, window, most, room, temperature=temperature, key=key)
     answer = _Answer(vlm, stop, max_new_tokens, stream)
-    goes_on = True
+    goes_on = answer.add(turn.ask(tail))
+    first = time.perf_counter() - started
     while goes_on:
-        token, state, turn = step(segment, state, turn, done)
-        done += int(segment.length)
-        goes_on = answer.add(int(token))
-        first = first or time.perf_counter() - started
-        segment = _piece([int(token)], last + np.float32(len(answer.tokens)), 1)
+        goes_on = answer.add(turn.next_token())
+    generation = Generation(answer.text, tuple(answer.tokens), first, window)
     if not keep:
-        return Generation(answer.text, tuple(answer.tokens), first, window)
+        return generation, None
     kept = answer.kept_tokens
-    ran = min(done - question, len(kept))
-    rest = [*kept[ran:], *closing]
-    if rest:
-        positions = last + np.arange(ran + 1, ran + 1 + last_piece, dtype=np.float32)
-        _, state, turn = step(_piece(rest, positions, last_piece), state, turn, question + ran)
-    del state  # the turn is written as any chunk is, so that a window is what its entries say, to the bit
-    chunk = _turn(vlm, window, tail, turn, [*kept, *closing])
-    return Generation(answer.text, tuple(answer.tokens), first, append(window, chunk))
+    ran = min(turn.answered, len(kept))
+    if rest := [*kept[ran:], *closing]:
+        turn.close(rest, ran)
+    return generation, _turn(vlm, window, tail, turn.kv, [*kept, *closing])
 
 
 class _Answer:
@@ -198,13 +207,6 @@ def _closing(vlm: Backbone) -> tuple[int, ...]:
     return tuple(with_defaults(vlm).closing)
 
 
-def _piece(tokens: Sequence[int], positions: np.ndarray, padded: int) -> Segment:
-    """Tokens that follow others, at absolute positions f32[A, padded]."""
-    ids = np.zeros(padded, np.int32)
-    ids[: len(tokens)] = tokens
-    return Segment({"tokens": jnp.asarray(ids)}, jnp.asarray(positions), jnp.int32(len(tokens)), float(len(tokens)))
-
-
 def _settled(text: str, stop: tuple[str, ...]) -> int:
     """How much of an unfinished answer later tokens cannot take back.
 
@@ -221,7 +223,7 @@ def turn_slots(vlm: Backbone, tail: Segment, max_new_tokens: int, keep: bool) ->
 
 
 def question_tail(vlm: Backbone, window: Window, text: str) -> Segment:
-    """The question as it is asked of a window, at its absolute positions.
+    """The question as it is asked of a window, at positions from 0.
 
     Raises:
         ModelMismatchError: the window belongs to another model.
@@ -232,40 +234,7 @@ def question_tail(vlm: Backbone, window: Window, text: str) -> Segment:
     ask = "follow_up" if follows else "tail"
     backbone = with_defaults(vlm)
     tail = backbone.follow_up(text) if follows else backbone.tail(text)
-    return check_segment(vlm, tail, ask).at(window.next_position)
-
-
-@partial(jax.jit, static_argnames=("forward", "rope"), donate_argnames=("state", "turn"))
-def _step(
-    params: Params,
-    segment: Segment,
-    state: WindowState,
-    turn: KV,
-    done: jax.Array | int,
-    *,
-    pools: tuple[ChunkPool, ...],
-    start: jax.Array | int,
-    temperature: jax.Array,
-    key: jax.Array,
-    forward: Callable[..., Output],
-    rope: RopeSpec,
-) -> tuple[jax.Array, WindowState, KV]:
-    """Run a segment, choose the token after it, and keep the segment's KV: in the state, and un-rotated in the turn.
-
-    ``done`` tokens of the turn, which has its place at slot ``start``, went before; what a stop text took back of those
-    that were run after them is forgotten.
-    """
-    state = replace(state, valid=state.valid & (jnp.arange(state.valid.shape[0], dtype=jnp.int32) < start + done))
-    output = call(forward, params, segment, replace(state, pools=pools), logits_at=segment.length[None] - 1)
-    assert output.logits is not None
-    logits = output.logits[0]
-    cooled = logits / jnp.where(temperature > 0, temperature, 1.0)
-    sampled = jax.random.categorical(jax.random.fold_in(key, done), cooled)
-    token = jnp.where(temperature > 0, sampled, jnp.argmax(logits)).astype(jnp.int32)
-    # A token's slot is no multiple of 16, which the kernels write from.
-    state = write(state, start + done, output.kv, None, segment.positions, segment.length, rope, implementation="xla")
-    turn = jax.tree.map(lambda whole, rows: jax.lax.dynamic_update_slice_in_dim(whole, rows, done, 1), turn, output.kv)
-    return token, state, turn
+    return check_segment(vlm, tail, ask)
 
 
 def _turn(vlm: Backbone, window: Window, tail: Segment, kv: KV, answer: Sequence[int]) -> Chunk:
@@ -274,25 +243,26 @@ def _turn(vlm: Backbone, window: Window, tail: Segment, kv: KV, answer: Sequence
     length = question + len(answer)
     padded = bucket(length)
     after = np.arange(1, padded - question + 1, dtype=np.float32)
-    positions = np.asarray(tail.positions)
+    asked = jax.device_get(tail.inputs)
+    positions = jax.device_get(tail.positions)[:, :question]
+    positions = np.concatenate([positions, positions[:, -1:] + after], axis=1)
     ids = np.zeros(padded, np.int32)
-    positions = np.concatenate([positions[:, :question], positions[:, question - 1 : question] + after], axis=1)
-    ids[:length] = [*np.asarray(tail.inputs["tokens"])[:question], *answer]
+    ids[:length] = [*asked["tokens"][:question], *answer]
     content = content_key({"turn": ids[:length].tolist(), "question": content_of(tail)})
     context = window.lineage
-    asked = {name: _widened(rows, question, padded) for name, rows in tail.inputs.items()}
+    widened = {name: _widened(rows, question, padded) for name, rows in asked.items()} | {"tokens": ids}
     key = chunk_key(content, vlm.spec, context)
-    positions = jnp.asarray(positions - positions[:, :1])
+    inputs, positions, count = jax.device_put((widened, positions - positions[:, :1], np.int32(length)))
     advance = float(tail.advance + len(answer))
     return Chunk(
-        kv=_cut(kv, length, padded=padded),
+        kv=_cut(kv, count, padded=padded),
         positions=positions,
         length=length,
         advance=advance,
         model=vlm.spec.fingerprint,
         preamble=window.preamble.chunk.key or None,
         antecedents=window.keys,
-        source=Segment(asked | {"tokens": jnp.asarray(ids)}, positions, jnp.int32(length), advance),
+        source=Segment(inputs, positions, count, advance),
         turn=True,
         spec=vlm.spec,
         key=key,
@@ -301,11 +271,11 @@ def _turn(vlm: Backbone, window: Window, tail: Segment, kv: KV, answer: Sequence
     )
 
 
-def _widened(rows: jax.Array, question: int, padded: int) -> jax.Array:
+def _widened(rows: np.ndarray, question: int, padded: int) -> np.ndarray:
     """What the backbone reads beside the tokens, for the question alone."""
     out = np.zeros((padded, *rows.shape[1:]), rows.dtype)
-    out[:question] = np.asarray(rows)[:question]
-    return jnp.asarray(out)
+    out[:question] = rows[:question]
+    return out
 
 
 @partial(jax.jit, static_argnames="padded")

@@ -82,8 +82,22 @@ def fit_rank(
     """
     if rank < 1:
         raise ValueError(f"a patch needs a rank of at least 1; got {rank}")
-    parts, worth = _components(conditioned, canonical, length, rank, seed)
-    return _fitted(parts, jnp.minimum(rank, worth), rank, canonical, length, int8)
+    return fit_width(conditioned, canonical, length, rank, width=rank, int8=int8, seed=seed)
+
+
+def fit_width(
+    conditioned: KV,
+    canonical: KV,
+    length: jax.Array | int,
+    rank: jax.Array | int,
+    *,
+    width: int,
+    int8: bool = False,
+    seed: int = 0,
+) -> Fitted:
+    """`fit_rank` whose arrays have room for ``width`` components: one program for all ranks up to it."""
+    parts, worth = _components(conditioned, canonical, length, width, seed)
+    return _fitted(parts, jnp.minimum(rank, worth), width, canonical, length, int8)
 
 
 def fit_energy(

@@ -6,9 +6,10 @@ from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 
 from kamera_jax import patch as patches
-from kamera_jax.kv import KV, Factors, bucket
+from kamera_jax.kv import KV, Factors, bucket, bucket_of_ranks
 from kamera_jax.patch.fitting import Fitted
 
 
@@ -49,7 +50,7 @@ class Size:
     def like(factors: Factors, length: int) -> "Size":
         """What a patch of the same kind as ``factors`` is asked for with."""
         if factors.scale is None:
-            return Size(rank=factors.u.shape[1])
+            return Size(rank=max(int(jax.device_get(factors.ranks).max()), 1))
         used = patches.nbytes(factors, length)
         return Size(max_bytes=used) if used else Size()
 
@@ -61,7 +62,11 @@ class Size:
                 anything but a rank is asked for inside a JAX transformation.
         """
         if self.rank is not None:
-            return _fit_rank(conditioned, canonical, length, self.rank, int8=bool(self.int8))
+            if self.rank < 1:
+                raise ValueError(f"a patch needs a rank of at least 1; got {self.rank}")
+            rank = jax.device_put(np.int32(min(self.rank, np.iinfo(np.int32).max)))
+            width = min(bucket_of_ranks(self.rank), bucket_of_ranks(max(canonical.rot.shape[1:])))
+            return _fit_rank(conditioned, canonical, length, rank, width=width, int8=bool(self.int8))
         if not isinstance(length, int):
             raise ValueError(
                 "inside a JAX transformation it is not known how many bytes a chunk's patch may take; give a rank"
@@ -87,7 +92,7 @@ class Size:
         return _fit_bytes(conditioned, canonical, length, count, widest=widest, int8=int8)
 
 
-_fit_rank = partial(jax.jit, static_argnames=("rank", "int8"))(patches.fit_rank)
+_fit_rank = partial(jax.jit, static_argnames=("width", "int8"))(patches.fit_width)
 _fit_bytes = partial(jax.jit, static_argnames=("widest", "int8"))(patches.fit_bytes)
 
 

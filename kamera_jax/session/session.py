@@ -13,7 +13,7 @@ from kamera_jax.guard.planning import FORWARDS, execute, plan
 from kamera_jax.guard.policy import ReusePolicy
 from kamera_jax.identity import canonical_key
 from kamera_jax.inference.encode import encode_segment, form_patch
-from kamera_jax.inference.generate import Generation, generate, question_tail, turn_slots
+from kamera_jax.inference.generate import Generation, generate_turn, question_tail, turn_slots
 from kamera_jax.session.choice import best_patch
 from kamera_jax.session.memory import ChunkMemory
 from kamera_jax.session.saved import SavedSession, load_session, save_session
@@ -160,9 +160,10 @@ class Session:
         advance = tail.advance + room - int(tail.length)
         gone = in_the_way(self._window, self._pinned, None, more=(room, advance))
         window = without(self._window, gone)
-        answer = generate(self._vlm, window, text, max_new_tokens=max_new_tokens, keep=keep, **options)
-        if keep:
-            self._commit(answer.window, gone)
+        answer, turn = generate_turn(self._vlm, window, text, max_new_tokens=max_new_tokens, keep=keep, **options)
+        if turn is not None:
+            self._commit(window, gone, change=Append(turn))
+            answer = replace(answer, window=self._window)
             self._count(turns=1)
         self._lent = True  # to the caller, in the answer
         return answer

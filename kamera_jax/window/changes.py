@@ -2,17 +2,18 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from kamera_jax.chunk import Chunk, Entry, Patch
 from kamera_jax.handle import traced
-from kamera_jax.kv import WindowState, bucket
+from kamera_jax.kv import WindowState, bucket, bucket_of_slots
 from kamera_jax.window.checks import check_chunk, check_pair, check_room, check_whole
 from kamera_jax.window.edits import Append, Changes, Evict, Pair, Recall, Reorder, Replace, applied
 from kamera_jax.window.pool import Pools, allocate
-from kamera_jax.window.window import Window, aligned, put
+from kamera_jax.window.window import Window, aligned, packed, put, put_first, unpacked
 
 
 def changed(window: Window, changes: Changes, *, donate: bool = False) -> Window:
@@ -33,17 +34,25 @@ def changed(window: Window, changes: Changes, *, donate: bool = False) -> Window
     if window.mode == "in_place":
         return _poisoned(_allocated(longer, donate=donate))
     state = window.state
-    if kept < len(window.entries):
-        last = longer.entries[kept - 1] if kept else window.preamble
-        state = replace(
-            state, valid=state.valid & (jnp.arange(window.capacity, dtype=jnp.int32) < last.slot + last.chunk.length)
-        )
     for entry in longer.entries[kept:]:
         state = put(window.spec, state, entry, donate=donate)
         donate = True
-    if not donate:  # nothing was written: a caller who donates the result must not lose the window it came from
-        state = jax.tree.map(jnp.copy, state)
+    if kept == len(longer.entries):  # nothing was written, and what has left is still to be hidden
+        last = longer.entries[-1] if longer.entries else window.preamble
+        # A caller who donates the result must not lose the window it came from.
+        state = (_ends_donated if donate else _ends)(state, packed(0.0, last.slot + last.chunk.length))
     return _poisoned(longer.keeping(state=state))
+
+
+def _ends_at(state: WindowState, numbers: jax.Array) -> WindowState:
+    """A copy of the state whose slots from one on hold nothing."""
+    _, end = unpacked(numbers)
+    valid = state.valid & (jnp.arange(state.valid.shape[0], dtype=jnp.int32) < end)
+    return replace(jax.tree.map(jnp.copy, state), valid=valid)
+
+
+_ends = jax.jit(_ends_at)
+_ends_donated = jax.jit(_ends_at, donate_argnames="state")
 
 
 def check_changes(window: Window, changes: Changes) -> None:
@@ -90,15 +99,19 @@ def _with_entry(window: Window, new: Entry | Pair) -> Window:
     if new.patch is not None:
         check_pair(new.chunk, new.patch)
     check_room(window, new.chunk.length, new.chunk.advance)
-    place = new.place if isinstance(new, Entry) else None
-    entry = Entry(new.chunk, new.patch, window.next_position, window.next_slot, place)
+    entry = Entry(new.chunk, new.patch, window.next_position, window.next_slot, _place(new))
     return window.keeping(entries=(*window.entries, entry))
+
+
+def _place(new: Entry | Pair) -> Any:
+    """Where it lies in its pool; None for what is still to be put there."""
+    return new.place if isinstance(new, Entry) else None
 
 
 def _allocated(window: Window, *, donate: bool = False) -> Window:
     """An in-place window whose pools hold its entries."""
     pools = Pools(window.state.pools, window.indices)
-    pools, entries = allocate(pools, window.entries, window.spec, donate=donate)
+    pools, entries = allocate(pools, window.entries, window.spec, capacity=window.capacity, donate=donate)
     return window.keeping(state=replace(window.state, pools=pools.pools), indices=pools.indices, entries=entries)
 
 
@@ -127,7 +140,7 @@ def materialised(window: Window) -> Window:
     """The same window with every chunk rotated, patched and written."""
     if window.mode == "materialise":
         return window
-    state = put(window.spec, window.spec.empty_state(window.capacity), window.preamble)
+    state = put_first(window.spec, bucket_of_slots(window.capacity), window.preamble)
     for entry in window.entries:
         state = put(window.spec, state, entry, donate=True)
     entries = tuple(replace(entry, place=None) for entry in window.entries)
@@ -142,7 +155,7 @@ def turn_state(window: Window, tokens: int) -> tuple[WindowState, int]:
     if window.mode == "materialise":
         return jax.tree.map(jnp.copy, window.state), window.next_slot
     slots = aligned(window.preamble.chunk.length)
-    return put(window.spec, window.spec.empty_state(slots + bucket(tokens)), window.preamble), slots
+    return put_first(window.spec, slots + bucket(tokens), window.preamble), slots
 
 
 def reorder(window: Window, order: Sequence[int]) -> Window:

@@ -16,10 +16,19 @@ import numpy as np
 from kamera_jax.chunk import Entry
 from kamera_jax.handle import traced
 from kamera_jax.identity import UNNAMED, Identity
-from kamera_jax.kv import KV, ChunkPool, Factors, KVSpec, bucket
+from kamera_jax.kv import KV, ChunkPool, Factors, KVSpec, bucket, bucket_of_slots
 
 FIRST_PLACES = 4
-"""Places of a new pool. It doubles, so that there are few shapes."""
+"""Places of a new pool, at least. It doubles, so that there are few shapes."""
+
+MOST_PLACES = 16
+"""Places of a new pool at most; as many as hold the window's capacity, if these are fewer."""
+
+LEAST_TOKENS = 64
+"""Rows of a place at least: pools of few kinds are few programs. Shorter chunks leave the rest of theirs unread."""
+
+LEAST_RANK = 32
+"""Components that a pool has arrays for at least where there are patches, so that it need not grow with each."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +36,7 @@ class PoolIndex:
     """What is known to lie in a `ChunkPool`.
 
     Attributes:
-        tokens: T, the bucket.
+        tokens: T, the rows of a place; see `pool_tokens`.
         places: of each chunk with its patch that has keys, written longest ago first: what it is, and where it lies.
     """
 
@@ -45,8 +54,13 @@ class Pools(NamedTuple):
     indices: tuple[PoolIndex, ...]
 
 
+def pool_tokens(rows: int) -> int:
+    """The rows of the places that chunks of so many rows come to: 64, 128, and then two sizes for each doubling."""
+    return LEAST_TOKENS if rows <= LEAST_TOKENS else bucket_of_slots(rows)
+
+
 def allocate(
-    old: Pools, entries: Sequence[Entry], spec: KVSpec, *, donate: bool = False
+    old: Pools, entries: Sequence[Entry], spec: KVSpec, *, capacity: int = 0, donate: bool = False
 ) -> tuple[Pools, tuple[Entry, ...]]:
     """Pools that hold a window's entries and are read at their lengths and bases; only what is new is written.
 
@@ -54,6 +68,7 @@ def allocate(
         old: what to start from.
         entries: of the window; those with a place lie there already.
         spec: what the KV means.
+        capacity: slots of the window.
         donate: take the buffers of an old pool that is written to; what shares them must not be used again.
 
     Returns:
@@ -63,21 +78,39 @@ def allocate(
     pools = {pool.rot.shape[2]: pool for pool in old.pools}
     numbers: dict[int, list[int]] = {tokens: [] for tokens in pools}
     for number, entry in enumerate(entries):
-        numbers.setdefault(entry.chunk.kv.rot.shape[1], []).append(number)
+        numbers.setdefault(pool_tokens(entry.chunk.kv.rot.shape[1]), []).append(number)
+    # One patch, and every pool has arrays for patches: each pool by itself would be a program more.
+    patched = any(entry.patch is not None for entry in entries) or any(pool.u is not None for pool in old.pools)
+    rank = LEAST_RANK if patched else 0
     placed = list(entries)
     grown = Pools((), ())
     for tokens in sorted(numbers):
         index = indices.get(tokens, PoolIndex(tokens))
         own = [entries[number] for number in numbers[tokens]]
-        pool, index, own = _allocated(pools.get(tokens), index, own, spec, donate)
+        least = Least(places=_first_places(capacity, tokens), rank=min(rank, tokens))
+        pool, index, own = _allocated(pools.get(tokens), index, own, spec, least, donate)
         grown = Pools((*grown.pools, pool), (*grown.indices, index))
         for number, entry in zip(numbers[tokens], own, strict=True):
             placed[number] = entry
     return grown, tuple(placed)
 
 
+class Least(NamedTuple):
+    """Places and components that a pool has at least."""
+
+    places: int
+    rank: int
+
+
+def _first_places(capacity: int, tokens: int) -> int:
+    places = FIRST_PLACES
+    while places < MOST_PLACES and places * tokens < capacity:
+        places *= 2
+    return places
+
+
 def _allocated(
-    pool: ChunkPool | None, index: PoolIndex, entries: Sequence[Entry], spec: KVSpec, donate: bool
+    pool: ChunkPool | None, index: PoolIndex, entries: Sequence[Entry], spec: KVSpec, least: Least, donate: bool
 ) -> tuple[ChunkPool, PoolIndex, list[Entry]]:
     """One pool, its index and its entries."""
     arrays = {} if pool is None else _arrays(pool)
@@ -87,8 +120,8 @@ def _allocated(
         if places[i] is None and _named(entry):
             same = (place for identity, place in known if identity == entry.identity and place not in places)
             places[i] = next(same, None)
-    if any(place is None for place in places):
-        grown = _with_room(arrays, index.tokens, entries, spec)
+    if any(place is None for place in places) or (least.rank and "u" not in arrays):
+        grown = _with_room(arrays, index.tokens, entries, spec, least)
         donate = donate or grown is not arrays
         arrays = grown
     for i, entry in enumerate(entries):
@@ -96,7 +129,7 @@ def _allocated(
             places[i] = _free_place(len(arrays["positions"]), known, [place for place in places if place is not None])
             factors = None if entry.patch is None else entry.patch.factors
             put = _put_donated if donate else _put
-            arrays = put(arrays, places[i], entry.chunk.kv, entry.chunk.positions, factors)
+            arrays = put(arrays, _number(places[i]), entry.chunk.kv, entry.chunk.positions, factors)
             donate = True
             known = [each for each in known if not traced(places[i]) and each[1] != places[i]]
             if _named(entry) and not traced(places[i]):
@@ -104,9 +137,9 @@ def _allocated(
     lengths = [entry.chunk.length for entry in entries]
     bases = [entry.base for entry in entries]
     count = len(arrays["positions"])
-    pool = ChunkPool(
-        **arrays, lengths=_table(count, places, lengths, np.int32), bases=_table(count, places, bases, np.float32)
-    )
+    tables = _table(count, places, lengths, np.int32), _table(count, places, bases, np.float32)
+    lengths, bases = jax.device_put(tables)
+    pool = ChunkPool(**arrays, lengths=lengths, bases=bases)
     placed = [replace(entry, place=place) for entry, place in zip(entries, places, strict=True)]
     return pool, replace(index, places=tuple(known)), placed
 
@@ -126,12 +159,16 @@ def _free_place(count: int, known: Sequence[tuple[Identity, int]], taken: Sequen
     return next(place for place in order if place not in taken)
 
 
-def _table(count: int, places: Sequence[Any], values: Sequence[Any], dtype: Any) -> jax.Array:
+def _number(place: Any) -> Any:
+    return place if traced(place) else jax.device_put(np.int32(place))
+
+
+def _table(count: int, places: Sequence[Any], values: Sequence[Any], dtype: Any) -> np.ndarray | jax.Array:
     """Each value at its place, zero at the others."""
     if not traced(*places, *values):
         table = np.zeros(count, dtype)
         table[np.asarray(places, int)] = values
-        return jnp.asarray(table)
+        return table
     table = jnp.zeros(count, dtype)
     for place, value in zip(places, values, strict=True):
         table = table.at[place].set(jnp.asarray(value, dtype))
@@ -144,15 +181,18 @@ def _arrays(pool: ChunkPool) -> dict[str, jax.Array]:
 
 
 def _with_room(
-    arrays: dict[str, jax.Array], tokens: int, entries: Sequence[Entry], spec: KVSpec
+    arrays: dict[str, jax.Array], tokens: int, entries: Sequence[Entry], spec: KVSpec, least: Least
 ) -> dict[str, jax.Array]:
     """The same arrays, or larger ones: places for all entries, components for all their patches."""
-    places = len(arrays["positions"]) if arrays else FIRST_PLACES
+    places = len(arrays["positions"]) if arrays else least.places
     while places < len(entries):
         places *= 2
     factors = [entry.patch.factors for entry in entries if entry.patch is not None]
     rank = max((bucket(each.u.shape[1]) for each in factors), default=0)
+    rank = max(rank, least.rank)
     dtypes = [jnp.dtype(spec.dtype) if each.scale is not None else each.u.dtype for each in factors]
+    if least.rank:
+        dtypes.append(jnp.dtype(spec.dtype))
     if "u" in arrays:
         rank = max(rank, arrays["u"].shape[2])
         dtypes.append(arrays["u"].dtype)
@@ -185,17 +225,21 @@ def _grown(arrays: dict[str, jax.Array], *, shapes: Any) -> dict[str, jax.Array]
 def _write(
     arrays: dict[str, jax.Array], place: jax.Array | int, kv: KV, positions: jax.Array, factors: Factors | None
 ) -> dict[str, jax.Array]:
-    """The arrays with a chunk and its patch at ``place``. What an older patch left past the ranks is never read."""
+    """The arrays with a chunk and its patch at ``place``.
+
+    What an older chunk left past the rows, or an older patch past the ranks, is never read.
+    """
+    rows = positions.shape[1]
     written = {
-        "rot": arrays["rot"].at[:, place].set(kv.rot),
-        "free": arrays["free"].at[:, place].set(kv.free),
-        "positions": arrays["positions"].at[place].set(positions),
+        "rot": arrays["rot"].at[:, place, :rows].set(kv.rot),
+        "free": arrays["free"].at[:, place, :rows].set(kv.free),
+        "positions": arrays["positions"].at[place, :, :rows].set(positions),
     }
     if factors is not None:
         rank = factors.u.shape[1]
         dtype = arrays["u"].dtype
         u, v = factors.floats(dtype)
-        written["u"] = arrays["u"].at[:, place, :rank].set(u)
+        written["u"] = arrays["u"].at[:, place, :rank, :rows].set(u)
         written["v"] = arrays["v"].at[:, place, :rank].set(v)
         written["ranks"] = arrays["ranks"].at[:, place].set(factors.ranks)
     elif "ranks" in arrays:

@@ -1,11 +1,13 @@
 """Windows: ordered chunks behind a pinned preamble. Every operation returns a new window; none runs the model."""
 
-from collections.abc import Collection
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar, Literal, TypeVar, get_args, no_type_check
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kamera_jax.backbone import Backbone, with_defaults
 from kamera_jax.chunk import Chunk, Entry, Patch
@@ -13,9 +15,9 @@ from kamera_jax.errors import WindowFullError
 from kamera_jax.forward import preamble_chunk
 from kamera_jax.handle import Handle, host_scalar, traced
 from kamera_jax.identity import EXACT, chunk_key, extended, lineage
-from kamera_jax.kv import KVSpec, WindowState, check_length
+from kamera_jax.kv import KV, Factors, KVSpec, WindowState, bucket_of_slots, check_length
 from kamera_jax.window.pool import PoolIndex
-from kamera_jax.window.reuse import write_donated, write_jit
+from kamera_jax.window.reuse import write
 
 Mode = Literal["materialise", "in_place"]
 """Write chunks rotated and patched, once for every place they come to, or read them where they lie."""
@@ -49,7 +51,7 @@ class Window(Handle):
         state: rotated and patched KV; in place, of the preamble alone, beside pools of canonical chunks.
         entries: the chunks in order, the preamble not among them.
         spec: what the KV means.
-        capacity: slots in all, the preamble's included.
+        capacity: slots in all, the preamble's included; the state's arrays have some more, which no chunk comes to.
         preamble: what is pinned at slot 0.
         mode: how its chunks are kept.
         overflowed: whether something did not fit, in a compiled function, where it could not be refused.
@@ -108,16 +110,17 @@ class Window(Handle):
                 f"{type(vlm).__name__} does not say attends_in_place = True, so its forward may not read chunks that "
                 'lie in pools; use mode="materialise"'
             )
-        chunk = preamble_chunk(vlm).copied()  # a window may be donated, and the model keeps its preamble
+        chunk = preamble_chunk(vlm)
         if chunk.length > capacity:
             raise WindowFullError(
                 f"a window of {capacity} slots cannot hold the preamble of {chunk.length} tokens; give it more"
             )
-        check_length(vlm.spec, 0.0, chunk.advance)
-        entry = Entry(chunk, None, base=0.0, slot=0)
-        slots = capacity if mode == "materialise" else aligned(chunk.length)
-        state = put(vlm.spec, vlm.spec.empty_state(slots), entry)
-        return Window(state, (), vlm.spec, capacity, entry, mode).keeping(intact=True)
+        return _of_preamble(vlm, capacity, bucket_of_slots(capacity) if mode == "materialise" else None, mode)
+
+    @staticmethod
+    def of_preamble(vlm: Backbone) -> "Window":
+        """A window that has no room for more than the preamble: what a chunk is encoded behind."""
+        return _of_preamble(vlm, aligned(preamble_chunk(vlm).length), None)
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -173,19 +176,70 @@ class Window(Handle):
         return self.preamble.chunk.length + sum(entry.chunk.length for entry in self.entries)
 
 
+def _of_preamble(vlm: Backbone, capacity: int, slots: int | None, mode: Mode = "materialise") -> Window:
+    """A window of the preamble alone, whose state has so many slots; by default as many as the preamble takes."""
+    chunk = preamble_chunk(vlm)
+    check_length(vlm.spec, 0.0, chunk.advance)
+    entry = Entry(chunk.copied(), None, base=0.0, slot=0)  # a window may be donated, and the model keeps its preamble
+    state = put_first(vlm.spec, aligned(chunk.length) if slots is None else slots, entry)
+    return Window(state, (), vlm.spec, capacity, entry, mode).keeping(intact=True)
+
+
+def put_first(spec: KVSpec, slots: int, entry: Entry) -> WindowState:
+    """A state of ``slots`` slots with an entry's chunk at its slots, and nothing else."""
+    return _written(None, entry, partial(_put_first, slots=slots, spec=spec))
+
+
 def put(spec: KVSpec, state: WindowState, entry: Entry, *, donate: bool = False) -> WindowState:
-    """The state with an entry's chunk, rotated and patched, at its slots."""
+    """The state with an entry's chunk, rotated and patched, at its slots; what stood from there on is hidden."""
+    return _written(state, entry, partial(_put_donated if donate else _put, spec=spec))
+
+
+def _written(state: WindowState | None, entry: Entry, put: Callable[..., WindowState]) -> WindowState:
     chunk = entry.chunk
     factors = None if entry.patch is None else entry.patch.factors
-    slot = entry.slot
-    length = chunk.length
-    if traced(slot, length):  # what does not fit must not be written elsewhere; see `_poisoned`
-        fits = slot + length <= state.valid.shape[0]
-        slot = jnp.where(fits, slot, 0)
-        length = jnp.where(fits, length, 0)
-    written = write_donated if donate else write_jit
-    return written(state, slot, chunk.kv, factors, chunk.positions + _f32(entry.base), length, spec=spec.rope)
+    return put(state, packed(entry.base, entry.slot, chunk.length), chunk.kv, factors, chunk.positions)
 
 
-def _f32(value: Any) -> jax.Array:
-    return jnp.asarray(value, jnp.float32)
+def _write(
+    state: WindowState | None,
+    numbers: jax.Array,
+    kv: KV,
+    factors: Factors | None,
+    positions: jax.Array,
+    *,
+    spec: KVSpec,
+    slots: int = 0,
+) -> WindowState:
+    """See `put`; the base, the slot and the length come as one array, which is one transfer."""
+    if state is None:
+        state = spec.empty_state(slots)
+    base, slot, length = unpacked(numbers)
+    count = state.valid.shape[0]
+    fits = slot + length <= count  # what does not fit must not be written elsewhere; see `_poisoned`
+    length = jnp.where(fits, length, 0)
+    state = replace(state, valid=state.valid & (jnp.arange(count, dtype=jnp.int32) < jnp.where(fits, slot, count)))
+    return write(state, jnp.where(fits, slot, 0), kv, factors, positions + base, length, spec.rope)
+
+
+_put = partial(jax.jit, static_argnames="spec")(_write)
+_put_donated = partial(jax.jit, static_argnames="spec", donate_argnames="state")(_write)
+_put_first = partial(jax.jit, static_argnames=("spec", "slots"))(_write)
+
+
+def on_device(position: Any) -> jax.Array:
+    """A position as an f32 scalar there."""
+    return jnp.asarray(position, jnp.float32) if traced(position) else jax.device_put(np.float32(position))
+
+
+def packed(base: Any, *counts: Any) -> jax.Array:
+    """A position and whole numbers as one array i32[n], whose transfer to the device is one."""
+    if not traced(base, *counts):
+        return jax.device_put(np.asarray([np.float32(base).view(np.int32), *counts], np.int32))
+    bits = jax.lax.bitcast_convert_type(jnp.asarray(base, jnp.float32), jnp.int32)
+    return jnp.stack([bits, *(jnp.asarray(count, jnp.int32) for count in counts)])
+
+
+def unpacked(numbers: jax.Array) -> list[jax.Array]:
+    """What `packed` packed: the position, f32, and the whole numbers, i32."""
+    return [jax.lax.bitcast_convert_type(numbers[0], jnp.float32), *numbers[1:]]

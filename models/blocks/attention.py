@@ -4,7 +4,7 @@ What sees what, and what is collected on the way, is the caller's: it passes ``a
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ __all__ = ["MASKED", "Attend", "DecoderAttention", "GroupedQuery", "Latent", "Ro
 Attend = Callable[..., tuple[jax.Array, Any]]
 """Rotated q [T, N, D] and the parts of keys and values to the output [T, N*Dv] and whatever is collected per layer.
 
-A part is a pair of rotated k [S, G, D] and v [S, G, Dv]: that of the past tokens where there are any, then that of the
+A part is a pair of rotated k [S, G, D] and v [S, G, Dv]: those of the past tokens where there are any, then that of the
 present ones. Where chunks lie in pools, the layer's index follows; an MLA's q, k and v are then absorbed.
 """
 
@@ -81,7 +81,7 @@ class DecoderAttention(ABC):
         layer: Params,
         h: Float[Array, "T E"],
         rotated: Rotated,
-        past: KV | None,
+        past: Sequence[KV],
         attend: Attend,
         index: jax.Array | None = None,
         *,
@@ -93,7 +93,7 @@ class DecoderAttention(ABC):
             layer: as declared.
             h: normalised residual stream.
             rotated: see `Rotated`.
-            past: rotated KV of the S tokens before [S, ·], or None.
+            past: rotated KV of the S tokens before, in parts [·, ·].
             attend: see `Attend`.
             index: of the layer, for an ``attend`` that also reads chunks in pools; else None.
             absorb: of an MLA: attend in the latent space, the up-projections absorbed into queries and output, instead
@@ -108,9 +108,9 @@ class DecoderAttention(ABC):
         kv = self.kv(layer, h)
         heads = kv.rot.reshape(kv.rot.shape[0], self.kv_widths[2], -1)
         present = KV(rotated(heads).reshape(kv.rot.shape), kv.free)
-        slots = 0 if past is None else past.rot.shape[0]
+        slots = sum(part.rot.shape[0] for part in past)
         reading = self.reading(layer, h, rotated, slots, index is not None, absorb)
-        parts = [reading.keys(part) for part in (past, present) if part is not None]
+        parts = [reading.keys(part) for part in (*past, present)]
         out, collected = attend(reading.q, parts, *(() if index is None else (index,)))
         return dense(layer["o"], reading.output(out)), kv, collected
 

@@ -1,7 +1,7 @@
 """The text decoder of every port: embeddings, pre-norm layers of attention and SwiGLU or experts, tied or own head."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -124,7 +124,7 @@ def decoder(
     embeds: Float[Array, "T E"],
     positions: Float[Array, "A T"],
     attend: Attend,
-    past: KV | None = None,
+    past: Sequence[KV] = (),
     pooled: bool = False,
     observe: Callable[[jax.Array], Any] = lambda x: None,
     absorb: bool | None = None,
@@ -137,7 +137,7 @@ def decoder(
         embeds: input embeddings.
         positions: absolute positions.
         attend: attention over the S past and T present tokens.
-        past: rotated KV of the S tokens before [L, S, ·].
+        past: rotated KV of the S tokens before, in parts [L, ·, ·].
         pooled: whether ``attend`` also reads chunks that lie in pools; it is then given the layer's index.
         observe: called with the residual stream [T, E] after every layer.
         absorb: whether an MLA attends in the latent space; see `models.blocks.attention.Latent`.
@@ -146,7 +146,7 @@ def decoder(
 
     def layer(x: jax.Array, scanned: tuple[Params, jax.Array]) -> tuple[jax.Array, Any]:
         weights, index = scanned
-        before = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), past)
+        before = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), list(past))
         h = rms_norm(x, weights["attn_norm"], config.rms_norm_eps)
         here = index if pooled else None
         out, kv, collected = config.attention(weights["attn"], h, rotated, before, attend, here, absorb=absorb)

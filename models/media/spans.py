@@ -85,10 +85,12 @@ def compose(spans: Sequence[Span], axes: int, content: str) -> Segment:
     tokens[: len(ids)] = ids
     advance = local_positions(spans, axes)[1]
     positions, _ = local_positions([*spans, Span([0] * (size - len(ids)))], axes)  # padding counts on, as text does
+    # One transfer, and explicit: to convert each array by jnp.asarray compiles a program for its shape.
+    tokens, positions, length = jax.device_put((tokens, positions, np.int32(len(ids))))
     return Segment(
-        inputs={"tokens": jnp.asarray(tokens), **_media(spans, size)},
-        positions=jnp.asarray(positions),
-        length=jnp.int32(len(ids)),
+        inputs={"tokens": tokens, **_media(spans, size)},
+        positions=positions,
+        length=length,
         advance=advance,
         content=content,
     )
@@ -108,10 +110,10 @@ def _media(spans: Sequence[Span], size: int) -> dict[str, jax.Array]:
                     continue
                 rows = placed.get(name)
                 if rows is None:
-                    rows = jnp.asarray(np.zeros((size, *features.shape[1:]), features.dtype))
-                placed[name] = _place(rows, features, np.int32(first), np.int32(count))
+                    rows = jax.device_put(np.zeros((size, *features.shape[1:]), features.dtype))
+                placed[name] = _place(rows, features, *jax.device_put((np.int32(first), np.int32(count))))
         first += count
-    return {**placed, "is_media": jnp.asarray(is_media)} if placed else {}
+    return {**placed, "is_media": jax.device_put(is_media)} if placed else {}
 
 
 @jax.jit

@@ -12,6 +12,7 @@ from kamera_jax.errors import WindowFullError
 from kamera_jax.forward import preamble_chunk
 from kamera_jax.window.changes import changed
 from kamera_jax.window.edits import Evict, Recall, Reorder
+from kamera_jax.window.pool import pool_tokens
 from tests import oracles
 from tests.kamera_jax.toy import Toy
 
@@ -127,15 +128,16 @@ def assert_pools(window, pairs, bases):
     assert sorted(base for *_, base, _ in lying) == sorted(bases)
     for (chunk, patch), base in zip(pairs, bases, strict=True):
         ((pool, arrays, place, length, _, ranks),) = [each for each in lying if each[4] == base]
-        assert length == chunk.length and pool.rot.shape[2] == chunk.kv.rot.shape[1]
-        assert (arrays["rot"][:, place] == np.asarray(chunk.kv.rot)).all()
-        assert (arrays["free"][:, place] == np.asarray(chunk.kv.free)).all()
-        assert (np.asarray(pool.positions)[place] == np.asarray(chunk.positions)).all()
+        rows = chunk.kv.rot.shape[1]
+        assert length == chunk.length and pool.rot.shape[2] == pool_tokens(rows) >= rows
+        assert (arrays["rot"][:, place, :rows] == np.asarray(chunk.kv.rot)).all()
+        assert (arrays["free"][:, place, :rows] == np.asarray(chunk.kv.free)).all()
+        assert (np.asarray(pool.positions)[place, :, :rows] == np.asarray(chunk.positions)).all()
         assert (ranks == (0 if patch is None else np.asarray(patch.factors.ranks))).all()
         for layer, rank in enumerate(ranks if patch is not None else ()):
             for name in ("u", "v"):
-                given = arrays[name][layer, place, :rank]
                 factor = getattr(patch.factors, name)[layer, :rank]
+                given = arrays[name][layer, place, :rank, : factor.shape[1]]
                 assert (given == np.asarray(factor)).all()
 
 
