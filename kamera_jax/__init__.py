@@ -19,7 +19,6 @@ from kamera_jax.moved import moved
 from kamera_jax.rope import RopeSpec
 from kamera_jax.session.session import Session
 from kamera_jax.session.stats import SessionStats
-from kamera_jax.session.warm import warm
 from kamera_jax.window.changes import append, recall, reorder, slide
 from kamera_jax.window.changes import replace_entry as replace
 from kamera_jax.window.window import Window
@@ -69,7 +68,6 @@ __all__ = [
     "slide",
     "staleness",
     "verify",
-    "warm",
 ]
 
 moved(

@@ -17,8 +17,8 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-import kamera_jax as kj
 from kamera_jax.kv import KVSpec
+from kamera_jax.session.warm import warm as warm_up
 from kamera_jax.window.window import Mode
 from pallas_kernels import relocate_patch
 from pallas_kernels.chunk_attention.api import refusals as attention_refusals
@@ -187,7 +187,7 @@ def warm(name: str, slots: int, mode: Mode) -> None:
     vlm = load(name)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(f"compiling for {name}", total=None)
-        kj.warm(vlm, slots, mode=mode, progress=lambda step, steps, what: bar.update(task, completed=step, total=steps))
+        warm_up(vlm, slots, mode=mode, progress=lambda step, steps, what: bar.update(task, completed=step, total=steps))
 
 
 def _version(package: str) -> str | None:

@@ -6,6 +6,7 @@ import pytest
 
 import kamera_jax as kj
 from kamera_jax.errors import WindowFullError
+from kamera_jax.session.warm import warm
 from tests.kamera_jax.programs import compilations
 from tests.kamera_jax.toy import Toy
 
@@ -30,9 +31,9 @@ def test_a_session_of_mixed_sizes_takes_few_programs(mode):
     with compilations() as seen:
         session = kj.Session(Toy(seed=11), 500, mode=mode, rank=12)
         turns(session, random, 20)
-        warm = len(seen)
+        before = len(seen)
         turns(session, random, 40)
-    assert warm <= 60 and seen[warm:] == []
+    assert before <= 60 and seen[before:] == []
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -106,7 +107,7 @@ def test_what_was_warmed_up_compiles_nothing(mode):
     toy = Toy(seed=12)
     steps = []
     texts = ["a page", "a page " * 4]
-    kj.warm(toy, 400, mode=mode, rank=8, items=texts, max_new_tokens=4, progress=lambda *step: steps.append(step))
+    warm(toy, 400, mode=mode, rank=8, items=texts, max_new_tokens=4, progress=lambda *step: steps.append(step))
     assert [step[:2] for step in steps] == [(i, 4) for i in range(4)] and steps[0][2] == "item 1 of 2"
     with compilations() as seen:
         session = kj.Session(toy, 400, mode=mode, rank=8)
@@ -118,5 +119,5 @@ def test_what_was_warmed_up_compiles_nothing(mode):
 
 def test_texts_of_its_own_are_run_without_items():
     steps = []
-    kj.warm(Toy(seed=13), 200, rank=4, max_new_tokens=4, progress=lambda *step: steps.append(step))
+    warm(Toy(seed=13), 200, rank=4, max_new_tokens=4, progress=lambda *step: steps.append(step))
     assert len(steps) == 2 * 3
