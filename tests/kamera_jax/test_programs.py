@@ -14,28 +14,6 @@ MODES = ("materialise", "in_place")
 QUESTION = "which page is blue ?"
 
 
-def turns(session, random, count):
-    """Texts of up to 60 letters, questions, and what was evicted again."""
-    for _ in range(count):
-        for _ in range(int(random.integers(1, 4))):
-            session.add("".join(random.choice(list("abcdefgh"), int(random.integers(2, 60)))))
-        question = "".join(random.choice(list("abcdefgh"), int(random.integers(2, 24))))
-        session.ask(question, max_new_tokens=int(random.integers(1, 6)), keep=bool(random.random() < 0.7))
-        if session.evicted and random.random() < 0.4:
-            session.recall(str(random.choice(session.evicted)))
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_a_session_of_mixed_sizes_takes_few_programs(mode):
-    random = np.random.default_rng(0)
-    with compilations() as seen:
-        session = kj.Session(Toy(seed=11), 500, mode=mode, rank=12)
-        turns(session, random, 20)
-        before = len(seen)
-        turns(session, random, 40)
-    assert before <= 60 and seen[before:] == []
-
-
 @pytest.mark.parametrize("mode", MODES)
 def test_nothing_is_transferred_but_what_is_put_there(random_vlm, chunks, mode):
     a, b, c = chunks
