@@ -40,7 +40,7 @@ class SourceField(Field):
             return source
         positions = instance.positions if source.positions is None else source.positions
         length = instance.length if source.length is None else source.length
-        return Segment(source.inputs, positions, jnp.asarray(length, jnp.int32), instance.advance, instance.content)
+        return Segment(source.inputs, positions, _i32(length), instance.advance, instance.content)
 
     def __set__(self, instance: Any, value: Any) -> None:
         if isinstance(value, Segment):
@@ -55,6 +55,11 @@ class SourceField(Field):
         """Whether the chunk keeps every row of its source, or has none."""
         source = instance.__dict__[self._name]
         return not isinstance(source, _Source) or source.positions is None
+
+
+def _i32(length: Any) -> jax.Array:
+    """A length on the device."""
+    return jnp.asarray(length, jnp.int32) if isinstance(length, jax.Array) else jax.device_put(np.int32(length))
 
 
 def _same_rows(segment: Segment, chunk: Any) -> bool:

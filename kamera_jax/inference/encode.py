@@ -286,7 +286,10 @@ def _patch(
 ) -> Patch:
     """The patch of a chunk that a forward on ``window`` has conditioned; nothing here waits for the device."""
     rows = chunk.taken(conditioned.kv)
-    factors, residual = size.fit(rows, chunk.kv, chunk.length)
+    length = chunk.length
+    if size.rank is not None and not traced(length):
+        length = jax.device_put(np.int32(length))
+    factors, residual = size.fit(rows, chunk.kv, length)
     lost = window.overflowed
     if not chunk.keeps_all_rows and traced(rows.rot):  # where rows of no token could not be refused
         lost = lost | jnp.isnan(rows.rot).any()

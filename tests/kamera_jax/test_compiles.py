@@ -1,26 +1,9 @@
 """After warm-up nothing recompiles."""
 
-from contextlib import contextmanager
-
 import jax
 
 import kamera_jax as kj
-
-
-@contextmanager
-def compilations():
-    """Collects one entry for everything XLA compiles, the smallest eager operation included."""
-    seen = []
-
-    def listen(event, duration, **about):
-        if event == "/jax/core/compile/backend_compile_duration":
-            seen.append(about.get("fun_name", "?"))
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield seen
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
+from tests.kamera_jax.programs import compilations
 
 
 def story(vlm, items, question, energy, share):

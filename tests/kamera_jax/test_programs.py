@@ -1,0 +1,101 @@
+"""Few programs, whatever the sizes, and no transfer that nobody asked for."""
+
+import jax
+import numpy as np
+import pytest
+
+import kamera_jax as kj
+from kamera_jax.errors import WindowFullError
+from kamera_jax.session.warm import warm
+from tests.kamera_jax.programs import compilations
+from tests.kamera_jax.toy import Toy
+
+MODES = ("materialise", "in_place")
+QUESTION = "which page is blue ?"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_nothing_is_transferred_but_what_is_put_there(random_vlm, chunks, mode):
+    a, b, c = chunks
+    empty = kj.Window.empty(random_vlm, 200, mode=mode)
+    window = kj.append(kj.append(empty, a), c)
+
+    def steady():
+        patch = kj.form_patch(random_vlm, b, context=window, rank=8)
+        longer = kj.append(window, b, patch)
+        other = kj.slide(kj.reorder(longer, [2, 0, 1]))
+        kj.query(random_vlm, other, QUESTION)
+        kj.encode(random_vlm, "the page is red")
+        for keep in (True, False):
+            kj.generate(random_vlm, other, QUESTION, max_new_tokens=3, keep=keep)
+
+    steady()
+    with jax.transfer_guard("disallow"):
+        steady()
+
+
+def test_ranks_share_a_program(random_vlm, chunks):
+    a, b, _ = chunks
+    window = kj.append(kj.Window.empty(random_vlm, 128), a)
+
+    def patched(rank):
+        patch = kj.form_patch(random_vlm, b, context=window, rank=rank)
+        kj.append(window, b, patch)
+        return patch
+
+    patched(8)
+    with compilations() as seen:
+        patches = [patched(rank) for rank in (5, 6, 7)]
+    assert not seen
+    for rank, patch in zip((5, 6, 7), patches, strict=True):
+        ranks = np.asarray(patch.factors.ranks)
+        assert ranks.max() == rank and patch.factors.u.shape[1] == 8
+        assert not np.asarray(patch.factors.u)[:, rank:].any() and not np.asarray(patch.factors.v)[:, rank:].any()
+
+
+def test_counts_of_chunks_share_a_program(random_vlm, texts):
+    """The attention shares of a patch, one for each owner, are summed by one program for many counts of owners."""
+    window = kj.Window.empty(random_vlm, 256)
+    patches = []
+    for count, chunk in enumerate(texts[:3]):
+        with compilations() as seen:
+            patch = kj.form_patch(random_vlm, texts[-1], context=window, rank=4)
+        patches.append(patch)
+        assert patch.mass.shape == (random_vlm.spec.layers, count + 2)
+        assert np.allclose(np.asarray(patch.mass).sum(-1), 1, atol=1e-5)
+        window = kj.append(window, chunk)
+    assert not seen
+
+
+def test_capacities_share_programs_and_stay_the_limit(random_vlm, chunks):
+    windows = []
+    for capacity in (200, 256):
+        with compilations() as seen:
+            window = kj.append(kj.Window.empty(random_vlm, capacity), chunks[0])
+            windows.append(window)
+            kj.query(random_vlm, window, QUESTION)
+    assert not seen and [window.capacity for window in windows] == [200, 256]
+    full = kj.Window.empty(random_vlm, 32 + chunks[0].length - 1)
+    with pytest.raises(WindowFullError, match="slots free"):
+        kj.append(full, chunks[0])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_was_warmed_up_compiles_nothing(mode):
+    toy = Toy(seed=12)
+    steps = []
+    texts = ["a page", "a page " * 4]
+    warm(toy, 400, mode=mode, rank=8, items=texts, max_new_tokens=4, progress=lambda *step: steps.append(step))
+    assert [step[:2] for step in steps] == [(i, 4) for i in range(4)] and steps[0][2] == "item 1 of 2"
+    with compilations() as seen:
+        session = kj.Session(toy, 400, mode=mode, rank=8)
+        for text in ("other", "b star " * 4, "cell"):
+            session.add(text)
+            session.ask("what is it ?", max_new_tokens=3)
+    assert not seen
+
+
+def test_texts_of_its_own_are_run_without_items():
+    steps = []
+    warm(Toy(seed=13), 200, rank=4, max_new_tokens=4, progress=lambda *step: steps.append(step))
+    assert len(steps) == 2 * 3
