@@ -190,6 +190,7 @@ def into_by_part(
     rows = chunk.tokens // parts
 
     def write(index: jax.Array, caches: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        index = index.astype(jnp.int32)  # of a loop with known bounds, which can be differentiated, under x64
         start = index % parts * rows
         count = jnp.clip(chunk.length - start, 0, rows)
         there = place + start if place.ndim == 0 else place  # pages are not cut
@@ -201,7 +202,7 @@ def into_by_part(
 
     everything = (cache, place, chunk)
     carries = varying_like(everything, cache.rot), varying_like(everything, cache.free)
-    return jax.lax.fori_loop(jnp.int32(0), jnp.int32(chunk.layers * parts), write, carries)
+    return jax.lax.fori_loop(0, chunk.layers * parts, write, carries)
 
 
 def varying_like(arguments: Any, carry: jax.Array) -> jax.Array:

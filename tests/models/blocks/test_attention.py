@@ -60,7 +60,7 @@ def run(attention, layer, h, positions, past, *, absorb, hidden=0):
     def rotated(x):
         return rope.rotate(x, positions, spec_of(attention))
 
-    out, kv, _ = attention(layer, h, rotated, past, attend, absorb=absorb)
+    out, kv, _ = attention(layer, h, rotated, () if past is None else (past,), attend, absorb=absorb)
     return out, kv
 
 
