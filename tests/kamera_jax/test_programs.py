@@ -75,7 +75,8 @@ def test_capacities_share_programs_and_stay_the_limit(random_vlm, chunks):
             windows.append(window)
             kj.query(random_vlm, window, QUESTION)
     assert not seen and [window.capacity for window in windows] == [200, 256]
-    full = kj.Window.empty(random_vlm, 32 + chunks[0].length - 1)
+    room = kj.Window.empty(random_vlm, 128).next_slot + chunks[0].length
+    full = kj.Window.empty(random_vlm, room - 1)
     with pytest.raises(WindowFullError, match="slots free"):
         kj.append(full, chunks[0])
 
