@@ -7,7 +7,6 @@ import pytest
 import kamera_jax as kj
 from kamera_jax.errors import WindowFullError
 from tests.kamera_jax.programs import compilations
-from tests.kamera_jax.toy import Toy
 
 MODES = ("materialise", "in_place")
 QUESTION = "which page is blue ?"
