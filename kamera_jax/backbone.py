@@ -14,7 +14,7 @@ from kamera_jax.types import Params
 
 
 @no_type_check
-@flax.struct.dataclass
+@flax.struct.dataclass(eq=False)
 class Output:
     """What a forward returns.
 

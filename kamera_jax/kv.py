@@ -17,7 +17,7 @@ from kamera_jax.rope import RopeSpec
 
 
 @no_type_check  # pytrees are rebuilt with whatever a transformation puts in the leaves
-@flax.struct.dataclass
+@flax.struct.dataclass(eq=False)
 class KV:
     """KV of T tokens in the position-free frame.
 
@@ -36,7 +36,7 @@ class KV:
 
 
 @no_type_check
-@flax.struct.dataclass
+@flax.struct.dataclass(eq=False)
 class Factors:
     """A low-rank change of KV: per layer ``uᵀ v`` over the first ``ranks[l]`` of m components.
 
@@ -86,7 +86,7 @@ class SketchSpec:
 
 
 @no_type_check
-@flax.struct.dataclass
+@flax.struct.dataclass(eq=False)
 class Sketch:
     """How a few tokens of a chunk attended, in some layers, while its patch was formed.
 
@@ -109,7 +109,7 @@ class Sketch:
 
 
 @no_type_check
-@flax.struct.dataclass
+@flax.struct.dataclass(eq=False)
 class ChunkPool:
     """P places for chunks of one bucket, whose KV and patches lie as they are: un-rotated, in no order.
 
@@ -143,7 +143,7 @@ class ChunkPool:
 
 
 @no_type_check
-@flax.struct.dataclass
+@flax.struct.dataclass(eq=False)
 class WindowState:
     """What attention reads: keys rotated to absolute positions and patched, and chunks that lie in pools.
 
@@ -165,7 +165,7 @@ class WindowState:
 
 
 @no_type_check
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, eq=False, init=False)
 class Segment:
     """Tokens ready for a backbone's forward.
 

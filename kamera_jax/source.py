@@ -14,7 +14,7 @@ from kamera_jax.kv import Segment
 
 
 @no_type_check  # a pytree is rebuilt with whatever a transformation puts in its leaves
-@flax.struct.dataclass
+@flax.struct.dataclass(eq=False)
 class _Source:
     """A segment less what the chunk that is made of it has itself.
 
