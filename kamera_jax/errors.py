@@ -34,7 +34,7 @@ class MissingKeyError(ValueError):
 
 
 class MissingSketchError(ValueError):
-    """A patch keeps no sketch of how its chunk attended, so its staleness cannot be told."""
+    """A patch keeps no sketch of how its chunk attended, so its staleness cannot be computed."""
 
 
 class StalePatchError(ValueError):

@@ -34,7 +34,7 @@ class Fidelity:
         probe_kl: of each probe, f32[n].
         flips: probes whose most probable next token differs.
         kv_error: Frobenius error of the chunks' un-rotated KV relative to the reference's, f32[L].
-        max_kl: what ``kl`` was held against.
+        max_kl: the budget that ``kl`` was compared with.
         reference: which reference.
     """
 

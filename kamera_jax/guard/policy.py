@@ -26,7 +26,7 @@ class Verdict:
 
     Attributes:
         accept: it may.
-        estimate_kl: what reusing it is expected to cost, in nats; infinite where nothing can be said.
+        estimate_kl: what reusing it is expected to cost, in nats; infinite where nothing is known.
         reason: why, in words.
     """
 

@@ -108,7 +108,7 @@ class Turn:
 
     @property
     def kv(self) -> KV:
-        """Of the tokens that were run, un-rotated; rows past them hold anything."""
+        """KV of the tokens that were run, un-rotated; rows past them hold anything."""
         assert self._written is not None
         return self._written.kv
 

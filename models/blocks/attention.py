@@ -196,7 +196,7 @@ class Latent(DecoderAttention):
     score_factor: float = 1.0
 
     EPS = 1e-6
-    """Of the latents' RMSNorm; not configurable in HF either."""
+    """Epsilon of the latents' RMSNorm; not configurable in HF either."""
 
     @property
     def scale(self) -> float:

@@ -33,7 +33,7 @@ class DecoderConfig:
         tie_word_embeddings: whether the head is the embedding.
         experts: of the layers after the dense ones.
         dense_layers: leading layers without experts; all of them if there are none.
-        max_positions: positions the model is for; None if that is not said.
+        max_positions: positions the model is for; None if the configuration does not say.
     """
 
     vocab_size: int
