@@ -34,7 +34,7 @@ MODELS = {
         "Qwen2.5-VL",
         "GQA, qkv bias",
         "M-RoPE, contiguous sections; YaRN",
-        "text, images",
+        "text, images, videos",
         "`Qwen/Qwen2.5-VL-{3B,7B,32B,72B}-Instruct`",
         "`kamera-tiny-gqa`",
     ),
