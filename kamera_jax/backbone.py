@@ -22,10 +22,11 @@ class Output:
         logits: f32[n, V] at the n requested tokens, or None.
         kv: un-rotated KV of the segment; padded rows are zero.
         aux: collected extras by name; ``attention_mass`` f32[L, S + T]: the share of attention each slot, then each
-            token of the segment, received, averaged over the segment's valid queries and heads; ``queries`` f32[L, T,
-            N, D], un-rotated and times the scale of the scores, and with them ``attended`` [L, T, N, Dv], what
-            attention gave them before the output projection (MLA: both in the absorbed form, [L, T, N, R + Dr] and
-            [L, T, N, R]).
+            token of the segment, received, averaged over the segment's valid queries and heads; ``owner_mass`` f32[L,
+            n], its sum over the slots and tokens of each of the n owners in the segment's ``inputs["owners"]``, bool[S
+            + T, n]; ``queries`` f32[L, T, N, D], un-rotated and times the scale of the scores, and with them
+            ``attended`` [L, T, N, Dv], what attention gave them before the output projection (MLA: both in the absorbed
+            form, [L, T, N, R + Dr] and [L, T, N, R]).
     """
 
     logits: Float[Array, "n V"] | None
@@ -108,8 +109,8 @@ class BackboneBase(Backbone):
     """Whether ``forward`` reads ``inputs["slots"]``, i32[T], of a segment: its tokens then stand among what the state
     holds, in ascending slots, and each sees of the state only valid slots below its own."""
     collects: tuple[str, ...] = ("attention_mass",)
-    """What ``forward`` returns in ``aux`` where it is asked to: forming a patch takes ``attention_mass``, a sketch
-    ``queries``."""
+    """What ``forward`` returns in ``aux`` where it is asked to: forming a patch takes ``owner_mass`` where it is
+    offered, which is quicker, else ``attention_mass``; a sketch takes ``queries``."""
 
     def follow_up(self, text: str) -> Segment:
         """The `tail` of a question right after a kept turn, for tokenizers to which that makes a difference."""

@@ -244,6 +244,7 @@ def _check_collected(
     seen = rows + (0 if state is None else state.valid.shape[-1])
     expected: dict[str, tuple[int | None, ...]] = {
         "attention_mass": (layers, seen),
+        "owner_mass": (layers, None),
         "queries": (layers, rows, None, None),
         "attended": (layers, rows, None, None),
     }

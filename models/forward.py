@@ -5,6 +5,7 @@ from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kamera_jax import rope
 from kamera_jax.backbone import Output
@@ -16,7 +17,8 @@ from models.blocks.decoder import DecoderConfig
 from models.blocks.params import Params
 from models.blocks.softmax import Keys, attention
 
-COLLECTS = ("attention_mass", "queries", "experts", "router_margin")
+COLLECTS = ("attention_mass", "owner_mass", "queries")
+COLLECTS_OF_EXPERTS = (*COLLECTS, "experts", "router_margin")
 
 
 @cache
@@ -36,21 +38,25 @@ def forward(
 ) -> Output:
     """`kamera_jax.backbone.Backbone.forward` of every port.
 
-    Collects ``attention_mass``, ``queries`` (of an MLA absorbed, which is then how it attends), and of layers with
-    experts ``experts`` i32[layers, T, k] (-1 in padding) and ``router_margin`` f32[layers, T] (infinite in padding; see
-    `models.blocks.moe.Routing`).
+    Collects ``attention_mass`` or ``owner_mass``, ``queries`` (of an MLA absorbed, which is then how it attends), and
+    of layers with experts ``experts`` i32[layers, T, k] (-1 in padding) and ``router_margin`` f32[layers, T] (infinite
+    in padding; see `models.blocks.moe.Routing`).
 
     Raises:
-        ValueError: ``collect`` names something else, or experts of a model that has none, or attention_mass where
-            chunks lie in pools, or tokens come with slots there, or the segment has DeepStack features.
+        ValueError: ``collect`` names something else, or experts of a model that has none, or attention_mass and
+            owner_mass at once, or one of them where chunks lie in pools, or tokens come with slots there, or the
+            segment has DeepStack features.
     """
-    if unknown := set(collect) - set(COLLECTS if config.experts else COLLECTS[:2]):
-        raise ValueError(f"this model collects {COLLECTS if config.experts else COLLECTS[:2]}; got {sorted(unknown)}")
+    offered = COLLECTS_OF_EXPERTS if config.experts else COLLECTS
+    if unknown := set(collect) - set(offered):
+        raise ValueError(f"this model collects {offered}; got {sorted(unknown)}")
+    by = next((name for name in ("attention_mass", "owner_mass") if name in collect), None)
+    if {"attention_mass", "owner_mass"} <= set(collect):
+        raise ValueError("attention is collected by slot or by owner, attention_mass or owner_mass; got both")
     pools = () if state is None else state.pools
-    if pools and "attention_mass" in collect:
+    if pools and by is not None:
         raise ValueError(
-            "attention_mass is not collected from chunks that are attended to in place; run on a window of "
-            'mode="materialise"'
+            f'{by} is not collected from chunks that are attended to in place; run on a window of mode="materialise"'
         )
     if pools and "slots" in segment.inputs:
         raise ValueError(
@@ -71,22 +77,27 @@ def forward(
     behind = [] if state is None else [each for each in (state.context, state) if each is not None]
     visible = [(each.valid, segment.inputs.get("slots")) for each in behind] + visible
     past = [KV(each.rot, each.free) for each in behind]
-    weights = None
-    if "attention_mass" in collect:
-        weights = valid.astype(jnp.float32) / config.attention.heads
+    weights = None if by is None else valid.astype(jnp.float32) / config.attention.heads
+    owners: list[jax.Array | None] = [None] * len(visible)
+    if by == "owner_mass":
+        sizes = np.cumsum([len(seen) for seen, _ in visible])
+        owners = list(jnp.split(segment.inputs["owners"], sizes[:-1].tolist()))
 
     def attend(
         q: jax.Array, parts: Sequence[tuple[jax.Array, jax.Array]], layer: jax.Array | None = None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        keys = [Keys(k, v, seen, before) for (k, v), (seen, before) in zip(parts, visible, strict=True)]
+        keys = [
+            Keys(k, v, seen, before, owner)
+            for (k, v), (seen, before), owner in zip(parts, visible, owners, strict=True)
+        ]
         out, lse, mass = attention(q, keys, config.attention.scale, weights)
         if layer is not None:
             here = out.reshape(*q.shape[:2], -1)
             joined = attend_in_place(q, here, lse, pools, layer, config.attention.scale, config.rope)
             out = joined.reshape(out.shape)
         collected = {}
-        if mass is not None:
-            collected["attention_mass"] = mass / segment.length.astype(jnp.float32)
+        if mass is not None and by is not None:
+            collected[by] = mass / segment.length.astype(jnp.float32)
         if "queries" in collect:
             collected["queries"] = config.attention.scale * _unrotated(q, segment.positions, config.rope)
             collected["attended"] = out.reshape(*q.shape[:2], -1)

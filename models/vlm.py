@@ -22,7 +22,7 @@ from models.blocks import decoder
 from models.blocks.params import Params, check_params, params_digest
 from models.blocks.sharding import Rules, on_device, param_shardings
 from models.errors import FrozenParamsError
-from models.forward import COLLECTS, forward_of
+from models.forward import COLLECTS, COLLECTS_OF_EXPERTS, forward_of
 from models.hub.chat import ChatTemplate
 from models.hub.fields import Fields, UnsupportedConfigError, read_json
 from models.hub.weights import load_params, revision, stored_dtype
@@ -93,7 +93,7 @@ class VisionLanguageModel(BackboneBase):
             max_positions=text.max_positions,
         )
         self.forward = forward_of(text)
-        self.collects = COLLECTS if text.experts else COLLECTS[:2]
+        self.collects = COLLECTS_OF_EXPERTS if text.experts else COLLECTS
         self._chat = chat
         made = dict(identity)
         reads = [made.get("configuration", fingerprint), made.get("preprocessing", ""), list(chat.preamble)]

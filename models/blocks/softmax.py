@@ -16,11 +16,11 @@ from jaxtyping import Array, Bool, Float, Int
 MASKED = -1e30
 """Finite, so that a row with nothing to see (padding) stays finite too."""
 
-BLOCK_BYTES = 2**22
+BLOCK_BYTES = 10 * 2**20
 """Most bytes that the f32 scores of one block take; where all scores fit, they are computed at once."""
 
-BLOCK_QUERIES = 128
-BLOCK_KEYS = 256
+BLOCK_QUERIES = 512
+BLOCK_KEYS = 512
 """Most tokens of a block, over all heads: what runs fastest on a CPU, and stays on the chip of a TPU."""
 
 LANES = 128
@@ -52,12 +52,14 @@ class Keys(NamedTuple):
         v: values [S, G, Dv].
         seen: which keys are seen at all, bool[S].
         before: how many of the S keys, from the first on, each query sees at most, i32[T]; None for all of them.
+        owners: which of n owners each key is of, bool[S, n], where mass is asked for by owner.
     """
 
     k: Float[Array, "S G D"]
     v: Float[Array, "S G Dv"]
     seen: Bool[Array, " S"]
     before: Int[Array, " T"] | None = None
+    owners: Bool[Array, "S n"] | None = None
 
 
 class AttentionOutput(NamedTuple):
@@ -66,7 +68,8 @@ class AttentionOutput(NamedTuple):
     Attributes:
         out: with heads concatenated [T, N*Dv], in the dtype of the values.
         lse: log-sum-exp of the scores, f32[T, N].
-        mass: the attention that each key of all parts receives, f32[S]; None where no weights were given.
+        mass: the attention that each key of all parts receives, f32[S], or each owner, f32[n]; None where no weights
+            were given.
     """
 
     out: jax.Array
@@ -75,12 +78,11 @@ class AttentionOutput(NamedTuple):
 
 
 class _KeyBlocks(NamedTuple):
-    """A part cut into n blocks of K keys: k [n, G, K, D], v [n, G, K, Dv], seen bool[n, K], index i32[n, K]."""
+    """A part cut into n blocks of K keys: k [n, G, K, D], v [n, G, K, Dv], seen bool[n, K]."""
 
     k: jax.Array
     v: jax.Array
     seen: jax.Array
-    index: jax.Array
 
 
 def attention(
@@ -96,17 +98,37 @@ def attention(
 
     Args:
         q: rotated queries.
-        parts: keys, values and who sees them; at least one key in all.
+        parts: keys, values and who sees them; at least one key in all. All or none of them say whose their keys are.
         scale: factor on the scores.
         weights: how much each query counts in ``mass``, which is the sum over queries and heads of the weights times
-            the probabilities.
+            the probabilities. By owner it costs few products more; by key, the scores once more.
     """
     tokens, heads, _ = q.shape
     parts = [part for part in parts if part.k.shape[0]]
+    owners = [part.owners for part in parts if part.owners is not None]
+    if weights is not None and owners:
+        return _with_owners(q, parts, owners, scale, weights)
     slots = sum(part.k.shape[0] for part in parts)
     if tokens < FEW_TOKENS or 4 * heads * tokens * slots <= BLOCK_BYTES:
         return _at_once(q, parts, scale, weights)
-    return _by_blocks(q, parts, scale, weights)
+    return _by_blocks(q, parts, weights, scale)
+
+
+def _with_owners(
+    q: jax.Array, parts: Sequence[Keys], owners: Sequence[jax.Array], scale: float, weights: jax.Array
+) -> AttentionOutput:
+    """`attention` whose mass is by owner: what a query's attention to one adds up to is one more feature of values."""
+    extended = []
+    for part, owner in zip(parts, owners, strict=True):
+        owned = owner.astype(part.v.dtype)[:, None, :]
+        owned = jnp.broadcast_to(owned, (*part.v.shape[:2], owned.shape[-1]))
+        extended.append(part._replace(v=jnp.concatenate([part.v, owned], axis=-1), owners=None))
+    whole = attention(q, extended, scale)
+    width = parts[0].v.shape[-1]
+    out, received = jnp.split(whole.out.reshape(*q.shape[:2], -1), [width], axis=-1)
+    each = jnp.broadcast_to(weights[:, None], q.shape[:2])
+    mass = jnp.einsum("tn,tno->o", each, received.astype(jnp.float32), precision="highest")
+    return AttentionOutput(out.reshape(len(q), -1), whole.lse, mass)
 
 
 def grouped_attention(
@@ -157,24 +179,56 @@ def _at_once(q: jax.Array, parts: Sequence[Keys], scale: float, weights: jax.Arr
     return AttentionOutput(out, lse, mass)
 
 
-def _by_blocks(q: jax.Array, parts: Sequence[Keys], scale: float, weights: jax.Array | None) -> AttentionOutput:
-    """`attention` by blocks of queries, each over blocks of keys; blocks of which no query sees a key are skipped."""
+@partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _by_blocks(q: jax.Array, parts: Sequence[Keys], weights: jax.Array | None, scale: float) -> AttentionOutput:
+    """`attention` by blocks of queries, each over the blocks of keys from the first to the last that it may see."""
+    return _looped(_within, q, parts, weights, scale)
+
+
+@_by_blocks.defjvp
+def _by_blocks_jvp(scale: float, primals: Any, tangents: Any) -> tuple[Any, Any]:
+    """Loops of a length that is not known have no derivative; the same ones over all blocks do."""
+    return jax.jvp(lambda q, parts, weights: _looped(_over_all, q, parts, weights, scale), primals, tangents)
+
+
+Loop = Callable[[Any, Any, int, Callable[[jax.Array, Any], Any], Any], Any]
+"""From, to, the most there are, what is done with an index and the state, and the state."""
+
+
+def _within(start: Any, stop: Any, count: int, step: Callable[[jax.Array, Any], Any], state: Any) -> Any:
+    """The state after the steps from ``start`` to ``stop``; without a derivative."""
+    return jax.lax.fori_loop(jnp.int32(start), jnp.int32(stop), step, state)
+
+
+def _over_all(start: Any, stop: Any, count: int, step: Callable[[jax.Array, Any], Any], state: Any) -> Any:
+    """The same, with a derivative: over all ``count`` steps, of which those out of bounds do nothing.
+
+    Differentiated, a step is computed again: no scores are kept.
+    """
+
+    def within(state: Any, index: jax.Array) -> tuple[Any, None]:
+        return jax.lax.cond((start <= index) & (index < stop), step, lambda _, state: state, index, state), None
+
+    return jax.lax.scan(jax.checkpoint(within, prevent_cse=False), state, jnp.arange(count, dtype=jnp.int32))[0]
+
+
+def _looped(
+    loop: Loop, q: jax.Array, parts: Sequence[Keys], weights: jax.Array | None, scale: float
+) -> AttentionOutput:
     tokens, heads, _ = q.shape
     groups = parts[0].k.shape[1]
     size = _balanced(tokens, min(BLOCK_QUERIES, max(16, BLOCK_BYTES // (4 * BLOCK_KEYS * heads))), 16)
     blocks = -(-tokens // size)
-    sources = [_key_blocks(part) for part in parts]
     zero = _zero(q, weights, *parts)
-    # Differentiated, scores are computed again, block by block: none are kept.
-    recomputed = partial(jax.checkpoint, prevent_cse=False)
 
-    def by_block(x: jax.Array) -> jax.Array:
-        padded = jnp.pad(x, ((0, blocks * size - tokens), *[(0, 0)] * (x.ndim - 1)))
+    def by_block(x: jax.Array, fill: str = "constant") -> jax.Array:
+        padded = jnp.pad(x, ((0, blocks * size - tokens), *[(0, 0)] * (x.ndim - 1)), mode=fill)
         return padded.reshape(blocks, size, *x.shape[1:])
 
     rows = by_block(q.reshape(tokens, groups, heads // groups, -1)).transpose(0, 2, 3, 1, 4)
-    bounds = [None if part.before is None else by_block(part.before) for part in parts]
+    bounds = [None if part.before is None else by_block(part.before, "edge") for part in parts]
     shares = None if weights is None else by_block(weights)
+    sources = [_key_blocks(part) for part in parts]
     mass = None if weights is None else [jnp.zeros(each.seen.shape, jnp.float32) + zero for each in sources]
 
     def block(mass: Any, scanned: Any) -> tuple[Any, tuple[jax.Array, jax.Array]]:
@@ -184,22 +238,30 @@ def _by_blocks(q: jax.Array, parts: Sequence[Keys], scale: float, weights: jax.A
             jnp.zeros(rows.shape[:-1], jnp.float32) + zero,
             jnp.zeros((*rows.shape[:-1], parts[0].v.shape[-1]), jnp.float32) + zero,
         )
-        for keys, before in zip(sources, bounds, strict=True):
-            state = jax.lax.scan(recomputed(partial(_online, rows, before, scale)), state, keys)[0]
+        spans = [_span(keys, before) for keys, before in zip(sources, bounds, strict=True)]
+        for keys, before, span in zip(sources, bounds, spans, strict=True):
+            count = len(keys.seen)
+            state = loop(0, span.whole, count, partial(_online, rows, keys, None, scale), state)
+            state = loop(span.whole, span.stop, count, partial(_online, rows, keys, _Mask(before), scale), state)
         highest, total, weighted = state
         total = jnp.where(total > 0, total, 1.0)
         lse = highest + jnp.log(total)
         out = (weighted / total[..., None]).astype(parts[0].v.dtype)
         if mass is not None:
             each = jnp.broadcast_to(share, rows.shape[:-1])
-            received = [
-                jax.lax.scan(recomputed(partial(_received, rows, before, scale, lse, each)), zero, keys)[1]
-                for keys, before in zip(sources, bounds, strict=True)
+            mass = [
+                loop(
+                    0,
+                    span.stop,
+                    len(keys.seen),
+                    partial(_received, rows, keys, _Mask(before), scale, lse, each),
+                    received,
+                )
+                for keys, before, span, received in zip(sources, bounds, spans, mass, strict=True)
             ]
-            mass = jax.tree.map(jnp.add, mass, received)
         return mass, (out, lse)
 
-    mass, (out, lse) = jax.lax.scan(recomputed(block), mass, (rows, bounds, shares))
+    mass, (out, lse) = jax.lax.scan(jax.checkpoint(block, prevent_cse=False), mass, (rows, bounds, shares))
     out = out.transpose(0, 3, 1, 2, 4).reshape(blocks * size, -1)[:tokens]
     lse = lse.transpose(0, 3, 1, 2).reshape(blocks * size, heads)[:tokens]
     if mass is not None:
@@ -223,70 +285,82 @@ def _key_blocks(part: Keys) -> _KeyBlocks:
         return jnp.pad(x, (pad, (0, 0), (0, 0))).reshape(blocks, size, groups, -1).swapaxes(1, 2)
 
     seen = jnp.pad(part.seen, pad).reshape(blocks, size)
-    index = jnp.arange(blocks * size, dtype=jnp.int32).reshape(blocks, size)
-    return _KeyBlocks(by_block(part.k), by_block(part.v), seen, index)
+    return _KeyBlocks(by_block(part.k), by_block(part.v), seen)
 
 
-def _scores(rows: jax.Array, before: jax.Array | None, scale: float, keys: _KeyBlocks) -> jax.Array:
-    """Masked scores of a block, f32[G, N/G, B, K]."""
-    flat = rows.reshape(rows.shape[0], -1, rows.shape[-1])
-    scores = jnp.einsum("gqd,gkd->gqk", flat, keys.k, preferred_element_type=jnp.float32) * scale
-    visible = keys.seen[None, :]
+class _Mask(NamedTuple):
+    """That keys are masked: those not seen, and where ``before`` is given, those that each query does not see yet."""
+
+    before: jax.Array | None
+
+
+class _Span(NamedTuple):
+    """Which of a part's key blocks a block of queries reads: the first ``stop``; of the first ``whole``, all keys."""
+
+    whole: jax.Array
+    stop: jax.Array
+
+
+def _span(keys: _KeyBlocks, before: jax.Array | None) -> _Span:
+    count, size = keys.seen.shape
+    number = jnp.arange(count, dtype=jnp.int32)
+    stop = jnp.max(jnp.where(keys.seen.any(1), number + 1, 0))
+    whole = jnp.min(jnp.where(keys.seen.all(1), count, number))
     if before is not None:
-        visible = visible & (keys.index[None, :] < before[:, None])
-    return jnp.where(visible[None, None], scores.reshape(*rows.shape[:-1], -1), MASKED)
+        stop = jnp.minimum(stop, -(-jnp.max(before) // size))
+        whole = jnp.minimum(whole, jnp.min(before) // size)
+    return _Span(jnp.minimum(whole, stop), stop)
 
 
-def _where_seen(
-    before: jax.Array | None, keys: _KeyBlocks, compute: Callable[[Any], Any], otherwise: Callable[[Any], Any], x: Any
-) -> Any:
-    """``compute(x)`` where a query of the block may see one of the keys, else ``otherwise(x)``.
-
-    Two conditions, for `jax.vmap` computes both sides of one that differs over its axis: the causal one does not.
-    """
-    branch = partial(jax.lax.cond, jnp.any(keys.seen), compute, otherwise)
-    if before is None:
-        return branch(x)
-    return jax.lax.cond(keys.index[0] < jnp.max(before), branch, otherwise, x)
+def _scores(rows: jax.Array, keys: _KeyBlocks, mask: _Mask | None, scale: float, index: jax.Array) -> jax.Array:
+    """Scores of a block of queries and one of keys, f32[G, N/G, B, K]."""
+    k, seen = (jax.lax.dynamic_index_in_dim(each, index, keepdims=False) for each in (keys.k, keys.seen))
+    flat = rows.reshape(rows.shape[0], -1, rows.shape[-1])
+    scores = jnp.einsum("gqd,gkd->gqk", flat, k, preferred_element_type=jnp.float32) * scale
+    scores = scores.reshape(*rows.shape[:-1], -1)
+    if mask is None:
+        return scores
+    visible = seen[None, :]
+    if mask.before is not None:
+        place = index * len(seen) + jnp.arange(len(seen), dtype=jnp.int32)
+        visible = visible & (place[None, :] < mask.before[:, None])
+    return jnp.where(visible, scores, MASKED)
 
 
 def _online(
-    rows: jax.Array, before: jax.Array | None, scale: float, state: tuple[jax.Array, ...], keys: _KeyBlocks
-) -> tuple[tuple[jax.Array, ...], None]:
+    rows: jax.Array,
+    keys: _KeyBlocks,
+    mask: _Mask | None,
+    scale: float,
+    index: jax.Array,
+    state: tuple[jax.Array, ...],
+) -> tuple[jax.Array, ...]:
     """Add a block of keys to the running maximum, sum of exponentials and weighted sum of values."""
-
-    def add(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        highest, total, weighted = state
-        scores = _scores(rows, before, scale, keys)
-        new = jnp.maximum(highest, scores.max(-1))
-        p = jnp.exp(scores - new[..., None])
-        kept = jnp.exp(highest - new)
-        flat = p.astype(keys.v.dtype).reshape(p.shape[0], -1, p.shape[-1])
-        part = jnp.einsum("gqk,gkd->gqd", flat, keys.v, preferred_element_type=jnp.float32)
-        return new, total * kept + p.sum(-1), weighted * kept[..., None] + part.reshape(weighted.shape)
-
-    return _where_seen(before, keys, add, lambda state: state, state), None
+    highest, total, weighted = state
+    scores = _scores(rows, keys, mask, scale, index)
+    new = jnp.maximum(highest, scores.max(-1))
+    p = jnp.exp(scores - new[..., None])
+    kept = jnp.exp(highest - new)
+    v = jax.lax.dynamic_index_in_dim(keys.v, index, keepdims=False)
+    flat = p.astype(v.dtype).reshape(p.shape[0], -1, p.shape[-1])
+    part = jnp.einsum("gqk,gkd->gqd", flat, v, preferred_element_type=jnp.float32)
+    return new, total * kept + p.sum(-1), weighted * kept[..., None] + part.reshape(weighted.shape)
 
 
 def _received(
     rows: jax.Array,
-    before: jax.Array | None,
+    keys: _KeyBlocks,
+    mask: _Mask | None,
     scale: float,
     lse: jax.Array,
     weights: jax.Array,
-    zero: jax.Array,
-    keys: _KeyBlocks,
-) -> tuple[jax.Array, jax.Array]:
-    """The attention that each key of a block receives from the rows, f32[K]; ``zero`` is handed on."""
-
-    def add(zero: jax.Array) -> jax.Array:
-        p = jnp.exp(_scores(rows, before, scale, keys) - lse[..., None])
-        return jnp.einsum("n,nk->k", weights.reshape(-1), p.reshape(-1, p.shape[-1]), precision="highest")
-
-    def nothing(zero: jax.Array) -> jax.Array:
-        return jnp.zeros(keys.seen.shape, jnp.float32) + zero
-
-    return zero, _where_seen(before, keys, add, nothing, zero)
+    index: jax.Array,
+    mass: jax.Array,
+) -> jax.Array:
+    """Add the attention that each key of a block receives from the rows to its row of ``mass``, f32[n, K]."""
+    p = jnp.exp(_scores(rows, keys, mask, scale, index) - lse[..., None])
+    received = jnp.einsum("n,nk->k", weights.reshape(-1), p.reshape(-1, p.shape[-1]), precision="highest")
+    return mass.at[index].add(received)
 
 
 def _zero(*trees: Any) -> jax.Array:

@@ -1,5 +1,6 @@
 """The decoder's whole forward with attention by blocks: what it gives with all scores at once, and less memory."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -74,7 +75,7 @@ def outputs(config, params, segment, state, collect):
     run = jax.jit(partial(forward, config, logits_at=jnp.arange(TOKENS), collect=collect))
     output = run(params, segment, state)
     length = int(segment.length)
-    aux = {name: value if name == "attention_mass" else value[:, :length] for name, value in output.aux.items()}
+    aux = {name: value if name.endswith("_mass") else value[:, :length] for name, value in output.aux.items()}
     return {"logits": output.logits[:length], "rot": output.kv.rot, "free": output.kv.free, **aux}
 
 
@@ -101,6 +102,33 @@ def test_blocks_give_what_all_scores_give(monkeypatch, kind, name):
         assert error(value, expected[key]) <= 1e-5, key
     if "attention_mass" in expected:
         np.testing.assert_allclose(expected["attention_mass"].sum(-1), np.ones(LAYERS), rtol=1e-5)
+
+
+@pytest.mark.parametrize("blocks", [False, True])
+@pytest.mark.parametrize("kind", ATTENTIONS)
+@pytest.mark.parametrize("name", ["alone", "behind a window with holes, padded", "absorbed"])
+def test_mass_by_owner_is_that_of_its_slots_and_tokens(monkeypatch, kind, name, blocks):
+    """A slot that is nobody's counts for nobody; all else stays as it is."""
+    config, params, segment, state, collect = case(kind, **CASES[name])
+    expected = outputs(config, params, segment, state, collect)
+    mass = expected.pop("attention_mass")
+    number = np.random.default_rng(1).integers(-1, 5, mass.shape[1])
+    owners = number[:, None] == np.arange(5)
+    if blocks:
+        use_small_blocks(monkeypatch)
+    collect = tuple("owner_mass" if each == "attention_mass" else each for each in collect)
+    segment = replace(segment, inputs={**segment.inputs, "owners": jnp.asarray(owners)})
+    given = outputs(config, params, segment, state, collect)
+    assert error(given.pop("owner_mass"), np.asarray(mass, np.float64) @ owners) <= 1e-5
+    assert given.keys() == expected.keys()
+    for key, value in given.items():
+        assert error(value, expected[key]) <= 1e-5, key
+
+
+def test_mass_is_by_slot_or_by_owner():
+    config, params, segment, state, _ = case("gqa", slots=SLOTS)
+    with pytest.raises(ValueError, match="by slot or by owner, attention_mass or owner_mass; got both"):
+        forward(config, params, segment, state, collect=("attention_mass", "owner_mass"))
 
 
 @pytest.mark.parametrize("kind", ["gqa", "mla"])

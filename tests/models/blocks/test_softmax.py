@@ -133,6 +133,26 @@ def test_without_weights_there_is_no_mass(small_blocks):
     np.testing.assert_array_equal(lse, full.lse)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+@pytest.mark.parametrize("blocks", [False, True])
+@pytest.mark.parametrize("name", ["grouped", "behind a window with holes", "values wider than keys", "large scores"])
+def test_mass_by_owner_is_the_sum_over_its_keys(monkeypatch, name, blocks, dtype):
+    q, parts, weights = case(**CASES[name], dtype=dtype)
+    exact = in_f64(q, parts, weights)
+    number = np.random.default_rng(4).integers(-1, 3, sum(len(part.seen) for part in parts))
+    owners = number[:, None] == np.arange(3)
+    ends = np.cumsum([len(part.seen) for part in parts])
+    owned = [
+        part._replace(owners=jnp.asarray(each)) for part, each in zip(parts, np.split(owners, ends[:-1]), strict=True)
+    ]
+    if blocks:
+        use_small_blocks(monkeypatch)
+    given = attention(q, owned, SCALE, weights)
+    bound = float(jnp.finfo(dtype).eps) if dtype != np.float32 else 1e-5 if name == "large scores" else 2e-6
+    assert given.mass.dtype == jnp.float32 and given.out.dtype == dtype
+    compare(given, (*exact[:2], exact[2] @ owners), bound)
+
+
 def test_a_part_without_keys_is_nothing(small_blocks):
     q, parts, weights = case(**CASES["grouped"])
     none = Keys(parts[0].k[:0], parts[0].v[:0], parts[0].seen[:0])
