@@ -34,6 +34,7 @@ class DecoderConfig:
         experts: of the layers after the dense ones.
         dense_layers: leading layers without experts; all of them if there are none.
         max_positions: positions the model is for; None if the configuration does not say.
+        mlp_bias: whether the SwiGLU of the dense layers has biases.
     """
 
     vocab_size: int
@@ -47,6 +48,7 @@ class DecoderConfig:
     experts: Experts | None = None
     dense_layers: int = 0
     max_positions: int | None = None
+    mlp_bias: bool = False
 
     @property
     def stacks(self) -> dict[str, range]:
@@ -84,7 +86,7 @@ def text_declaration(config: DecoderConfig) -> Params:
     }
     for name, layers in config.stacks.items():
         if name == "layers":
-            mlp = swiglu_declaration(width, config.intermediate_size)
+            mlp = swiglu_declaration(width, config.intermediate_size, bias=config.mlp_bias)
         else:
             assert config.experts is not None
             mlp = config.experts.declaration(width)
