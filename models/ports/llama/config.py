@@ -47,9 +47,7 @@ class Family:
 
 
 FAMILIES = {
-    "llama": Family(
-        32000, 4096, 11008, max_positions=2048, kv_heads=None, mlp_bias=True, window=None, switched=False
-    ),
+    "llama": Family(32000, 4096, 11008, max_positions=2048, kv_heads=None, mlp_bias=True, window=None, switched=False),
     "mistral": Family(32000, 4096, 14336, max_positions=131072, kv_heads=8, bias=False, switched=False),
     "qwen2": Family(bias=True),
     "qwen3": Family(head_dim=128, qk_norm=True),
@@ -140,8 +138,8 @@ def _unrotated(fields: Fields, layers: int) -> tuple[int, ...]:
     rotated = fields.sizes("no_rope_layers", [int((i + 1) % interval != 0) for i in range(layers)], least=0)
     if len(rotated) < layers or not set(rotated) <= {0, 1}:
         raise UnsupportedConfigError(
-            f"{fields.section}: no_rope_layers is {list(rotated)}; expected {layers} numbers, one a layer: 1 with RoPE, "
-            "0 without"
+            f"{fields.section}: no_rope_layers is {list(rotated)}; expected {layers} numbers, one a layer: 1 with "
+            "RoPE, 0 without"
         )
     unrotated = tuple(i for i in range(layers) if not rotated[i])
     if unrotated:
