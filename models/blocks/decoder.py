@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -151,7 +152,8 @@ def decoder(
         before = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), list(past))
         h = rms_norm(x, weights["attn_norm"], config.rms_norm_eps)
         here = index if pooled else None
-        out, kv, collected = config.attention(weights["attn"], h, rotated, before, attend, here, absorb=absorb)
+        turned = partial(rotated, layer=index)
+        out, kv, collected = config.attention(weights["attn"], h, turned, before, attend, here, absorb=absorb)
         x = x + out
         h = rms_norm(x, weights["mlp_norm"], config.rms_norm_eps)
         if "router" in weights["mlp"]:

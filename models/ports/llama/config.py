@@ -91,7 +91,7 @@ def config_from_hf(mapping: Mapping[str, Any]) -> Config:
         num_hidden_layers=layers,
         rms_norm_eps=fields.positive("rms_norm_eps", 1e-6),
         attention=attention,
-        rope=rope.spec,
+        rope=replace(rope.spec, unrotated=unrotated),
         tie_word_embeddings=fields.take("tie_word_embeddings", bool, family.tied),
         max_positions=rope.limit if window is None else min(rope.limit, window),
         mlp_bias=fields.take("mlp_bias", bool, False) if family.mlp_bias else False,
@@ -132,7 +132,7 @@ def _unrotated(fields: Fields, layers: int) -> tuple[int, ...]:
     """Layers without RoPE (NoPE).
 
     Raises:
-        UnsupportedConfigError: there are some, or the fields do not say which.
+        UnsupportedConfigError: the fields do not say of every layer whether it has it.
     """
     interval = fields.size("no_rope_layer_interval", 4)
     rotated = fields.sizes("no_rope_layers", [int((i + 1) % interval != 0) for i in range(layers)], least=0)
@@ -141,13 +141,7 @@ def _unrotated(fields: Fields, layers: int) -> tuple[int, ...]:
             f"{fields.section}: no_rope_layers is {list(rotated)}; expected {layers} numbers, one a layer: 1 with "
             "RoPE, 0 without"
         )
-    unrotated = tuple(i for i in range(layers) if not rotated[i])
-    if unrotated:
-        raise UnsupportedConfigError(
-            f"{fields.section}: layers {list(unrotated)} have no RoPE (no_rope_layers, no_rope_layer_interval); only "
-            "models that rotate the keys of every layer are supported"
-        )
-    return unrotated
+    return tuple(i for i in range(layers) if not rotated[i])
 
 
 def _window(
