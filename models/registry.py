@@ -1,5 +1,6 @@
 """Loading a model by name: an embedded one, a local folder, or a hub id."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ def load(
     mesh: jax.sharding.Mesh | None = None,
     rules: Rules | None = None,
     system: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> VisionLanguageModel:
     """A model, ready to encode, prefill and answer.
 
@@ -43,6 +45,9 @@ def load(
         rules: which logical axis of the parameters is split over which mesh axis, instead of
             `models.blocks.sharding.RULES`; see `models.blocks.sharding.param_shardings`.
         system: system text of the preamble; the chat template's own by default.
+        chat_template_kwargs: variables of the chat template by name, such as ``{"enable_thinking": False}`` (Qwen3,
+            SmolLM3) or ``{"date_string": "26 Jul 2024"}`` (Llama 3, which otherwise writes today's date into its
+            preamble, so that chunks have other keys every day).
 
     Raises:
         UnknownModelError: there is no such model, or its architecture is not served.
@@ -59,7 +64,16 @@ def load(
     mapping = read_json(folder / "config.json")
     check_architecture(str(name), mapping, ARCHITECTURES)
     port = ARCHITECTURES[mapping["model_type"]]
-    return VisionLanguageModel.load(port, folder, dtype=dtype, system=system, device=device, mesh=mesh, rules=rules)
+    return VisionLanguageModel.load(
+        port,
+        folder,
+        dtype=dtype,
+        system=system,
+        device=device,
+        mesh=mesh,
+        rules=rules,
+        chat_template_kwargs=chat_template_kwargs,
+    )
 
 
 def _folder(name: str | Path) -> Path:
