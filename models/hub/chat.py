@@ -80,7 +80,8 @@ class ChatTemplate:
                 none, as of a language model, the content of messages is a list of parts only if the template writes it
                 as it writes a string, and a string otherwise. Such a model may also have no template: what it reads is
                 then the token that opens a text, the system text, the chunks and the question, as they are.
-            variables: of the template, by name, such as ``{"enable_thinking": False}``.
+            variables: of the template, by name, such as ``{"enable_thinking": False}``; as ``strftime_now`` a date, for
+                templates that write today's.
 
         Raises:
             ChatTemplateError: there is no template, or it does not put the user's or the system's text down once.
@@ -96,8 +97,9 @@ class ChatTemplate:
                     "the tokenizer has no chat template; add chat_template.jinja to the model's folder"
                 )
             self._variables |= {"chat_template": _PLAIN}
-        elif isinstance(template, str) and "strftime_now" in template:
-            self._variables |= stopped_clock(template, datetime.now())
+        moment = self._variables.pop("strftime_now", None) or datetime.now()
+        if template and "strftime_now" in str(template):
+            self._variables |= stopped_clock(tokenizer.get_chat_template(), moment)
         # An empty system text has nothing to keep apart, and templates may ask whether there is one.
         self._system = [] if system is None else [_turn("system", _SYSTEM if system else "")]
         self._strings = not kinds and self._takes_strings()

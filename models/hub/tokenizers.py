@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -51,15 +51,20 @@ def opener(tokenizer: Any) -> str:
     return tokenizer.bos_token or tokenizer.eos_token or ""
 
 
-def stopped_clock(template: str, moment: datetime) -> dict[str, Any]:
+def stopped_clock(template: str, moment: Any) -> dict[str, Any]:
     """Arguments of ``apply_chat_template`` with which a template writes one moment, whenever it is rendered.
 
     What a template writes around a chunk must stay as it is while a model is in use, past midnight too.
+
+    Raises:
+        ValueError: the moment is no date.
     """
+    if not isinstance(moment, date):
+        raise ValueError(f"strftime_now is {moment!r}; expected a datetime.date or datetime.datetime to be written")
     return {"chat_template": _CLOCK + template, "stopped_clock": dict(_directives(moment))}
 
 
-def _directives(moment: datetime) -> Iterator[tuple[str, str]]:
+def _directives(moment: date) -> Iterator[tuple[str, str]]:
     """Directives of ``strftime`` and what they give; those with ``-`` are not known everywhere."""
     for letter in "aAwdbBmyYHIpMSfzZjUWcxXGuV":
         for directive in (f"%{letter}", f"%-{letter}"):

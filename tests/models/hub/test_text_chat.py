@@ -3,7 +3,7 @@
 import json
 import pickle
 import re
-from datetime import datetime
+from datetime import date, datetime
 
 import pytest
 
@@ -164,6 +164,15 @@ def test_a_stopped_clock_changes_nothing_else(lead):
     tokenizer = chatml(template)
     given = tokenizer.apply_chat_template([user("")], tokenize=False, **stopped_clock(template, datetime.now()))
     assert given == tokenizer.apply_chat_template([user("")], tokenize=False) and str(datetime.now().year) in given
+
+
+@pytest.mark.parametrize("moment", [date(2024, 7, 26), datetime(2024, 7, 26, 12)])
+def test_a_date_may_be_given(moment):
+    split, tokenizer = split_of("SmolLM3", variables={"strftime_now": moment})
+    assert "Today Date: 26 July 2024\n" in tokenizer.decode(split.preamble)
+    assert split.preamble != split_of("SmolLM3")[0].preamble
+    with pytest.raises(ValueError, match="strftime_now is '26 Jul 2024'; expected a datetime.date"):
+        split_of("SmolLM3", variables={"strftime_now": "26 Jul 2024"})
 
 
 def test_variables_reach_the_template():
