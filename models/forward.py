@@ -99,7 +99,7 @@ def forward(
         if mass is not None and by is not None:
             collected[by] = mass / segment.length.astype(jnp.float32)
         if "queries" in collect:
-            collected["queries"] = config.attention.scale * _unrotated(q, segment.positions, config.rope)
+            collected["queries"] = q
             collected["attended"] = out.reshape(*q.shape[:2], -1)
         return out, collected
 
@@ -116,6 +116,8 @@ def forward(
     logits = None if logits_at is None else decoder.logits(params["text"], decoded.hidden[logits_at])
     kv = jax.tree.map(lambda rows: jnp.where(valid[None, :, None], rows, jnp.zeros((), rows.dtype)), decoded.kv)
     aux = dict(decoded.collected)
+    if "queries" in aux:
+        aux["queries"] = config.attention.scale * _unrotated(aux["queries"], segment.positions, config.rope)
     if decoded.routing is not None:
         routing = {
             "experts": jnp.where(valid[None, :, None], decoded.routing.experts, -1),
@@ -126,6 +128,11 @@ def forward(
 
 
 def _unrotated(q: jax.Array, positions: jax.Array, spec: RopeSpec) -> jax.Array:
-    """Queries [T, N, ·] as before their last ``head_dim`` dims were rotated, f32."""
-    free, rotated = jnp.split(q.astype(jnp.float32), [q.shape[-1] - spec.head_dim], axis=-1)
-    return jnp.concatenate([free, rope.rotate(rotated, -positions, spec) / spec.scale**2], axis=-1)
+    """Queries [L, T, N, ·] as before their last ``head_dim`` dims were rotated, f32."""
+
+    def of_layer(q: jax.Array, layer: jax.Array) -> jax.Array:
+        free, rotated = jnp.split(q.astype(jnp.float32), [q.shape[-1] - spec.head_dim], axis=-1)
+        scale = jnp.where(spec.turned(layer), spec.scale**2, 1.0)
+        return jnp.concatenate([free, rope.rotate(rotated, -positions, spec, layer) / scale], axis=-1)
+
+    return jax.vmap(of_layer)(q, jnp.arange(q.shape[0], dtype=jnp.int32))

@@ -1,5 +1,6 @@
 """Loading a model by name: an embedded one, a local folder, or a hub id."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from models.hub.fields import read_json
 from models.hub.refusals import UnknownModelError, check_architecture
 from models.ports.deepseek_vl.port import ARCHITECTURE as DEEPSEEK_VL
 from models.ports.kimi_vl.port import ARCHITECTURE as KIMI_VL
+from models.ports.llama.port import ARCHITECTURES as LANGUAGE_MODELS
 from models.ports.llava.port import ARCHITECTURE as LLAVA
 from models.ports.qwen2_5_vl.port import ARCHITECTURE as QWEN2_5_VL
 from models.vlm import VisionLanguageModel
@@ -17,7 +19,7 @@ from models.vlm import VisionLanguageModel
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 EMBEDDED = ("kamera-tiny-gqa", "kamera-tiny-mla", "kamera-tiny-mha")
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
-ARCHITECTURES = {port.name: port for port in (QWEN2_5_VL, KIMI_VL, DEEPSEEK_VL, LLAVA)}
+ARCHITECTURES = {port.name: port for port in (QWEN2_5_VL, KIMI_VL, DEEPSEEK_VL, LLAVA, *LANGUAGE_MODELS)}
 
 
 def load(
@@ -28,6 +30,7 @@ def load(
     mesh: jax.sharding.Mesh | None = None,
     rules: Rules | None = None,
     system: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> VisionLanguageModel:
     """A model, ready to encode, prefill and answer.
 
@@ -42,6 +45,9 @@ def load(
         rules: which logical axis of the parameters is split over which mesh axis, instead of
             `models.blocks.sharding.RULES`; see `models.blocks.sharding.param_shardings`.
         system: system text of the preamble; the chat template's own by default.
+        chat_template_kwargs: variables of the chat template by name, such as ``{"enable_thinking": False}`` (Qwen3,
+            SmolLM3). Templates that write today's date (Llama 3, SmolLM3) write that of loading, so that chunks have
+            other keys every day; ``{"strftime_now": datetime.date(2026, 1, 1)}`` keeps it.
 
     Raises:
         UnknownModelError: there is no such model, or its architecture is not served.
@@ -58,7 +64,16 @@ def load(
     mapping = read_json(folder / "config.json")
     check_architecture(str(name), mapping, ARCHITECTURES)
     port = ARCHITECTURES[mapping["model_type"]]
-    return VisionLanguageModel.load(port, folder, dtype=dtype, system=system, device=device, mesh=mesh, rules=rules)
+    return VisionLanguageModel.load(
+        port,
+        folder,
+        dtype=dtype,
+        system=system,
+        device=device,
+        mesh=mesh,
+        rules=rules,
+        chat_template_kwargs=chat_template_kwargs,
+    )
 
 
 def _folder(name: str | Path) -> Path:
