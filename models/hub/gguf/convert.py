@@ -1,4 +1,4 @@
-"""A GGUF file written as a folder in hub format: by the user where they like, and by `models.load` in the user's cache."""
+"""A GGUF file written as a folder in hub format: where the user likes, and by `models.load` in the user's cache."""
 
 import fcntl
 import hashlib
@@ -72,9 +72,9 @@ def convert(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> Pat
 def hub_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A GGUF file as a folder in hub format: from the user's cache, written there first if it is not.
 
-    The cache's folder is named by the file's digest and by `VERSION`. One that is not whole is made anew, by one process
-    at a time. Where there is no cache (``KAMERA_CACHE=off``), or none can be written, the folder is a temporary one and
-    is gone when the context ends.
+    The cache's folder is named by the file's digest and by `VERSION`. One that is not whole is made anew, by one
+    process at a time. Where there is no cache (``KAMERA_CACHE=off``), or none can be written, the folder is a temporary
+    one and is gone when the context ends.
 
     Raises:
         GgufError: a subclass named for what is wrong with the file, or not served.

@@ -88,7 +88,9 @@ class GgufFile:
             if size < 24:
                 start = file.read(4)
                 kind = NotGgufError if start != MAGIC[: len(start)] or not start else TruncatedGgufError
-                raise kind(f"{self.path} has {size} bytes; a GGUF file begins with {MAGIC!r} and 20 bytes more: {AGAIN}")
+                raise kind(
+                    f"{self.path} has {size} bytes; a GGUF file begins with {MAGIC!r} and 20 bytes more: {AGAIN}"
+                )
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 header = _Header(self.path, data)
                 counts = header.opening()

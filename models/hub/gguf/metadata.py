@@ -213,7 +213,7 @@ def _llama3(file: GgufFile, config: Mapping[str, Any]) -> dict[str, Any]:
             f"{file.path}: {FREQUENCIES} has {factors.size} factors of {factors.min()} to {factors.max()}; expected "
             f"{head_dim // 2}, one for each pair, of at least 1"
         )
-    factor = shortest(factors.max())
+    factor = shortest(float(factors.max()))
     if factor == 1:
         return {}
     plain = inverse_frequencies(head_dim, config["rope_theta"])

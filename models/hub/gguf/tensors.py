@@ -50,7 +50,8 @@ class HubTensors:
         self._file = file
         self._interleaved = FAMILIES[architecture(file)].interleaved
         self._heads = {"q": config["num_attention_heads"], "k": config["num_key_value_heads"]}
-        expected = _expected(architecture(file), config)
+        # No more layers than tensors: a number of layers that is wrong must not fill the memory.
+        expected = _expected(architecture(file), config, min(config["num_hidden_layers"], len(file.tensors) + 1))
         stored = {name: info.shape for name, info in file.tensors.items() if name != FREQUENCIES}
         again = "fetch the file again, or convert the model anew"
         if missing := [name for name in expected if name not in stored]:
@@ -97,8 +98,8 @@ def in_halves(rows: np.ndarray, heads: int) -> np.ndarray:
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows.shape)
 
 
-def _expected(kind: str, config: Mapping[str, Any]) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """By llama.cpp's name: the hub's name and the shape of each tensor that the model has."""
+def _expected(kind: str, config: Mapping[str, Any], layers: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """By llama.cpp's name: the hub's name and the shape of each tensor of the model's first ``layers`` layers."""
     family = FAMILIES[kind]
     width = config["hidden_size"]
     inner = config["intermediate_size"]
@@ -129,7 +130,7 @@ def _expected(kind: str, config: Mapping[str, Any]) -> dict[str, tuple[str, tupl
     }
     if not config["tie_word_embeddings"]:
         expected["output.weight"] = ("lm_head.weight", vocabulary)
-    for layer in range(config["num_hidden_layers"]):
+    for layer in range(layers):
         for name, shape in shapes.items():
             module, _, what = name.rpartition(".")
             expected[f"blk.{layer}.{name}"] = (f"model.layers.{layer}.{_LAYER[module]}.{what}", shape)

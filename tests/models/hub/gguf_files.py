@@ -1,5 +1,6 @@
 """Tiny GGUF files, written by llama.cpp's own writer from random weights and tokenizers trained on the spot."""
 
+import json
 from functools import cache
 
 import gguf
@@ -7,8 +8,10 @@ import numpy as np
 from gguf import GGMLQuantizationType as Kind
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from models.hub.gguf.pre_tokenizers import KINDS
+
 WIDTH = 256
-INNER = 512
+INNER = 256
 HEADS = 8
 KV_HEADS = 2
 HEAD = 32
@@ -50,8 +53,6 @@ FINITE_ENOUGH = 8.0
 @cache
 def byte_level(pre, size=420):
     """Tokens and merges of a byte-level BPE, trained on what that pre-tokenizer leaves."""
-    from models.hub.gguf.pre_tokenizers import KINDS
-
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = KINDS[pre].build()
     trainer = trainers.BpeTrainer(
@@ -60,8 +61,6 @@ def byte_level(pre, size=420):
         show_progress=False,
     )
     tokenizer.train_from_iterator(CORPUS * 4, trainer)
-    import json
-
     model = json.loads(tokenizer.to_str())["model"]
     tokens = [*sorted(model["vocab"], key=model["vocab"].get), *CONTROL]
     return tokens, [" ".join(merge) for merge in model["merges"]]
@@ -87,7 +86,7 @@ def blocks(random, shape, kind):
     """Random bytes of a quantised type whose values are finite and not large."""
     block, size = gguf.GGML_QUANT_SIZES[kind]
     count = int(np.prod(shape)) // block
-    raw = random.integers(0, 256, (count * 40, size), dtype=np.uint8)
+    raw = random.integers(0, 256, (2048, size), dtype=np.uint8)
     with np.errstate(all="ignore"):
         values = gguf.dequantize(raw, kind)
         good = np.isfinite(values).all(1) & (np.abs(values).max(1) < FINITE_ENOUGH)
