@@ -1,6 +1,6 @@
 """Loading a model by name: an embedded one, a local folder, or a hub id."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from models.hub.gguf.packaged import packaged
 from models.hub.refusals import UnknownModelError, check_architecture
 from models.ports.deepseek_vl.port import ARCHITECTURE as DEEPSEEK_VL
 from models.ports.kimi_vl.port import ARCHITECTURE as KIMI_VL
+from models.ports.llama.port import ARCHITECTURES as LANGUAGE_MODELS
 from models.ports.llava.port import ARCHITECTURE as LLAVA
 from models.ports.qwen2_5_vl.port import ARCHITECTURE as QWEN2_5_VL
 from models.vlm import VisionLanguageModel
@@ -21,7 +22,7 @@ from models.vlm import VisionLanguageModel
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 EMBEDDED = ("kamera-tiny-gqa", "kamera-tiny-mla", "kamera-tiny-mha")
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
-ARCHITECTURES = {port.name: port for port in (QWEN2_5_VL, KIMI_VL, DEEPSEEK_VL, LLAVA)}
+ARCHITECTURES = {port.name: port for port in (QWEN2_5_VL, KIMI_VL, DEEPSEEK_VL, LLAVA, *LANGUAGE_MODELS)}
 
 
 def load(
@@ -32,6 +33,7 @@ def load(
     mesh: jax.sharding.Mesh | None = None,
     rules: Rules | None = None,
     system: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> VisionLanguageModel:
     """A model, ready to encode, prefill and answer.
 
@@ -48,6 +50,9 @@ def load(
         rules: which logical axis of the parameters is split over which mesh axis, instead of
             `models.blocks.sharding.RULES`; see `models.blocks.sharding.param_shardings`.
         system: system text of the preamble; the chat template's own by default.
+        chat_template_kwargs: variables of the chat template by name, such as ``{"enable_thinking": False}`` (Qwen3,
+            SmolLM3) or ``{"date_string": "26 Jul 2024"}`` (Llama 3, which otherwise writes today's date into its
+            preamble, so that chunks have other keys every day).
 
     Raises:
         UnknownModelError: there is no such model, or its architecture is not served.
@@ -64,7 +69,16 @@ def load(
         mapping = read_json(folder / "config.json")
         check_architecture(str(name), mapping, ARCHITECTURES)
         port = ARCHITECTURES[mapping["model_type"]]
-        return VisionLanguageModel.load(port, folder, dtype=dtype, system=system, device=device, mesh=mesh, rules=rules)
+        return VisionLanguageModel.load(
+            port,
+            folder,
+            dtype=dtype,
+            system=system,
+            device=device,
+            mesh=mesh,
+            rules=rules,
+            chat_template_kwargs=chat_template_kwargs,
+        )
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A GGUF file's metadata as a hub ``config.json``: every key of the architecture is used, checked or refused by name."""
+"""A GGUF file's metadata as a hub ``config.json``: every key of the architecture is used, checked or refused."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

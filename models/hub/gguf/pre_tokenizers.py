@@ -90,6 +90,6 @@ def pre_tokenizer(path: object, name: object) -> PreTokenizer:
     given = "no tokenizer.ggml.pre" if name is None else f"the tokenizer.ggml.pre {name!r}"
     raise UnknownPreTokenizerError(
         f"{path} has {given}, which says how text is split before it is merged to tokens; expected one of "
-        f"{', '.join(sorted(KINDS))}. Another one would give other tokens than the model was trained on: load the model "
-        "from a folder in hub format, or convert it anew with a current llama.cpp"
+        f"{', '.join(sorted(KINDS))}. Another one would give other tokens than the model was trained on: load the "
+        "model from a folder in hub format, or convert it anew with a current llama.cpp"
     )

@@ -98,7 +98,7 @@ def tokenizer_of(file: GgufFile) -> Tokenizer:
     """The file's tokenizer.
 
     Raises:
-        GgufTokenizerError: it is of a kind that is not served, or its parts do not fit; `UnknownPreTokenizerError` where
+        GgufTokenizerError: it is of a kind that is not served, or its parts do not fit; as `UnknownPreTokenizerError`,
             it splits text in a way that is not known.
     """
     vocabulary = Vocabulary(file)
