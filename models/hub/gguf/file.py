@@ -5,6 +5,7 @@ The layout is that of llama.cpp's ``gguf.md``: magic, version, counts, key-value
 
 import math
 import mmap
+import os
 import re
 import struct
 from collections.abc import Iterator
@@ -73,7 +74,7 @@ class GgufFile:
         tensors: by name, in the file's order.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         """Read the header and hold it against the file's size.
 
         Raises:
