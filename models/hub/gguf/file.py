@@ -96,7 +96,7 @@ class GgufFile:
                 header = _Header(self.path, data)
                 counts = header.opening()
                 self.metadata = dict(header.pairs(counts[1]))
-                if self.metadata.get("split.count", 0) > 1:
+                if self.metadata.get("split.count", 0) not in (0, 1):
                     raise SplitGgufError(_split_message(self.path))
                 self.tensors = header.tensors(counts[0], self.metadata.get("general.alignment", 32))
 

@@ -40,10 +40,10 @@ class Vocabulary:
             token or f"[EMPTY_{number}]" for number, token in enumerate(self.texts("tokens", required=True))
         ]
         self.kinds: Sequence[int] = file.metadata.get("tokenizer.ggml.token_type", [1] * len(self.tokens))
-        if len(self.kinds) != len(self.tokens):
+        if not isinstance(self.kinds, list) or len(self.kinds) != len(self.tokens):
+            count = len(self.kinds) if isinstance(self.kinds, list) else 0
             raise GgufTokenizerError(
-                f"{file.path} has {len(self.tokens)} tokens and {len(self.kinds)} token types; expected one for each: "
-                f"{_AGAIN}"
+                f"{file.path} has {len(self.tokens)} tokens and {count} token types; expected one for each: {_AGAIN}"
             )
         self.ids = {token: number for number, token in enumerate(self.tokens)}
         if len(self.ids) != len(self.tokens):
@@ -207,7 +207,8 @@ def _scored_merges(file: GgufFile, vocabulary: Vocabulary) -> list[tuple[str, st
     SentencePiece merges whichever neighbours make the token of the highest score.
     """
     scores = file.metadata.get("tokenizer.ggml.scores")
-    if not isinstance(scores, list) or len(scores) != len(vocabulary.tokens):
+    numbers = isinstance(scores, list) and all(isinstance(each, float) for each in scores)
+    if not numbers or len(scores) != len(vocabulary.tokens):
         raise GgufTokenizerError(
             f"{file.path} has neither merges nor a score for each of its {len(vocabulary.tokens)} tokens; {_AGAIN}"
         )
