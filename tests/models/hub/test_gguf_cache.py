@@ -130,9 +130,9 @@ def test_processes_that_start_at_once_convert_it_once(path, home):
         "with m.hub_folder(sys.argv[1]) as folder: print(m._whole(folder))\n"
     )
     command = [sys.executable, "-c", code, str(path)]
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(3)]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)]
     lines = [process.communicate(timeout=300)[0].split() for process in running]
-    assert sorted(line for each in lines for line in each) == ["True"] * 3 + ["converted"]
+    assert sorted(line for each in lines for line in each) == ["True"] * 2 + ["converted"]
 
 
 def test_a_model_without_a_chat_template(tmp_path, home):
