@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import kamera_jax as kj
 import models.hub.gguf.convert as module
 from eval.commands import compile_cache
+from models import load
 from models.hub.cache import cache_folder
 from models.hub.gguf.convert import hub_folder
 from models.hub.gguf.errors import GgufTokenizerError
@@ -112,6 +114,13 @@ def test_nothing_is_kept_where_the_cache_is_off(path, home, converted, monkeypat
     assert not folder.exists() and not home.exists()
     opened(path)
     assert len(converted) == 2
+
+
+def test_a_model_outlives_its_temporary_folder(path, home, monkeypatch):
+    monkeypatch.setenv("KAMERA_CACHE", "off")
+    vlm = load(path)
+    assert vlm.spec.dtype == "float32" and np.isfinite(np.asarray(kj.query(vlm, kj.Window.empty(vlm, 64), "hi"))).all()
+    assert load(path, dtype="bf16").spec.dtype == "bfloat16"
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(path, home):

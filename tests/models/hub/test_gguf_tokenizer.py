@@ -195,6 +195,19 @@ def test_tokenizers_that_are_refused(tmp_path, changed, error, word):
     assert [each.name for each in tmp_path.iterdir()] == ["a.gguf"]
 
 
+def test_sentence_piece_has_roles_that_the_file_need_not_name(tmp_path):
+    def add(writer):
+        add_sentence_piece(writer)
+        for name in ("bos", "eos", "unknown"):
+            del writer.kv_data[0][f"tokenizer.ggml.{name}_token_id"]
+
+    sizes = {"vocab_size": len(sentence_piece()[0])}
+    path = write(tmp_path / "a.gguf", kind=Kind.F16, tokenizer=add, changed=sizes, vocab=sizes["vocab_size"])
+    described = json.loads((convert(path, tmp_path / "hub") / "tokenizer_config.json").read_text())
+    assert [described[f"{role}_token"] for role in ("unk", "bos", "eos")] == ["<unk>", "<s>", "</s>"]
+    assert described["add_bos_token"]
+
+
 @pytest.mark.parametrize("scores", [None, [0.0], ["high"]])
 def test_sentence_piece_without_scores(tmp_path, scores):
     def add(writer):
