@@ -13,7 +13,12 @@ from kamera_jax.rope import RopeSpec, inverse_frequencies
 from kamera_jax.window.reuse import relocate, write
 from tests import oracles
 
-LAYERS, TOKENS, LENGTH, HEADS, DIM, RANK = 5, 16, 13, 2, 8, 3
+LAYERS = 5
+TOKENS = 16
+LENGTH = 13
+HEADS = 2
+DIM = 8
+RANK = 3
 PLAIN = RopeSpec(tuple(inverse_frequencies(DIM, 1e4).tolist()), DIM, scale=1.25)
 SPECS = {
     "two of five": replace(PLAIN, unrotated=(1, 4)),

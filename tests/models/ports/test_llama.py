@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 import kamera_jax as kj
 from eval.tiny.vocabulary import VOCABULARY, build_tokenizer
+from kamera_jax.errors import ModelLengthError
 from models import load
 from models.blocks.params import is_info
 from models.hub.weights import MissingTensorError, UnexpectedTensorError, save_params
@@ -110,7 +111,7 @@ def test_tensors_are_those_of_the_configuration(folder, tmp_path):
 def test_positions_past_a_sliding_window_are_refused(tmp_path):
     vlm = load(write(tmp_path, "mistral"))
     assert vlm.spec.max_positions == 64
-    with pytest.raises(kj.ModelLengthError, match="64"):
+    with pytest.raises(ModelLengthError, match="64"):
         kj.prefill(vlm, [FIRST] * 12, capacity=256)
 
 
