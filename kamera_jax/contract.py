@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -10,7 +11,7 @@ from weakref import ref
 import jax
 import numpy as np
 
-from kamera_jax.errors import BackboneError
+from kamera_jax.errors import ArgumentError, BackboneError
 from kamera_jax.handle import traced
 from kamera_jax.kv import KVSpec, Segment, WindowState
 
@@ -18,6 +19,73 @@ METHODS = ("prepare", "tail", "decode", "forward")
 REQUIRED = ("spec", "params", "fingerprint", "preamble", "eos", *METHODS)
 OPTIONAL_METHODS = ("follow_up", "flops", "leading", "cut")
 OPTIONAL = ("closing", "attends_in_place", "reads_context", "fills_slots", "collects", *OPTIONAL_METHODS)
+
+
+def check_type(value: Any, kind: type, what: str, remedy: str) -> None:
+    """Raise ArgumentError unless an argument is of a type.
+
+    Args:
+        value: the argument.
+        kind: the type.
+        what: its name.
+        remedy: what makes one, for the message.
+    """
+    if not isinstance(value, kind):
+        raise ArgumentError(f"{what} is {_short(value)}; expected a {kind.__name__}: {remedy}")
+
+
+def whole_number(value: Any, what: str, least: int) -> int:
+    """An argument that is a whole number, of Python, numpy or JAX.
+
+    Raises:
+        ArgumentError: it is something else, or its value is not known yet.
+        ValueError: it is below ``least``.
+    """
+    try:
+        if isinstance(value, bool) or traced(value):
+            raise TypeError("no number that is known")
+        number = operator.index(value)
+    except TypeError as error:
+        raise ArgumentError(f"{what} is {_short(value)}; expected a whole number, such as {max(least, 1)}") from error
+    if number < least:
+        raise ValueError(f"{what} is {number}; expected at least {least}")
+    return number
+
+
+def real_number(value: Any, what: str, least: float) -> float:
+    """An argument that is a finite number, of Python, numpy or JAX.
+
+    Raises:
+        ArgumentError: it is something else, or its value is not known yet.
+        ValueError: it is below ``least``, or not finite.
+    """
+    kind = getattr(value, "dtype", None)
+    is_array = kind is not None and np.shape(value) == () and not traced(value) and jax.dtypes.issubdtype(kind, np.number)
+    if isinstance(value, bool) or not (isinstance(value, Real) or is_array):
+        raise ArgumentError(f"{what} is {_short(value)}; expected a number of at least {least:g}")
+    number = float(value)
+    if not least <= number < math.inf:
+        raise ValueError(f"{what} is {number:g}; expected a finite number of at least {least:g}")
+    return number
+
+
+def check_texts(value: Any, what: str) -> None:
+    """Raise ArgumentError unless an argument is a tuple or list of texts that are not empty."""
+    if not isinstance(value, tuple | list) or not all(isinstance(each, str) and each for each in value):
+        raise ArgumentError(f"{what} is {_short(value)}; expected a tuple of texts that are not empty, such as ('END',)")
+
+
+def check_text(value: Any, what: str) -> None:
+    """Raise ArgumentError unless an argument is a text."""
+    check_type(value, str, what, "a text, such as a question")
+
+
+def check_random_key(key: Any) -> None:
+    """Raise ArgumentError unless it is one key of `jax.random`, typed or of an older kind."""
+    dtype = getattr(key, "dtype", None)
+    typed = dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) and np.shape(key) == ()
+    if not typed and not (dtype == np.uint32 and np.ndim(key) == 1):
+        raise ArgumentError(f"key is {_short(key)}; expected one random key: jax.random.key(seed)")
 
 
 def check_identity(vlm: Any) -> None:
@@ -137,7 +205,7 @@ def check_segment(vlm: Any, segment: Any, where: str) -> Segment:
         raise wrong(f"tokens {tokens.dtype}{list(np.shape(tokens))}; expected i32[T]")
     length = segment.length
     if getattr(length, "shape", None) != () or not np.issubdtype(length.dtype, np.integer):
-        raise wrong(f"a segment of length {_short(length)}; expected an i32 scalar, such as jnp.int32({positions[1]})")
+        raise wrong(f"a segment of length {_short(length)}; expected an i32 scalar, such as np.int32({positions[1]})")
     if not traced(length) and not 1 <= int(length) <= positions[1]:
         raise wrong(
             f"a segment of {int(length)} tokens in {positions[1]} rows; expected at least one, and no more than there "

@@ -176,7 +176,7 @@ class Segment:
         inputs: what the backbone reads, each with T leading, at least ``tokens`` i32[T]; media features stand beside
             them.
         positions: f32[A, T]: local (from 0) as prepared, absolute as given to ``forward``.
-        length: valid tokens, i32 scalar; rows past it are padding.
+        length: valid tokens, i32 scalar, of numpy where it is known, as the host asks for it; rows past it are padding.
         advance: how far the next segment starts after this one's start, in positions (not the token count under
             M-RoPE).
         content: sha256 of the decoded content this was made from; where it is empty, a chunk's key is made of what the
@@ -185,7 +185,7 @@ class Segment:
 
     inputs: dict[str, Any]
     positions: Float[Array, "A T"]
-    length: Int[Array, ""]
+    length: Int[Array, ""] | np.integer
     advance: float = 0.0
     content: str = field(init=False)
 

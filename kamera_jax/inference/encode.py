@@ -12,7 +12,7 @@ from jaxtyping import Array, Int
 
 from kamera_jax.backbone import Backbone, Output, with_defaults
 from kamera_jax.chunk import Chunk, Patch, describe, source_of
-from kamera_jax.contract import check_segment
+from kamera_jax.contract import check_segment, check_type
 from kamera_jax.errors import BackboneError, ModelMismatchError
 from kamera_jax.forward import check_forward, chunk_of, preamble_chunk, run
 from kamera_jax.handle import Columns, traced
@@ -22,7 +22,7 @@ from kamera_jax.patch.size import Size
 from kamera_jax.patch.sketch import reread_jit, take_jit
 from kamera_jax.window.changes import append, materialised, nan_if
 from kamera_jax.window.checks import check_chunk, check_model
-from kamera_jax.window.window import Window, aligned, on_device
+from kamera_jax.window.window import Window, aligned, as_f32
 
 OWNERS = 16
 """So many are shared between attention at least: entries of a window, its preamble, and the chunk itself."""
@@ -98,7 +98,7 @@ def run_chunk(
     turn = isinstance(source, Chunk) and source.turn
     if segment.advance is not None:
         check_length(vlm.spec, window.next_position, segment.advance)
-    base = on_device(window.next_position)
+    base = as_f32(window.next_position)
     output = run(vlm.params, segment, window.state, base=base, forward=vlm.forward, collect=collect)
     chunk = chunk_of(vlm, segment, output, window.preamble.chunk.key, window.entries, context=window.lineage, turn=turn)
     return chunk, output
@@ -268,6 +268,7 @@ def _collected(vlm: Backbone, sketch: SketchSpec | None) -> tuple[str, ...]:
 
 
 def _check_canonical(chunk: Chunk) -> None:
+    check_type(chunk, Chunk, "chunk", "encode(vlm, item) makes one of text or an image")
     if chunk.conditioned:
         raise ValueError(
             f"{describe(chunk)} holds KV conditioned on {len(chunk.antecedents) or 'other'} chunks; a patch is formed "

@@ -13,7 +13,7 @@ from kamera_jax.guard.planning import FORWARDS, execute, plan
 from kamera_jax.guard.policy import ReusePolicy
 from kamera_jax.identity import canonical_key
 from kamera_jax.inference.encode import encode_segment, form_patch
-from kamera_jax.inference.generate import Generation, generate_turn, question_tail, turn_slots
+from kamera_jax.inference.generate import Decoding, Generation, generate_turn, question_tail, turn_slots
 from kamera_jax.session.choice import best_patch
 from kamera_jax.session.memory import ChunkMemory
 from kamera_jax.session.saved import SavedSession, load_session, save_session
@@ -155,12 +155,13 @@ class Session:
             WindowFullError: question and answer do not fit beside what is pinned.
             ValueError: see `generate`.
         """
+        decoding = Decoding(max_new_tokens=max_new_tokens, keep=keep, **options)
         tail = question_tail(self._vlm, self._window, text)
-        room = turn_slots(self._vlm, tail, max_new_tokens, keep)
+        room = turn_slots(self._vlm, tail, decoding)
         advance = tail.advance + room - int(tail.length)
         gone = in_the_way(self._window, self._pinned, None, more=(room, advance))
         window = without(self._window, gone)
-        answer, turn = generate_turn(self._vlm, window, text, max_new_tokens=max_new_tokens, keep=keep, **options)
+        answer, turn = generate_turn(self._vlm, window, text, decoding)
         if turn is not None:
             self._commit(window, gone, change=Append(turn))
             answer = replace(answer, window=self._window)

@@ -173,6 +173,7 @@ def slide(window: Window, drop: int = 1) -> Window:
     Raises:
         ValueError: ``drop`` is negative or more than there are.
     """
+    check_whole(window)
     if not 0 <= drop <= len(window.entries):
         raise ValueError(f"cannot drop {drop} of {len(window.entries)} chunks")
     return without(window, range(drop))
