@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.experimental.layout import Format
 
 T = TypeVar("T")
 
@@ -216,6 +217,8 @@ class Handle:
         Args:
             where: a ``jax.Device`` or ``jax.sharding.Sharding``, for every array.
         """
+        if where is not None and not isinstance(where, jax.Device | jax.sharding.Sharding | Format):
+            raise ValueError(f"where is a {type(where).__name__}; expected a jax.Device or a jax.sharding.Sharding")
         moved = jax.tree.map(lambda leaf: jax.device_put(leaf, where) if np.ndim(leaf) else leaf, self)
         return moved._named_like(self)
 

@@ -1,6 +1,7 @@
 """The array pytrees that cross ``jit``: KV, Factors, ChunkPool, WindowState, Segment."""
 
 import operator
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any, Self, no_type_check
 
@@ -216,7 +217,7 @@ def _flatten_segment(segment: Segment) -> tuple[tuple[Any, ...], None]:
     return (segment.inputs, segment.positions, segment.length), None
 
 
-def _unflatten_segment(_: None, data: tuple[Any, ...]) -> Segment:
+def _unflatten_segment(_: None, data: Iterable[Any]) -> Segment:
     segment = object.__new__(Segment)
     for name, value in zip(_SEGMENT, (*data, None, ""), strict=True):
         object.__setattr__(segment, name, value)

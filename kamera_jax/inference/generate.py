@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from kamera_jax.arguments import check_random_key, check_text, check_texts, real_number, short, whole_number
 from kamera_jax.backbone import Backbone, with_defaults
 from kamera_jax.chunk import Chunk
-from kamera_jax.contract import check_random_key, check_segment, check_text, check_texts, real_number, whole_number
-from kamera_jax.errors import BackboneError
+from kamera_jax.contract import check_segment
+from kamera_jax.errors import ArgumentError, BackboneError
 from kamera_jax.forward import run
 from kamera_jax.identity import chunk_key, content_key, content_of
 from kamera_jax.inference.turn import Turn
@@ -61,6 +62,8 @@ class Decoding:
                 "sampling needs randomness: pass key=jax.random.key(seed), or temperature=0 for the greedy answer"
             )
         check_texts(self.stop, "stop")
+        if self.stream is not None and not callable(self.stream):
+            raise ArgumentError(f"stream is {short(self.stream)}; expected a function of each new piece of text")
         for name, value in (("max_new_tokens", most), ("temperature", temperature), ("stop", tuple(self.stop))):
             object.__setattr__(self, name, value)
 

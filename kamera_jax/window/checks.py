@@ -2,9 +2,9 @@
 
 import jax
 
-from kamera_jax.backbone import Backbone
+from kamera_jax.arguments import check_type, whole_number
+from kamera_jax.backbone import Backbone, with_defaults
 from kamera_jax.chunk import Chunk, Patch, describe
-from kamera_jax.contract import check_type
 from kamera_jax.errors import (
     DonatedError,
     ModelMismatchError,
@@ -59,6 +59,7 @@ def check_model(vlm: Backbone, window: Window) -> None:
         WindowFullError: the window comes from a compiled function in which something did not fit.
     """
     check_whole(window)
+    with_defaults(vlm)
     if vlm.spec.fingerprint != window.spec.fingerprint:
         raise ModelMismatchError(
             f"the window belongs to model {window.spec.fingerprint[:12]}, this is {vlm.spec.fingerprint[:12]}; build "
@@ -68,6 +69,7 @@ def check_model(vlm: Backbone, window: Window) -> None:
 
 def check_chunk(window: Window, chunk: Chunk) -> None:
     """Raise unless the chunk's model and preamble are the window's."""
+    check_type(window, Window, "window", "Window.empty(vlm, capacity) makes one")
     check_type(chunk, Chunk, "chunk", "encode(vlm, item) makes one of text or an image")
     if deleted(chunk.kv):
         raise DonatedError(f"{describe(chunk)} was donated, and its KV is gone; donate a copy of it, chunk.copied()")
@@ -111,6 +113,7 @@ def check_place(window: Window, at: int | None) -> int:
     """The place ``at`` stands for, None for the window's end; raise ValueError if there is none."""
     if at is None:
         return len(window.entries)
+    at = whole_number(at, "at")
     if not 0 <= at <= len(window.entries):
         raise ValueError(f"at must be in 0..{len(window.entries)}; got {at}")
     return at

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kamera_jax.arguments import whole_number
 from kamera_jax.backbone import Backbone, with_defaults
 from kamera_jax.chunk import Chunk, Entry, Patch
-from kamera_jax.contract import whole_number
 from kamera_jax.errors import WindowFullError
 from kamera_jax.forward import preamble_chunk
 from kamera_jax.handle import Handle, host_scalar, traced

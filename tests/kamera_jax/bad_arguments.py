@@ -1,6 +1,9 @@
 """Calls that are wrong, as a user makes them: run as a program, where annotations are not checked."""
 
 import re
+import tempfile
+from contextlib import chdir
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -80,5 +83,94 @@ def main():
     refused(lambda: load("kamera-tiny-gqa", mesh=jax.devices()[0]), ValueError, "expected a jax.sharding.Mesh")
 
 
+def public(toy, a, b, p, w, folder):
+    """Public functions, and arguments that they take."""
+    lib = kj.ChunkLibrary.open(f"{folder}/library", mode="a")
+    lib.put(a)
+    policy = kj.ReusePolicy(max_kl=0.05)
+    recall = kj.planning.Recall(b, p, at=0)
+    plan = kj.planning.plan(toy, w, recall, policy=policy)
+
+    def session(method, *arguments, **options):
+        session = kj.Session(toy, 256)
+        session.add("abc")
+        return getattr(session, method)(*arguments, **options)
+
+    def form(vlm, chunk, antecedents, context, **options):
+        return kj.form_patch(vlm, chunk, antecedents=antecedents, context=context, **options)
+
+    answer = {"max_new_tokens": 2, "temperature": 0.0, "key": jax.random.key(0), "stop": (), "stream": None}
+    pair = {"window": w, "chunk": b, "patch": p}
+    yield lambda vlm, preamble: kj.encode(vlm, "abc", preamble=preamble), {"vlm": toy, "preamble": "pinned"}
+    yield lambda vlm, tokens: kj.encode_all(vlm, "abc", tokens=tokens), {"vlm": toy, "tokens": 10}
+    yield kj.prefill, {"vlm": toy, "items": [a, b], "capacity": 256}
+    yield form, {"vlm": toy, "chunk": b, "antecedents": [a], "context": None, "rank": 2, "sketch": None}
+    yield form, {"vlm": toy, "chunk": b, "antecedents": None, "context": w, "max_bytes": 900, "int8": None}
+    yield kj.form_patches, {"vlm": toy, "items": [a, b], "capacity": 256, "rank": 2}
+    yield kj.Window.empty, {"vlm": toy, "capacity": 128, "mode": "materialise"}
+    yield kj.append, pair
+    yield kj.reorder, {"window": w, "order": [1, 0]}
+    yield kj.slide, {"window": w, "drop": 1}
+    yield kj.recall, {**pair, "at": 1}
+    yield kj.replace, {**pair, "index": 1}
+    yield kj.query, {"vlm": toy, "window": w, "text": "what"}
+    yield kj.generate, {"vlm": toy, "window": w, "text": "what", **answer}
+    checked = {"reference": "present", "history": None, "max_kl": 0.05}
+    yield kj.verify, {"vlm": toy, "window": w, "probes": ["what"], **checked}
+    yield kj.ReusePolicy, {"max_kl": 0.1, "fallback": "patch", "calibration": None}
+    yield policy.judge, pair
+    yield kj.append_checked, {"vlm": toy, **pair, "policy": policy}
+    yield kj.staleness, {**pair, "at": None}
+    yield kj.planning.plan, {"vlm": toy, "window": w, "change": recall, "policy": policy, "stored": [p]}
+    yield kj.planning.execute, {"vlm": toy, "plan": plan}
+    settings = {"mode": "materialise", "memory_bytes": 9, "rank": 4, "policy": None, "store": None}
+    yield kj.Session, {"vlm": toy, "capacity": 256, **settings}
+    yield partial(session, "ask"), {"text": "what", **answer}
+    yield partial(session, "add", "q"), {"key": None}
+    yield partial(session, "recall"), {"key": a.key, "at": 0}
+    yield lambda key: session("replace", key, "q"), {"key": a.key}
+    yield partial(session, "pin"), {"key": a.key}
+    yield partial(session, "save"), {"folder": f"{folder}/session"}
+    yield kj.Session.restore, {"vlm": toy, "folder": f"{folder}/none"}
+    yield kj.ChunkLibrary.open, {"path": f"{folder}/other", "mode": "a", "verify": "always"}
+    yield lib.put, {"item": b, "storage": "exact"}
+    yield lib.put_many, {"items": [b], "storage": "exact"}
+    for read in (lib.get, lib.get_patch, lib.patches, lib.has, lib.info, lib.find):
+        yield read, {"key": a.key}
+    yield lib.get_many, {"keys": [a.key]}
+    yield lib.get_kv, {"key": a.key, "layers": slice(0, 1)}
+    yield lib.keys, {"kind": "chunks"}
+    yield lib.delete, {"key": "none"}
+    yield lib.restore, {"pack": lib.packs()[0], "sharding": None}
+    positions = jnp.zeros((3, 4))
+    yield kj.rope.tables, {"spec": toy.spec.rope, "positions": positions}
+    yield kj.rope.rotate, {"x": jnp.zeros((4, 2, 8)), "positions": positions, "spec": toy.spec.rope}
+    yield kj.patch.fit, {"conditioned": b.kv, "canonical": b.kv, "length": 3, "rank": 2}
+    yield kj.patch.apply, {"kv": b.kv, "factors": p.factors}
+    yield a.to, {"where": jax.devices()[0]}
+
+
+def every_argument():
+    """Whatever stands in the place of an argument is taken, or refused by a ValueError."""
+    toy = Toy()
+    a, b = (kj.encode(toy, text) for text in ("abc", "xyz"))
+    p = kj.form_patch(toy, b, antecedents=[a], rank=2)
+    w = kj.append(kj.append(kj.Window.empty(toy, 256), a), b, p)
+    others = (None, 7, -3, 1.5, float("nan"), True, "text", [3.5], object(), a, p, w, toy, jnp.zeros((2, 3)))
+    with tempfile.TemporaryDirectory() as folder, chdir(folder):  # a path that is taken is written to
+        for function, arguments in public(toy, a, b, p, w, folder):
+            for name in arguments:
+                for other in others:
+                    if isinstance(other, list) and name == "items":
+                        continue  # what an item may be, the model says
+                    try:
+                        function(**(arguments | {name: other}))
+                    except ValueError:
+                        continue
+                    except Exception as error:
+                        raise AssertionError(f"{function}, {name}={other!r}") from error
+
+
 if __name__ == "__main__":
     main()
+    every_argument()
