@@ -7,6 +7,7 @@ from numbers import Real
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from kamera_jax.errors import ArgumentError
@@ -106,7 +107,7 @@ def check_text(value: Any, what: str) -> None:
 def check_random_key(key: Any) -> None:
     """Raise ArgumentError unless it is one key of `jax.random`, typed or of an older kind."""
     dtype = getattr(key, "dtype", None)
-    typed = dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) and np.shape(key) == ()
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and np.shape(key) == ()
     if not typed and not (dtype == np.uint32 and np.ndim(key) == 1):
         raise ArgumentError(f"key is {short(key)}; expected one random key: jax.random.key(seed)")
 

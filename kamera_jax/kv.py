@@ -186,7 +186,7 @@ class Segment:
 
     inputs: dict[str, Any]
     positions: Float[Array, "A T"]
-    length: Int[Array, ""] | np.integer
+    length: Int[Array, ""]
     advance: float = 0.0
     content: str = field(init=False)
 

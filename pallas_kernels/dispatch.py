@@ -102,8 +102,8 @@ def serve(
 
 def _kernels(refusals: Mapping[Implementation, str | None]) -> tuple[Implementation, ...]:
     """The kernels that serve a call on their platforms; of GPUs nothing is known but on a machine with one."""
-    serving = [name for name in PLATFORMS if name in refusals and refusals[name] is None]
-    return tuple(name for name in serving if name == "pallas_tpu" or unavailable(name) is None)
+    served: list[Implementation] = [name for name in PLATFORMS if name in refusals and refusals[name] is None]
+    return tuple(name for name in served if name == "pallas_tpu" or unavailable(name) is None)
 
 
 # Compiled, it runs where its arrays lie; a Python conditional, or an operation by itself, would ask the default device.
