@@ -72,9 +72,9 @@ def _same_rows(segment: Segment, chunk: Any) -> bool:
 
 def kept_rows(
     positions: jax.Array | np.ndarray,
-    length: jax.Array | int,
+    length: jax.Array | np.integer | int,
     tokens: jax.Array | np.ndarray,
-    count: jax.Array | int,
+    count: jax.Array | np.integer | int,
     chunk: str,
 ) -> jax.Array | np.ndarray:
     """Which of the tokens each kept row is of, i32[K], by their positions; -1 for padding.
