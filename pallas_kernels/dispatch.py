@@ -19,7 +19,6 @@ IMPLEMENTATIONS: tuple[Implementation, ...] = ("pallas_tpu", "mosaic_gpu", "xla"
 GPU_JAX = (0, 11)
 """The first jax whose Mosaic GPU the kernels are written for."""
 
-
 PLATFORMS: Mapping[Implementation, str] = {"pallas_tpu": "tpu", "mosaic_gpu": "cuda"}
 """What `jax.lax.platform_dependent` calls the platform of each kernel."""
 
@@ -117,10 +116,10 @@ def _kernel(backends: Backends, name: Implementation, platform: str | None) -> C
     """A kernel whose derivatives, of both modes, are those of the reference, which keeps nothing but its arguments."""
     reference = partial(_varying, backends("xla"))
 
-    def call(*call: Any) -> Any:
+    def run(*call: Any) -> Any:
         return backends(name)(*call)  # imported where it runs
 
-    kernel = jax.custom_jvp(late(call, platform, reference))
+    kernel = jax.custom_jvp(late(run, platform, reference))
 
     @kernel.defjvp
     def rule(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:

@@ -55,7 +55,7 @@ def chunk_attention(
         scale: factor on the scores.
         rope_scale: factor on cos and sin (YaRN).
         layout: ``"half"`` or ``"interleaved"`` pairs.
-        implementation: None picks; a named backend that cannot serve the call raises.
+        implementation: None picks, for the platform that it runs on; a named backend that cannot serve the call raises.
 
     Returns:
         ``(out, lse)``: out [Tq, N, Dv] (MLA: [Tq, N, R]) of q's dtype, normalised over all chunks, and the log-sum-exp

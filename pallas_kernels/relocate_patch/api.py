@@ -39,7 +39,7 @@ def relocate_patch(
         length: valid tokens; rows past it come back as zero. T by default.
         rotary_dim: leading dims of a head that rotate; D by default.
         layout: ``"half"`` or ``"interleaved"`` pairs.
-        implementation: None picks; a named backend that cannot serve the call raises.
+        implementation: None picks, for the platform that it runs on; a named backend that cannot serve the call raises.
 
     Returns:
         ``(rot, free)`` at the target positions, rotated and patched, of the inputs' shapes and dtypes.
@@ -77,7 +77,7 @@ def relocate_patch_into(
         place: the first slot, a multiple of 16 (with ``implementation="xla"`` any); or for pages a table
             i32[T / page], each page once.
         rot, free, cos, sin, u, v, ranks, length, rotary_dim, layout: as for `relocate_patch`.
-        implementation: None picks; a named backend that cannot serve the call raises.
+        implementation: None picks, for the platform that it runs on; a named backend that cannot serve the call raises.
 
     Returns:
         ``(cache_rot, cache_free)``.
