@@ -3,6 +3,7 @@
 Every operation is a function of immutable values. Letters in shapes are those of docs/design.md.
 """
 
+from kamera_jax import exported as exported
 from kamera_jax import patch, rope
 from kamera_jax.chunk import Chunk, Entry, Match, Patch
 from kamera_jax.guard import planning

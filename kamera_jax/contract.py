@@ -10,6 +10,7 @@ from weakref import ref
 import jax
 import numpy as np
 
+from kamera_jax.arguments import short
 from kamera_jax.errors import BackboneError
 from kamera_jax.handle import traced
 from kamera_jax.kv import KVSpec, Segment, WindowState
@@ -68,7 +69,7 @@ def check_members(vlm: Any, protocol: type) -> None:
         value = getattr(vlm, member, None)
         left_out = value is None and member in OPTIONAL
         if not left_out and not holds(value):
-            raise BackboneError(f"{name}.{member} is {_short(value)}; expected {expected}")
+            raise BackboneError(f"{name}.{member} is {short(value)}; expected {expected}")
     if vlm.spec.fingerprint != vlm.fingerprint:
         raise BackboneError(
             f"{name}.fingerprint is {vlm.fingerprint[:12]!r} and its spec.fingerprint {vlm.spec.fingerprint[:12]!r}; "
@@ -120,7 +121,7 @@ def check_segment(vlm: Any, segment: Any, where: str) -> Segment:
         return BackboneError(f"{type(vlm).__name__}.{where} gives {what}")
 
     if not isinstance(segment, Segment):
-        raise wrong(f"{_short(segment)}; expected a kamera_jax.Segment")
+        raise wrong(f"{short(segment)}; expected a kamera_jax.Segment")
     if not isinstance(segment.inputs, Mapping) or "tokens" not in segment.inputs:
         names = sorted(segment.inputs) if isinstance(segment.inputs, Mapping) else type(segment.inputs).__name__
         raise wrong(f'a segment whose inputs are {names}; expected at least "tokens", i32[T], by name')
@@ -137,7 +138,7 @@ def check_segment(vlm: Any, segment: Any, where: str) -> Segment:
         raise wrong(f"tokens {tokens.dtype}{list(np.shape(tokens))}; expected i32[T]")
     length = segment.length
     if getattr(length, "shape", None) != () or not np.issubdtype(length.dtype, np.integer):
-        raise wrong(f"a segment of length {_short(length)}; expected an i32 scalar, such as jnp.int32({positions[1]})")
+        raise wrong(f"a segment of length {short(length)}; expected an i32 scalar, such as np.int32({positions[1]})")
     if not traced(length) and not 1 <= int(length) <= positions[1]:
         raise wrong(
             f"a segment of {int(length)} tokens in {positions[1]} rows; expected at least one, and no more than there "
@@ -147,7 +148,7 @@ def check_segment(vlm: Any, segment: Any, where: str) -> Segment:
     known = advance is not None and not traced(advance)  # a transformation drops it; see `chunk_of`
     number = isinstance(advance, Real) or getattr(advance, "shape", None) == ()
     if known and not (number and math.isfinite(advance) and advance >= 0):
-        raise wrong(f"a segment that advances by {_short(advance)}; expected a number of positions, at least 0")
+        raise wrong(f"a segment that advances by {short(advance)}; expected a number of positions, at least 0")
     return segment
 
 
@@ -208,9 +209,9 @@ def check_output(
         return BackboneError(f"the backbone's forward ({_called(forward)}) returned {what}")
 
     if not all(hasattr(output, name) for name in ("logits", "kv", "aux")):
-        raise wrong(f"{_short(output)}; expected a kamera_jax.backbone.Output(logits, kv, aux)")
+        raise wrong(f"{short(output)}; expected a kamera_jax.backbone.Output(logits, kv, aux)")
     if not all(hasattr(output.kv, name) for name in ("rot", "free")):
-        raise wrong(f"kv = {_short(output.kv)}; expected a kamera_jax.KV(rot, free)")
+        raise wrong(f"kv = {short(output.kv)}; expected a kamera_jax.KV(rot, free)")
     rows = segment.positions.shape[-1]
     rot = np.shape(output.kv.rot)
     free = np.shape(output.kv.free)
@@ -233,7 +234,7 @@ def _check_collected(
     collect: Sequence[str],
 ) -> None:
     if not isinstance(output.aux, Mapping):
-        raise wrong(f"aux = {_short(output.aux)}; expected a dict of what was collected, {{}} for nothing")
+        raise wrong(f"aux = {short(output.aux)}; expected a dict of what was collected, {{}} for nothing")
     wanted = {name: name for name in collect} | ({"attended": "queries"} if "queries" in collect else {})
     for name, asked in wanted.items():
         if name not in output.aux:
@@ -268,11 +269,3 @@ def _are_ids(value: Any) -> bool:
 
 def _called(forward: Any) -> str:
     return getattr(forward, "__qualname__", None) or type(forward).__name__
-
-
-def _short(value: Any) -> str:
-    """A value in an error message: arrays by their shapes."""
-    if isinstance(value, jax.Array | np.ndarray):
-        return f"{value.dtype}{list(value.shape)}"
-    text = repr(value)
-    return text if len(text) <= 60 else f"a {type(value).__name__}"

@@ -5,6 +5,14 @@ class BackboneError(ValueError):
     """A backbone lacks something that it must have, or gives something else than it should."""
 
 
+class ArgumentError(ValueError, TypeError):
+    """An argument of another type than the function takes."""
+
+
+class DonatedError(ValueError):
+    """A window or chunk whose arrays were given away, by ``donate=True`` or a caller's own donation."""
+
+
 class ModelMismatchError(ValueError):
     """A chunk or patch was made by another model, or another revision, dtype or RoPE of it."""
 

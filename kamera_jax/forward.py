@@ -7,11 +7,12 @@ from weakref import WeakKeyDictionary, WeakSet, ref
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kamera_jax.backbone import Backbone, Output, call, with_defaults
 from kamera_jax.chunk import Chunk, Entry
 from kamera_jax.contract import check_kv, check_params_read
-from kamera_jax.handle import traced
+from kamera_jax.handle import on_device, traced
 from kamera_jax.identity import chunk_key, content_of, lineage
 from kamera_jax.kv import Segment, WindowState
 from kamera_jax.types import Params
@@ -20,8 +21,29 @@ _PREAMBLES: WeakKeyDictionary[Backbone, tuple[list[Callable[[], Any]], Chunk]] =
 """Of each model the preamble, and references to the arrays that its parameters were."""
 
 
-@partial(jax.jit, static_argnames=("forward", "collect", "last"))
 def run(
+    params: Params,
+    segment: Segment,
+    state: WindowState | None,
+    logits_at: jax.Array | None = None,
+    base: jax.Array | np.float32 | None = None,
+    *,
+    forward: Callable[..., Output],
+    collect: tuple[str, ...] = (),
+    last: bool = False,
+) -> Output:
+    """A backbone's forward, compiled once per shape; see `Backbone.forward`.
+
+    The segment's positions are absolute, or local ones that ``base`` is added to. ``last`` asks for the logits at the
+    segment's last token. What the host knows of these, such as the segment's length, goes to the device in one
+    transfer.
+    """
+    segment, logits_at, base = on_device((segment, logits_at, base))
+    return _run(params, segment, state, logits_at, base, forward=forward, collect=collect, last=last)
+
+
+@partial(jax.jit, static_argnames=("forward", "collect", "last"))
+def _run(
     params: Params,
     segment: Segment,
     state: WindowState | None,
@@ -32,11 +54,7 @@ def run(
     collect: tuple[str, ...] = (),
     last: bool = False,
 ) -> Output:
-    """A backbone's forward, compiled once per shape; see `Backbone.forward`.
-
-    The segment's positions are absolute, or local ones that ``base`` is added to. ``last`` asks for the logits at the
-    segment's last token.
-    """
+    """`run` of what is on the device."""
     if base is not None:
         segment = segment.at(base)
     if last:
@@ -55,7 +73,7 @@ def check_forward(vlm: Backbone) -> None:
     with_defaults(vlm)
     if vlm in _CHECKED or traced(*jax.tree.leaves(vlm.params)):
         return
-    trace = run.trace(vlm.params, vlm.preamble, None, forward=vlm.forward)
+    trace = _run.trace(vlm.params, vlm.preamble, None, forward=vlm.forward)
     check_kv(vlm, trace.out_info.kv)
     check_params_read(vlm, trace.jaxpr)
     _CHECKED.add(vlm)

@@ -6,17 +6,36 @@ it has no keys: they would say what is not so. Shapes and meaning stay, as a par
 
 from collections.abc import Iterable
 from copy import copy
-from typing import Any, ClassVar, NamedTuple, Self, no_type_check
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar, no_type_check
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.experimental.layout import Format
+
+T = TypeVar("T")
 
 
 def traced(*values: Any) -> bool:
     """Whether any value is that of a JAX transformation under way, and so not known."""
     return any(isinstance(value, Tracer) for value in values)
+
+
+def deleted(tree: Any) -> bool:
+    """Whether arrays of a tree were donated, so that nothing can be read from them."""
+    return any(isinstance(leaf, jax.Array) and not traced(leaf) and leaf.is_deleted() for leaf in jax.tree.leaves(tree))
+
+
+def on_device(tree: T) -> T:
+    """The same tree with numpy leaves put on the default device, all of them in one explicit transfer."""
+    leaves, structure = jax.tree.flatten(tree)
+    places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, np.ndarray | np.generic)]
+    if not places:
+        return tree
+    for place, leaf in zip(places, jax.device_put([leaves[place] for place in places]), strict=True):
+        leaves[place] = leaf
+    return jax.tree.unflatten(structure, leaves)
 
 
 class Field:
@@ -198,6 +217,8 @@ class Handle:
         Args:
             where: a ``jax.Device`` or ``jax.sharding.Sharding``, for every array.
         """
+        if where is not None and not isinstance(where, jax.Device | jax.sharding.Sharding | Format):
+            raise ValueError(f"where is a {type(where).__name__}; expected a jax.Device or a jax.sharding.Sharding")
         moved = jax.tree.map(lambda leaf: jax.device_put(leaf, where) if np.ndim(leaf) else leaf, self)
         return moved._named_like(self)
 

@@ -1,6 +1,7 @@
 """The array pytrees that cross ``jit``: KV, Factors, ChunkPool, WindowState, Segment."""
 
 import operator
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any, Self, no_type_check
 
@@ -176,7 +177,7 @@ class Segment:
         inputs: what the backbone reads, each with T leading, at least ``tokens`` i32[T]; media features stand beside
             them.
         positions: f32[A, T]: local (from 0) as prepared, absolute as given to ``forward``.
-        length: valid tokens, i32 scalar; rows past it are padding.
+        length: valid tokens, i32 scalar, of numpy where it is known, as the host asks for it; rows past it are padding.
         advance: how far the next segment starts after this one's start, in positions (not the token count under
             M-RoPE).
         content: sha256 of the decoded content this was made from; where it is empty, a chunk's key is made of what the
@@ -216,7 +217,7 @@ def _flatten_segment(segment: Segment) -> tuple[tuple[Any, ...], None]:
     return (segment.inputs, segment.positions, segment.length), None
 
 
-def _unflatten_segment(_: None, data: tuple[Any, ...]) -> Segment:
+def _unflatten_segment(_: None, data: Iterable[Any]) -> Segment:
     segment = object.__new__(Segment)
     for name, value in zip(_SEGMENT, (*data, None, ""), strict=True):
         object.__setattr__(segment, name, value)

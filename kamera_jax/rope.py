@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from kamera_jax.arguments import check_array, check_type
 from kamera_jax.rope_kinds import KINDS, Parameters, UnsupportedRopeError
 from kamera_jax.rope_kinds import inverse_frequencies as inverse_frequencies
 from kamera_jax.rope_kinds import is_positive as is_positive
@@ -196,6 +197,8 @@ def tables(
     Raises:
         ValueError: the number of position axes is not the spec's.
     """
+    check_type(spec, RopeSpec, "spec", "vlm.spec.rope")
+    check_array(positions, "positions")
     if positions.shape[0] != spec.axes:
         raise ValueError(f"positions have {positions.shape[0]} axes; this RoPE takes {spec.axes}")
     inv_freq = jnp.asarray(spec.inv_freq, jnp.float32)
@@ -232,6 +235,9 @@ def rotate(
         ValueError: the number of position axes is not the spec's.
     """
     cos, sin = tables(spec, positions, layer)
+    check_array(x, "x")
+    if x.ndim != 3 or x.shape[::2] != (cos.shape[0], spec.head_dim):
+        raise ValueError(f"x is {list(x.shape)}; expected [T, H, D] with T = {cos.shape[0]} and D = {spec.head_dim}")
     flat = x.reshape(1, x.shape[0], -1)
     rotated = rotate_flat(flat.astype(jnp.float32), cos, sin, rotary_dim=spec.rotary_dim, layout=spec.layout)
     return rotated.reshape(x.shape).astype(x.dtype)

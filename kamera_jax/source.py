@@ -15,7 +15,7 @@ from kamera_jax.kv import Segment
 
 @no_type_check  # a pytree is rebuilt with whatever a transformation puts in its leaves
 @flax.struct.dataclass(eq=False)
-class _Source:
+class Source:
     """A segment less what the chunk that is made of it has itself.
 
     Attributes:
@@ -36,30 +36,26 @@ class SourceField(Field):
         if instance is None:
             return self
         source = instance.__dict__[self._name]
-        if not isinstance(source, _Source):
+        if not isinstance(source, Source):
             return source
         positions = instance.positions if source.positions is None else source.positions
         length = instance.length if source.length is None else source.length
-        return Segment(source.inputs, positions, _i32(length), instance.advance, instance.content)
+        length = length if traced(length) else np.int32(length)  # on the host, where it is known
+        return Segment(source.inputs, positions, length, instance.advance, instance.content)
 
     def __set__(self, instance: Any, value: Any) -> None:
         if isinstance(value, Segment):
             if _same_rows(value, instance):
-                value = _Source(value.inputs, None, None)
+                value = Source(value.inputs, None, None)
             else:
                 length = value.length if traced(value.length) else np.int32(value.length)
-                value = _Source(value.inputs, value.positions, length)
+                value = Source(value.inputs, value.positions, length)
         instance.__dict__[self._name] = value
 
     def is_shared(self, instance: Any) -> bool:
         """Whether the chunk keeps every row of its source, or has none."""
         source = instance.__dict__[self._name]
-        return not isinstance(source, _Source) or source.positions is None
-
-
-def _i32(length: Any) -> jax.Array:
-    """A length on the device."""
-    return jnp.asarray(length, jnp.int32) if isinstance(length, jax.Array) else jax.device_put(np.int32(length))
+        return not isinstance(source, Source) or source.positions is None
 
 
 def _same_rows(segment: Segment, chunk: Any) -> bool:
@@ -76,9 +72,9 @@ def _same_rows(segment: Segment, chunk: Any) -> bool:
 
 def kept_rows(
     positions: jax.Array | np.ndarray,
-    length: jax.Array | int,
+    length: jax.Array | np.integer | int,
     tokens: jax.Array | np.ndarray,
-    count: jax.Array | int,
+    count: jax.Array | np.integer | int,
     chunk: str,
 ) -> jax.Array | np.ndarray:
     """Which of the tokens each kept row is of, i32[K], by their positions; -1 for padding.

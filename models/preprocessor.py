@@ -8,9 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from PIL import Image
 
+from kamera_jax.handle import traced
 from models.architecture import Architecture, Config, Medium
 from models.hub.chat import Block, ChatTemplate
 from models.media.pictures import ImageError, open_item
@@ -167,6 +169,8 @@ class Preprocessor:
         Raises:
             ValueError: it cannot be read, is empty, or has another type.
         """
+        if isinstance(item, jax.Array) and not traced(item):
+            item = np.asarray(item)
         if isinstance(item, list | tuple):
             raise ItemError(
                 f"a {type(item).__name__} stands among the parts of a chunk; expected {self._readable()}: put all "

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kamera_jax import patch as patches
+from kamera_jax.arguments import check_list, real_number
 from kamera_jax.backbone import Backbone
 from kamera_jax.chunk import Chunk, Entry
 from kamera_jax.errors import MissingKeyError
@@ -91,6 +92,10 @@ def verify(
         MissingInputsError: a chunk lost its source.
     """
     check_model(vlm, window)
+    check_list(probes, str, "probes", "questions; for one question [question]")
+    max_kl = real_number(max_kl, "max_kl", 0.0)
+    if history is not None:
+        check_list(history, Chunk, "history", "all chunks ever seen, in order")
     if not probes:
         raise ValueError("give at least one probe: a question, best one whose answer leads through several chunks")
     if not window.entries:

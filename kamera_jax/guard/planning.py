@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from kamera_jax.arguments import check_list, check_type
 from kamera_jax.backbone import Backbone, forward_flops
 from kamera_jax.chunk import Chunk, Entry, Patch, describe
 from kamera_jax.errors import StalePatchError
@@ -164,6 +165,8 @@ def plan(
         StalePatchError: a forward is needed, and the policy asks for an error.
     """
     check_model(vlm, window)
+    check_type(policy, ReusePolicy, "policy", "kamera_jax.ReusePolicy(max_kl=0.05)")
+    check_list(stored, Patch, "stored", "patches that form_patch made")
     after = applied(window.entries, change)
     kept = 0
     for old, new in zip(window.entries, after, strict=False):
@@ -202,6 +205,7 @@ def execute(vlm: Backbone, plan: Plan) -> Plan:
         MissingInputsError: a chunk that must be run again lost its inputs.
         StalePatchError: a forward became necessary, and the policy asks for an error.
     """
+    check_type(plan, Plan, "plan", "what kamera_jax.planning.plan gives")
     window = plan.window
     done = list(plan.steps[: len(plan.window.entries)])
     for step in plan.steps[len(done) :]:

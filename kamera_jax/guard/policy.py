@@ -4,6 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from kamera_jax.arguments import check_type, real_number
 from kamera_jax.backbone import Backbone
 from kamera_jax.chunk import Chunk, Match, Patch, describe
 from kamera_jax.errors import ModelMismatchError, StalePatchError
@@ -52,6 +53,9 @@ class ReusePolicy:
     calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "max_kl", real_number(self.max_kl, "max_kl"))
+        kinds = (Calibration, type(None))
+        check_type(self.calibration, kinds, "calibration", "vlm.calibration, or what kamera_jax.calibrate gives")
         if not self.max_kl > 0:
             raise ValueError(f"max_kl is a budget in nats, above 0; got {self.max_kl}")
         if self.fallback not in get_args(Fallback):
@@ -127,6 +131,8 @@ def append_checked(
         WindowFullError: too few free slots. Else as `ReusePolicy.judge`.
     """
     check_model(vlm, window)
+    check_chunk(window, chunk)
+    check_type(policy, ReusePolicy, "policy", "kamera_jax.ReusePolicy(max_kl=0.05)")
     check_room(window, chunk.length, chunk.advance)
     verdict = policy.judge(window, chunk, patch)
     if verdict.accept:

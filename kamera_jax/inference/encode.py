@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from kamera_jax.arguments import check_choice, check_list, check_type, whole_number
 from kamera_jax.backbone import Backbone, Output, with_defaults
 from kamera_jax.chunk import Chunk, Patch, describe, source_of
 from kamera_jax.contract import check_segment
@@ -22,7 +23,7 @@ from kamera_jax.patch.size import Size
 from kamera_jax.patch.sketch import reread_jit, take_jit
 from kamera_jax.window.changes import append, materialised, nan_if
 from kamera_jax.window.checks import check_chunk, check_model
-from kamera_jax.window.window import Window, aligned, on_device
+from kamera_jax.window.window import Window, aligned, as_f32
 
 OWNERS = 16
 """So many are shared between attention at least: entries of a window, its preamble, and the chunk itself."""
@@ -48,6 +49,7 @@ def encode(vlm: Backbone, item: Any, *, preamble: Literal["pinned"] | None = "pi
         ValueError: the item cannot be read, is empty, or has an unsupported type.
         ModelLengthError: it is longer than the model.
     """
+    check_choice(preamble, ("pinned", None), "preamble")
     segment = _prepared(vlm, item)
     if preamble is None:
         check_forward(vlm)
@@ -72,8 +74,8 @@ def encode_all(
     Raises:
         ValueError: ``tokens`` is below 1; else see `encode`.
     """
-    if tokens < 1:
-        raise ValueError(f"chunks have at least 1 token; got tokens={tokens}")
+    tokens = whole_number(tokens, "tokens", 1)
+    check_choice(preamble, ("pinned", None), "preamble")
     return tuple(encode(vlm, part, preamble=preamble) for part in with_defaults(vlm).cut(item, tokens=tokens))
 
 
@@ -98,7 +100,7 @@ def run_chunk(
     turn = isinstance(source, Chunk) and source.turn
     if segment.advance is not None:
         check_length(vlm.spec, window.next_position, segment.advance)
-    base = on_device(window.next_position)
+    base = as_f32(window.next_position)
     output = run(vlm.params, segment, window.state, base=base, forward=vlm.forward, collect=collect)
     chunk = chunk_of(vlm, segment, output, window.preamble.chunk.key, window.entries, context=window.lineage, turn=turn)
     return chunk, output
@@ -128,6 +130,7 @@ def prefill(vlm: Backbone, items: Sequence[Any], *, capacity: int | None = None)
 
 
 def _sources(vlm: Backbone, items: Sequence[Any]) -> list[Segment | Chunk]:
+    check_list(items, object, "items", "of what encode takes, or chunks; for one item [item]")
     for item in items:
         if isinstance(item, Chunk):
             _check_model(vlm, item)
@@ -184,6 +187,8 @@ def form_patch(
     if (antecedents is None) == (context is None):
         raise ValueError("give either antecedents= (chunks to prefill before it) or context= (a window as it stands)")
     size = Size(rank, energy, max_bytes, int8)
+    if antecedents is not None:
+        check_list(antecedents, Chunk, "antecedents", "chunks that encode(vlm, item) made; for one chunk [chunk]")
     _check_canonical(chunk)
     _check_model(vlm, chunk)
     source_of(chunk)  # raises before anything is run
@@ -256,6 +261,7 @@ def _collected(vlm: Backbone, sketch: SketchSpec | None) -> tuple[str, ...]:
     Raises:
         BackboneError: the model says that it does not collect it.
     """
+    check_type(sketch, (SketchSpec, type(None)), "sketch", "kamera_jax.SketchSpec(layers) says which attention to keep")
     wanted = ("attention_mass",) if sketch is None else ("attention_mass", "queries")
     offered = tuple(with_defaults(vlm).collects)
     if missing := [name for name in wanted if name not in offered]:
@@ -268,6 +274,7 @@ def _collected(vlm: Backbone, sketch: SketchSpec | None) -> tuple[str, ...]:
 
 
 def _check_canonical(chunk: Chunk) -> None:
+    check_type(chunk, Chunk, "chunk", "encode(vlm, item) makes one of text or an image")
     if chunk.conditioned:
         raise ValueError(
             f"{describe(chunk)} holds KV conditioned on {len(chunk.antecedents) or 'other'} chunks; a patch is formed "
@@ -368,6 +375,7 @@ def _shares(mass: jax.Array, owner: np.ndarray | jax.Array, *, count: int) -> ja
 
 
 def _check_model(vlm: Backbone, chunk: Chunk) -> None:
+    with_defaults(vlm)
     if chunk.model != vlm.spec.fingerprint:
         raise ModelMismatchError(
             f"{describe(chunk)} was encoded by model {chunk.model[:12]}, this is {vlm.spec.fingerprint[:12]}; "

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from kamera_jax.arguments import check_random_key, check_text, check_texts, real_number, short, whole_number
 from kamera_jax.backbone import Backbone, with_defaults
 from kamera_jax.chunk import Chunk
 from kamera_jax.contract import check_segment
-from kamera_jax.errors import BackboneError
+from kamera_jax.errors import ArgumentError, BackboneError
 from kamera_jax.forward import run
 from kamera_jax.identity import chunk_key, content_key, content_of
 from kamera_jax.inference.turn import Turn
@@ -21,7 +22,7 @@ from kamera_jax.kv import KV, Segment, bucket, check_length
 from kamera_jax.types import Stream
 from kamera_jax.window.changes import append
 from kamera_jax.window.checks import check_model, check_room
-from kamera_jax.window.window import Window, on_device
+from kamera_jax.window.window import Window, as_f32
 
 
 def query(vlm: Backbone, window: Window, text: str) -> Float[Array, " V"]:
@@ -34,10 +35,37 @@ def query(vlm: Backbone, window: Window, text: str) -> Float[Array, " V"]:
     """
     tail = question_tail(vlm, window, text)
     check_length(window.spec, window.next_position, tail.advance)
-    base = on_device(window.next_position)
+    base = as_f32(window.next_position)
     output = run(vlm.params, tail, window.state, base=base, forward=vlm.forward, last=True)
     assert output.logits is not None
     return output.logits[0]
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How an answer is generated, checked; the attributes are what `generate` takes."""
+
+    max_new_tokens: int = 16
+    temperature: float = 0.0
+    key: jax.Array | None = None
+    stop: tuple[str, ...] = ()
+    stream: Stream | None = None
+    keep: bool = True
+
+    def __post_init__(self) -> None:
+        most = whole_number(self.max_new_tokens, "max_new_tokens", 1)
+        temperature = real_number(self.temperature, "temperature", 0.0)
+        if self.key is not None:
+            check_random_key(self.key)
+        if temperature > 0 and self.key is None:
+            raise ValueError(
+                "sampling needs randomness: pass key=jax.random.key(seed), or temperature=0 for the greedy answer"
+            )
+        check_texts(self.stop, "stop")
+        if self.stream is not None and not callable(self.stream):
+            raise ArgumentError(f"stream is {short(self.stream)}; expected a function of each new piece of text")
+        for name, value in (("max_new_tokens", most), ("temperature", temperature), ("stop", tuple(self.stop))):
+            object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True)
@@ -88,58 +116,32 @@ def generate(
         ModelMismatchError: the window belongs to another model.
         WindowFullError: question, answer and what closes the turn do not fit the window, or the model's length.
     """
-    answer, turn = generate_turn(
-        vlm,
-        window,
-        text,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        key=key,
-        stop=stop,
-        stream=stream,
-        keep=keep,
-    )
+    decoding = Decoding(max_new_tokens, temperature, key, stop, stream, keep)
+    answer, turn = generate_turn(vlm, window, text, decoding)
     return answer if turn is None else replace(answer, window=append(window, turn))
 
 
-def generate_turn(
-    vlm: Backbone,
-    window: Window,
-    text: str,
-    *,
-    max_new_tokens: int = 16,
-    temperature: float = 0.0,
-    key: jax.Array | None = None,
-    stop: tuple[str, ...] = (),
-    stream: Stream | None = None,
-    keep: bool = True,
-) -> tuple[Generation, Chunk | None]:
+def generate_turn(vlm: Backbone, window: Window, text: str, decoding: Decoding) -> tuple[Generation, Chunk | None]:
     """`generate`, whose turn is still to be appended: the answer has the window as it was.
 
     Returns:
         The answer, and the turn's chunk; None where it is not kept.
     """
-    if temperature < 0 or max_new_tokens < 1:
-        raise ValueError(f"temperature must be ≥ 0 and max_new_tokens ≥ 1; got {temperature} and {max_new_tokens}")
-    if temperature > 0 and key is None:
-        raise ValueError(
-            "sampling needs randomness: pass key=jax.random.key(seed), or temperature=0 for the greedy answer"
-        )
     tail = question_tail(vlm, window, text)
-    closing = _closing(vlm) if keep else ()
+    closing = _closing(vlm) if decoding.keep else ()
     question = int(tail.length)
-    most = turn_slots(vlm, tail, max_new_tokens, keep)
+    most = turn_slots(vlm, tail, decoding)
     check_room(window, most, tail.advance + most - question)
     started = time.perf_counter()
     room = bucket(len(closing) + 1)  # of one length, whether or not the answer's last token is to be run with it
-    turn = Turn(vlm, window, most, room, temperature=temperature, key=key)
-    answer = _Answer(vlm, stop, max_new_tokens, stream)
+    turn = Turn(vlm, window, most, room, temperature=decoding.temperature, key=decoding.key)
+    answer = _Answer(vlm, decoding)
     goes_on = answer.add(turn.ask(tail))
     first = time.perf_counter() - started
     while goes_on:
         goes_on = answer.add(turn.next_token())
     generation = Generation(answer.text, tuple(answer.tokens), first, window)
-    if not keep:
+    if not decoding.keep:
         return generation, None
     kept = answer.kept_tokens
     ran = min(turn.answered, len(kept))
@@ -156,13 +158,13 @@ class _Answer:
         text: of the tokens, cut off at the first stop text.
     """
 
-    def __init__(self, vlm: Backbone, stop: tuple[str, ...], most: int, stream: Stream | None) -> None:
+    def __init__(self, vlm: Backbone, decoding: Decoding) -> None:
         self.tokens: list[int] = []
         self.text = ""
         self._vlm = vlm
-        self._stop = stop
-        self._most = most
-        self._stream = stream
+        self._stop = decoding.stop
+        self._most = decoding.max_new_tokens
+        self._stream = decoding.stream
         self._streamed = 0
         self._stopped = False
 
@@ -217,9 +219,9 @@ def _settled(text: str, stop: tuple[str, ...]) -> int:
     return min(whole, len(text) - max(begun, default=0))
 
 
-def turn_slots(vlm: Backbone, tail: Segment, max_new_tokens: int, keep: bool) -> int:
+def turn_slots(vlm: Backbone, tail: Segment, decoding: Decoding) -> int:
     """Slots that `generate` needs free."""
-    return int(tail.length) + max_new_tokens + (len(_closing(vlm)) if keep else 0)
+    return int(tail.length) + decoding.max_new_tokens + (len(_closing(vlm)) if decoding.keep else 0)
 
 
 def question_tail(vlm: Backbone, window: Window, text: str) -> Segment:
@@ -230,6 +232,7 @@ def question_tail(vlm: Backbone, window: Window, text: str) -> Segment:
         ValueError: the question is empty.
     """
     check_model(vlm, window)
+    check_text(text, "the question")
     follows = bool(window.entries) and window.entries[-1].chunk.turn
     ask = "follow_up" if follows else "tail"
     backbone = with_defaults(vlm)
@@ -262,7 +265,7 @@ def _turn(vlm: Backbone, window: Window, tail: Segment, kv: KV, answer: Sequence
         model=vlm.spec.fingerprint,
         preamble=window.preamble.chunk.key or None,
         antecedents=window.keys,
-        source=Segment(inputs, positions, count, advance),
+        source=Segment(inputs, positions, np.int32(length), advance),
         turn=True,
         spec=vlm.spec,
         key=key,

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kamera_jax.backbone import Backbone, Output, call, with_defaults
+from kamera_jax.handle import on_device
 from kamera_jax.kv import KV, ChunkPool, KVSpec, Segment, WindowState, bucket_of_slots
 from kamera_jax.types import Params
 from kamera_jax.window.changes import turn_state
@@ -115,7 +116,7 @@ class Turn:
     def ask(self, tail: Segment) -> int:
         """Run the question; the first token of the answer."""
         sizes = {"slots": self._slots, "room": self._room}
-        given = (self._params, self._behind, self._sampling, self._state, tail, packed(self._base))
+        given = (self._params, self._behind, self._sampling, self._state, on_device(tail), packed(self._base))
         self._written = written = _ask(*given, **sizes, **self._static)
         return int(jax.device_get(written.token))
 

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 
+from kamera_jax.arguments import check_choice, check_type
 from kamera_jax.chunk import Chunk, Patch
 from kamera_jax.errors import (
     ChunkNotFoundError,
@@ -73,6 +75,7 @@ class ChunkLibrary:
             raise ValueError(
                 f"mode is one of {get_args(Mode)}, verify one of {get_args(Verify)}; got {mode!r}, {verify!r}"
             )
+        check_type(path, (str, PathLike), "path", "the library's folder")
         root = Path(path).absolute()
         if mode == "a":
             make(root)
@@ -115,6 +118,7 @@ class ChunkLibrary:
     def put_many(self, items: Iterable[Chunk | Patch], *, storage: Storage = "exact") -> list[str]:
         """Store items in packs of 256 MiB: the way to store many. See `put`."""
         self._check_writable()
+        check_type(items, Iterable, "items", "chunks and patches; for one item [item]")
         futures = []
         size = 0
         try:
@@ -155,6 +159,7 @@ class ChunkLibrary:
 
     def get_many(self, keys: Iterable[str]) -> list[Chunk]:
         """Chunks in the order of their keys, read several at once; see `get`."""
+        check_type(keys, Iterable, "keys", "what put returned for each; for one chunk use get(key)")
         with ThreadPoolExecutor(THREADS) as pool:
             return [chunk_of(*row) for row in pool.map(lambda key: self._row(key, "chunks"), keys)]
 
@@ -173,6 +178,8 @@ class ChunkLibrary:
         Returns:
             KV [l, T, ·].
         """
+        _check_key(key)
+        check_type(layers, slice, "layers", "consecutive layers, such as slice(0, 2)")
         if layers.step not in (None, 1):
             raise ValueError(f"layers must be consecutive; got {layers}")
         _, (about, _, leaves) = self._pack_and_row(
@@ -188,22 +195,26 @@ class ChunkLibrary:
             key: of the chunk.
             antecedents: only those formed after these chunks, in this order.
         """
+        _check_key(key)
         self._index.refresh()
         patches = (self.get_patch(patch) for patch in self._index.patches(key))
         return tuple(patch for patch in patches if antecedents is None or patch.antecedents == tuple(antecedents))
 
     def has(self, key: str) -> bool:
         """Whether a chunk or patch of this key can be read."""
+        _check_key(key)
         self._index.refresh()
         return bool(self._index.packs_of(key))
 
     def keys(self, kind: Kind = "chunks") -> tuple[str, ...]:
         """The keys of all chunks, or of all patches."""
+        check_choice(kind, get_args(Kind), "kind")
         self._index.refresh()
         return self._index.keys(kind)
 
     def info(self, key: str) -> Item:
         """What is stored under a key, of a chunk or of a patch; no array is read. Raises as `get`."""
+        _check_key(key)
         kind: Kind = "patches" if key in self.keys("patches") else "chunks"
         pack, (about, spec, _) = self._pack_and_row(key, kind, wanted=lambda name: False)
         size = sum(leaf.nbytes for leaf in pack.manifest.leaves(key).values())
@@ -218,6 +229,7 @@ class ChunkLibrary:
         Raises:
             LibraryReadOnlyError: see `put`.
         """
+        _check_key(key)
         self._check_writable()
         with self._committer.writing():
             marks = [
@@ -279,6 +291,7 @@ class ChunkLibrary:
             LibraryCorruptError: it is not as it was written.
             ValueError: the sharding does not split the arrays evenly, or its devices cannot take them.
         """
+        check_type(pack, str, "pack", "one of what packs() returns")
         self._index.refresh()
         check = self._verify == "always" or (self._verify == "first" and pack not in self._checked)
         try:
@@ -312,6 +325,7 @@ class ChunkLibrary:
 
     def _row(self, key: str, kind: Kind) -> tuple[Plain, Plain | None, Arrays]:
         """The row of a key; see `Pack.row`."""
+        _check_key(key)
         return self._pack_and_row(key, kind)[1]
 
     def _pack_and_row(
@@ -344,3 +358,7 @@ class ChunkLibrary:
         why = f"; {damaged} of its packs cannot be read, see verify()" if damaged else ""
         what = key[:12] if KEY.fullmatch(key) else repr(key)
         return ChunkNotFoundError(f"{self.root} holds nothing under {what}{why}: it was never stored, or was deleted")
+
+
+def _check_key(key: Any) -> None:
+    check_type(key, str, "key", "what put returned, or the key of a chunk or patch")

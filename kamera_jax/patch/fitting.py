@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from kamera_jax import int8 as int8_codes
+from kamera_jax.arguments import check_type, whole_number
 from kamera_jax.kv import KV, Factors, bucket
 from kamera_jax.patch.subspace import Components, components
 from pallas_kernels.relocate_patch.reference import low_rank
@@ -80,8 +81,13 @@ def fit_rank(
     Raises:
         ValueError: see `fit`.
     """
+    rank = whole_number(rank, "rank")
     if rank < 1:
         raise ValueError(f"a patch needs a rank of at least 1; got {rank}")
+    for name, kv in (("conditioned", conditioned), ("canonical", canonical)):
+        check_type(kv, KV, name, "the kv of a chunk")
+    if not hasattr(length, "dtype"):
+        length = whole_number(length, "length")
     return fit_width(conditioned, canonical, length, rank, width=rank, int8=int8, seed=seed)
 
 
@@ -233,6 +239,8 @@ def apply(kv: KV, factors: Factors) -> KV:
         kv: canonical KV [L, T, ·].
         factors: of the same L, T and features.
     """
+    check_type(kv, KV, "kv", "the kv of a chunk")
+    check_type(factors, Factors, "factors", "the factors of a patch")
     delta = low_rank(*factors.floats(jnp.float32), factors.ranks)
     split = kv.rot.shape[-1]
     return KV(

@@ -1,6 +1,5 @@
 """How large a patch may be, as a caller says it: a rank, a share of the change, or bytes."""
 
-import operator
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -9,6 +8,7 @@ import jax
 import numpy as np
 
 from kamera_jax import patch as patches
+from kamera_jax.arguments import check_type, real_number, whole_number
 from kamera_jax.kv import KV, Factors, bucket, bucket_of_ranks
 from kamera_jax.patch.fitting import Fitted
 
@@ -32,9 +32,10 @@ class Size:
     def __post_init__(self) -> None:
         for name in ("rank", "max_bytes"):
             if (value := getattr(self, name)) is not None:
-                object.__setattr__(self, name, _whole(name, value))
+                object.__setattr__(self, name, whole_number(value, name))
         if self.energy is not None:
-            object.__setattr__(self, "energy", float(self.energy))
+            object.__setattr__(self, "energy", real_number(self.energy, "energy"))
+        check_type(self.int8, (bool, type(None)), "int8", "whether the factors are stored as int8")
         if sum(choice is not None for choice in (self.rank, self.energy, self.max_bytes)) > 1:
             raise ValueError(
                 f"give one of rank, energy and max_bytes; got rank={self.rank}, energy={self.energy}, "
@@ -94,12 +95,3 @@ class Size:
 
 _fit_rank = partial(jax.jit, static_argnames=("width", "int8"))(patches.fit_width)
 _fit_bytes = partial(jax.jit, static_argnames=("widest", "int8"))(patches.fit_bytes)
-
-
-def _whole(name: str, value: Any) -> int:
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        return operator.index(value)
-    except TypeError as error:
-        raise ValueError(f"{name} must be a whole number; got {value!r}") from error

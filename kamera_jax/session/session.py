@@ -13,10 +13,11 @@ from kamera_jax.guard.planning import FORWARDS, execute, plan
 from kamera_jax.guard.policy import ReusePolicy
 from kamera_jax.identity import canonical_key
 from kamera_jax.inference.encode import encode_segment, form_patch
-from kamera_jax.inference.generate import Generation, generate_turn, question_tail, turn_slots
+from kamera_jax.inference.generate import Decoding, Generation, generate_turn, question_tail, turn_slots
 from kamera_jax.session.choice import best_patch
 from kamera_jax.session.memory import ChunkMemory
 from kamera_jax.session.saved import SavedSession, load_session, save_session
+from kamera_jax.session.settings import check_key, check_settings, folder_of
 from kamera_jax.session.stats import SessionStats
 from kamera_jax.store import Store
 from kamera_jax.window.changes import changed, check_changes, without
@@ -64,11 +65,9 @@ class Session:
                 is open for writing, or any other `kamera_jax.store.Store`. What it holds is not encoded again.
 
         Raises:
-            WindowFullError: the preamble does not fit.
-            ValueError: an unknown or unsupported mode, a rank below 1, or negative memory.
+            ValueError: an argument of another type, an unknown mode, a rank below 1, negative memory, or too few slots.
         """
-        if rank < 1 or (memory_bytes or 0) < 0:
-            raise ValueError(f"rank must be ≥ 1 and memory_bytes ≥ 0 or None; got {rank} and {memory_bytes}")
+        rank, memory_bytes = check_settings(rank, memory_bytes, policy, store)
         self._vlm = vlm
         self._window = Window.empty(vlm, capacity, mode=mode)
         self._memory_bytes = memory_bytes
@@ -155,12 +154,13 @@ class Session:
             WindowFullError: question and answer do not fit beside what is pinned.
             ValueError: see `generate`.
         """
+        decoding = Decoding(max_new_tokens=max_new_tokens, keep=keep, **options)
         tail = question_tail(self._vlm, self._window, text)
-        room = turn_slots(self._vlm, tail, max_new_tokens, keep)
+        room = turn_slots(self._vlm, tail, decoding)
         advance = tail.advance + room - int(tail.length)
         gone = in_the_way(self._window, self._pinned, None, more=(room, advance))
         window = without(self._window, gone)
-        answer, turn = generate_turn(self._vlm, window, text, max_new_tokens=max_new_tokens, keep=keep, **options)
+        answer, turn = generate_turn(self._vlm, window, text, decoding)
         if turn is not None:
             self._commit(window, gone, change=Append(turn))
             answer = replace(answer, window=self._window)
@@ -269,7 +269,7 @@ class Session:
             rank=self._rank,
             stats=asdict(self.stats),
         )
-        save_session(Path(folder), saved)
+        save_session(folder_of(folder), saved)
 
     @classmethod
     def restore(
@@ -282,7 +282,7 @@ class Session:
             SnapshotCorruptError: what was saved is not as it was written.
             ModelMismatchError, PreambleMismatchError: it was another model's, or stood behind another preamble.
         """
-        saved = load_session(vlm, Path(folder))
+        saved = load_session(vlm, folder_of(folder))
         window = saved.window
         memory = ChunkMemory(saved.memory_bytes, saved.memory) if store is None else store
         session = cls(
@@ -320,11 +320,13 @@ class Session:
         return (encode_segment(self._vlm, item), (), 1) if known is None else (*known, 0)
 
     def _check_there(self, key: str) -> None:
+        check_key(key)
         if key not in self.keys:
             raise ChunkNotHeldError(f"the window has no chunk {key[:12]}; recall it first, or add the item")
 
     def _find(self, key: str) -> tuple[Chunk, Sequence[Patch]] | None:
         """A chunk of the window or the store, and what patches there are of it."""
+        check_key(key)
         for entry in reversed(self._window.entries):
             if entry.chunk.key == key:
                 return entry.chunk, () if entry.patch is None else (entry.patch,)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kamera_jax.arguments import check_list, whole_number
 from kamera_jax.chunk import Chunk, Entry, Patch
 from kamera_jax.handle import traced
 from kamera_jax.kv import WindowState, bucket, bucket_of_slots
@@ -164,7 +165,8 @@ def reorder(window: Window, order: Sequence[int]) -> Window:
     Raises:
         ValueError: ``order`` is no permutation of the entries.
     """
-    return changed(window, Reorder(tuple(order)))
+    check_list(order, object, "order", "the places of the entries, such as [1, 0]")
+    return changed(window, Reorder(tuple(whole_number(place, "a place in order") for place in order)))
 
 
 def slide(window: Window, drop: int = 1) -> Window:
@@ -173,6 +175,8 @@ def slide(window: Window, drop: int = 1) -> Window:
     Raises:
         ValueError: ``drop`` is negative or more than there are.
     """
+    check_whole(window)
+    drop = whole_number(drop, "drop")
     if not 0 <= drop <= len(window.entries):
         raise ValueError(f"cannot drop {drop} of {len(window.entries)} chunks")
     return without(window, range(drop))

@@ -2,15 +2,17 @@
 
 import jax
 
-from kamera_jax.backbone import Backbone
+from kamera_jax.arguments import check_type, whole_number
+from kamera_jax.backbone import Backbone, with_defaults
 from kamera_jax.chunk import Chunk, Patch, describe
 from kamera_jax.errors import (
+    DonatedError,
     ModelMismatchError,
     PatchMismatchError,
     PreambleMismatchError,
     WindowFullError,
 )
-from kamera_jax.handle import traced
+from kamera_jax.handle import deleted, traced
 from kamera_jax.kv import check_length
 from kamera_jax.window.window import Window
 
@@ -30,7 +32,19 @@ def check_room(window: Window, tokens: int | jax.Array, advance: int | float | j
 
 
 def check_whole(window: Window) -> None:
-    """Raise WindowFullError if the window comes from a compiled function in which something did not fit."""
+    """Raise unless it is a window that can be used.
+
+    Raises:
+        ArgumentError: it is no window.
+        DonatedError: its buffers were given to another window.
+        WindowFullError: it comes from a compiled function in which something did not fit.
+    """
+    check_type(window, Window, "window", "Window.empty(vlm, capacity) makes one; the order is (vlm, window, text)")
+    if deleted(window.state):
+        raise DonatedError(
+            "the window's buffers were given to the window that was made of it (donate=True; in place, to those that "
+            "share its pools); go on with that one, or do not donate what is used again"
+        )
     if not traced(window.overflowed) and window.overflowed:
         raise WindowFullError(
             f"the window of {window.capacity} slots comes from a compiled function in which something did not fit it, "
@@ -45,6 +59,7 @@ def check_model(vlm: Backbone, window: Window) -> None:
         WindowFullError: the window comes from a compiled function in which something did not fit.
     """
     check_whole(window)
+    with_defaults(vlm)
     if vlm.spec.fingerprint != window.spec.fingerprint:
         raise ModelMismatchError(
             f"the window belongs to model {window.spec.fingerprint[:12]}, this is {vlm.spec.fingerprint[:12]}; build "
@@ -54,6 +69,10 @@ def check_model(vlm: Backbone, window: Window) -> None:
 
 def check_chunk(window: Window, chunk: Chunk) -> None:
     """Raise unless the chunk's model and preamble are the window's."""
+    check_type(window, Window, "window", "Window.empty(vlm, capacity) makes one")
+    check_type(chunk, Chunk, "chunk", "encode(vlm, item) makes one of text or an image")
+    if deleted(chunk.kv):
+        raise DonatedError(f"{describe(chunk)} was donated, and its KV is gone; donate a copy of it, chunk.copied()")
     if chunk.model != window.spec.fingerprint:
         differ = () if chunk.spec is None else chunk.spec.differences(window.spec)
         raise ModelMismatchError(
@@ -72,6 +91,7 @@ def check_chunk(window: Window, chunk: Chunk) -> None:
 
 def check_pair(chunk: Chunk, patch: Patch) -> None:
     """Raise unless the patch is the chunk's; where a transformation dropped the one's or the other's key, it may be."""
+    check_type(patch, Patch, "patch", "form_patch(vlm, chunk, antecedents=[...]) makes one")
     if patch.model != chunk.model:
         raise ModelMismatchError(
             f"the patch was formed by model {patch.model[:12]}, the chunk by {chunk.model[:12]}; form it anew"
@@ -93,6 +113,7 @@ def check_place(window: Window, at: int | None) -> int:
     """The place ``at`` stands for, None for the window's end; raise ValueError if there is none."""
     if at is None:
         return len(window.entries)
+    at = whole_number(at, "at")
     if not 0 <= at <= len(window.entries):
         raise ValueError(f"at must be in 0..{len(window.entries)}; got {at}")
     return at

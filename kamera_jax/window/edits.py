@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
+from kamera_jax.arguments import check_type, whole_number
 from kamera_jax.chunk import Chunk, Patch
 
 
@@ -68,7 +69,7 @@ class Recall(Change):
 
     def apply(self, items: Sequence[Item]) -> list[Item | Pair]:
         """See `Change.apply`."""
-        at = len(items) if self.at is None else self.at
+        at = len(items) if self.at is None else whole_number(self.at, "at")
         if not 0 <= at <= len(items):
             raise ValueError(f"at must be in 0..{len(items)}, an entry to stand before or the end; got {at}")
         return [*items[:at], Pair(self.chunk, self.patch), *items[at:]]
@@ -121,7 +122,7 @@ class Replace(Change):
 
     def apply(self, items: Sequence[Item]) -> list[Item | Pair]:
         """See `Change.apply`."""
-        _check_entries((self.index,), items)
+        _check_entries((whole_number(self.index, "index"),), items)
         return [*items[: self.index], Pair(self.chunk, self.patch), *items[self.index + 1 :]]
 
     def without(self, gone: Collection[int]) -> "Replace":
@@ -138,7 +139,10 @@ Changes = Change | Iterable[Change]
 def applied(items: Sequence[Item], changes: Changes) -> list[Item | Pair]:
     """The items after one edit or several; see `Change.apply`."""
     after: list[Item | Pair] = list(items)
+    remedy = "kamera_jax.planning.Append(chunk, patch), or another of its edits"
+    check_type(changes, (Change, Iterable), "the change", remedy)
     for change in (changes,) if isinstance(changes, Change) else changes:
+        check_type(change, Change, "a change", remedy)
         after = change.apply(after)
     return after
 

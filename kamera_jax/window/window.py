@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kamera_jax.arguments import whole_number
 from kamera_jax.backbone import Backbone, with_defaults
 from kamera_jax.chunk import Chunk, Entry, Patch
 from kamera_jax.errors import WindowFullError
@@ -105,6 +106,7 @@ class Window(Handle):
         """
         if mode not in get_args(Mode):
             raise ValueError(f"mode must be one of {get_args(Mode)}; got {mode!r}")
+        capacity = whole_number(capacity, "capacity", 1)
         if mode == "in_place" and not with_defaults(vlm).attends_in_place:
             raise ValueError(
                 f"{type(vlm).__name__} does not say attends_in_place = True, so its forward may not read chunks that "
@@ -227,9 +229,9 @@ _put_donated = partial(jax.jit, static_argnames="spec", donate_argnames="state")
 _put_first = partial(jax.jit, static_argnames=("spec", "slots"))(_write)
 
 
-def on_device(position: Any) -> jax.Array:
-    """A position as an f32 scalar there."""
-    return jnp.asarray(position, jnp.float32) if traced(position) else jax.device_put(np.float32(position))
+def as_f32(position: Any) -> jax.Array | np.float32:
+    """A position as an f32 scalar, of numpy where it is known."""
+    return jnp.asarray(position, jnp.float32) if traced(position) else np.float32(position)
 
 
 def packed(base: Any, *counts: Any) -> jax.Array:

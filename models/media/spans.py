@@ -86,11 +86,11 @@ def compose(spans: Sequence[Span], axes: int, content: str) -> Segment:
     advance = local_positions(spans, axes)[1]
     positions, _ = local_positions([*spans, Span([0] * (size - len(ids)))], axes)  # padding counts on, as text does
     # One transfer, and explicit: to convert each array by jnp.asarray compiles a program for its shape.
-    tokens, positions, length = jax.device_put((tokens, positions, np.int32(len(ids))))
+    tokens, positions = jax.device_put((tokens, positions))
     return Segment(
         inputs={"tokens": tokens, **_media(spans, size)},
         positions=positions,
-        length=length,
+        length=np.int32(len(ids)),  # known on the host, which asks for it
         advance=advance,
         content=content,
     )

@@ -1,6 +1,6 @@
 """chunk_attention: attention to canonical chunks where they lie."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from pallas_kernels.chunk_attention.call import Call, Heads, heads_of
 from pallas_kernels.chunk_attention.limits import tpu_refusal
 from pallas_kernels.chunk_attention.reference import chunk_attention_reference
-from pallas_kernels.dispatch import Implementation, choose
+from pallas_kernels.dispatch import Implementation, serve
 from pallas_kernels.relocate_patch.chunk import PAIR_LAYOUTS, PairLayout, Patch, check_complete
 
 DTYPES = tuple(map(jnp.dtype, (jnp.bfloat16, jnp.float16, jnp.float32)))
@@ -37,7 +37,7 @@ def chunk_attention(
 
     Equals attention over what `relocate_patch` would write of the chunks, and writes none of it: keys are patched and
     rotated a tile at a time. Every query sees every valid token of every chunk. Join it to attention over other keys,
-    or over chunks of another bucket, with `merge_states`. Softmax and sums are f32. Only ``"xla"`` has gradients.
+    or over chunks of another bucket, with `merge_states`. Softmax and sums are f32. Gradients are those of ``"xla"``.
 
     Args:
         q: rotated queries [Tq, N, D]; for MLA in the absorbed form [Tq, N, R + Dr], against [latent | k_pe].
@@ -55,7 +55,7 @@ def chunk_attention(
         scale: factor on the scores.
         rope_scale: factor on cos and sin (YaRN).
         layout: ``"half"`` or ``"interleaved"`` pairs.
-        implementation: None picks; a named backend that cannot serve the call raises.
+        implementation: None picks, for the platform that it runs on; a named backend that cannot serve the call raises.
 
     Returns:
         ``(out, lse)``: out [Tq, N, Dv] (MLA: [Tq, N, R]) of q's dtype, normalised over all chunks, and the log-sum-exp
@@ -102,11 +102,16 @@ def chunk_attention(
         layout=layout,
     )
     dtypes = [q.dtype] if patch is None else [q.dtype, patch.u.dtype]
-    if choose("chunk_attention", implementation, refusals(heads, pairs, dtypes)) == "pallas_tpu":
+    return serve("chunk_attention", implementation, refusals(heads, pairs, dtypes), _attending, call)
+
+
+def _attending(name: Implementation) -> Callable[[Call], tuple[jax.Array, jax.Array]]:
+    # Imported when it may be chosen: Pallas takes a second to load.
+    if name == "pallas_tpu":
         from pallas_kernels.chunk_attention.tpu import chunk_attention_tpu
 
-        return chunk_attention_tpu(call)
-    return chunk_attention_reference(call)
+        return chunk_attention_tpu
+    return chunk_attention_reference
 
 
 def _heads(q: jax.Array, rot: jax.Array, free: jax.Array, layer: Any) -> Heads:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from pallas_kernels.dispatch import Implementation, choose
+from pallas_kernels.dispatch import Implementation, serve
 from pallas_kernels.relocate_patch import gpu, limits
 from pallas_kernels.relocate_patch.chunk import PAIR_LAYOUTS, Cache, Chunk, PairLayout, Patch, check_complete
 from pallas_kernels.relocate_patch.reference import relocate_patch_into_reference, relocate_patch_reference
@@ -39,7 +39,7 @@ def relocate_patch(
         length: valid tokens; rows past it come back as zero. T by default.
         rotary_dim: leading dims of a head that rotate; D by default.
         layout: ``"half"`` or ``"interleaved"`` pairs.
-        implementation: None picks; a named backend that cannot serve the call raises.
+        implementation: None picks, for the platform that it runs on; a named backend that cannot serve the call raises.
 
     Returns:
         ``(rot, free)`` at the target positions, rotated and patched, of the inputs' shapes and dtypes.
@@ -48,7 +48,7 @@ def relocate_patch(
         ValueError: shapes disagree, or the named backend cannot serve the call.
     """
     chunk = _chunk(rot, free, cos, sin, u, v, ranks, length, rotary_dim, layout)
-    return _backend(choose("relocate_patch", implementation, _refusals(chunk, None)))(chunk)
+    return serve("relocate_patch", implementation, _refusals(chunk, None), _relocating, chunk)
 
 
 def relocate_patch_into(
@@ -77,7 +77,7 @@ def relocate_patch_into(
         place: the first slot, a multiple of 16 (with ``implementation="xla"`` any); or for pages a table
             i32[T / page], each page once.
         rot, free, cos, sin, u, v, ranks, length, rotary_dim, layout: as for `relocate_patch`.
-        implementation: None picks; a named backend that cannot serve the call raises.
+        implementation: None picks, for the platform that it runs on; a named backend that cannot serve the call raises.
 
     Returns:
         ``(cache_rot, cache_free)``.
@@ -89,8 +89,8 @@ def relocate_patch_into(
     chunk = _chunk(rot, free, cos, sin, u, v, ranks, length, rotary_dim, layout)
     cache = Cache(cache_rot, cache_free)
     _check_cache(cache, place, chunk, 1 if implementation == "xla" else limits.ROWS)
-    backend = _backend(choose("relocate_patch_into", implementation, _refusals(chunk, cache)), into=True)
-    return backend(cache, jnp.asarray(place, jnp.int32), chunk)
+    place = jnp.asarray(place, jnp.int32)
+    return serve("relocate_patch_into", implementation, _refusals(chunk, cache), _writing, cache, place, chunk)
 
 
 def refusals(
@@ -123,15 +123,21 @@ def _refusals(chunk: Chunk, cache: Cache | None) -> dict[Implementation, str | N
     return {"pallas_tpu": tpu, "mosaic_gpu": gpu.refusal(chunk, cache), "xla": None}
 
 
-def _backend(name: Implementation, *, into: bool = False) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    # Imported when chosen: Pallas takes a second to load.
+def _relocating(name: Implementation) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    # Imported when it may be chosen: Pallas takes a second to load.
     if name == "pallas_tpu":
-        from pallas_kernels.relocate_patch import tpu, tpu_into
+        from pallas_kernels.relocate_patch.tpu import relocate_patch_tpu
 
-        return tpu_into.relocate_patch_into_tpu if into else tpu.relocate_patch_tpu
-    if name == "mosaic_gpu":
-        return gpu.relocate_patch_into_gpu if into else gpu.relocate_patch_gpu
-    return relocate_patch_into_reference if into else relocate_patch_reference
+        return relocate_patch_tpu
+    return gpu.relocate_patch_gpu if name == "mosaic_gpu" else relocate_patch_reference
+
+
+def _writing(name: Implementation) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    if name == "pallas_tpu":
+        from pallas_kernels.relocate_patch.tpu_into import relocate_patch_into_tpu
+
+        return relocate_patch_into_tpu
+    return gpu.relocate_patch_into_gpu if name == "mosaic_gpu" else relocate_patch_into_reference
 
 
 def _chunk(

@@ -62,9 +62,7 @@ class Toy:
         ids[:length] = [ord(letter) % (VOCABULARY - 2) for letter in text]
         positions = np.tile(np.arange(len(ids), dtype=np.float32), (ROPE.axes, 1))
         digest = hashlib.sha256(f"{content}:{text}".encode()).hexdigest()
-        return kj.Segment(
-            {"tokens": jnp.asarray(ids)}, jnp.asarray(positions), jnp.int32(length), float(length), digest
-        )
+        return kj.Segment({"tokens": jnp.asarray(ids)}, jnp.asarray(positions), np.int32(length), float(length), digest)
 
     def prepare(self, item):
         self.prepared += 1

@@ -168,8 +168,8 @@ def test_a_window_of_another_backbone_is_refused(random_vlm, patched):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"temperature": -1.0}, "temperature must be"),
-        ({"max_new_tokens": 0}, "max_new_tokens ≥ 1"),
+        ({"temperature": -1.0}, "temperature is -1; expected a finite number of at least 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0; expected at least 1"),
         ({"temperature": 0.5}, "pass key="),
     ],
 )

@@ -1,0 +1,58 @@
+"""What `jax.export` needs to write functions of handles down: how the static part of each is written, as JSON."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, fields, is_dataclass
+from typing import Any
+
+from jax import export
+
+from kamera_jax.backbone import Output
+from kamera_jax.chunk import Chunk, Entry, Patch
+from kamera_jax.kv import KV, ChunkPool, Factors, Segment, Sketch, SketchSpec, WindowState
+from kamera_jax.record import spec_of
+from kamera_jax.source import Source
+from kamera_jax.window.window import Window
+
+_HANDLES = (Chunk, Entry, Patch, Window)
+_ARRAYS = (KV, Factors, ChunkPool, WindowState, Segment, Sketch, Source, Output)
+
+
+def _written(static: Any) -> bytes:
+    return json.dumps(static, default=_plain).encode()
+
+
+def _plain(value: Any) -> Any:
+    """A dataclass by its name and its fields."""
+    if not is_dataclass(value) or isinstance(value, type):
+        raise TypeError(f"{value!r} is no static part of a handle")
+    return {type(value).__name__: asdict(value)}
+
+
+def _read(data: bytearray | bytes) -> Any:
+    return _tupled(json.loads(bytes(data)))
+
+
+def _tupled(value: Any) -> Any:
+    """What JSON has made lists of, and of dataclasses mappings."""
+    if isinstance(value, list):
+        return tuple(map(_tupled, value))
+    if isinstance(value, dict):
+        ((name, plain),) = value.items()
+        return _DATACLASSES[name](plain)
+    return value
+
+
+def _sketch_spec(plain: dict[str, Any]) -> SketchSpec:
+    return SketchSpec(**{field.name: _tupled(plain[field.name]) for field in fields(SketchSpec)})
+
+
+_DATACLASSES: dict[str, Callable[[dict[str, Any]], Any]] = {"KVSpec": spec_of, "SketchSpec": _sketch_spec}
+
+for kind in (*_HANDLES, *_ARRAYS):
+    export.register_pytree_node_serialization(
+        kind,
+        serialized_name=f"kamera_jax.{kind.__name__}",
+        serialize_auxdata=_written,
+        deserialize_auxdata=_read,
+    )

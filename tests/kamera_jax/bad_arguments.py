@@ -1,0 +1,176 @@
+"""Calls that are wrong, as a user makes them: run as a program, where annotations are not checked."""
+
+import re
+import tempfile
+from contextlib import chdir
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import kamera_jax as kj
+from kamera_jax.errors import ArgumentError, DonatedError
+from models import load
+from tests.kamera_jax.toy import Toy
+
+
+def refused(call, kind, *parts):
+    try:
+        call()
+    except kind as error:
+        message = str(error)
+        assert isinstance(error, ValueError), error
+        missing = [part for part in parts if not re.search(part, message)]
+        assert not missing, (missing, message)
+        return
+    raise AssertionError(f"{parts} was not refused")
+
+
+def main():
+    toy = Toy()
+    a, b = (kj.encode(toy, text) for text in ("abc", "xyz"))
+    p = kj.form_patch(toy, b, antecedents=[a], rank=np.int64(2))
+    assert kj.form_patch(toy, b, antecedents=[a], rank=jnp.int32(2)).key == p.key
+    w = kj.append(kj.Window.empty(toy, np.int64(128)), a)
+    key = jax.random.key(0)
+
+    refused(lambda: kj.append(w, "text"), ArgumentError, "chunk is 'text'", "expected a Chunk", "encode")
+    refused(lambda: kj.append(w, None), ArgumentError, "chunk is None")
+    refused(lambda: kj.append(w, p), ArgumentError, "expected a Chunk")
+    refused(lambda: kj.append(w, a, a), ArgumentError, "patch is", "expected a Patch", "form_patch")
+    refused(lambda: kj.append(a, w), ArgumentError, "window is", "expected a Window")
+    refused(lambda: kj.recall(w, "text", None), ArgumentError, "chunk is 'text'")
+    refused(lambda: kj.replace(w, 0, "text"), ArgumentError, "chunk is 'text'")
+    refused(lambda: kj.slide(a), ArgumentError, "expected a Window")
+    refused(lambda: kj.reorder(a, [0]), ArgumentError, "expected a Window")
+    refused(lambda: kj.query(w, toy, "what"), ArgumentError, "window is", "expected a Window", "vlm, window, text")
+    refused(lambda: kj.query(toy, w, 7), ArgumentError, "question is 7", "text")
+    refused(lambda: kj.query(toy, "what", w), ArgumentError, "window is 'what'")
+    refused(lambda: kj.generate(toy, w, "what", key=0, temperature=1.0), ArgumentError, "key is 0", "jax.random.key")
+    refused(lambda: kj.generate(toy, w, "what", key=key[None], temperature=1.0), ArgumentError, "jax.random.key")
+    refused(lambda: kj.generate(toy, w, "what", max_new_tokens=2.5), ArgumentError, "max_new_tokens is 2.5", "whole")
+    refused(lambda: kj.generate(toy, w, "what", max_new_tokens=0), ValueError, "max_new_tokens is 0")
+    refused(lambda: kj.Window.empty(toy, 512.0), ArgumentError, "capacity is 512.0", "whole number")
+    refused(lambda: kj.Window.empty(toy, None), ArgumentError, "capacity is None")
+    refused(lambda: kj.Window.empty(toy, -1), ValueError, "capacity is -1")
+    refused(lambda: kj.Session(toy, "64"), ArgumentError, "capacity is '64'")
+    refused(lambda: kj.form_patch(toy, "xyz", antecedents=[a]), ArgumentError, "chunk is 'xyz'")
+    refused(lambda: kj.form_patch(toy, b, context=a), ArgumentError, "window is")
+    for rank in (2.0, True, "2"):
+        refused(lambda rank=rank: kj.form_patch(toy, b, antecedents=[a], rank=rank), ValueError, "whole number")
+
+    for mode in ("materialise", "in_place"):
+        old = kj.append(kj.Window.empty(toy, 128, mode=mode), a)
+        new = kj.append(old, b, donate=True)
+        for call in (
+            lambda old=old: kj.append(old, b),
+            lambda old=old: kj.query(toy, old, "what"),
+            lambda old=old: kj.generate(toy, old, "what"),
+            lambda old=old: kj.reorder(old, [0]),
+        ):
+            refused(call, DonatedError, "given to the window", "donate")
+        kj.query(toy, new, "what")
+    lost = a.copied()
+    jax.tree.map(lambda leaf: leaf.delete() if isinstance(leaf, jax.Array) else None, lost.kv)
+    refused(lambda: kj.append(w, lost), DonatedError, "was donated", "copied")
+
+    vlm = load("kamera-tiny-gqa")
+    image = np.random.default_rng(0).integers(0, 256, (56, 56, 3), np.uint8)
+    assert vlm.prepare(jnp.asarray(image)).content == vlm.prepare(image).content
+    assert vlm.prepare([jnp.asarray(image), "text"]).content == vlm.prepare([image, "text"]).content
+    refused(lambda: vlm.prepare(jnp.asarray(image, jnp.float32)), ValueError, "expected uint8")
+    refused(lambda: load("kamera-tiny-gqa", mesh=jax.devices()[0]), ValueError, "expected a jax.sharding.Mesh")
+
+
+def public(toy, a, b, p, w, folder):
+    """Public functions, and arguments that they take."""
+    lib = kj.ChunkLibrary.open(f"{folder}/library", mode="a")
+    lib.put(a)
+    policy = kj.ReusePolicy(max_kl=0.05)
+    recall = kj.planning.Recall(b, p, at=0)
+    plan = kj.planning.plan(toy, w, recall, policy=policy)
+
+    def session(method, *arguments, **options):
+        session = kj.Session(toy, 256)
+        session.add("abc")
+        return getattr(session, method)(*arguments, **options)
+
+    def form(vlm, chunk, antecedents, context, **options):
+        return kj.form_patch(vlm, chunk, antecedents=antecedents, context=context, **options)
+
+    answer = {"max_new_tokens": 2, "temperature": 0.0, "key": jax.random.key(0), "stop": (), "stream": None}
+    pair = {"window": w, "chunk": b, "patch": p}
+    yield lambda vlm, preamble: kj.encode(vlm, "abc", preamble=preamble), {"vlm": toy, "preamble": "pinned"}
+    yield lambda vlm, tokens: kj.encode_all(vlm, "abc", tokens=tokens), {"vlm": toy, "tokens": 10}
+    yield kj.prefill, {"vlm": toy, "items": [a, b], "capacity": 256}
+    yield form, {"vlm": toy, "chunk": b, "antecedents": [a], "context": None, "rank": 2, "sketch": None}
+    yield form, {"vlm": toy, "chunk": b, "antecedents": None, "context": w, "max_bytes": 900, "int8": None}
+    yield kj.form_patches, {"vlm": toy, "items": [a, b], "capacity": 256, "rank": 2}
+    yield kj.Window.empty, {"vlm": toy, "capacity": 128, "mode": "materialise"}
+    yield kj.append, pair
+    yield kj.reorder, {"window": w, "order": [1, 0]}
+    yield kj.slide, {"window": w, "drop": 1}
+    yield kj.recall, {**pair, "at": 1}
+    yield kj.replace, {**pair, "index": 1}
+    yield kj.query, {"vlm": toy, "window": w, "text": "what"}
+    yield kj.generate, {"vlm": toy, "window": w, "text": "what", **answer}
+    checked = {"reference": "present", "history": None, "max_kl": 0.05}
+    yield kj.verify, {"vlm": toy, "window": w, "probes": ["what"], **checked}
+    yield kj.ReusePolicy, {"max_kl": 0.1, "fallback": "patch", "calibration": None}
+    yield policy.judge, pair
+    yield kj.append_checked, {"vlm": toy, **pair, "policy": policy}
+    yield kj.staleness, {**pair, "at": None}
+    yield kj.planning.plan, {"vlm": toy, "window": w, "change": recall, "policy": policy, "stored": [p]}
+    yield kj.planning.execute, {"vlm": toy, "plan": plan}
+    settings = {"mode": "materialise", "memory_bytes": 9, "rank": 4, "policy": None, "store": None}
+    yield kj.Session, {"vlm": toy, "capacity": 256, **settings}
+    yield partial(session, "ask"), {"text": "what", **answer}
+    yield partial(session, "add", "q"), {"key": None}
+    yield partial(session, "recall"), {"key": a.key, "at": 0}
+    yield lambda key: session("replace", key, "q"), {"key": a.key}
+    yield partial(session, "pin"), {"key": a.key}
+    yield partial(session, "save"), {"folder": f"{folder}/session"}
+    yield kj.Session.restore, {"vlm": toy, "folder": f"{folder}/none"}
+    yield kj.ChunkLibrary.open, {"path": f"{folder}/other", "mode": "a", "verify": "always"}
+    yield lib.put, {"item": b, "storage": "exact"}
+    yield lib.put_many, {"items": [b], "storage": "exact"}
+    for read in (lib.get, lib.get_patch, lib.patches, lib.has, lib.info, lib.find):
+        yield read, {"key": a.key}
+    yield lib.get_many, {"keys": [a.key]}
+    yield lib.get_kv, {"key": a.key, "layers": slice(0, 1)}
+    yield lib.keys, {"kind": "chunks"}
+    yield lib.delete, {"key": "none"}
+    yield lib.restore, {"pack": lib.packs()[0], "sharding": None}
+    positions = jnp.zeros((3, 4))
+    yield kj.rope.tables, {"spec": toy.spec.rope, "positions": positions}
+    yield kj.rope.rotate, {"x": jnp.zeros((4, 2, 8)), "positions": positions, "spec": toy.spec.rope}
+    yield kj.patch.fit, {"conditioned": b.kv, "canonical": b.kv, "length": 3, "rank": 2}
+    yield kj.patch.apply, {"kv": b.kv, "factors": p.factors}
+    yield a.to, {"where": jax.devices()[0]}
+
+
+def every_argument():
+    """Whatever stands in the place of an argument is taken, or refused by a ValueError."""
+    toy = Toy()
+    a, b = (kj.encode(toy, text) for text in ("abc", "xyz"))
+    p = kj.form_patch(toy, b, antecedents=[a], rank=2)
+    w = kj.append(kj.append(kj.Window.empty(toy, 256), a), b, p)
+    others = (None, 7, -3, 1.5, float("nan"), True, "text", [3.5], object(), a, p, w, toy, jnp.zeros((2, 3)))
+    with tempfile.TemporaryDirectory() as folder, chdir(folder):  # a path that is taken is written to
+        for function, arguments in public(toy, a, b, p, w, folder):
+            for name in arguments:
+                for other in others:
+                    if isinstance(other, list) and name == "items":
+                        continue  # what an item may be, the model says
+                    try:
+                        function(**(arguments | {name: other}))
+                    except ValueError:
+                        continue
+                    except Exception as error:
+                        raise AssertionError(f"{function}, {name}={other!r}") from error
+
+
+if __name__ == "__main__":
+    main()
+    every_argument()
