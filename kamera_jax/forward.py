@@ -25,7 +25,7 @@ def run(
     params: Params,
     segment: Segment,
     state: WindowState | None,
-    logits_at: jax.Array | None = None,
+    logits_at: jax.Array | np.ndarray | None = None,
     base: jax.Array | np.float32 | None = None,
     *,
     forward: Callable[..., Output],

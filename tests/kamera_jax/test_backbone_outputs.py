@@ -42,7 +42,7 @@ SEGMENTS = [
     (lambda good: {"positions": good.positions[0]}, r"positions \[16\]; expected f32\[3, T\]"),
     (lambda good: {"length": jnp.int32(0)}, "a segment of 0 tokens in 16 rows; expected at least one"),
     (lambda good: {"length": jnp.int32(17)}, "a segment of 17 tokens in 16 rows"),
-    (lambda good: {"length": 9}, r"length 9; expected an i32 scalar, such as jnp.int32\(16\)"),
+    (lambda good: {"length": 9}, r"length 9; expected an i32 scalar, such as np.int32\(16\)"),
     (lambda good: {"length": jnp.array([9])}, r"length int32\[1\]; expected an i32 scalar"),
     (lambda good: {"advance": float("nan")}, "advances by nan"),
     (lambda good: {"advance": -1.0}, "advances by -1.0"),

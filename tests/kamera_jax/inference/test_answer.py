@@ -159,6 +159,7 @@ def test_sampling_is_the_keys(random_vlm, patched, greedy):
 
 def test_a_window_of_another_backbone_is_refused(random_vlm, patched):
     other = copy(random_vlm)
+    other.fingerprint = "0" * 64
     other.spec = replace(random_vlm.spec, fingerprint="0" * 64)
     for ask in (kj.query, kj.generate):
         with pytest.raises(kj.errors.ModelMismatchError, match="belongs to model"):
