@@ -223,7 +223,10 @@ class ChatTemplate:
 
     def _copies_system(self, whole: str, text: str) -> bool:
         """Whether the template writes this system text where it writes any other, and nothing else for it."""
-        return self._render_system(text) == whole.replace(_SYSTEM, self._strip_system(text))
+        try:
+            return self._render_system(text) == whole.replace(_SYSTEM, self._strip_system(text))
+        except TemplateError:
+            return False
 
     def _render_system(self, text: str) -> str:
         return self._write([_turn("system", text), _turn("user", _MARK)])
@@ -272,6 +275,8 @@ class ChatTemplate:
         if (folder / "generation_config.json").exists():
             declared = read_json(folder / "generation_config.json").get("eos_token_id")
             eos = eos if declared is None else declared
+        if eos is None and (folder / "config.json").exists():
+            eos = read_json(folder / "config.json").get("eos_token_id")
         fields = Fields("generation_config.json", {"eos_token_id": eos})
         if isinstance(eos, list):
             return cls(tokenizer, fields.sizes("eos_token_id", least=0), system, kinds, variables)

@@ -238,6 +238,25 @@ def test_control_tokens_of_users_are_letters(name):
         assert not control & set(split.encode(f"a{text}b")) - {tokenizer.unk_token_id}
 
 
+def test_a_system_text_that_the_template_refuses():
+    template = templates.QWEN2_5.replace(
+        "{%- if messages[0]['role'] == 'system' %}",
+        "{%- if messages[0]['role'] == 'system' %}{%- if 'rude' in messages[0]['content'] %}"
+        "{{ raise_exception('be polite') }}{%- endif %}",
+    )
+    with pytest.raises(ChatTemplateError, match="be polite"):
+        ChatTemplate(chatml(template), [0], "rude", ())
+
+
+@pytest.mark.parametrize("said, eos", [({"eos_token_id": 5}, (5,)), ({"eos_token_id": [5, 7]}, (5, 7))])
+def test_what_ends_an_answer_may_be_said_in_the_configuration_alone(tmp_path, said, eos):
+    tokenizer = chatml(templates.PRINTS)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **said}))
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(tmp_path)
+    assert ChatTemplate.load(tmp_path, kinds=()).eos == eos
+
+
 def test_a_general_tokenizer_is_read_as_it_is(tmp_path):
     """transformers 5 writes another name for the class, and AutoTokenizer would build Qwen2's anew."""
     tokenizer = chatml(templates.QWEN2_5)
