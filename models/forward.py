@@ -9,7 +9,7 @@ import numpy as np
 
 from kamera_jax import rope
 from kamera_jax.backbone import Output
-from kamera_jax.kv import KV, Segment, WindowState
+from kamera_jax.kv import KV, ChunkPool, Segment, WindowState
 from kamera_jax.rope import RopeSpec
 from kamera_jax.window.reuse import attend_in_place
 from models.blocks import decoder
@@ -47,27 +47,9 @@ def forward(
             owner_mass at once, or one of them where chunks lie in pools, or tokens come with slots there, or the
             segment has DeepStack features.
     """
-    offered = COLLECTS_OF_EXPERTS if config.experts else COLLECTS
-    if unknown := set(collect) - set(offered):
-        raise ValueError(f"this model collects {offered}; got {sorted(unknown)}")
-    by = next((name for name in ("attention_mass", "owner_mass") if name in collect), None)
-    if {"attention_mass", "owner_mass"} <= set(collect):
-        raise ValueError("attention is collected by slot or by owner, attention_mass or owner_mass; got both")
     pools = () if state is None else state.pools
-    if pools and by is not None:
-        raise ValueError(
-            f'{by} is not collected from chunks that are attended to in place; run on a window of mode="materialise"'
-        )
-    if pools and "slots" in segment.inputs:
-        raise ValueError(
-            "tokens that come with slots stand among what is written, and this window keeps its chunks in place; run "
-            'them on a window of mode="materialise"'
-        )
-    if "deep" in segment.inputs:
-        raise ValueError(
-            "the segment has features for inner layers (DeepStack, inputs['deep']), which this decoder does not add; a "
-            "medium of such a model needs a decoder that does"
-        )
+    by = _mass_by(collect)
+    _check(config, segment, pools, collect)
     tokens = segment.positions.shape[-1]
     valid = segment.valid
     embeds = decoder.embed(params["text"], segment.inputs["tokens"])
@@ -125,6 +107,35 @@ def forward(
         }
         aux |= {name: value for name, value in routing.items() if name in collect}
     return Output(logits, kv, aux)
+
+
+def _mass_by(collect: Sequence[str]) -> str | None:
+    """The name by which attention mass is collected, if it is."""
+    return next((name for name in ("attention_mass", "owner_mass") if name in collect), None)
+
+
+def _check(config: DecoderConfig, segment: Segment, pools: Sequence[ChunkPool], collect: Sequence[str]) -> None:
+    """Raise ValueError for what `forward` does not serve."""
+    offered = COLLECTS_OF_EXPERTS if config.experts else COLLECTS
+    if unknown := set(collect) - set(offered):
+        raise ValueError(f"this model collects {offered}; got {sorted(unknown)}")
+    by = _mass_by(collect)
+    if {"attention_mass", "owner_mass"} <= set(collect):
+        raise ValueError("attention is collected by slot or by owner, attention_mass or owner_mass; got both")
+    if pools and by is not None:
+        raise ValueError(
+            f'{by} is not collected from chunks that are attended to in place; run on a window of mode="materialise"'
+        )
+    if pools and "slots" in segment.inputs:
+        raise ValueError(
+            "tokens that come with slots stand among what is written, and this window keeps its chunks in place; run "
+            'them on a window of mode="materialise"'
+        )
+    if "deep" in segment.inputs:
+        raise ValueError(
+            "the segment has features for inner layers (DeepStack, inputs['deep']), which this decoder does not add; a "
+            "medium of such a model needs a decoder that does"
+        )
 
 
 def _unrotated(q: jax.Array, positions: jax.Array, spec: RopeSpec) -> jax.Array:

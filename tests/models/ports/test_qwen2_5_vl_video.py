@@ -103,7 +103,7 @@ def test_what_is_not_cut_stays_whole(vlm):
         (part,) = vlm.cut(item, tokens=1)
         assert part is item
     assert [vlm.prepare(part).content for part in vlm.cut(image, tokens=1)] == [vlm.prepare(image).content]
-    with pytest.raises(ValueError, match="at least 1 token; got tokens=0"):
+    with pytest.raises(ValueError, match="tokens is 0; expected at least 1"):
         vlm.cut(image, tokens=0)
 
 
@@ -212,5 +212,5 @@ def test_a_long_video_is_several_chunks(vlm):
     assert len(chunks) == 3 and [chunk.key for chunk in chunks] == [kj.encode(vlm, part).key for part in parts]
     assert [chunk.key for chunk in kj.encode_all(vlm, whole)] == [kj.encode(vlm, whole).key]
     assert len(kj.encode_all(vlm, "a text", tokens=1)) == 1
-    with pytest.raises(ValueError, match="at least 1 token; got tokens=0"):
+    with pytest.raises(ValueError, match="tokens is 0; expected at least 1"):
         kj.encode_all(vlm, whole, tokens=0)
