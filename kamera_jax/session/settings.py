@@ -1,4 +1,4 @@
-"""What a session is told by its user, checked."""
+"""The settings and arguments of a session, checked."""
 
 from os import PathLike
 from pathlib import Path

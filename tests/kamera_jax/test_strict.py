@@ -23,7 +23,7 @@ STRICT = {
 }
 
 
-def told(vlm, mode):
+def whole_story(vlm, mode):
     """The story of windows, and what a session comes to: its answers, its window, what was evicted."""
     arrays, keys, tokens = story(vlm, mode)
     session = kj.Session(vlm, 160, mode=mode, rank=4)
@@ -44,14 +44,14 @@ def told(vlm, mode):
 def plain(request):
     assert jax.config.values["jax_numpy_dtype_promotion"] == "strict"
     assert jax.config.values["jax_numpy_rank_promotion"] == "raise"
-    return request.param, told(Toy(), request.param)
+    return request.param, whole_story(Toy(), request.param)
 
 
 @pytest.mark.parametrize("strict", STRICT)
 def test_a_backbone(plain, strict):
     mode, wanted = plain
     with STRICT[strict]():
-        given = told(Toy(), mode)
+        given = whole_story(Toy(), mode)
     same(given, wanted)
 
 
