@@ -103,7 +103,7 @@ def test_what_is_not_cut_stays_whole(vlm):
         (part,) = vlm.cut(item, tokens=1)
         assert part is item
     assert [vlm.prepare(part).content for part in vlm.cut(image, tokens=1)] == [vlm.prepare(image).content]
-    with pytest.raises(ValueError, match="tokens is 0; expected at least 1"):
+    with pytest.raises(ValueError, match="at least 1 token; got tokens=0"):
         vlm.cut(image, tokens=0)
 
 
