@@ -14,6 +14,7 @@ from kamera_jax.contract import check_kv, check_params_read
 from kamera_jax.handle import traced
 from kamera_jax.identity import chunk_key, content_of, lineage
 from kamera_jax.kv import Segment, WindowState
+from kamera_jax.transfer import position_of
 from kamera_jax.types import Params
 
 _PREAMBLES: WeakKeyDictionary[Backbone, tuple[list[Callable[[], Any]], Chunk]] = WeakKeyDictionary()
@@ -34,11 +35,11 @@ def run(
 ) -> Output:
     """A backbone's forward, compiled once per shape; see `Backbone.forward`.
 
-    The segment's positions are absolute, or local ones that ``base`` is added to. ``last`` asks for the logits at the
-    segment's last token.
+    The segment's positions are absolute, or local ones that ``base`` is added to, a position or numbers that begin with
+    one (`kamera_jax.transfer.packed`). ``last`` asks for the logits at the segment's last token.
     """
     if base is not None:
-        segment = segment.at(base)
+        segment = segment.at(position_of(base) if base.ndim else base)
     if last:
         logits_at = segment.length[None] - 1
     return call(forward, params, segment, state, logits_at=logits_at, collect=collect)
@@ -124,8 +125,14 @@ def preamble_chunk(vlm: Backbone) -> Chunk:
         if len(known) == len(params) and all(each() is leaf for each, leaf in zip(known, params, strict=True)):
             return chunk
     segment = vlm.preamble
+    # Compiled before it is called: under compile-time evaluation every constant of the forward is a program of its own.
+    ahead = None if traced(*params) else run.trace(vlm.params, segment, None, forward=vlm.forward).lower().compile()
     with jax.ensure_compile_time_eval():  # asked for inside a transformation, it is computed outside of it
-        chunk = chunk_of(vlm, segment, run(vlm.params, segment, None, forward=vlm.forward), None)
+        if ahead is None:
+            output = run(vlm.params, segment, None, forward=vlm.forward)
+        else:
+            output = ahead(vlm.params, segment, None)
+        chunk = chunk_of(vlm, segment, output, None)
     if not traced(*jax.tree.leaves(chunk)):  # of parameters that are traced it is of no use elsewhere
         _PREAMBLES[vlm] = ([_reference(leaf) for leaf in params], chunk)
     return chunk

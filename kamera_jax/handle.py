@@ -204,12 +204,13 @@ class Handle:
     def copied(self) -> Self:
         """The same bits in arrays of its own, under the same names."""
         leaves, structure = jax.tree.flatten(self)
-        copies = iter(_copied([leaf for leaf in leaves if np.ndim(leaf)]))
+        copies = iter(copied([leaf for leaf in leaves if np.ndim(leaf)]))
         return jax.tree.unflatten(structure, [next(copies) if np.ndim(leaf) else leaf for leaf in leaves])._named_like(
             self
         )
 
 
 @jax.jit
-def _copied(tree: Any) -> Any:
+def copied(tree: Any) -> Any:
+    """The same arrays in buffers of their own."""
     return jax.tree.map(jnp.copy, tree)

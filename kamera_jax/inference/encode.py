@@ -8,7 +8,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
 
 from kamera_jax.backbone import Backbone, Output, with_defaults
 from kamera_jax.chunk import Chunk, Patch, describe, source_of
@@ -17,15 +16,18 @@ from kamera_jax.errors import BackboneError, ModelMismatchError
 from kamera_jax.forward import check_forward, chunk_of, preamble_chunk, run
 from kamera_jax.handle import Columns, traced
 from kamera_jax.identity import patch_key
-from kamera_jax.kv import Factors, Segment, Sketch, SketchSpec, bucket_of_slots, check_length
+from kamera_jax.kv import KV, Factors, Segment, Sketch, SketchSpec, bucket_of_slots, check_length
+from kamera_jax.patch.fitting import Fitted, fit_width
 from kamera_jax.patch.size import Size
 from kamera_jax.patch.sketch import reread_jit, take_jit
+from kamera_jax.transfer import on_device, packed
 from kamera_jax.window.changes import append, materialised, nan_if
 from kamera_jax.window.checks import check_chunk, check_model
-from kamera_jax.window.window import Window, aligned, on_device
+from kamera_jax.window.window import Window, aligned
 
-OWNERS = 16
-"""So many are shared between attention at least: entries of a window, its preamble, and the chunk itself."""
+OWNERS = 128
+"""So many are shared between attention at least: entries of a window, its preamble, and the chunk itself. There may be
+four times as many, and so on, and that often what forms a patch is compiled anew."""
 
 PART_TOKENS = 1024
 """Media tokens of a chunk at most, by default, where a long item is cut."""
@@ -84,7 +86,11 @@ def encode_segment(vlm: Backbone, segment: Segment) -> Chunk:
 
 
 def run_chunk(
-    vlm: Backbone, window: Window, source: Segment | Chunk, collect: tuple[str, ...] = ()
+    vlm: Backbone,
+    window: Window,
+    source: Segment | Chunk,
+    collect: tuple[str, ...] = (),
+    base: jax.Array | None = None,
 ) -> tuple[Chunk, Output]:
     """A chunk with the KV that one forward on the window as it stands gives it, and all that forward returned.
 
@@ -93,12 +99,14 @@ def run_chunk(
         window: what it sees.
         source: what is run; a turn that is run again stays one.
         collect: see `Backbone.forward`.
+        base: the window's next position, where it is on the device already; see `kamera_jax.forward.run`.
     """
     segment = source_of(source) if isinstance(source, Chunk) else source
     turn = isinstance(source, Chunk) and source.turn
     if segment.advance is not None:
         check_length(vlm.spec, window.next_position, segment.advance)
-    base = on_device(window.next_position)
+    if base is None:
+        base = on_device(window.next_position)
     output = run(vlm.params, segment, window.state, base=base, forward=vlm.forward, collect=collect)
     chunk = chunk_of(vlm, segment, output, window.preamble.chunk.key, window.entries, context=window.lineage, turn=turn)
     return chunk, output
@@ -193,10 +201,11 @@ def form_patch(
     window = _prefilled(vlm, antecedents) if context is None else context
     check_chunk(window, chunk)
     window = materialised(window)  # what each chunk received cannot be distinguished in place
-    conditioned, output = run_chunk(vlm, window, chunk, collect)
+    numbers = _forming_numbers(window, chunk.length, size)
+    conditioned, output = run_chunk(vlm, window, chunk, collect, numbers)
     # Inside the forming window antecedents are conditioned and keyed as such; a patch names those its caller knows.
     keys = window.keys if antecedents is None else tuple(each.key for each in antecedents)
-    return _patch(chunk, conditioned, output, window, keys, size, sketch)
+    return _patch(chunk, conditioned, output, window, keys, size, sketch, numbers)
 
 
 def form_patches(
@@ -240,11 +249,13 @@ def form_patches(
     patches: list[Patch | None] = []
     for item, source in zip(items, sources, strict=True):
         canonical = item if isinstance(item, Chunk) else None
-        conditioned, output = run_chunk(vlm, window, source, () if canonical is None else collect)
         if canonical is None:
+            conditioned, _ = run_chunk(vlm, window, source)
             patches.append(None)
         else:
-            patches.append(_patch(canonical, conditioned, output, window, keys, size, sketch))
+            numbers = _forming_numbers(window, canonical.length, size)
+            conditioned, output = run_chunk(vlm, window, source, collect, numbers)
+            patches.append(_patch(canonical, conditioned, output, window, keys, size, sketch, numbers))
         keys += ((conditioned if canonical is None else canonical).key,)
         window = append(window, conditioned, donate=bool(window.entries))
     return window, tuple(patches)
@@ -283,13 +294,18 @@ def _patch(
     antecedents: tuple[str, ...],
     size: Size,
     sketch: SketchSpec | None,
+    numbers: jax.Array,
 ) -> Patch:
     """The patch of a chunk that a forward on ``window`` has conditioned; nothing here waits for the device."""
     rows = chunk.taken(conditioned.kv)
-    length = chunk.length
-    if size.rank is not None and not traced(length):
-        length = jax.device_put(np.int32(length))
-    factors, residual = size.fit(rows, chunk.kv, length)
+    attended = (output.aux["attention_mass"], numbers)
+    owners = {"slots": window.state.valid.shape[0], "count": _padded_owners(window)}
+    if size.rank is None:
+        factors, residual = size.fit(rows, chunk.kv, chunk.length)
+        mass = _shares(*attended, **owners)
+    else:
+        width = {"width": size.width(chunk.kv), "int8": bool(size.int8)}
+        (factors, residual), mass = _fit_and_share(rows, chunk.kv, *attended, **owners, **width)
     lost = window.overflowed
     if not chunk.keeps_all_rows and traced(rows.rot):  # where rows of no token could not be refused
         lost = lost | jnp.isnan(rows.rot).any()
@@ -305,7 +321,7 @@ def _patch(
         chunk=chunk.key,
         model=chunk.model,
         antecedents=antecedents,
-        mass=_mass(output, window),
+        mass=Columns(mass, len(window.entries) + 2),
         residual=residual,
         length=chunk.length,
         sketch=None if sketch is None else _sketch(chunk, output, window, factors, sketch),
@@ -341,30 +357,60 @@ def _slots(vlm: Backbone, lengths: Sequence[int], room: int) -> int:
     return bucket_of_slots(aligned(preamble_chunk(vlm).length) + sum(map(aligned, lengths)) + room)
 
 
-def _mass(output: Output, window: Window) -> Columns:
-    """Attention that each entry, the preamble and the chunk itself received, compiled once for many counts of them."""
-    count = len(window.entries) + 2
-    owners = _owners(window, output)
-    if not traced(owners):
-        owners = jax.device_put(owners)
-    padded = max(OWNERS, 1 << (count - 1).bit_length())
-    return Columns(_shares(output.aux["attention_mass"], owners, count=padded), count)
+def _padded_owners(window: Window) -> int:
+    """Owners of attention that arrays have room for: few sizes."""
+    owners = OWNERS
+    while owners < len(window.entries) + 2:
+        owners *= 4
+    return owners
 
 
-def _owners(window: Window, output: Output) -> Int[np.ndarray | Array, " S"]:
-    """Whose each slot is that attention goes to: an entry's, the preamble's, or the forming chunk's own."""
-    slots = np.arange(output.aux["attention_mass"].shape[1])
-    owner = np.where(slots < window.state.valid.shape[0], len(window.entries), len(window.entries) + 1).astype(np.int32)
-    for i, entry in enumerate(window.entries):
-        own = (slots >= entry.slot) & (slots < entry.slot + entry.chunk.length)
-        owner = jnp.where(own, i, owner) if traced(own) else np.where(own, np.int32(i), owner)
-    return owner
+def _forming_numbers(window: Window, length: Any, size: Size) -> jax.Array:
+    """All numbers that forming a patch takes, one array on the device: one transfer.
+
+    The base; the chunk's length, the rank and the number of entries; then of each owner the first slot and, in the same
+    order, the one after the last: 0 and 0 for those that are no entry.
+    """
+    missing = [0] * (_padded_owners(window) - len(window.entries))
+    first = [entry.slot for entry in window.entries] + missing
+    last = [entry.slot + entry.chunk.length for entry in window.entries] + missing
+    rank = 0 if size.rank is None else max(0, min(size.rank, np.iinfo(np.int32).max))
+    return packed(window.next_position, length, rank, len(window.entries), *first, *last)
 
 
-@partial(jax.jit, static_argnames="count")
-def _shares(mass: jax.Array, owner: np.ndarray | jax.Array, *, count: int) -> jax.Array:
-    """Sum f32[L, S + T] over the slots of each of ``count`` owners."""
+def _share(mass: jax.Array, numbers: jax.Array, *, slots: int, count: int) -> jax.Array:
+    """Attention f32[L, S + T], summed over the slots of each entry, then the preamble, then the chunk's own tokens."""
+    entries = numbers[3]
+    first = numbers[4 : 4 + count]
+    last = numbers[4 + count :]
+    here = jnp.arange(mass.shape[1], dtype=jnp.int32)
+    within = (here[:, None] >= first[None, :]) & (here[:, None] < last[None, :])
+    owner = jnp.where(here < slots, entries, entries + 1)
+    owner = jnp.where(within.any(1), within.argmax(1).astype(jnp.int32), owner)
     return mass @ jax.nn.one_hot(owner, count, dtype=jnp.float32)
+
+
+@partial(jax.jit, static_argnames=("slots", "count"))
+def _shares(mass: jax.Array, numbers: jax.Array, *, slots: int, count: int) -> jax.Array:
+    """See `_share`."""
+    return _share(mass, numbers, slots=slots, count=count)
+
+
+@partial(jax.jit, static_argnames=("slots", "count", "width", "int8"))
+def _fit_and_share(
+    conditioned: KV,
+    canonical: KV,
+    mass: jax.Array,
+    numbers: jax.Array,
+    *,
+    slots: int,
+    count: int,
+    width: int,
+    int8: bool,
+) -> tuple[Fitted, jax.Array]:
+    """A patch of at most ``width`` components, and whom the chunk attended to: one program for the rows of a chunk."""
+    fitted = fit_width(conditioned, canonical, numbers[1], numbers[2], width=width, int8=int8)
+    return fitted, _share(mass, numbers, slots=slots, count=count)
 
 
 def _check_model(vlm: Backbone, chunk: Chunk) -> None:

@@ -18,10 +18,11 @@ from kamera_jax.forward import run
 from kamera_jax.identity import chunk_key, content_key, content_of
 from kamera_jax.inference.turn import Turn
 from kamera_jax.kv import KV, Segment, bucket, check_length
+from kamera_jax.transfer import on_device
 from kamera_jax.types import Stream
 from kamera_jax.window.changes import append
 from kamera_jax.window.checks import check_model, check_room
-from kamera_jax.window.window import Window, on_device
+from kamera_jax.window.window import Window
 
 
 def query(vlm: Backbone, window: Window, text: str) -> Float[Array, " V"]:
@@ -131,7 +132,7 @@ def generate_turn(
     most = turn_slots(vlm, tail, max_new_tokens, keep)
     check_room(window, most, tail.advance + most - question)
     started = time.perf_counter()
-    room = bucket(len(closing) + 1)  # of one length, whether or not the answer's last token is to be run with it
+    room = bucket(len(_closing(vlm)) + 1)  # of one length, whether or not the turn is kept: fewer programs
     turn = Turn(vlm, window, most, room, temperature=temperature, key=key)
     answer = _Answer(vlm, stop, max_new_tokens, stream)
     goes_on = answer.add(turn.ask(tail))

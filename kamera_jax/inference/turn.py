@@ -11,10 +11,11 @@ import numpy as np
 
 from kamera_jax.backbone import Backbone, Output, call, with_defaults
 from kamera_jax.kv import KV, ChunkPool, KVSpec, Segment, WindowState, bucket_of_slots
+from kamera_jax.transfer import packed, unpacked
 from kamera_jax.types import Params
 from kamera_jax.window.changes import turn_state
 from kamera_jax.window.reuse import write
-from kamera_jax.window.window import Window, packed, unpacked
+from kamera_jax.window.window import Window
 
 LEAST_ROWS = 64
 """Rows of a turn's state at least: turns of nearly the same length share what is compiled."""
