@@ -36,27 +36,24 @@ def to_device(tree: Any) -> Any:
     """
     leaves, structure = jax.tree.flatten(tree)
     keys = [_key(leaf) for leaf in leaves]
-    missing = [number for number, leaf in enumerate(leaves) if not _there(leaf, keys[number])]
+    there = [_found(leaf, key) for leaf, key in zip(leaves, keys, strict=True)]
+    missing = [number for number, array in enumerate(there) if array is None]
     if missing:
-        along = {key: array for key, array in _SENT.expected.items() if not _there(array, key)}
+        along = {key: array for key, array in _SENT.expected.items() if _found(array, key) is None}
         _SENT.expected.clear()
-        arrived = jax.device_put(([leaves[number] for number in missing], list(along.values())))
-        _keep(along, arrived[1])
-        _keep([keys[number] for number in missing], arrived[0])
-        for number, array in zip(missing, arrived[0], strict=True):
-            leaves[number] = array
-    for number, key in enumerate(keys):
-        if key is not None and not isinstance(leaves[number], jax.Array):
-            _SENT.arrays.move_to_end(key)
-            leaves[number] = _SENT.arrays[key]
-    return jax.tree.unflatten(structure, leaves)
+        arrived, beside = jax.device_put(([leaves[number] for number in missing], list(along.values())))
+        _keep(along, beside)
+        _keep([keys[number] for number in missing], arrived)
+        for number, array in zip(missing, arrived, strict=True):
+            there[number] = array
+    return jax.tree.unflatten(structure, there)
 
 
 def expect(tree: Any) -> None:
     """Let the small arrays of a tree go with the next transfer, so that they are there when `to_device` takes them."""
     for leaf in jax.tree.leaves(tree):
         key = _key(leaf)
-        if key is not None and not _there(leaf, key):
+        if key is not None and _found(leaf, key) is None:
             _SENT.expected[key] = leaf
 
 
@@ -67,18 +64,22 @@ def _key(leaf: Any) -> tuple[Any, ...] | None:
     return leaf.dtype.str, leaf.shape, leaf.tobytes(), jax.config.jax_default_device
 
 
-def _there(leaf: Any, key: tuple[Any, ...] | None) -> bool:
-    """Whether a leaf need not be sent."""
+def _found(leaf: Any, key: tuple[Any, ...] | None) -> Any:
+    """The leaf on the device, where it need not be sent; else None."""
     if isinstance(leaf, jax.Array):
-        return True
+        return leaf
     kept = None if key is None else _SENT.arrays.get(key)
-    return kept is not None and not kept.is_deleted()
+    if kept is None or kept.is_deleted():
+        return None
+    _SENT.arrays.move_to_end(key)
+    return kept
 
 
 def _keep(keys: Any, arrays: list[jax.Array]) -> None:
     for key, array in zip(keys, arrays, strict=True):
         if key is not None and not traced(array):  # inside a transformation it is no array yet
             _SENT.arrays[key] = array
+            _SENT.arrays.move_to_end(key)
     while len(_SENT.arrays) > MOST:
         _SENT.arrays.popitem(last=False)
 

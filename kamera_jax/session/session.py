@@ -15,6 +15,7 @@ from kamera_jax.identity import canonical_key
 from kamera_jax.inference.encode import encode_segment, form_patch
 from kamera_jax.inference.generate import Generation, generate_turn, question_tail, turn_slots
 from kamera_jax.session.choice import best_patch
+from kamera_jax.session.lending import Lent
 from kamera_jax.session.memory import ChunkMemory
 from kamera_jax.session.saved import SavedSession, load_session, save_session
 from kamera_jax.session.stats import SessionStats
@@ -82,13 +83,12 @@ class Session:
         self._policy = policy
         self._pinned: frozenset[str] = frozenset()
         self._stats = SessionStats()
-        self._lent = False
+        self._lent = Lent()
 
     @property
     def window(self) -> Window:
         """The window as it stands: the caller's to keep, whatever the session does next."""
-        self._lent = True
-        return self._window
+        return self._lent.lend(self._window)
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -165,12 +165,11 @@ class Session:
         gone = in_the_way(self._window, self._pinned, None, more=(room, advance))
         window = without(self._window, gone)
         answer, turn = generate_turn(self._vlm, window, text, max_new_tokens=max_new_tokens, keep=keep, **options)
-        if turn is not None:
-            self._commit(window, gone, change=Append(turn))
-            answer = replace(answer, window=self._window)
-            self._count(turns=1)
-        self._lent = True  # to the caller, in the answer
-        return answer
+        if turn is None:
+            return replace(answer, window=self._lent.lend(window))
+        self._commit(window, gone, change=Append(turn))
+        self._count(turns=1)
+        return replace(answer, window=self.window)
 
     def recall(self, key: str, at: int | None = None) -> None:
         """Bring an evicted chunk back with the patch it had: no forward, unless the policy asks for one.
@@ -395,7 +394,8 @@ class Session:
                 window = reserved(window, [chunk.kv.rot.shape[1] for chunk in new])
             window = changed(window, change, donate=self._owns(window))
         self._evicted = tuple(evicted)
-        self._lent = self._lent and window.mode == "in_place"
+        if window.mode == "materialise":
+            self._lent.forget()
         self._window = window
         self._pinned |= {new.key for old, _, new in rerun if old.key in self._pinned}
         self._pinned &= set(window.keys)

@@ -33,8 +33,8 @@ LEAST_RANK = 32
 """Components that a pool has arrays for at least where there are patches, so that it need not grow with each."""
 
 
-RESERVED_BYTES = 2**25
-"""Bytes of a pool at most that is made as large as its window may need it, before it does: 32 MiB."""
+RESERVED_BYTES = 2**26
+"""Bytes of a pool at most that is made as large as its window may need it, before it does: 64 MiB."""
 
 SLOT_ALIGNMENT = 16
 """Chunks start at multiples of this many slots, so that kernels write whole tiles."""

@@ -19,7 +19,7 @@ GROUP = 8
 """Entries that one call writes, where their chunks have the same rows."""
 
 GROUPED_ROWS = 256
-"""Rows of such chunks at most: they are copied side by side first, and of longer ones a call has enough to do."""
+"""Rows of such chunks at most, each of which is copied first; of a longer one a call has enough to do."""
 
 LEAST_RANK = 32
 """Components that an entry without a patch is written with, all of them unused: it shares its program with patches."""
@@ -60,7 +60,7 @@ def put(spec: KVSpec, state: WindowState, entries: Sequence[Entry], *, donate: b
     groups = list(_groups(entries))
     rows = to_device([rows for rows, _ in groups])
     for (_, sources), there in zip(groups, rows, strict=True):
-        if len(sources) == 1:
+        if there.ndim == 1:
             state = _put_donated(state, there, sources[0], spec=spec)
         else:
             state = _put_group(state, there, sources, spec=spec)
@@ -90,7 +90,7 @@ def _groups(entries: Sequence[Entry]) -> Iterable[tuple[np.ndarray, tuple[Source
             rows = [_numbers(entry, hide if place == 0 else NOWHERE) for place, entry in enumerate(part)]
             hide = NOWHERE
             sources = tuple(_patched_source(entry) for entry in part)
-            if len(part) == 1:
+            if size == 1:
                 yield rows[0], sources
             else:
                 missing = GROUP - len(part)
@@ -169,12 +169,11 @@ def _put_first(row: jax.Array, source: Source, *, spec: KVSpec, slots: int) -> W
 @partial(jax.jit, static_argnames="spec", donate_argnames="state")
 def _put_group(state: WindowState, rows: jax.Array, sources: tuple[Source, ...], *, spec: KVSpec) -> WindowState:
     """Several entries one after another; rows of a length below 0 are none."""
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *sources)
     count = jnp.sum(rows[:, 2] >= 0, dtype=jnp.int32)
 
     def one(i: jax.Array, state: WindowState) -> WindowState:
-        row, source = jax.tree.map(lambda each: jax.lax.dynamic_index_in_dim(each, i, keepdims=False), (rows, stacked))
-        return _put_one(state, row, source, spec=spec)
+        source = jax.lax.switch(i, [partial(lambda each: each, each) for each in sources])
+        return _put_one(state, rows[i], source, spec=spec)
 
     return jax.lax.fori_loop(jnp.int32(0), count, one, state)
 

@@ -20,7 +20,6 @@ Mode = Literal["materialise", "in_place"]
 """Write chunks rotated and patched, once for every place they come to, or read them where they lie."""
 
 
-
 Count = TypeVar("Count", int, jax.Array)
 """A number that is known, or one that is traced."""
 

@@ -6,7 +6,8 @@ import pytest
 
 import kamera_jax as kj
 from kamera_jax.errors import WindowFullError
-from tests.kamera_jax.programs import compilations
+from tests.kamera_jax.conftest import CELL
+from tests.kamera_jax.programs import compilations, turn
 
 MODES = ("materialise", "in_place")
 QUESTION = "which page is blue ?"
@@ -77,3 +78,20 @@ def test_capacities_share_programs_and_stay_the_limit(random_vlm, chunks):
     full = kj.Window.empty(random_vlm, room - 1)
     with pytest.raises(WindowFullError, match="slots free"):
         kj.append(full, chunks[0])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_session_of_items_of_mixed_sizes_is_few_programs(random_vlm, mode):
+    """Sixty turns of texts and images of one to a hundred tokens, in a window that is full after a few."""
+    jax.clear_caches()
+    session = kj.Session(random_vlm, 1024, mode=mode)
+    random = np.random.default_rng(0)
+    early = 0
+    with compilations() as seen:
+        for number in range(60):
+            if number == 20:
+                early = len(seen)
+            turn(session, random, CELL, most=110, side=10)
+    assert session.stats.evicted > 60 and session.stats.recalls > 5
+    assert len(seen) <= 60, seen
+    assert not seen[early:]
