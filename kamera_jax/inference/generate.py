@@ -223,6 +223,25 @@ def turn_slots(vlm: Backbone, tail: Segment, max_new_tokens: int, keep: bool) ->
     return int(tail.length) + max_new_tokens + (len(_closing(vlm)) if keep else 0)
 
 
+def compile_turns(vlm: Backbone, window: Window, text: str, *, max_new_tokens: int) -> None:
+    """Compile what `generate` runs for this question, whatever the answer and its length.
+
+    Raises:
+        WindowFullError, ValueError: see `generate`.
+    """
+    tail = question_tail(vlm, window, text)
+    most = turn_slots(vlm, tail, max_new_tokens, keep=True)
+    check_room(window, most, tail.advance + most - int(tail.length))
+    closing = _closing(vlm)
+    turn = Turn(vlm, window, most, bucket(len(closing) + 1), temperature=0.0, key=None)
+    token = turn.ask(tail)
+    if max_new_tokens > 1:
+        token = turn.next_token()
+    turn.close([token, *closing], 0)
+    for padded in {bucket(length) for length in range(most - max_new_tokens, most + 1)}:
+        _cut(turn.kv, jax.device_put(np.int32(1)), padded=padded)
+
+
 def question_tail(vlm: Backbone, window: Window, text: str) -> Segment:
     """The question as it is asked of a window, at positions from 0.
 

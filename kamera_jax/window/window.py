@@ -1,8 +1,8 @@
 """Windows: ordered chunks behind a pinned preamble. Every operation returns a new window; none runs the model."""
 
 from collections.abc import Collection
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, TypeVar, get_args, no_type_check
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, TypeVar, get_args, no_type_check
 
 import jax
 

@@ -6,8 +6,10 @@ import pytest
 
 import kamera_jax as kj
 from kamera_jax.errors import WindowFullError
+from kamera_jax.session.warm import warm
 from tests.kamera_jax.conftest import CELL
 from tests.kamera_jax.programs import compilations, turn
+from tests.kamera_jax.toy import Toy
 
 MODES = ("materialise", "in_place")
 QUESTION = "which page is blue ?"
@@ -95,3 +97,57 @@ def test_a_session_of_items_of_mixed_sizes_is_few_programs(random_vlm, mode):
     assert session.stats.evicted > 60 and session.stats.recalls > 5
     assert len(seen) <= 60, seen
     assert not seen[early:]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_was_warmed_up_compiles_nothing(mode):
+    toy = Toy(seed=12)
+    steps = []
+    texts = ["a page", "a page " * 4]
+    options = {"items": texts, "questions": ["what is it ?"], "max_new_tokens": 4}
+    warm(toy, 400, mode=mode, rank=8, progress=lambda *step: steps.append(step), **options)
+    assert [step[:2] for step in steps] == [(i, len(steps)) for i in range(len(steps))]
+    assert steps[0][2] == "item 1 of 2" and steps[-1][2] == "question 1 of 1"
+    with compilations() as seen:
+        session = kj.Session(toy, 400, mode=mode, rank=8)
+        for number in range(12):
+            session.add("b star " * 4 if number % 3 else "other" + str(number))
+            kept = session.window
+            session.add("cell" + str(number), patch=bool(number % 2))
+            for tokens in range(1, 5):
+                answer = session.ask("what was it?", max_new_tokens=tokens, keep=bool(number % 2))
+            assert kept and answer.tokens
+        session.recall(session.evicted[0])
+    assert not seen
+
+
+def test_a_model_warms_its_own_sessions(random_vlm, make_image):
+    random_vlm.warm(300, items=["red and blue", make_image(2, 3)], questions=[QUESTION], max_new_tokens=2)
+    with compilations() as seen:
+        session = kj.Session(random_vlm, 300)
+        for item in (make_image(3, 2, seed=5), "the page on the left", make_image(1, 5, seed=6)):
+            session.add(item)
+            session.ask("which cell is red ?", max_new_tokens=2)
+    assert not seen
+
+
+def test_texts_of_its_own_are_run_without_items():
+    steps = []
+    warm(Toy(seed=13), 200, rank=4, max_new_tokens=4, progress=lambda *step: steps.append(step[2]))
+    assert steps[0] == "item 1 of 3" and steps[-1] == "question 1 of 1"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"items": "a text"}, "items must be a list"),
+        ({"questions": "what ?"}, "questions must be a list"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
+        ({"rank": 0}, "rank must be"),
+        ({"items": ["a page " * 60]}, "do not fit"),
+        ({"questions": ["what " * 60]}, "do not fit"),
+    ],
+)
+def test_what_cannot_be_warmed_up_is_named(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        warm(Toy(seed=13), 200, **wrong)
