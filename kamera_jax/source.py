@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from kamera_jax.handle import Field, traced
 from kamera_jax.kv import Segment
+from kamera_jax.transfer import to_device
 
 
 @no_type_check  # a pytree is rebuilt with whatever a transformation puts in its leaves
@@ -59,7 +60,7 @@ class SourceField(Field):
 
 def _i32(length: Any) -> jax.Array:
     """A length on the device."""
-    return jnp.asarray(length, jnp.int32) if isinstance(length, jax.Array) else jax.device_put(np.int32(length))
+    return jnp.asarray(length, jnp.int32) if isinstance(length, jax.Array) else to_device(np.int32(length))
 
 
 def _same_rows(segment: Segment, chunk: Any) -> bool:

@@ -36,10 +36,10 @@ def to_device(tree: Any) -> Any:
     """
     leaves, structure = jax.tree.flatten(tree)
     keys = [_key(leaf) for leaf in leaves]
-    there = [_found(leaf, key) for leaf, key in zip(leaves, keys, strict=True)]
+    there = [_known(leaf, key) for leaf, key in zip(leaves, keys, strict=True)]
     missing = [number for number, array in enumerate(there) if array is None]
     if missing:
-        along = {key: array for key, array in _SENT.expected.items() if _found(array, key) is None}
+        along = {key: array for key, array in _SENT.expected.items() if _known(array, key) is None}
         _SENT.expected.clear()
         arrived, beside = jax.device_put(([leaves[number] for number in missing], list(along.values())))
         _keep(along, beside)
@@ -53,7 +53,7 @@ def expect(tree: Any) -> None:
     """Let the small arrays of a tree go with the next transfer, so that they are there when `to_device` takes them."""
     for leaf in jax.tree.leaves(tree):
         key = _key(leaf)
-        if key is not None and _found(leaf, key) is None:
+        if key is not None and _known(leaf, key) is None:
             _SENT.expected[key] = leaf
 
 
@@ -64,7 +64,7 @@ def _key(leaf: Any) -> tuple[Any, ...] | None:
     return leaf.dtype.str, leaf.shape, leaf.tobytes(), jax.config.jax_default_device
 
 
-def _found(leaf: Any, key: tuple[Any, ...] | None) -> Any:
+def _known(leaf: Any, key: tuple[Any, ...] | None) -> Any:
     """The leaf on the device, where it need not be sent; else None."""
     if isinstance(leaf, jax.Array):
         return leaf

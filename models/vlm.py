@@ -18,6 +18,7 @@ from kamera_jax.guard.calibration import Calibration
 from kamera_jax.identity import content_key
 from kamera_jax.kv import KVSpec, Segment
 from kamera_jax.session.warm import QUESTION, Progress, warm
+from kamera_jax.transfer import to_device
 from kamera_jax.window.window import Mode
 from models.architecture import Architecture, Config, Encode, Medium
 from models.blocks import decoder
@@ -195,7 +196,13 @@ class VisionLanguageModel(BackboneBase):
     def _encoder(self, medium: Medium) -> Encode:
         """What runs a medium's tower."""
         named: Any = medium  # hashable, as its protocol asks
-        return partial(_encode, self.params[medium.tower], medium=named, tower=self.config.towers[medium.tower])
+        params = self.params[medium.tower]
+        tower = self.config.towers[medium.tower]
+
+        def encode(inputs: Any, plan: Any) -> Features:
+            return _encode(params, *to_device((inputs, plan)), medium=named, tower=tower)
+
+        return encode
 
     def tail(self, text: str) -> Segment:
         """The question and the assistant header.

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -16,18 +15,14 @@ from kamera_jax.errors import BackboneError, ModelMismatchError
 from kamera_jax.forward import check_forward, chunk_of, preamble_chunk, run
 from kamera_jax.handle import Columns, traced
 from kamera_jax.identity import patch_key
-from kamera_jax.kv import KV, Factors, Segment, Sketch, SketchSpec, bucket_of_slots, check_length
-from kamera_jax.patch.fitting import Fitted, fit_width
+from kamera_jax.inference.forming import fit_and_share, forming_numbers, padded_owners, shares
+from kamera_jax.kv import Factors, Segment, Sketch, SketchSpec, bucket_of_slots, check_length
 from kamera_jax.patch.size import Size
 from kamera_jax.patch.sketch import reread_jit, take_jit
-from kamera_jax.transfer import on_device, packed
+from kamera_jax.transfer import on_device
 from kamera_jax.window.changes import append, materialised, nan_if
 from kamera_jax.window.checks import check_chunk, check_model
 from kamera_jax.window.window import Window, aligned
-
-OWNERS = 128
-"""So many are shared between attention at least: entries of a window, its preamble, and the chunk itself. There may be
-four times as many, and so on, and that often what forms a patch is compiled anew."""
 
 PART_TOKENS = 1024
 """Media tokens of a chunk at most, by default, where a long item is cut."""
@@ -201,7 +196,7 @@ def form_patch(
     window = _prefilled(vlm, antecedents) if context is None else context
     check_chunk(window, chunk)
     window = materialised(window)  # what each chunk received cannot be distinguished in place
-    numbers = _forming_numbers(window, chunk.length, size)
+    numbers = forming_numbers(window, chunk.length, size)
     conditioned, output = run_chunk(vlm, window, chunk, collect, numbers)
     # Inside the forming window antecedents are conditioned and keyed as such; a patch names those its caller knows.
     keys = window.keys if antecedents is None else tuple(each.key for each in antecedents)
@@ -253,7 +248,7 @@ def form_patches(
             conditioned, _ = run_chunk(vlm, window, source)
             patches.append(None)
         else:
-            numbers = _forming_numbers(window, canonical.length, size)
+            numbers = forming_numbers(window, canonical.length, size)
             conditioned, output = run_chunk(vlm, window, source, collect, numbers)
             patches.append(_patch(canonical, conditioned, output, window, keys, size, sketch, numbers))
         keys += ((conditioned if canonical is None else canonical).key,)
@@ -299,13 +294,13 @@ def _patch(
     """The patch of a chunk that a forward on ``window`` has conditioned; nothing here waits for the device."""
     rows = chunk.taken(conditioned.kv)
     attended = (output.aux["attention_mass"], numbers)
-    owners = {"slots": window.state.valid.shape[0], "count": _padded_owners(window)}
+    owners = {"slots": window.state.valid.shape[0], "count": padded_owners(window)}
     if size.rank is None:
         factors, residual = size.fit(rows, chunk.kv, chunk.length)
-        mass = _shares(*attended, **owners)
+        mass = shares(*attended, **owners)
     else:
         width = {"width": size.width(chunk.kv), "int8": bool(size.int8)}
-        (factors, residual), mass = _fit_and_share(rows, chunk.kv, *attended, **owners, **width)
+        (factors, residual), mass = fit_and_share(rows, chunk.kv, *attended, **owners, **width)
     lost = window.overflowed
     if not chunk.keeps_all_rows and traced(rows.rot):  # where rows of no token could not be refused
         lost = lost | jnp.isnan(rows.rot).any()
@@ -355,62 +350,6 @@ def _lengths(sources: Sequence[Segment | Chunk]) -> list[int]:
 
 def _slots(vlm: Backbone, lengths: Sequence[int], room: int) -> int:
     return bucket_of_slots(aligned(preamble_chunk(vlm).length) + sum(map(aligned, lengths)) + room)
-
-
-def _padded_owners(window: Window) -> int:
-    """Owners of attention that arrays have room for: few sizes."""
-    owners = OWNERS
-    while owners < len(window.entries) + 2:
-        owners *= 4
-    return owners
-
-
-def _forming_numbers(window: Window, length: Any, size: Size) -> jax.Array:
-    """All numbers that forming a patch takes, one array on the device: one transfer.
-
-    The base; the chunk's length, the rank and the number of entries; then of each owner the first slot and, in the same
-    order, the one after the last: 0 and 0 for those that are no entry.
-    """
-    missing = [0] * (_padded_owners(window) - len(window.entries))
-    first = [entry.slot for entry in window.entries] + missing
-    last = [entry.slot + entry.chunk.length for entry in window.entries] + missing
-    rank = 0 if size.rank is None else max(0, min(size.rank, np.iinfo(np.int32).max))
-    return packed(window.next_position, length, rank, len(window.entries), *first, *last)
-
-
-def _share(mass: jax.Array, numbers: jax.Array, *, slots: int, count: int) -> jax.Array:
-    """Attention f32[L, S + T], summed over the slots of each entry, then the preamble, then the chunk's own tokens."""
-    entries = numbers[3]
-    first = numbers[4 : 4 + count]
-    last = numbers[4 + count :]
-    here = jnp.arange(mass.shape[1], dtype=jnp.int32)
-    within = (here[:, None] >= first[None, :]) & (here[:, None] < last[None, :])
-    owner = jnp.where(here < slots, entries, entries + 1)
-    owner = jnp.where(within.any(1), within.argmax(1).astype(jnp.int32), owner)
-    return mass @ jax.nn.one_hot(owner, count, dtype=jnp.float32)
-
-
-@partial(jax.jit, static_argnames=("slots", "count"))
-def _shares(mass: jax.Array, numbers: jax.Array, *, slots: int, count: int) -> jax.Array:
-    """See `_share`."""
-    return _share(mass, numbers, slots=slots, count=count)
-
-
-@partial(jax.jit, static_argnames=("slots", "count", "width", "int8"))
-def _fit_and_share(
-    conditioned: KV,
-    canonical: KV,
-    mass: jax.Array,
-    numbers: jax.Array,
-    *,
-    slots: int,
-    count: int,
-    width: int,
-    int8: bool,
-) -> tuple[Fitted, jax.Array]:
-    """A patch of at most ``width`` components, and whom the chunk attended to: one program for the rows of a chunk."""
-    fitted = fit_width(conditioned, canonical, numbers[1], numbers[2], width=width, int8=int8)
-    return fitted, _share(mass, numbers, slots=slots, count=count)
 
 
 def _check_model(vlm: Backbone, chunk: Chunk) -> None:

@@ -18,7 +18,7 @@ from kamera_jax.forward import run
 from kamera_jax.identity import chunk_key, content_key, content_of
 from kamera_jax.inference.turn import Turn
 from kamera_jax.kv import KV, Segment, bucket, check_length
-from kamera_jax.transfer import on_device
+from kamera_jax.transfer import on_device, to_device
 from kamera_jax.types import Stream
 from kamera_jax.window.changes import append
 from kamera_jax.window.checks import check_model, check_room
@@ -239,7 +239,7 @@ def compile_turns(vlm: Backbone, window: Window, text: str, *, max_new_tokens: i
         token = turn.next_token()
     turn.close([token, *closing], 0)
     for padded in {bucket(length) for length in range(most - max_new_tokens, most + 1)}:
-        _cut(turn.kv, jax.device_put(np.int32(1)), padded=padded)
+        _cut(turn.kv, to_device(np.int32(1)), padded=padded)
 
 
 def question_tail(vlm: Backbone, window: Window, text: str) -> Segment:
@@ -272,7 +272,7 @@ def _turn(vlm: Backbone, window: Window, tail: Segment, kv: KV, answer: Sequence
     context = window.lineage
     widened = {name: _widened(rows, question, padded) for name, rows in asked.items()} | {"tokens": ids}
     key = chunk_key(content, vlm.spec, context)
-    inputs, positions, count = jax.device_put((widened, positions - positions[:, :1], np.int32(length)))
+    inputs, positions, count = to_device((widened, positions - positions[:, :1], np.int32(length)))
     advance = float(tail.advance + len(answer))
     return Chunk(
         kv=_cut(kv, count, padded=padded),

@@ -11,7 +11,7 @@ import numpy as np
 
 from kamera_jax.backbone import Backbone, Output, call, with_defaults
 from kamera_jax.kv import KV, ChunkPool, KVSpec, Segment, WindowState, bucket_of_slots
-from kamera_jax.transfer import packed, unpacked
+from kamera_jax.transfer import numbers, to_device, unpacked
 from kamera_jax.types import Params
 from kamera_jax.window.changes import turn_state
 from kamera_jax.window.reuse import write
@@ -102,9 +102,10 @@ class Turn:
         if not with_defaults(vlm).reads_context:
             self._state, start = turn_state(window, self._slots)
             context = None
-        numbers = jax.device_put((np.int32(start), np.float32(temperature)))
-        self._behind = Behind(context, window.state.pools, numbers[0])
-        self._sampling = None if temperature == 0 or key is None else Sampling(numbers[1], key)
+        sent = to_device((np.int32(start), np.float32(temperature), numbers(self._base)))
+        self._behind = Behind(context, window.state.pools, sent[0])
+        self._sampling = None if temperature == 0 or key is None else Sampling(sent[1], key)
+        self._numbers = sent[2]
         self._static = {"forward": vlm.forward, "spec": vlm.spec}
 
     @property
@@ -116,7 +117,7 @@ class Turn:
     def ask(self, tail: Segment) -> int:
         """Run the question; the first token of the answer."""
         sizes = {"slots": self._slots, "room": self._room}
-        given = (self._params, self._behind, self._sampling, self._state, tail, packed(self._base))
+        given = (self._params, self._behind, self._sampling, self._state, tail, self._numbers)
         self._written = written = _ask(*given, **sizes, **self._static)
         return int(jax.device_get(written.token))
 
@@ -132,8 +133,8 @@ class Turn:
         assert self._written is not None
         ids = np.zeros(self._room, np.int32)
         ids[: len(tokens)] = tokens
-        ids, numbers = jax.device_put((ids, np.asarray([len(tokens), answered], np.int32)))
-        self._written = _close(self._params, self._behind, self._written, ids, numbers, **self._static)
+        ids, counts = to_device((ids, np.asarray([len(tokens), answered], np.int32)))
+        self._written = _close(self._params, self._behind, self._written, ids, counts, **self._static)
 
 
 @partial(jax.jit, static_argnames=("slots", "room", "forward", "spec"), donate_argnames="state")

@@ -44,8 +44,11 @@ class Lent:
 
 def _alias(leaf: Any) -> Any:
     """Another array object of the same buffer, where there is one on one device; else the array itself."""
-    one = isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) == 1
-    return leaf.addressable_data(0) if one else leaf
+    if not isinstance(leaf, jax.Array) or len(leaf.sharding.device_set) > 1:
+        return leaf
+    # An array keeps what `addressable_data` gives: asked of one that goes at once, it is nobody else's.
+    alias = jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, [leaf.addressable_data(0)])
+    return alias if leaf.committed else alias.addressable_data(0)
 
 
 def _reference(leaf: Any) -> Callable[[], Any]:

@@ -23,13 +23,11 @@ from kamera_jax.store import Store
 from kamera_jax.window.changes import changed, check_changes, reserved, without
 from kamera_jax.window.edits import Append, Change, Pair, Recall, Replace, applied
 from kamera_jax.window.eviction import in_the_way
+from kamera_jax.window.pool import FIRST_ROWS
 from kamera_jax.window.window import Mode, Window
 
 Rerun = tuple[Chunk, Patch | None, Chunk]
 """A chunk with the patch it had, and what it is where it was run again."""
-
-FIRST_ROWS = (64, 128)
-"""Rows of the places that an in-place window has from the beginning, where they take little memory."""
 
 MEMORY = 2**30
 """Bytes of host memory for evicted chunks by default: 1 GiB."""
@@ -74,8 +72,7 @@ class Session:
         if rank < 1 or (memory_bytes or 0) < 0:
             raise ValueError(f"rank must be ≥ 1 and memory_bytes ≥ 0 or None; got {rank} and {memory_bytes}")
         self._vlm = vlm
-        window = Window.empty(vlm, capacity, mode=mode)
-        self._window = reserved(window, FIRST_ROWS) if mode == "in_place" else window
+        self._window = reserved(Window.empty(vlm, capacity, mode=mode), FIRST_ROWS)
         self._memory_bytes = memory_bytes
         self._store: Store = ChunkMemory(memory_bytes) if store is None else store
         self._evicted: tuple[str, ...] = ()
@@ -389,9 +386,7 @@ class Session:
                 self._store.put(each.patch)
             evicted = [*(key for key in evicted if key != each.chunk.key), each.chunk.key]
         if change is not None:
-            if window.mode == "in_place":
-                new = (each.chunk for each in after if isinstance(each, Pair))
-                window = reserved(window, [chunk.kv.rot.shape[1] for chunk in new])
+            window = reserved(window, (each.chunk.kv.rot.shape[1] for each in after))
             window = changed(window, change, donate=self._owns(window))
         self._evicted = tuple(evicted)
         if window.mode == "materialise":

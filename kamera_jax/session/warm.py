@@ -84,13 +84,15 @@ def _item(session: Session, item: Any) -> None:
     session.add(item)  # behind itself: the first item of a session has no patch
     window = session.window
     session.add(item)
-    slide(window, len(window.entries))
+    del window
+    own = session._window  # as it is: what is handed out is bound to its device, which is another program
+    slide(own, len(own.entries))
 
 
 def _question(vlm: Backbone, session: Session, text: str, max_new_tokens: int) -> None:
     """Ask, and compile what answers of every length up to the longest take."""
     for _ in range(2):  # the second time behind a turn
-        window = session.window
+        window = session._window
         tail = question_tail(vlm, window, text)
         most = turn_slots(vlm, tail, max_new_tokens, keep=True)
         gone = in_the_way(window, (), None, more=(most, tail.advance + most - int(tail.length)))

@@ -104,7 +104,9 @@ def _allocated(window: Window, *, donate: bool = False) -> Window:
 
 
 def reserved(window: Window, rows: Iterable[int]) -> Window:
-    """An in-place window with places for chunks of so many rows; see `kamera_jax.window.pool.reserved`."""
+    """The window, if it is in place with places for chunks of so many rows; see `kamera_jax.window.pool.reserved`."""
+    if window.mode == "materialise":
+        return window
     pools = Pools(window.state.pools, window.indices)
     tokens = {pool_tokens(each) for each in rows}
     pools = reserved_pools(pools, tokens, window.spec, capacity=window.capacity)

@@ -33,6 +33,9 @@ LEAST_RANK = 32
 """Components that a pool has arrays for at least where there are patches, so that it need not grow with each."""
 
 
+FIRST_ROWS = (64, 128)
+"""Rows of the places that a session's window has from the beginning, where they take little memory."""
+
 RESERVED_BYTES = 2**26
 """Bytes of a pool at most that is made as large as its window may need it, before it does: 64 MiB."""
 
@@ -101,7 +104,9 @@ def allocate(
         grown = Pools((*grown.pools, pool), (*grown.indices, index))
         for number, entry in zip(numbers[tokens], own, strict=True):
             placed[number] = entry
-    return grown, tuple(placed)
+    tables = to_device([(pool.lengths, pool.bases) for pool in grown.pools])
+    pools = [replace(pool, lengths=ours[0], bases=ours[1]) for pool, ours in zip(grown.pools, tables, strict=True)]
+    return grown._replace(pools=tuple(pools)), tuple(placed)
 
 
 def reserved(old: Pools, tokens: Iterable[int], spec: KVSpec, *, capacity: int) -> Pools:
@@ -174,8 +179,7 @@ def _allocated(
     bases = [entry.base for entry in entries]
     count = len(arrays["positions"])
     tables = _table(count, places, lengths, np.int32), _table(count, places, bases, np.float32)
-    lengths, bases = jax.device_put(tables)
-    pool = ChunkPool(**arrays, lengths=lengths, bases=bases)
+    pool = ChunkPool(**arrays, lengths=tables[0], bases=tables[1])
     placed = [replace(entry, place=place) for entry, place in zip(entries, places, strict=True)]
     return pool, replace(index, places=tuple(known)), placed
 
@@ -204,7 +208,7 @@ def _free_place(count: int, known: Sequence[tuple[Identity, int]], taken: Sequen
 
 
 def _number(place: Any) -> Any:
-    return place if traced(place) else jax.device_put(np.int32(place))
+    return place if traced(place) else to_device(np.int32(place))
 
 
 def _table(count: int, places: Sequence[Any], values: Sequence[Any], dtype: Any) -> np.ndarray | jax.Array:

@@ -8,7 +8,7 @@ import kamera_jax as kj
 from kamera_jax.errors import WindowFullError
 from kamera_jax.session.warm import warm
 from tests.kamera_jax.conftest import CELL
-from tests.kamera_jax.programs import compilations, turn
+from tests.kamera_jax.programs import WORDS, compilations, transfers, turn
 from tests.kamera_jax.toy import Toy
 
 MODES = ("materialise", "in_place")
@@ -151,3 +151,70 @@ def test_texts_of_its_own_are_run_without_items():
 def test_what_cannot_be_warmed_up_is_named(wrong, message):
     with pytest.raises(ValueError, match=message):
         warm(Toy(seed=13), 200, **wrong)
+
+
+LIMITS = {"encode": 2, "form_patch": 2, "append": 2, "reorder": 2, "slide": 2, "query": 2}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_operations_make_few_transfers(random_vlm, make_image, mode):
+    """What an operation sends goes together: the item and the numbers that say where it comes to."""
+    window = kj.Window.empty(random_vlm, 300, mode=mode)
+    words = iter("red blue star page cell left right green".split())
+    for _ in range(3):
+        window = kj.append(window, kj.encode(random_vlm, f"the {next(words)} page is {next(words)}"))
+    made = {}
+
+    def counted(name, operation):
+        with transfers() as sent, jax.transfer_guard("disallow"):
+            result = operation()
+        made[name] = max(made.get(name, 0), len(sent))
+        return result
+
+    for seed in (1, 2):
+        chunk = counted("encode", lambda seed=seed: kj.encode(random_vlm, make_image(2, 3, seed=seed)))
+        patch = counted("form_patch", lambda chunk=chunk: kj.form_patch(random_vlm, chunk, context=window, rank=8))
+        longer = counted("append", lambda chunk=chunk, patch=patch: kj.append(window, chunk, patch))
+        other = counted("reorder", lambda longer=longer: kj.reorder(longer, [2, 3, 0, 1]))
+        other = counted("slide", lambda other=other: kj.slide(other))
+        counted("query", lambda other=other: kj.query(random_vlm, other, f"is the {next(words)} page left ?"))
+    assert all(made[name] <= limit for name, limit in LIMITS.items()), made
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_session_transfers_nothing_that_it_does_not_put_there(random_vlm, make_image, mode):
+    session = kj.Session(random_vlm, 200, mode=mode)
+
+    def steps(seed):
+        session.add(f"the {WORDS[seed % len(WORDS)]} page is {WORDS[seed // 2 % len(WORDS)]} and {seed}")
+        session.add(make_image(2, 3, seed=seed))
+        session.ask(QUESTION, max_new_tokens=2)
+
+    for seed in range(6):
+        steps(seed)
+    assert session.stats.evicted
+    with jax.transfer_guard("disallow"):
+        steps(6)
+        steps(7)
+
+
+def test_a_window_that_nobody_has_is_taken_again(random_vlm, texts):
+    """A session hands its buffers on after a question too, and never those that a caller has."""
+    session = kj.Session(random_vlm, 512)
+    session.add(texts[0])
+    session.ask(QUESTION, max_new_tokens=1)  # the answer, which has the window, is dropped
+    state = session._window.state
+    session.add(texts[1])
+    assert state.rot.is_deleted()
+    for take in (lambda answer: answer, lambda answer: answer.window, lambda answer: answer.window.state.rot):
+        taken = take(session.ask(QUESTION, max_new_tokens=1))
+        array = getattr(getattr(taken, "window", taken), "state", None)
+        array = taken if array is None else array.rot
+        before = np.array(array)
+        session.add(texts[0])
+        assert not array.is_deleted() and (np.asarray(array) == before).all()
+    state = session._window.state
+    array = None
+    del taken
+    session.add(texts[1])
+    assert state.rot.is_deleted()
