@@ -1,6 +1,7 @@
 """Running a backbone: one compiled forward for every use, and the preamble's KV, computed once per model."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet, ref
@@ -8,13 +9,15 @@ from weakref import WeakKeyDictionary, WeakSet, ref
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool
 
 from kamera_jax.backbone import Backbone, Output, call, with_defaults
 from kamera_jax.chunk import Chunk, Entry
 from kamera_jax.contract import check_kv, check_params_read
-from kamera_jax.handle import on_device, traced
+from kamera_jax.handle import traced
 from kamera_jax.identity import chunk_key, content_of, lineage
 from kamera_jax.kv import Segment, WindowState
+from kamera_jax.transfer import position_of, to_device
 from kamera_jax.types import Params
 
 _PREAMBLES: WeakKeyDictionary[Backbone, tuple[list[Callable[[], Any]], Chunk]] = WeakKeyDictionary()
@@ -34,11 +37,12 @@ def run(
 ) -> Output:
     """A backbone's forward, compiled once per shape; see `Backbone.forward`.
 
-    The segment's positions are absolute, or local ones that ``base`` is added to. ``last`` asks for the logits at the
-    segment's last token. What the host knows of these, such as the segment's length, goes to the device in one
-    transfer.
+    The segment's positions are absolute, or local ones that ``base`` is added to: a position, or numbers that begin
+    with one (`kamera_jax.transfer.packed`), those of `owners_of` where ``owner_mass`` is collected. ``last`` asks for
+    the logits at the segment's last token. What the host knows of these, such as the segment's length, goes to the
+    device in one transfer.
     """
-    segment, logits_at, base = on_device((segment, logits_at, base))
+    segment, logits_at, base = to_device((segment, logits_at, base))
     return _run(params, segment, state, logits_at, base, forward=forward, collect=collect, last=last)
 
 
@@ -55,11 +59,32 @@ def _run(
     last: bool = False,
 ) -> Output:
     """`run` of what is on the device."""
+    if "owner_mass" in collect and base is not None:
+        slots = 0 if state is None else state.valid.shape[0]
+        owners = owners_of(base, slots, slots + segment.positions.shape[1])
+        segment = replace(segment, inputs={**segment.inputs, "owners": owners})
     if base is not None:
-        segment = segment.at(base)
+        segment = segment.at(position_of(base) if base.ndim else base)
     if last:
         logits_at = segment.length[None] - 1
     return call(forward, params, segment, state, logits_at=logits_at, collect=collect)
+
+
+def owners_of(numbers: jax.Array, slots: int, seen: int) -> Bool[Array, "S n"]:
+    """Whose each of the ``slots`` of a window, and then of the tokens behind it, is: ``seen`` in all.
+
+    Args:
+        numbers: i32[4 + 2n]: of them the fourth is how many entries the window has, and from the fifth on stand the
+            first slots of the n owners, and then, in the same order, the slots after their last. Nobody's slots are the
+            preamble's, who comes after the entries, and the tokens are the next owner's.
+    """
+    entries = numbers[3]
+    first, last = jnp.split(numbers[4:], 2)
+    here = jnp.arange(seen, dtype=jnp.int32)
+    within = (here[:, None] >= first[None, :]) & (here[:, None] < last[None, :])
+    other = jnp.where(here < slots, entries, entries + 1)
+    owner = jnp.where(within.any(1), within.argmax(1).astype(jnp.int32), other)
+    return owner[:, None] == jnp.arange(len(first), dtype=jnp.int32)[None, :]
 
 
 _CHECKED: WeakSet[Backbone] = WeakSet()
@@ -142,8 +167,15 @@ def preamble_chunk(vlm: Backbone) -> Chunk:
         if len(known) == len(params) and all(each() is leaf for each, leaf in zip(known, params, strict=True)):
             return chunk
     segment = vlm.preamble
+    # Compiled before it is called: under compile-time evaluation every constant of the forward is a program of its own.
+    sent = to_device(segment)
+    ahead = None if traced(*params) else _run.trace(vlm.params, sent, None, forward=vlm.forward).lower().compile()
     with jax.ensure_compile_time_eval():  # asked for inside a transformation, it is computed outside of it
-        chunk = chunk_of(vlm, segment, run(vlm.params, segment, None, forward=vlm.forward), None)
+        if ahead is None:
+            output = _run(vlm.params, sent, None, forward=vlm.forward)
+        else:
+            output = ahead(vlm.params, sent, None)
+        chunk = chunk_of(vlm, segment, output, None)
     if not traced(*jax.tree.leaves(chunk)):  # of parameters that are traced it is of no use elsewhere
         _PREAMBLES[vlm] = ([_reference(leaf) for leaf in params], chunk)
     return chunk

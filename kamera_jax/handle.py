@@ -27,17 +27,6 @@ def deleted(tree: Any) -> bool:
     return any(isinstance(leaf, jax.Array) and not traced(leaf) and leaf.is_deleted() for leaf in jax.tree.leaves(tree))
 
 
-def on_device(tree: T) -> T:
-    """The same tree with numpy leaves put on the default device, all of them in one explicit transfer."""
-    leaves, structure = jax.tree.flatten(tree)
-    places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, np.ndarray | np.generic)]
-    if not places:
-        return tree
-    for place, leaf in zip(places, jax.device_put([leaves[place] for place in places]), strict=True):
-        leaves[place] = leaf
-    return jax.tree.unflatten(structure, leaves)
-
-
 class Field:
     """A field of a `Handle` that JAX sees as something else than what is read."""
 
@@ -225,12 +214,13 @@ class Handle:
     def copied(self) -> Self:
         """The same bits in arrays of its own, under the same names."""
         leaves, structure = jax.tree.flatten(self)
-        copies = iter(_copied([leaf for leaf in leaves if np.ndim(leaf)]))
+        copies = iter(copied([leaf for leaf in leaves if np.ndim(leaf)]))
         return jax.tree.unflatten(structure, [next(copies) if np.ndim(leaf) else leaf for leaf in leaves])._named_like(
             self
         )
 
 
 @jax.jit
-def _copied(tree: Any) -> Any:
+def copied(tree: Any) -> Any:
+    """The same arrays in buffers of their own."""
     return jax.tree.map(jnp.copy, tree)

@@ -17,6 +17,9 @@ from kamera_jax.dtypes import DtypeError, floating
 from kamera_jax.guard.calibration import Calibration
 from kamera_jax.identity import content_key
 from kamera_jax.kv import KVSpec, Segment
+from kamera_jax.session.warm import QUESTION, Progress, warm
+from kamera_jax.transfer import to_device
+from kamera_jax.window.window import Mode
 from models.architecture import Architecture, Config, Encode, Medium
 from models.blocks import decoder
 from models.blocks.params import Params, check_params, params_digest
@@ -196,7 +199,13 @@ class VisionLanguageModel(BackboneBase):
     def _encoder(self, medium: Medium) -> Encode:
         """What runs a medium's tower."""
         named: Any = medium  # hashable, as its protocol asks
-        return partial(_encode, self.params[medium.tower], medium=named, tower=self.config.towers[medium.tower])
+        params = self.params[medium.tower]
+        tower = self.config.towers[medium.tower]
+
+        def encode(inputs: Any, plan: Any) -> Features:
+            return _encode(params, *to_device((inputs, plan)), medium=named, tower=tower)
+
+        return encode
 
     def tail(self, text: str) -> Segment:
         """The question and the assistant header.
@@ -297,6 +306,39 @@ class VisionLanguageModel(BackboneBase):
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self.forward = forward_of(self.config.text)
+
+    def warm(
+        self,
+        capacity: int,
+        *,
+        mode: Mode = "materialise",
+        rank: int = 32,
+        items: Sequence[Any] | None = None,
+        questions: Sequence[str] = (QUESTION,),
+        max_new_tokens: int = 16,
+        progress: Progress | None = None,
+    ) -> None:
+        """Compile what a session of this model runs before its first turn; see `kamera_jax.session.warm.warm`.
+
+        Args:
+            capacity, mode, rank: of the session to come; see `kamera_jax.Session`.
+            items: stand-ins, one of each size that will come; by default texts of 16 to 256 tokens.
+            questions, max_new_tokens, progress: see `kamera_jax.session.warm.warm`.
+
+        Raises:
+            ValueError: see `kamera_jax.session.warm.warm`.
+        """
+        given = () if items is None else items
+        warm(
+            self,
+            capacity,
+            mode=mode,
+            rank=rank,
+            items=given,
+            questions=questions,
+            max_new_tokens=max_new_tokens,
+            progress=progress,
+        )
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of token ids."""

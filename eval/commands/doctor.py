@@ -13,10 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.padding import Padding
+from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
 from kamera_jax.kv import KVSpec
+from kamera_jax.window.window import Mode
 from pallas_kernels import relocate_patch
 from pallas_kernels.chunk_attention.api import refusals as attention_refusals
 from pallas_kernels.chunk_attention.shapes import Heads
@@ -171,6 +173,20 @@ def examine(models: Sequence[str] = (), slots: int = 4096) -> dict[str, Any]:
         "kernels": [vars(choice) for choice in kernels],
         "advice": advice(),
     }
+
+
+def warm(name: str, slots: int, mode: Mode) -> None:
+    """Compile what a session of a model runs, and show how far that is.
+
+    Raises:
+        ValueError: the model cannot be loaded.
+    """
+    from models import load
+
+    vlm = load(name)
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(f"compiling for {name}", total=None)
+        vlm.warm(slots, mode=mode, progress=lambda step, steps, what: bar.update(task, completed=step, total=steps))
 
 
 def _version(package: str) -> str | None:

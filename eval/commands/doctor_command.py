@@ -22,6 +22,15 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         help="look at this model's calls; repeat it (default: well-known backbones, in bf16)",
     )
     command.add_argument("--slots", type=positive, default=4096, help="slots of the window (default: 4096)")
+    command.add_argument(
+        "--warm",
+        metavar="MODEL",
+        help="compile what a session of this model runs, with --slots slots, so that a later process takes it from the "
+        "cache of compiled programs",
+    )
+    command.add_argument(
+        "--mode", choices=("materialise", "in_place"), default="materialise", help="of that session's window"
+    )
     add_json(command)
     return command
 
@@ -30,6 +39,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Run the command; returns what ``--json`` writes."""
     from eval.commands import doctor
 
+    if options.warm is not None:
+        doctor.warm(options.warm, options.slots, options.mode)
     result = doctor.examine(options.models, options.slots)
     doctor.show(result)
     return result

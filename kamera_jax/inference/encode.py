@@ -2,13 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
 
 from kamera_jax.arguments import check_choice, check_list, check_type, whole_number
 from kamera_jax.backbone import Backbone, Output, with_defaults
@@ -18,15 +16,14 @@ from kamera_jax.errors import BackboneError, ModelMismatchError
 from kamera_jax.forward import check_forward, chunk_of, preamble_chunk, run
 from kamera_jax.handle import Columns, traced
 from kamera_jax.identity import patch_key
+from kamera_jax.inference.forming import fit_and_share, forming_numbers, shares
 from kamera_jax.kv import Factors, Segment, Sketch, SketchSpec, bucket_of_slots, check_length
 from kamera_jax.patch.size import Size
 from kamera_jax.patch.sketch import reread_jit, take_jit
+from kamera_jax.transfer import as_f32
 from kamera_jax.window.changes import append, materialised, nan_if
 from kamera_jax.window.checks import check_chunk, check_model
-from kamera_jax.window.window import Window, aligned, as_f32
-
-OWNERS = 16
-"""So many are shared between attention at least: entries of a window, its preamble, and the chunk itself."""
+from kamera_jax.window.window import Window, aligned
 
 PART_TOKENS = 1024
 """Media tokens of a chunk at most, by default, where a long item is cut."""
@@ -86,7 +83,11 @@ def encode_segment(vlm: Backbone, segment: Segment) -> Chunk:
 
 
 def run_chunk(
-    vlm: Backbone, window: Window, source: Segment | Chunk, collect: tuple[str, ...] = ()
+    vlm: Backbone,
+    window: Window,
+    source: Segment | Chunk,
+    collect: tuple[str, ...] = (),
+    base: jax.Array | np.float32 | None = None,
 ) -> tuple[Chunk, Output]:
     """A chunk with the KV that one forward on the window as it stands gives it, and all that forward returned.
 
@@ -95,12 +96,14 @@ def run_chunk(
         window: what it sees.
         source: what is run; a turn that is run again stays one.
         collect: see `Backbone.forward`.
+        base: the window's next position, where it is on the device already; see `kamera_jax.forward.run`.
     """
     segment = source_of(source) if isinstance(source, Chunk) else source
     turn = isinstance(source, Chunk) and source.turn
     if segment.advance is not None:
         check_length(vlm.spec, window.next_position, segment.advance)
-    base = as_f32(window.next_position)
+    if base is None:
+        base = as_f32(window.next_position)
     output = run(vlm.params, segment, window.state, base=base, forward=vlm.forward, collect=collect)
     chunk = chunk_of(vlm, segment, output, window.preamble.chunk.key, window.entries, context=window.lineage, turn=turn)
     return chunk, output
@@ -198,10 +201,11 @@ def form_patch(
     window = _prefilled(vlm, antecedents) if context is None else context
     check_chunk(window, chunk)
     window = materialised(window)  # what each chunk received cannot be distinguished in place
-    conditioned, output = run_chunk(vlm, window, chunk, collect)
+    numbers = forming_numbers(window, chunk.length, size)
+    conditioned, output = run_chunk(vlm, window, chunk, collect, numbers)
     # Inside the forming window antecedents are conditioned and keyed as such; a patch names those its caller knows.
     keys = window.keys if antecedents is None else tuple(each.key for each in antecedents)
-    return _patch(chunk, conditioned, output, window, keys, size, sketch)
+    return _patch(chunk, conditioned, output, window, keys, size, sketch, numbers)
 
 
 def form_patches(
@@ -245,11 +249,13 @@ def form_patches(
     patches: list[Patch | None] = []
     for item, source in zip(items, sources, strict=True):
         canonical = item if isinstance(item, Chunk) else None
-        conditioned, output = run_chunk(vlm, window, source, () if canonical is None else collect)
         if canonical is None:
+            conditioned, _ = run_chunk(vlm, window, source)
             patches.append(None)
         else:
-            patches.append(_patch(canonical, conditioned, output, window, keys, size, sketch))
+            numbers = forming_numbers(window, canonical.length, size)
+            conditioned, output = run_chunk(vlm, window, source, collect, numbers)
+            patches.append(_patch(canonical, conditioned, output, window, keys, size, sketch, numbers))
         keys += ((conditioned if canonical is None else canonical).key,)
         window = append(window, conditioned, donate=bool(window.entries))
     return window, tuple(patches)
@@ -262,10 +268,11 @@ def _collected(vlm: Backbone, sketch: SketchSpec | None) -> tuple[str, ...]:
         BackboneError: the model says that it does not collect it.
     """
     check_type(sketch, (SketchSpec, type(None)), "sketch", "kamera_jax.SketchSpec(layers) says which attention to keep")
-    wanted = ("attention_mass",) if sketch is None else ("attention_mass", "queries")
     offered = tuple(with_defaults(vlm).collects)
+    mass = "owner_mass" if "owner_mass" in offered else "attention_mass"
+    wanted = (mass,) if sketch is None else (mass, "queries")
     if missing := [name for name in wanted if name not in offered]:
-        what = "a patch" if "attention_mass" in missing else "a sketch"
+        what = "a patch" if mass in missing else "a sketch"
         raise BackboneError(
             f"{type(vlm).__name__} collects {offered}; forming {what} takes {' and '.join(missing)}: return it in aux "
             "where collect asks for it, and name it in the backbone's collects"
@@ -290,13 +297,19 @@ def _patch(
     antecedents: tuple[str, ...],
     size: Size,
     sketch: SketchSpec | None,
+    numbers: jax.Array,
 ) -> Patch:
     """The patch of a chunk that a forward on ``window`` has conditioned; nothing here waits for the device."""
     rows = chunk.taken(conditioned.kv)
-    length = chunk.length
-    if size.rank is not None and not traced(length):
-        length = jax.device_put(np.int32(length))
-    factors, residual = size.fit(rows, chunk.kv, length)
+    by_owner = "owner_mass" in output.aux
+    attended = (output.aux["owner_mass" if by_owner else "attention_mass"], numbers)
+    slots = None if by_owner else window.state.valid.shape[0]
+    if size.rank is None:
+        factors, residual = size.fit(rows, chunk.kv, chunk.length)
+        mass = shares(*attended, slots=slots)
+    else:
+        width = {"width": size.width(chunk.kv), "int8": bool(size.int8)}
+        (factors, residual), mass = fit_and_share(rows, chunk.kv, *attended, slots=slots, **width)
     lost = window.overflowed
     if not chunk.keeps_all_rows and traced(rows.rot):  # where rows of no token could not be refused
         lost = lost | jnp.isnan(rows.rot).any()
@@ -312,7 +325,7 @@ def _patch(
         chunk=chunk.key,
         model=chunk.model,
         antecedents=antecedents,
-        mass=_mass(output, window),
+        mass=Columns(mass, len(window.entries) + 2),
         residual=residual,
         length=chunk.length,
         sketch=None if sketch is None else _sketch(chunk, output, window, factors, sketch),
@@ -346,32 +359,6 @@ def _lengths(sources: Sequence[Segment | Chunk]) -> list[int]:
 
 def _slots(vlm: Backbone, lengths: Sequence[int], room: int) -> int:
     return bucket_of_slots(aligned(preamble_chunk(vlm).length) + sum(map(aligned, lengths)) + room)
-
-
-def _mass(output: Output, window: Window) -> Columns:
-    """Attention that each entry, the preamble and the chunk itself received, compiled once for many counts of them."""
-    count = len(window.entries) + 2
-    owners = _owners(window, output)
-    if not traced(owners):
-        owners = jax.device_put(owners)
-    padded = max(OWNERS, 1 << (count - 1).bit_length())
-    return Columns(_shares(output.aux["attention_mass"], owners, count=padded), count)
-
-
-def _owners(window: Window, output: Output) -> Int[np.ndarray | Array, " S"]:
-    """Whose each slot is that attention goes to: an entry's, the preamble's, or the forming chunk's own."""
-    slots = np.arange(output.aux["attention_mass"].shape[1])
-    owner = np.where(slots < window.state.valid.shape[0], len(window.entries), len(window.entries) + 1).astype(np.int32)
-    for i, entry in enumerate(window.entries):
-        own = (slots >= entry.slot) & (slots < entry.slot + entry.chunk.length)
-        owner = jnp.where(own, i, owner) if traced(own) else np.where(own, np.int32(i), owner)
-    return owner
-
-
-@partial(jax.jit, static_argnames="count")
-def _shares(mass: jax.Array, owner: np.ndarray | jax.Array, *, count: int) -> jax.Array:
-    """Sum f32[L, S + T] over the slots of each of ``count`` owners."""
-    return mass @ jax.nn.one_hot(owner, count, dtype=jnp.float32)
 
 
 def _check_model(vlm: Backbone, chunk: Chunk) -> None:

@@ -19,10 +19,11 @@ from kamera_jax.forward import run
 from kamera_jax.identity import chunk_key, content_key, content_of
 from kamera_jax.inference.turn import Turn
 from kamera_jax.kv import KV, Segment, bucket, check_length
+from kamera_jax.transfer import as_f32, to_device
 from kamera_jax.types import Stream
 from kamera_jax.window.changes import append
 from kamera_jax.window.checks import check_model, check_room
-from kamera_jax.window.window import Window, as_f32
+from kamera_jax.window.window import Window
 
 
 def query(vlm: Backbone, window: Window, text: str) -> Float[Array, " V"]:
@@ -133,7 +134,7 @@ def generate_turn(vlm: Backbone, window: Window, text: str, decoding: Decoding) 
     most = turn_slots(vlm, tail, decoding)
     check_room(window, most, tail.advance + most - question)
     started = time.perf_counter()
-    room = bucket(len(closing) + 1)  # of one length, whether or not the answer's last token is to be run with it
+    room = bucket(len(_closing(vlm)) + 1)  # of one length, whether or not the turn is kept: fewer programs
     turn = Turn(vlm, window, most, room, temperature=decoding.temperature, key=decoding.key)
     answer = _Answer(vlm, decoding)
     goes_on = answer.add(turn.ask(tail))
@@ -224,6 +225,25 @@ def turn_slots(vlm: Backbone, tail: Segment, decoding: Decoding) -> int:
     return int(tail.length) + decoding.max_new_tokens + (len(_closing(vlm)) if decoding.keep else 0)
 
 
+def compile_turns(vlm: Backbone, window: Window, text: str, *, max_new_tokens: int) -> None:
+    """Compile what `generate` runs for this question, whatever the answer and its length.
+
+    Raises:
+        WindowFullError, ValueError: see `generate`.
+    """
+    tail = question_tail(vlm, window, text)
+    most = turn_slots(vlm, tail, Decoding(max_new_tokens, keep=True))
+    check_room(window, most, tail.advance + most - int(tail.length))
+    closing = _closing(vlm)
+    turn = Turn(vlm, window, most, bucket(len(closing) + 1), temperature=0.0, key=None)
+    token = turn.ask(tail)
+    if max_new_tokens > 1:
+        token = turn.next_token()
+    turn.close([token, *closing], 0)
+    for padded in {bucket(length) for length in range(most - max_new_tokens, most + 1)}:
+        _cut(turn.kv, to_device(np.int32(1)), padded=padded)
+
+
 def question_tail(vlm: Backbone, window: Window, text: str) -> Segment:
     """The question as it is asked of a window, at positions from 0.
 
@@ -255,7 +275,7 @@ def _turn(vlm: Backbone, window: Window, tail: Segment, kv: KV, answer: Sequence
     context = window.lineage
     widened = {name: _widened(rows, question, padded) for name, rows in asked.items()} | {"tokens": ids}
     key = chunk_key(content, vlm.spec, context)
-    inputs, positions, count = jax.device_put((widened, positions - positions[:, :1], np.int32(length)))
+    inputs, positions, count = to_device((widened, positions - positions[:, :1], np.int32(length)))
     advance = float(tail.advance + len(answer))
     return Chunk(
         kv=_cut(kv, count, padded=padded),

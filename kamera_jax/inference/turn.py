@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from kamera_jax.backbone import Backbone, Output, call, with_defaults
-from kamera_jax.handle import on_device
 from kamera_jax.kv import KV, ChunkPool, KVSpec, Segment, WindowState, bucket_of_slots
+from kamera_jax.transfer import numbers, to_device, unpacked
 from kamera_jax.types import Params
 from kamera_jax.window.changes import turn_state
 from kamera_jax.window.reuse import write
-from kamera_jax.window.window import Window, packed, unpacked
+from kamera_jax.window.window import Window
 
 LEAST_ROWS = 64
 """Rows of a turn's state at least: turns of nearly the same length share what is compiled."""
@@ -30,7 +30,7 @@ class Sampling:
         key: randomness.
     """
 
-    temperature: jax.Array
+    temperature: jax.Array | np.float32
     key: jax.Array
 
 
@@ -46,7 +46,7 @@ class Behind:
 
     context: WindowState | None
     pools: tuple[ChunkPool, ...]
-    start: jax.Array
+    start: jax.Array | np.int32
 
 
 @flax.struct.dataclass
@@ -92,7 +92,6 @@ class Turn:
         """
         self.answered = 0
         self._params = vlm.params
-        self._base = window.next_position
         self._room = room
         self._slots = LEAST_ROWS if most <= LEAST_ROWS else bucket_of_slots(most)
         self._state: WindowState | None = None
@@ -102,9 +101,8 @@ class Turn:
         if not with_defaults(vlm).reads_context:
             self._state, start = turn_state(window, self._slots)
             context = None
-        numbers = jax.device_put((np.int32(start), np.float32(temperature)))
-        self._behind = Behind(context, window.state.pools, numbers[0])
-        self._sampling = None if temperature == 0 or key is None else Sampling(numbers[1], key)
+        sampling = None if temperature == 0 or key is None else Sampling(np.float32(temperature), key)
+        self._host = (Behind(context, window.state.pools, np.int32(start)), sampling, numbers(window.next_position))
         self._static = {"forward": vlm.forward, "spec": vlm.spec}
 
     @property
@@ -116,7 +114,8 @@ class Turn:
     def ask(self, tail: Segment) -> int:
         """Run the question; the first token of the answer."""
         sizes = {"slots": self._slots, "room": self._room}
-        given = (self._params, self._behind, self._sampling, self._state, on_device(tail), packed(self._base))
+        tail, (self._behind, self._sampling, base) = to_device((tail, self._host))  # one transfer
+        given = (self._params, self._behind, self._sampling, self._state, tail, base)
         self._written = written = _ask(*given, **sizes, **self._static)
         return int(jax.device_get(written.token))
 
@@ -132,8 +131,8 @@ class Turn:
         assert self._written is not None
         ids = np.zeros(self._room, np.int32)
         ids[: len(tokens)] = tokens
-        ids, numbers = jax.device_put((ids, np.asarray([len(tokens), answered], np.int32)))
-        self._written = _close(self._params, self._behind, self._written, ids, numbers, **self._static)
+        ids, counts = to_device((ids, np.asarray([len(tokens), answered], np.int32)))
+        self._written = _close(self._params, self._behind, self._written, ids, counts, **self._static)
 
 
 @partial(jax.jit, static_argnames=("slots", "room", "forward", "spec"), donate_argnames="state")

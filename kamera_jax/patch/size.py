@@ -55,6 +55,16 @@ class Size:
         used = patches.nbytes(factors, length)
         return Size(max_bytes=used) if used else Size()
 
+    def width(self, canonical: KV) -> int:
+        """Components that a patch of ``rank`` of this KV has arrays for.
+
+        Raises:
+            ValueError: no rank is asked for, or one below 1.
+        """
+        if self.rank is None or self.rank < 1:
+            raise ValueError(f"a patch needs a rank of at least 1; got {self.rank}")
+        return min(bucket_of_ranks(self.rank), bucket_of_ranks(max(canonical.rot.shape[1:])))
+
     def fit(self, conditioned: KV, canonical: KV, length: int | jax.Array) -> Fitted:
         """The patch of this size.
 
@@ -63,10 +73,8 @@ class Size:
                 anything but a rank is asked for inside a JAX transformation.
         """
         if self.rank is not None:
-            if self.rank < 1:
-                raise ValueError(f"a patch needs a rank of at least 1; got {self.rank}")
             rank = jax.device_put(np.int32(min(self.rank, np.iinfo(np.int32).max)))
-            width = min(bucket_of_ranks(self.rank), bucket_of_ranks(max(canonical.rot.shape[1:])))
+            width = self.width(canonical)
             return _fit_rank(conditioned, canonical, length, rank, width=width, int8=bool(self.int8))
         if not isinstance(length, int):
             raise ValueError(

@@ -15,14 +15,16 @@ from kamera_jax.identity import canonical_key
 from kamera_jax.inference.encode import encode_segment, form_patch
 from kamera_jax.inference.generate import Decoding, Generation, generate_turn, question_tail, turn_slots
 from kamera_jax.session.choice import best_patch
+from kamera_jax.session.lending import Lent
 from kamera_jax.session.memory import ChunkMemory
 from kamera_jax.session.saved import SavedSession, load_session, save_session
 from kamera_jax.session.settings import check_key, check_settings, folder_of
 from kamera_jax.session.stats import SessionStats
 from kamera_jax.store import Store
-from kamera_jax.window.changes import changed, check_changes, without
+from kamera_jax.window.changes import changed, check_changes, reserved, without
 from kamera_jax.window.edits import Append, Change, Pair, Recall, Replace, applied
 from kamera_jax.window.eviction import in_the_way
+from kamera_jax.window.pool import FIRST_ROWS
 from kamera_jax.window.window import Mode, Window
 
 Rerun = tuple[Chunk, Patch | None, Chunk]
@@ -69,7 +71,7 @@ class Session:
         """
         rank, memory_bytes = check_settings(rank, memory_bytes, policy, store)
         self._vlm = vlm
-        self._window = Window.empty(vlm, capacity, mode=mode)
+        self._window = reserved(Window.empty(vlm, capacity, mode=mode), FIRST_ROWS)
         self._memory_bytes = memory_bytes
         self._store: Store = ChunkMemory(memory_bytes) if store is None else store
         self._evicted: tuple[str, ...] = ()
@@ -77,13 +79,12 @@ class Session:
         self._policy = policy
         self._pinned: frozenset[str] = frozenset()
         self._stats = SessionStats()
-        self._lent = False
+        self._lent = Lent()
 
     @property
     def window(self) -> Window:
         """The window as it stands: the caller's to keep, whatever the session does next."""
-        self._lent = True
-        return self._window
+        return self._lent.lend(self._window)
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -161,12 +162,11 @@ class Session:
         gone = in_the_way(self._window, self._pinned, None, more=(room, advance))
         window = without(self._window, gone)
         answer, turn = generate_turn(self._vlm, window, text, decoding)
-        if turn is not None:
-            self._commit(window, gone, change=Append(turn))
-            answer = replace(answer, window=self._window)
-            self._count(turns=1)
-        self._lent = True  # to the caller, in the answer
-        return answer
+        if turn is None:
+            return replace(answer, window=self._lent.lend(window))
+        self._commit(window, gone, change=Append(turn))
+        self._count(turns=1)
+        return replace(answer, window=self.window)
 
     def recall(self, key: str, at: int | None = None) -> None:
         """Bring an evicted chunk back with the patch it had: no forward, unless the policy asks for one.
@@ -388,9 +388,11 @@ class Session:
                 self._store.put(each.patch)
             evicted = [*(key for key in evicted if key != each.chunk.key), each.chunk.key]
         if change is not None:
+            window = reserved(window, (each.chunk.kv.rot.shape[1] for each in after))
             window = changed(window, change, donate=self._owns(window))
         self._evicted = tuple(evicted)
-        self._lent = self._lent and window.mode == "in_place"
+        if window.mode == "materialise":
+            self._lent.forget()
         self._window = window
         self._pinned |= {new.key for old, _, new in rerun if old.key in self._pinned}
         self._pinned &= set(window.keys)

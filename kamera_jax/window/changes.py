@@ -1,6 +1,6 @@
 """What changes a window: every operation returns a new one, and none runs the model."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,12 +9,14 @@ import jax.numpy as jnp
 
 from kamera_jax.arguments import check_list, whole_number
 from kamera_jax.chunk import Chunk, Entry, Patch
-from kamera_jax.handle import traced
+from kamera_jax.handle import copied, traced
 from kamera_jax.kv import WindowState, bucket, bucket_of_slots
 from kamera_jax.window.checks import check_chunk, check_pair, check_room, check_whole
 from kamera_jax.window.edits import Append, Changes, Evict, Pair, Recall, Reorder, Replace, applied
-from kamera_jax.window.pool import Pools, allocate
-from kamera_jax.window.window import Window, aligned, packed, put, put_first, unpacked
+from kamera_jax.window.pool import Pools, allocate, pool_tokens
+from kamera_jax.window.pool import reserved as reserved_pools
+from kamera_jax.window.slots import hidden, put, put_first
+from kamera_jax.window.window import Window, aligned
 
 
 def changed(window: Window, changes: Changes, *, donate: bool = False) -> Window:
@@ -34,26 +36,12 @@ def changed(window: Window, changes: Changes, *, donate: bool = False) -> Window
     longer, kept = _placed(window, changes)
     if window.mode == "in_place":
         return _poisoned(_allocated(longer, donate=donate))
-    state = window.state
-    for entry in longer.entries[kept:]:
-        state = put(window.spec, state, entry, donate=donate)
-        donate = True
-    if kept == len(longer.entries):  # nothing was written, and what has left is still to be hidden
+    if kept < len(longer.entries):
+        state = put(window.spec, window.state, longer.entries[kept:], donate=donate)
+    else:  # nothing is written, and what has left is still to be hidden
         last = longer.entries[-1] if longer.entries else window.preamble
-        # A caller who donates the result must not lose the window it came from.
-        state = (_ends_donated if donate else _ends)(state, packed(0.0, last.slot + last.chunk.length))
+        state = hidden(window.state, last.slot + last.chunk.length, donate=donate)
     return _poisoned(longer.keeping(state=state))
-
-
-def _ends_at(state: WindowState, numbers: jax.Array) -> WindowState:
-    """A copy of the state whose slots from one on hold nothing."""
-    _, end = unpacked(numbers)
-    valid = state.valid & (jnp.arange(state.valid.shape[0], dtype=jnp.int32) < end)
-    return replace(jax.tree.map(jnp.copy, state), valid=valid)
-
-
-_ends = jax.jit(_ends_at)
-_ends_donated = jax.jit(_ends_at, donate_argnames="state")
 
 
 def check_changes(window: Window, changes: Changes) -> None:
@@ -116,6 +104,16 @@ def _allocated(window: Window, *, donate: bool = False) -> Window:
     return window.keeping(state=replace(window.state, pools=pools.pools), indices=pools.indices, entries=entries)
 
 
+def reserved(window: Window, rows: Iterable[int]) -> Window:
+    """The window, if it is in place with places for chunks of so many rows; see `kamera_jax.window.pool.reserved`."""
+    if window.mode == "materialise":
+        return window
+    pools = Pools(window.state.pools, window.indices)
+    tokens = {pool_tokens(each) for each in rows}
+    pools = reserved_pools(pools, tokens, window.spec, capacity=window.capacity)
+    return window.keeping(state=replace(window.state, pools=pools.pools), indices=pools.indices)
+
+
 def _poisoned(window: Window) -> Window:
     """The window whose last entry was put there; one that does not fit, inside a transformation, makes it NaN.
 
@@ -142,8 +140,8 @@ def materialised(window: Window) -> Window:
     if window.mode == "materialise":
         return window
     state = put_first(window.spec, bucket_of_slots(window.capacity), window.preamble)
-    for entry in window.entries:
-        state = put(window.spec, state, entry, donate=True)
+    if window.entries:
+        state = put(window.spec, state, window.entries, donate=True)
     entries = tuple(replace(entry, place=None) for entry in window.entries)
     return _poisoned(window.keeping(state=state, entries=entries, mode="materialise", indices=()))
 
@@ -154,7 +152,7 @@ def turn_state(window: Window, tokens: int) -> tuple[WindowState, int]:
     It shares no buffer with the window.
     """
     if window.mode == "materialise":
-        return jax.tree.map(jnp.copy, window.state), window.next_slot
+        return copied(window.state), window.next_slot
     slots = aligned(window.preamble.chunk.length)
     return put_first(window.spec, slots + bucket(tokens), window.preamble), slots
 

@@ -4,7 +4,7 @@ A pool grows when the window itself needs more places than it has. Until then wh
 the window no more, makes room; when it comes back it is written again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,9 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from kamera_jax.chunk import Entry
-from kamera_jax.handle import traced
+from kamera_jax.handle import copied, traced
 from kamera_jax.identity import UNNAMED, Identity
 from kamera_jax.kv import KV, ChunkPool, Factors, KVSpec, bucket, bucket_of_slots
+from kamera_jax.transfer import to_device
+from kamera_jax.window.slots import no_factors
 
 FIRST_PLACES = 4
 """Places of a new pool, at least. It doubles, so that there are few shapes."""
@@ -29,6 +31,16 @@ LEAST_TOKENS = 64
 
 LEAST_RANK = 32
 """Components that a pool has arrays for at least where there are patches, so that it need not grow with each."""
+
+
+FIRST_ROWS = (64, 128)
+"""Rows of the places that a session's window has from the beginning, where they take little memory."""
+
+RESERVED_BYTES = 2**26
+"""Bytes of a pool at most that is made as large as its window may need it, before it does: 64 MiB."""
+
+SLOT_ALIGNMENT = 16
+"""Chunks start at multiples of this many slots, so that kernels write whole tiles."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +104,36 @@ def allocate(
         grown = Pools((*grown.pools, pool), (*grown.indices, index))
         for number, entry in zip(numbers[tokens], own, strict=True):
             placed[number] = entry
-    return grown, tuple(placed)
+    tables = to_device([(pool.lengths, pool.bases) for pool in grown.pools])
+    pools = [replace(pool, lengths=ours[0], bases=ours[1]) for pool, ours in zip(grown.pools, tables, strict=True)]
+    return grown._replace(pools=tuple(pools)), tuple(placed)
+
+
+def reserved(old: Pools, tokens: Iterable[int], spec: KVSpec, *, capacity: int) -> Pools:
+    """Pools with places of so many rows too, as many as chunks of such rows can stand in the window at once.
+
+    What attends to the window then keeps its shapes, whatever comes. Not where that takes much memory: such a pool
+    begins small, and grows.
+
+    Args:
+        old: what to start from.
+        tokens: rows of places; see `pool_tokens`.
+        spec: what the KV means.
+        capacity: slots of the window.
+    """
+    pools = {pool.rot.shape[2]: (pool, index) for pool, index in zip(*old, strict=True)}
+    for rows in set(tokens) - set(pools):
+        smaller = next((less for less in range(rows - 1, 0, -1) if pool_tokens(less) < rows), 0)
+        most = max(1, capacity // (smaller + SLOT_ALIGNMENT))
+        least = Least(places=1 << (most - 1).bit_length(), rank=min(LEAST_RANK, rows))
+        width = spec.rot_dim + spec.free_dim
+        patch_bytes = spec.layers * least.rank * (rows + width) * jnp.dtype(spec.dtype).itemsize
+        if least.places * (rows * spec.token_bytes + patch_bytes) > RESERVED_BYTES:
+            continue
+        arrays = _with_room({}, rows, (), spec, least)
+        lengths, bases = to_device((np.zeros(least.places, np.int32), np.zeros(least.places, np.float32)))
+        pools[rows] = ChunkPool(**arrays, lengths=lengths, bases=bases), PoolIndex(rows)
+    return Pools(*zip(*(pools[rows] for rows in sorted(pools)), strict=True)) if pools else old
 
 
 class Least(NamedTuple):
@@ -127,21 +168,28 @@ def _allocated(
     for i, entry in enumerate(entries):
         if places[i] is None:
             places[i] = _free_place(len(arrays["positions"]), known, [place for place in places if place is not None])
-            factors = None if entry.patch is None else entry.patch.factors
-            put = _put_donated if donate else _put
-            arrays = put(arrays, _number(places[i]), entry.chunk.kv, entry.chunk.positions, factors)
-            donate = True
+            if not donate:
+                arrays = copied(arrays)
+                donate = True
+            arrays = _put(arrays, _number(places[i]), entry.chunk.kv, entry.chunk.positions, _factors(entry, arrays))
             known = [each for each in known if not traced(places[i]) and each[1] != places[i]]
             if _named(entry) and not traced(places[i]):
                 known.append((entry.identity, places[i]))
     lengths = [entry.chunk.length for entry in entries]
     bases = [entry.base for entry in entries]
     count = len(arrays["positions"])
-    tables = _table(count, places, lengths, np.int32), _table(count, places, bases, np.float32)
-    lengths, bases = jax.device_put(tables)
-    pool = ChunkPool(**arrays, lengths=lengths, bases=bases)
+    tables: Any = _table(count, places, lengths, np.int32), _table(count, places, bases, np.float32)
+    pool = ChunkPool(**arrays, lengths=tables[0], bases=tables[1])
     placed = [replace(entry, place=place) for entry, place in zip(entries, places, strict=True)]
     return pool, replace(index, places=tuple(known)), placed
+
+
+def _factors(entry: Entry, arrays: dict[str, jax.Array]) -> Factors | None:
+    """What is written of its patch; of no component where it has none, so that it shares a program with those."""
+    if entry.patch is not None:
+        return entry.patch.factors
+    kv = entry.chunk.kv
+    return no_factors(kv) if "ranks" in arrays and not traced(kv.rot, *arrays.values()) else None
 
 
 def _named(entry: Entry) -> bool:
@@ -160,7 +208,7 @@ def _free_place(count: int, known: Sequence[tuple[Identity, int]], taken: Sequen
 
 
 def _number(place: Any) -> Any:
-    return place if traced(place) else jax.device_put(np.int32(place))
+    return place if traced(place) else to_device(np.int32(place))
 
 
 def _table(count: int, places: Sequence[Any], values: Sequence[Any], dtype: Any) -> np.ndarray | jax.Array:
@@ -225,27 +273,25 @@ def _grown(arrays: dict[str, jax.Array], *, shapes: Any) -> dict[str, jax.Array]
 def _write(
     arrays: dict[str, jax.Array], place: jax.Array | int, kv: KV, positions: jax.Array, factors: Factors | None
 ) -> dict[str, jax.Array]:
-    """The arrays with a chunk and its patch at ``place``.
-
-    What an older chunk left past the rows, or an older patch past the ranks, is never read.
-    """
-    rows = positions.shape[1]
-    written = {
-        "rot": arrays["rot"].at[:, place, :rows].set(kv.rot),
-        "free": arrays["free"].at[:, place, :rows].set(kv.free),
-        "positions": arrays["positions"].at[place, :, :rows].set(positions),
-    }
+    """The arrays with a chunk and its patch at ``place``, and zeros past its rows and components."""
+    new = {"rot": kv.rot, "free": kv.free}
     if factors is not None:
-        rank = factors.u.shape[1]
-        dtype = arrays["u"].dtype
-        u, v = factors.floats(dtype)
-        written["u"] = arrays["u"].at[:, place, :rank, :rows].set(u)
-        written["v"] = arrays["v"].at[:, place, :rank].set(v)
-        written["ranks"] = arrays["ranks"].at[:, place].set(factors.ranks)
+        new["u"], new["v"] = factors.floats(arrays["u"].dtype)
+        new["ranks"] = factors.ranks
     elif "ranks" in arrays:
-        written["ranks"] = arrays["ranks"].at[:, place].set(0)
+        new |= {name: jnp.zeros((len(kv.rot), *[0] * (arrays[name].ndim - 2))) for name in ("u", "v")}
+        new["ranks"] = jnp.zeros(len(kv.rot), jnp.int32)
+    written = {name: arrays[name].at[:, place].set(_filled(rows, arrays[name], 2)) for name, rows in new.items()}
+    written["positions"] = arrays["positions"].at[place].set(_filled(positions, arrays["positions"], 1))
     return arrays | written
 
 
-_put = jax.jit(_write)
-_put_donated = jax.jit(_write, donate_argnames="arrays")
+def _filled(rows: jax.Array, like: jax.Array, lead: int) -> jax.Array:
+    """Rows with zeros behind them on every axis, up to what a place has."""
+    extents = like.shape[lead:]
+    kept = rows.ndim - len(extents)
+    widths = [(0, 0)] * kept + [(0, whole - own) for whole, own in zip(extents, rows.shape[kept:], strict=True)]
+    return jnp.pad(rows, widths).astype(like.dtype)
+
+
+_put = partial(jax.jit, donate_argnames="arrays")(_write)

@@ -1,31 +1,24 @@
 """Windows: ordered chunks behind a pinned preamble. Every operation returns a new window; none runs the model."""
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any, ClassVar, Literal, TypeVar, get_args, no_type_check
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, TypeVar, get_args, no_type_check
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from kamera_jax.arguments import whole_number
 from kamera_jax.backbone import Backbone, with_defaults
 from kamera_jax.chunk import Chunk, Entry, Patch
 from kamera_jax.errors import WindowFullError
 from kamera_jax.forward import preamble_chunk
-from kamera_jax.handle import Handle, host_scalar, traced
+from kamera_jax.handle import Handle, host_scalar
 from kamera_jax.identity import EXACT, chunk_key, extended, lineage
-from kamera_jax.kv import KV, Factors, KVSpec, WindowState, bucket_of_slots, check_length
-from kamera_jax.window.pool import PoolIndex
-from kamera_jax.window.reuse import write
+from kamera_jax.kv import KVSpec, WindowState, bucket_of_slots, check_length
+from kamera_jax.window.pool import SLOT_ALIGNMENT, PoolIndex
+from kamera_jax.window.slots import put_first
 
 Mode = Literal["materialise", "in_place"]
 """Write chunks rotated and patched, once for every place they come to, or read them where they lie."""
-
-
-SLOT_ALIGNMENT = 16
-"""Chunks start at multiples of this many slots, so that kernels write whole tiles."""
 
 
 Count = TypeVar("Count", int, jax.Array)
@@ -185,63 +178,3 @@ def _of_preamble(vlm: Backbone, capacity: int, slots: int | None, mode: Mode = "
     entry = Entry(chunk.copied(), None, base=0.0, slot=0)  # a window may be donated, and the model keeps its preamble
     state = put_first(vlm.spec, aligned(chunk.length) if slots is None else slots, entry)
     return Window(state, (), vlm.spec, capacity, entry, mode).keeping(intact=True)
-
-
-def put_first(spec: KVSpec, slots: int, entry: Entry) -> WindowState:
-    """A state of ``slots`` slots with an entry's chunk at its slots, and nothing else."""
-    return _written(None, entry, partial(_put_first, slots=slots, spec=spec))
-
-
-def put(spec: KVSpec, state: WindowState, entry: Entry, *, donate: bool = False) -> WindowState:
-    """The state with an entry's chunk, rotated and patched, at its slots; what stood from there on is hidden."""
-    return _written(state, entry, partial(_put_donated if donate else _put, spec=spec))
-
-
-def _written(state: WindowState | None, entry: Entry, put: Callable[..., WindowState]) -> WindowState:
-    chunk = entry.chunk
-    factors = None if entry.patch is None else entry.patch.factors
-    return put(state, packed(entry.base, entry.slot, chunk.length), chunk.kv, factors, chunk.positions)
-
-
-def _write(
-    state: WindowState | None,
-    numbers: jax.Array,
-    kv: KV,
-    factors: Factors | None,
-    positions: jax.Array,
-    *,
-    spec: KVSpec,
-    slots: int = 0,
-) -> WindowState:
-    """See `put`; the base, the slot and the length come as one array, which is one transfer."""
-    if state is None:
-        state = spec.empty_state(slots)
-    base, slot, length = unpacked(numbers)
-    count = state.valid.shape[0]
-    fits = slot + length <= count  # what does not fit must not be written elsewhere; see `_poisoned`
-    length = jnp.where(fits, length, 0)
-    state = replace(state, valid=state.valid & (jnp.arange(count, dtype=jnp.int32) < jnp.where(fits, slot, count)))
-    return write(state, jnp.where(fits, slot, 0), kv, factors, positions + base, length, spec.rope)
-
-
-_put = partial(jax.jit, static_argnames="spec")(_write)
-_put_donated = partial(jax.jit, static_argnames="spec", donate_argnames="state")(_write)
-_put_first = partial(jax.jit, static_argnames=("spec", "slots"))(_write)
-
-
-def as_f32(position: Any) -> jax.Array | np.float32:
-    """A position as an f32 scalar, of numpy where it is known."""
-    return jnp.asarray(position, jnp.float32) if traced(position) else np.float32(position)
-
-
-def packed(base: Any, *counts: Any) -> jax.Array:
-    """A position and whole numbers as one array i32[n], whose transfer to the device is one."""
-    if not traced(base, *counts):
-        return jax.device_put(np.asarray([np.float32(base).view(np.int32), *counts], np.int32))
-    bits = jax.lax.bitcast_convert_type(jnp.asarray(base, jnp.float32), jnp.int32)
-    return jnp.stack([bits, *(jnp.asarray(count, jnp.int32) for count in counts)])
-
-
-def unpacked(numbers: jax.Array) -> list[jax.Array]:
-    """What `packed` packed: the position, f32, and the whole numbers, i32."""
-    return [jax.lax.bitcast_convert_type(numbers[0], jnp.float32), *numbers[1:]]

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float32
 
 from kamera_jax.kv import Segment, bucket
+from kamera_jax.transfer import to_device
 
 
 @flax.struct.dataclass
@@ -85,35 +86,34 @@ def compose(spans: Sequence[Span], axes: int, content: str) -> Segment:
     tokens[: len(ids)] = ids
     advance = local_positions(spans, axes)[1]
     positions, _ = local_positions([*spans, Span([0] * (size - len(ids)))], axes)  # padding counts on, as text does
+    is_media, blocks = _blocks(spans, size)
+    host: dict[str, Any] = {"tokens": tokens}
+    if blocks:
+        host["is_media"] = is_media
+    for _, name, features in blocks:  # what the towers made is written to rows of zeros
+        host.setdefault(name, np.zeros((size, *features.shape[1:]), features.dtype))
     # One transfer, and explicit: to convert each array by jnp.asarray compiles a program for its shape.
-    tokens, positions = jax.device_put((tokens, positions))
-    return Segment(
-        inputs={"tokens": tokens, **_media(spans, size)},
-        positions=positions,
-        length=np.int32(len(ids)),  # known on the host, which asks for it
-        advance=advance,
-        content=content,
-    )
+    numbers = [tuple(map(np.int32, where)) for where, _, _ in blocks]
+    inputs, positions, numbers = to_device((host, positions, numbers))
+    for (_, name, features), where in zip(blocks, numbers, strict=True):
+        inputs[name] = _place(inputs[name], features, *where)
+    length = np.int32(len(ids))  # known on the host, which asks for it
+    return Segment(inputs=inputs, positions=positions, length=length, advance=advance, content=content)
 
 
-def _media(spans: Sequence[Span], size: int) -> dict[str, jax.Array]:
-    """Features in the rows of their tokens, zero elsewhere; ``deep`` only where a block has some."""
+def _blocks(spans: Sequence[Span], size: int) -> tuple[np.ndarray, list[tuple[tuple[int, int], str, Any]]]:
+    """Which rows are media; and of each block of features its first row and count, its name, and the features."""
     is_media = np.zeros(size, bool)
-    placed: dict[str, jax.Array] = {}
+    blocks = []
     first = 0
     for span in spans:
         count = len(span.ids)
         if isinstance(span.features, Features):
             is_media[first : first + count] = True
-            for name, features in (("media", span.features.rows), ("deep", span.features.deep)):
-                if features is None:
-                    continue
-                rows = placed.get(name)
-                if rows is None:
-                    rows = jax.device_put(np.zeros((size, *features.shape[1:]), features.dtype))
-                placed[name] = _place(rows, features, *jax.device_put((np.int32(first), np.int32(count))))
+            named = {"media": span.features.rows, "deep": span.features.deep}
+            blocks += [((first, count), name, features) for name, features in named.items() if features is not None]
         first += count
-    return {**placed, "is_media": jax.device_put(is_media)} if placed else {}
+    return is_media, blocks
 
 
 @jax.jit

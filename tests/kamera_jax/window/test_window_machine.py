@@ -133,12 +133,18 @@ def assert_pools(window, pairs, bases):
         assert (arrays["rot"][:, place, :rows] == np.asarray(chunk.kv.rot)).all()
         assert (arrays["free"][:, place, :rows] == np.asarray(chunk.kv.free)).all()
         assert (np.asarray(pool.positions)[place, :, :rows] == np.asarray(chunk.positions)).all()
+        assert not arrays["rot"][:, place, rows:].any() and not arrays["free"][:, place, rows:].any()
+        assert not np.asarray(pool.positions)[place, :, rows:].any()
         assert (ranks == (0 if patch is None else np.asarray(patch.factors.ranks))).all()
         for layer, rank in enumerate(ranks if patch is not None else ()):
             for name in ("u", "v"):
                 factor = getattr(patch.factors, name)[layer, :rank]
                 given = arrays[name][layer, place, :rank, : factor.shape[1]]
                 assert (given == np.asarray(factor)).all()
+        components = 0 if patch is None else patch.factors.u.shape[1]
+        if "u" in arrays:
+            assert not arrays["u"][:, place, components:].any() and not arrays["u"][:, place, :, rows:].any()
+            assert not arrays["v"][:, place, components:].any()
 
 
 class WindowMachine(RuleBasedStateMachine):
