@@ -101,6 +101,12 @@ def host_columns() -> Any:
     return HostColumns()
 
 
+def columns_of(instance: Any, name: str) -> np.ndarray:
+    """A copy on the host of a field that may be given as `Columns`; nothing goes to the device for it."""
+    value = instance.__dict__[f"_{name}"]
+    return np.array(np.asarray(value.array)[:, : value.count]) if isinstance(value, Columns) else np.array(value)
+
+
 def _cut(columns: Columns) -> jax.Array:
     array, count = columns
     if traced(array):

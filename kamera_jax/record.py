@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from kamera_jax.chunk import Chunk, Patch
+from kamera_jax.handle import columns_of
 from kamera_jax.kv import KV, Factors, KVSpec, Segment, Sketch, SketchSpec
 from kamera_jax.rope import RopeSpec
 
@@ -104,7 +105,7 @@ def split_patch(patch: Patch) -> tuple[Plain, Arrays]:
     """A copy that shares nothing with the device."""
     leaves = {field.name: getattr(patch.factors, field.name) for field in fields(Factors)}
     named = {f"patch.{name}": leaf for name, leaf in leaves.items() if leaf is not None}
-    named |= {"patch.mass": patch.mass, "patch.residual": patch.residual}
+    named |= {"patch.mass": columns_of(patch, "mass"), "patch.residual": patch.residual}
     if patch.sketch is not None:
         named |= {f"sketch.{name}": getattr(patch.sketch, name) for name in _SKETCH}
     about = {name: getattr(patch, name) for name in _PATCH}

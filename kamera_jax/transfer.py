@@ -104,6 +104,12 @@ def packed(base: Any, *counts: Any) -> jax.Array:
     return jnp.stack([bits, *(jnp.asarray(count, jnp.int32) for count in counts)])
 
 
+def expect_packed(base: Any, *counts: Any) -> None:
+    """As `expect`, for what `packed` is going to take."""
+    if not traced(base, *counts):
+        expect(numbers(base, *counts))
+
+
 def unpacked(numbers: jax.Array) -> list[jax.Array]:
     """What `packed` packed: the position, f32, and the whole numbers, i32."""
     return [position_of(numbers), *numbers[1:]]

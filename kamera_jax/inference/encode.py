@@ -20,7 +20,7 @@ from kamera_jax.inference.forming import fit_and_share, forming_numbers, shares
 from kamera_jax.kv import Factors, Segment, Sketch, SketchSpec, bucket_of_slots, check_length
 from kamera_jax.patch.size import Size
 from kamera_jax.patch.sketch import reread_jit, take_jit
-from kamera_jax.transfer import as_f32
+from kamera_jax.transfer import as_f32, expect_packed, packed
 from kamera_jax.window.changes import append, materialised, nan_if
 from kamera_jax.window.checks import check_chunk, check_model
 from kamera_jax.window.window import Window, aligned
@@ -200,8 +200,10 @@ def form_patch(
         check_model(vlm, context)
     window = _prefilled(vlm, antecedents) if context is None else context
     check_chunk(window, chunk)
+    forming = forming_numbers(window, chunk.length, size)
+    expect_packed(*forming)  # they go with what writes a window
     window = materialised(window)  # what each chunk received cannot be distinguished in place
-    numbers = forming_numbers(window, chunk.length, size)
+    numbers = packed(*forming)
     conditioned, output = run_chunk(vlm, window, chunk, collect, numbers)
     # Inside the forming window antecedents are conditioned and keyed as such; a patch names those its caller knows.
     keys = window.keys if antecedents is None else tuple(each.key for each in antecedents)
@@ -253,7 +255,7 @@ def form_patches(
             conditioned, _ = run_chunk(vlm, window, source)
             patches.append(None)
         else:
-            numbers = forming_numbers(window, canonical.length, size)
+            numbers = packed(*forming_numbers(window, canonical.length, size))
             conditioned, output = run_chunk(vlm, window, source, collect, numbers)
             patches.append(_patch(canonical, conditioned, output, window, keys, size, sketch, numbers))
         keys += ((conditioned if canonical is None else canonical).key,)

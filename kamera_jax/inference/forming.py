@@ -11,7 +11,6 @@ from kamera_jax.forward import owners_of
 from kamera_jax.kv import KV
 from kamera_jax.patch.fitting import Fitted, fit_width
 from kamera_jax.patch.size import Size
-from kamera_jax.transfer import packed
 from kamera_jax.window.window import Window
 
 OWNERS = 32
@@ -27,8 +26,8 @@ def padded_owners(window: Window) -> int:
     return owners
 
 
-def forming_numbers(window: Window, length: Any, size: Size) -> jax.Array:
-    """All numbers that forming a patch takes, one array on the device: one transfer.
+def forming_numbers(window: Window, length: Any, size: Size) -> tuple[Any, ...]:
+    """All numbers that forming a patch takes, which go to the device as one array (`kamera_jax.transfer.packed`).
 
     The base; the chunk's length, the rank and the number of entries; then of each owner the first slot and, in the same
     order, the one after the last, 0 and 0 for those that are no entry: see `kamera_jax.forward.owners_of`.
@@ -37,7 +36,7 @@ def forming_numbers(window: Window, length: Any, size: Size) -> jax.Array:
     first = [entry.slot for entry in window.entries] + missing
     last = [entry.slot + entry.chunk.length for entry in window.entries] + missing
     rank = 0 if size.rank is None else max(0, min(size.rank, np.iinfo(np.int32).max))
-    return packed(window.next_position, length, rank, len(window.entries), *first, *last)
+    return window.next_position, length, rank, len(window.entries), *first, *last
 
 
 def _share(mass: jax.Array, numbers: jax.Array, slots: int | None) -> jax.Array:

@@ -18,7 +18,7 @@ from kamera_jax.session.choice import best_patch
 from kamera_jax.session.lending import Lent
 from kamera_jax.session.memory import ChunkMemory
 from kamera_jax.session.saved import SavedSession, load_session, save_session
-from kamera_jax.session.settings import check_key, check_settings, folder_of
+from kamera_jax.session.settings import MEMORY, check_key, check_settings, folder_of
 from kamera_jax.session.stats import SessionStats
 from kamera_jax.store import Store
 from kamera_jax.window.changes import changed, check_changes, reserved, without
@@ -29,9 +29,6 @@ from kamera_jax.window.window import Mode, Window
 
 Rerun = tuple[Chunk, Patch | None, Chunk]
 """A chunk with the patch it had, and what it is where it was run again."""
-
-MEMORY = 2**30
-"""Bytes of host memory for evicted chunks by default: 1 GiB."""
 
 
 class Session:

@@ -8,6 +8,9 @@ from kamera_jax.arguments import check_type, whole_number
 from kamera_jax.guard.policy import ReusePolicy
 from kamera_jax.store import Store
 
+MEMORY = 2**30
+"""Bytes of host memory for evicted chunks by default: 1 GiB."""
+
 
 def check_settings(rank: Any, memory_bytes: Any, policy: Any, store: Any) -> tuple[int, int | None]:
     """Raise ValueError unless these are settings of a session; its rank and its memory as Python's numbers."""

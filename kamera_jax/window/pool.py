@@ -17,7 +17,7 @@ from kamera_jax.chunk import Entry
 from kamera_jax.handle import copied, traced
 from kamera_jax.identity import UNNAMED, Identity
 from kamera_jax.kv import KV, ChunkPool, Factors, KVSpec, bucket, bucket_of_slots
-from kamera_jax.transfer import to_device
+from kamera_jax.transfer import expect, to_device
 from kamera_jax.window.slots import no_factors
 
 FIRST_PLACES = 4
@@ -165,20 +165,23 @@ def _allocated(
         grown = _with_room(arrays, index.tokens, entries, spec, least)
         donate = donate or grown is not arrays
         arrays = grown
-    for i, entry in enumerate(entries):
-        if places[i] is None:
-            places[i] = _free_place(len(arrays["positions"]), known, [place for place in places if place is not None])
-            if not donate:
-                arrays = copied(arrays)
-                donate = True
-            arrays = _put(arrays, _number(places[i]), entry.chunk.kv, entry.chunk.positions, _factors(entry, arrays))
-            known = [each for each in known if not traced(places[i]) and each[1] != places[i]]
-            if _named(entry) and not traced(places[i]):
-                known.append((entry.identity, places[i]))
+    new = [i for i, place in enumerate(places) if place is None]
+    for i in new:
+        places[i] = _free_place(len(arrays["positions"]), known, [place for place in places if place is not None])
+        known = [each for each in known if not traced(places[i]) and each[1] != places[i]]
+        if _named(entries[i]) and not traced(places[i]):
+            known.append((entries[i].identity, places[i]))
     lengths = [entry.chunk.length for entry in entries]
     bases = [entry.base for entry in entries]
     count = len(arrays["positions"])
     tables: Any = _table(count, places, lengths, np.int32), _table(count, places, bases, np.float32)
+    expect(tables)  # they go with the places
+    for i in new:
+        entry = entries[i]
+        if not donate:
+            arrays = copied(arrays)
+            donate = True
+        arrays = _put(arrays, _number(places[i]), entry.chunk.kv, entry.chunk.positions, _factors(entry, arrays))
     pool = ChunkPool(**arrays, lengths=tables[0], bases=tables[1])
     placed = [replace(entry, place=place) for entry, place in zip(entries, places, strict=True)]
     return pool, replace(index, places=tuple(known)), placed

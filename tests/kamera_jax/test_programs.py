@@ -143,7 +143,7 @@ def test_texts_of_its_own_are_run_without_items():
         ({"items": "a text"}, "items must be a list"),
         ({"questions": "what ?"}, "questions must be a list"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
-        ({"rank": 0}, "rank must be"),
+        ({"rank": 0}, "rank is 0; expected at least 1"),
         ({"items": ["a page " * 60]}, "do not fit"),
         ({"questions": ["what " * 60]}, "do not fit"),
     ],
@@ -196,6 +196,24 @@ def test_a_session_transfers_nothing_that_it_does_not_put_there(random_vlm, make
     with jax.transfer_guard("disallow"):
         steps(6)
         steps(7)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_session_makes_few_transfers(random_vlm, mode):
+    """One for each part: to add is to prepare, evict, form a patch and append; to ask is to evict, run and keep."""
+    session = kj.Session(random_vlm, 200, mode=mode)
+    made = {"add": 0, "ask": 0}
+    for number in range(12):
+        steps = {
+            "add": lambda number=number: session.add(f"the {WORDS[number]} page is {WORDS[number + 1]} and {number}"),
+            "ask": lambda number=number: session.ask(f"is page {number} blue ?", max_new_tokens=3),
+        }
+        for name, step in steps.items():
+            with transfers() as sent:
+                step()
+            made[name] = max(made[name], len(sent)) if number > 5 else 0
+    assert session.stats.evicted > 6
+    assert made["add"] <= 4 and made["ask"] <= 3, made
 
 
 def test_a_window_that_nobody_has_is_taken_again(random_vlm, texts):
