@@ -21,6 +21,10 @@ class Lent:
         self._window: Callable[[], Window | None] = lambda: None
         self._of: Callable[[], Window | None] = lambda: None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy of a session has arrays of its own, of which nobody has any."""
+        return Lent, ()
+
     def lend(self, window: Window) -> Window:
         """The window for a caller; the same one as long as the caller has it."""
         known = self._window()

@@ -177,11 +177,13 @@ def _allocated(
     tables: Any = _table(count, places, lengths, np.int32), _table(count, places, bases, np.float32)
     expect(tables)  # they go with the places
     for i in new:
-        entry = entries[i]
-        if not donate:
-            arrays = copied(arrays)
-            donate = True
-        arrays = _put(arrays, _number(places[i]), entry.chunk.kv, entry.chunk.positions, _factors(entry, arrays))
+        chunk = entries[i].chunk
+        given = (_number(places[i]), chunk.kv, chunk.positions, _factors(entries[i], arrays))
+        if traced(*jax.tree.leaves((arrays, given))):  # in a transformation there is nothing to donate
+            arrays = _write(arrays, *given)
+            continue
+        arrays = _put(arrays if donate else copied(arrays), *given)
+        donate = True
     pool = ChunkPool(**arrays, lengths=tables[0], bases=tables[1])
     placed = [replace(entry, place=place) for entry, place in zip(entries, places, strict=True)]
     return pool, replace(index, places=tuple(known)), placed
