@@ -45,6 +45,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     command.add_argument("--capacity", type=int, metavar="N", help="slots of a window (default: the longest context's)")
     command.add_argument("--batch", type=int, default=10, metavar="N", help="contexts run together (default: 10)")
     command.add_argument("--devices", type=positive, metavar="N", help="devices to spread them over (default: all)")
+    command.add_argument(
+        "--repeats", type=positive, default=3, metavar="N", help="fillings of a window to time it by (default: 3)"
+    )
     command.add_argument("--output", type=Path, metavar="DIR", help="the run's folder: new, empty, or to go on with")
     command.add_argument(
         "--rescore", action="store_true", help="score --output again from its samples: no model is run"
@@ -145,6 +148,7 @@ def _run(options: argparse.Namespace) -> None:
         capacity=options.capacity,
         batch=options.batch,
         devices=options.devices,
+        repeats=options.repeats,
     )
     with Progress(transient=True) as bar:
         shown = bar.add_task(f"{options.task}, {options.model}", total=None)

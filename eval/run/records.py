@@ -80,6 +80,9 @@ def note_answers(
 ) -> None:
     """Put a method's answers, and its KL(reference ‖ method) at the first answer token, into the samples' lines.
 
+    Where the token that follows is known, its negative log-likelihood and the id of the most likely token stand beside
+    them.
+
     Args:
         samples: the lines.
         name: the method's name.
@@ -89,8 +92,15 @@ def note_answers(
     """
     kl = np.asarray(metrics.kl(reference, logits))
     places = [(e, q) for e, row in enumerate(answers) for q in range(len(row))]
+    known = np.zeros(logits.shape[:2], np.int32)
+    for sample, place in zip(samples, places, strict=True):
+        known[place] = sample.get("next_token", 0)
+    nll = np.asarray(metrics.nll(logits, known))
+    likeliest = np.asarray(logits.argmax(-1))
     for sample, (e, q) in zip(samples, places, strict=True):
         sample["methods"][name] = {"said": answers[e][q], "kl": _rounded(kl[e, q])}
+        if "next_token" in sample:
+            sample["methods"][name] |= {"token": int(likeliest[e, q]), "nll": _rounded(nll[e, q])}
 
 
 def kv_error(batch: Batch, windows: Windows) -> Float[Array, "E L"]:

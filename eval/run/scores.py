@@ -8,7 +8,7 @@ import numpy as np
 
 from eval.run.folder import Record
 from eval.run.metrics import mean_and_error
-from eval.tasks import Question, Task
+from eval.tasks import InvalidTaskError, Question, Task
 from eval.tasks.base import checked_scores
 
 DEPTHS = (0.25, 0.5, 0.75)
@@ -64,7 +64,16 @@ def _scored(task: Task, methods: Sequence[str], samples: Sequence[Record]) -> li
         question = Question.from_record(sample)
         own = {}
         for name in methods:
-            own[name] = checked_scores(task, question, sample["methods"][name]["said"], names)
+            answer = sample["methods"][name]
+            if question.next_token is None:
+                own[name] = checked_scores(task, question, answer["said"], names)
+            else:
+                own[name] = {"accuracy": float(answer["token"] == question.next_token), "nll": answer["nll"]}
+                if names is not None and names != list(own[name]):
+                    raise InvalidTaskError(
+                        f"the task {task.name} has questions whose next token is known, scored by accuracy and nll, "
+                        f"and others scored by {', '.join(names)}; every question needs the same scores"
+                    )
             names = names or list(own[name])
         scored.append({**sample, "scores": own})
     return scored
@@ -161,8 +170,10 @@ def _cell(samples: Sequence[Record], name: str) -> Record:
     }
 
 
-def _answer(sample: Record, name: str) -> str:
-    return sample["methods"][name]["said"].strip().lower()
+def _answer(sample: Record, name: str) -> str | int:
+    """What is compared to see whether two answers are the same."""
+    answer = sample["methods"][name]
+    return answer["token"] if "token" in answer else answer["said"].strip().lower()
 
 
 def _kl(sample: Record, name: str) -> float:
