@@ -75,7 +75,7 @@ def chunk_key(content: str, spec: KVSpec, lineage: str) -> str:
     """The key of a chunk: its content, run by a model behind a context; empty if either is not known."""
     if not (content and lineage):
         return ""
-    model = {"model": spec.fingerprint, "dtype": spec.dtype, "rope": asdict(spec.rope)}
+    model = {"model": spec.fingerprint, "dtype": spec.dtype, "rope": spec.rope.plain}
     return content_key({"content": content, "lineage": lineage, "schema": SCHEMA, **model})
 
 

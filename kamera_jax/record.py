@@ -68,7 +68,8 @@ def split_chunk(chunk: Chunk) -> tuple[Plain, Arrays]:
         named |= {f"{_SOURCE}{_INPUTS}{name}": array for name, array in source.inputs.items()}
         named[f"{_SOURCE}positions"] = source.positions
         about["source"] = {"length": int(source.length)}
-    about["spec"] = None if chunk.spec is None else asdict(chunk.spec)
+    spec = chunk.spec
+    about["spec"] = None if spec is None else asdict(spec) | {"rope": spec.rope.plain}
     return about, _copied(named)
 
 

@@ -7,7 +7,7 @@ pairs, partial rotary and M-RoPE. Angles are always f32.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -36,6 +36,8 @@ class RopeSpec:
         sections: M-RoPE: frequencies taken by each position axis (summing to R/2); None for 1-D positions.
         section_layout: ``"contiguous"`` (Qwen2-VL, Qwen2.5-VL) or ``"interleaved"`` (Qwen3-VL).
         scale: factor on cos and sin (the attention factor of YaRN and LongRoPE).
+        unrotated: layers without positional encoding (NoPE), counted from 0: their queries and keys are left as they
+            are, wherever their tokens stand.
     """
 
     inv_freq: tuple[float, ...]
@@ -44,6 +46,7 @@ class RopeSpec:
     sections: tuple[int, ...] | None = None
     section_layout: SectionLayout = "contiguous"
     scale: float = 1.0
+    unrotated: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if 2 * len(self.inv_freq) > self.head_dim:
@@ -56,6 +59,17 @@ class RopeSpec:
                 f"M-RoPE sections {self.sections} sum to {sum(self.sections)}; expected {len(self.inv_freq)} "
                 "frequencies"
             )
+        if list(self.unrotated) != sorted(set(self.unrotated)) or min(self.unrotated, default=0) < 0:
+            raise ValueError(f"unrotated layers are {self.unrotated}; expected each once, in order, counted from 0")
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """The fields by name; without ``unrotated`` where every layer is rotated, as in what older versions wrote."""
+        return {name: value for name, value in asdict(self).items() if name != "unrotated" or value}
+
+    def turned(self, layer: Array | int) -> Array | bool:
+        """Whether a layer, whose index may be traced, is rotated; plain True where every layer is."""
+        return not self.unrotated or (jnp.asarray(self.unrotated, jnp.int32) != layer).all()
 
     @property
     def axes(self) -> int:
@@ -165,12 +179,15 @@ def axis_frequencies(spec: RopeSpec) -> np.ndarray:
     return frequencies
 
 
-def tables(spec: RopeSpec, positions: Float[Array, "A T"]) -> tuple[Float[Array, "T D"], Float[Array, "T D"]]:
+def tables(
+    spec: RopeSpec, positions: Float[Array, "A T"], layer: Array | int | None = None
+) -> tuple[Float[Array, "T D"], Float[Array, "T D"]]:
     """cos and sin for every position, full head width, f32.
 
     Args:
         spec: the backbone's RoPE.
         positions: absolute positions, f32[A, T].
+        layer: the layer that they are for; in one that is not rotated they are 1 and 0. By default a rotated one.
 
     Returns:
         ``(cos, sin)``, f32[T, D] each, with the sign of the rotation folded into sin and (1, 0) outside the rotary
@@ -192,21 +209,28 @@ def tables(spec: RopeSpec, positions: Float[Array, "A T"]) -> tuple[Float[Array,
         cos = jnp.repeat(cos, 2, -1)
         sin = jnp.stack([-sin, sin], -1).reshape(sin.shape[0], -1)
     rest = ((0, 0), (0, spec.head_dim - spec.rotary_dim))
-    return jnp.pad(cos, rest, constant_values=1.0), jnp.pad(sin, rest)
+    cos, sin = jnp.pad(cos, rest, constant_values=1.0), jnp.pad(sin, rest)
+    if layer is None or not spec.unrotated:
+        return cos, sin
+    turned = spec.turned(layer)
+    return jnp.where(turned, cos, 1.0), jnp.where(turned, sin, 0.0)
 
 
-def rotate(x: Float[Array, "T H D"], positions: Float[Array, "A T"], spec: RopeSpec) -> Float[Array, "T H D"]:
+def rotate(
+    x: Float[Array, "T H D"], positions: Float[Array, "A T"], spec: RopeSpec, layer: Array | int | None = None
+) -> Float[Array, "T H D"]:
     """Rotate un-rotated heads to absolute positions: one hop, f32 math, the input's dtype out.
 
     Args:
         x: un-rotated queries or keys [T, H, D].
         positions: absolute positions f32[A, T].
         spec: the backbone's RoPE.
+        layer: the layer that they are of, for a spec with layers that are not rotated. By default a rotated one.
 
     Raises:
         ValueError: the number of position axes is not the spec's.
     """
-    cos, sin = tables(spec, positions)
+    cos, sin = tables(spec, positions, layer)
     flat = x.reshape(1, x.shape[0], -1)
     rotated = rotate_flat(flat.astype(jnp.float32), cos, sin, rotary_dim=spec.rotary_dim, layout=spec.layout)
     return rotated.reshape(x.shape).astype(x.dtype)

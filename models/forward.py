@@ -88,7 +88,7 @@ def forward(
         if mass is not None:
             collected["attention_mass"] = mass / segment.length.astype(jnp.float32)
         if "queries" in collect:
-            collected["queries"] = config.attention.scale * _unrotated(q, segment.positions, config.rope)
+            collected["queries"] = q
             collected["attended"] = out.reshape(*q.shape[:2], -1)
         return out, collected
 
@@ -105,6 +105,10 @@ def forward(
     logits = None if logits_at is None else decoder.logits(params["text"], decoded.hidden[logits_at])
     kv = jax.tree.map(lambda rows: jnp.where(valid[None, :, None], rows, jnp.zeros((), rows.dtype)), decoded.kv)
     aux = dict(decoded.collected)
+    if "queries" in aux:
+        unrotated = partial(_unrotated, positions=segment.positions, spec=config.rope)
+        layers = jnp.arange(config.num_hidden_layers, dtype=jnp.int32)
+        aux["queries"] = config.attention.scale * jax.vmap(unrotated)(aux["queries"], layers)
     if decoded.routing is not None:
         routing = {
             "experts": jnp.where(valid[None, :, None], decoded.routing.experts, -1),
@@ -114,7 +118,8 @@ def forward(
     return Output(logits, kv, aux)
 
 
-def _unrotated(q: jax.Array, positions: jax.Array, spec: RopeSpec) -> jax.Array:
-    """Queries [T, N, ·] as before their last ``head_dim`` dims were rotated, f32."""
+def _unrotated(q: jax.Array, layer: jax.Array, *, positions: jax.Array, spec: RopeSpec) -> jax.Array:
+    """A layer's queries [T, N, ·] as before their last ``head_dim`` dims were rotated, f32."""
     free, rotated = jnp.split(q.astype(jnp.float32), [q.shape[-1] - spec.head_dim], axis=-1)
-    return jnp.concatenate([free, rope.rotate(rotated, -positions, spec) / spec.scale**2], axis=-1)
+    scale = jnp.where(spec.turned(layer), spec.scale**2, 1.0)
+    return jnp.concatenate([free, rope.rotate(rotated, -positions, spec, layer) / scale], axis=-1)

@@ -10,6 +10,7 @@ from models.hub.fields import read_json
 from models.hub.refusals import UnknownModelError, check_architecture
 from models.ports.deepseek_vl.port import ARCHITECTURE as DEEPSEEK_VL
 from models.ports.kimi_vl.port import ARCHITECTURE as KIMI_VL
+from models.ports.llama.port import ARCHITECTURES as LANGUAGE_MODELS
 from models.ports.llava.port import ARCHITECTURE as LLAVA
 from models.ports.qwen2_5_vl.port import ARCHITECTURE as QWEN2_5_VL
 from models.vlm import VisionLanguageModel
@@ -17,7 +18,7 @@ from models.vlm import VisionLanguageModel
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 EMBEDDED = ("kamera-tiny-gqa", "kamera-tiny-mla", "kamera-tiny-mha")
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
-ARCHITECTURES = {port.name: port for port in (QWEN2_5_VL, KIMI_VL, DEEPSEEK_VL, LLAVA)}
+ARCHITECTURES = {port.name: port for port in (QWEN2_5_VL, KIMI_VL, DEEPSEEK_VL, LLAVA, *LANGUAGE_MODELS)}
 
 
 def load(

@@ -93,11 +93,13 @@ def reread(
     own = apply(*jax.tree.map(lambda leaf: leaf[here], (kv, factors)))
     positions = positions + base
     read = jax.vmap(partial(_read, positions=positions, seen=seen, spec=spec))
-    outputs, weights = read(sketch.queries, sketch.tokens, own.rot, own.free, rot, free)
+    layers = jnp.asarray(here, jnp.int32)
+    outputs, weights = read(layers, sketch.queries, sketch.tokens, own.rot, own.free, rot, free)
     return outputs, weights[0]
 
 
 def _read(
+    layer: jax.Array,
     queries: jax.Array,
     tokens: jax.Array,
     own_rot: jax.Array,
@@ -110,7 +112,7 @@ def _read(
     spec: KVSpec,
 ) -> tuple[jax.Array, jax.Array]:
     """One layer of `reread`."""
-    rotated = rope.rotate(own_rot.reshape(positions.shape[1], spec.heads, -1), positions, spec.rope)
+    rotated = rope.rotate(own_rot.reshape(positions.shape[1], spec.heads, -1), positions, spec.rope, layer)
     keys = jnp.concatenate([rot, rotated.reshape(own_rot.shape)]).astype(jnp.float32)
     values = jnp.concatenate([free, own_free]).astype(jnp.float32)
     keys, values = (x.reshape(x.shape[0], spec.heads, -1) for x in (keys, values))
@@ -118,7 +120,7 @@ def _read(
     still, turned = jnp.split(queries, [queries.shape[-1] - spec.rope.head_dim], axis=-1)
     if still.shape[-1]:  # absorbed: the latent is key and value both
         keys = jnp.concatenate([values, keys], axis=-1)
-    queries = jnp.concatenate([still, rope.rotate(turned, positions[:, tokens], spec.rope)], axis=-1)
+    queries = jnp.concatenate([still, rope.rotate(turned, positions[:, tokens], spec.rope, layer)], axis=-1)
     groups = np.arange(queries.shape[1]) * spec.heads // queries.shape[1]
     scores = jnp.einsum("knd,snd->kns", queries, keys[:, groups], precision="highest")
     context = jnp.broadcast_to(seen[None], (len(queries), len(seen)))

@@ -5,10 +5,12 @@ Where windows meet the kernels.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from kamera_jax import rope
@@ -30,11 +32,22 @@ def relocate(
 
     Rows past ``length`` are zero.
     """
-    return relocate_patch(**_call(kv, factors, positions, spec), length=length, implementation=implementation)
+    call = partial(relocate_patch, length=length, implementation=implementation)
+    rot, free = call(**_call(kv, factors, positions, spec))
+    still = [layer for layer in spec.unrotated if layer < rot.shape[0]]
+    if not still:
+        return rot, free
+    # Layers without RoPE once more, by tables that turn nothing.
+    here = np.asarray(still)
+    kv, factors = jax.tree.map(lambda leaf: leaf[here], (kv, factors))
+    kept, _ = call(**_call(kv, factors, positions, spec, still[0]))
+    return rot.at[here].set(kept), free
 
 
-def _call(kv: KV, factors: Factors | None, positions: jax.Array, spec: RopeSpec) -> dict[str, Any]:
-    cos, sin = rope.tables(spec, positions)
+def _call(
+    kv: KV, factors: Factors | None, positions: jax.Array, spec: RopeSpec, layer: int | None = None
+) -> dict[str, Any]:
+    cos, sin = rope.tables(spec, positions, layer)
     patch = {} if factors is None else _floats(factors, kv.rot.dtype)
     rotation = {"cos": cos, "sin": sin, "rotary_dim": spec.rotary_dim, "layout": spec.layout}
     return {"rot": kv.rot, "free": kv.free, **rotation, **patch}
@@ -60,11 +73,16 @@ def write(
     The caller makes sure that ``slot + length`` fits (the padding of the bucket need not) and that the slot is a
     multiple of 16; any slot will do with ``implementation="xla"``.
     """
+    layer = None
+    if spec.unrotated:
+        # The kernel turns all layers alike: those are turned first, each as it should, and then written as they are.
+        kv = KV(*relocate(kv, factors, positions, length, spec, implementation))
+        factors, layer = None, spec.unrotated[0]
     rot, free = relocate_patch_into(
         state.rot,
         state.free,
         slot,
-        **_call(kv, factors, positions, spec),
+        **_call(kv, factors, positions, spec, layer),
         length=length,
         implementation=implementation,
     )
@@ -106,9 +124,18 @@ def attend_in_place(
         implementation: None picks; a named backend that cannot serve the call raises.
     """
     inv_freq = jnp.asarray(rope.axis_frequencies(spec))
+    read = q
+    if spec.unrotated:
+        # Frequencies of 0 turn nothing; what is left of cos, its scale, is taken from the queries beforehand.
+        turned = spec.turned(layer)
+        inv_freq = jnp.where(turned, inv_freq, 0.0)
+        scaled = np.zeros(q.shape[-1], bool)
+        scaled[q.shape[-1] - spec.head_dim :][: spec.rotary_dim] = True
+        divided = (q.astype(jnp.float32) / spec.scale).astype(q.dtype)
+        read = jnp.where(jnp.asarray(scaled) & ~turned, divided, q)
     parts = [
         chunk_attention(
-            q,
+            read,
             **pool.layers,
             layer=layer,
             positions=pool.positions,

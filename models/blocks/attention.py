@@ -124,12 +124,16 @@ class GroupedQuery(DecoderAttention):
         kv_heads: G.
         head_dim: D.
         bias: whether q, k and v have one.
+        output_bias: whether the output projection has one.
+        norm_eps: epsilon of an RMSNorm of each head of queries and keys before their rotation (QK-norm); None without.
     """
 
     heads: int
     kv_heads: int
     head_dim: int
     bias: bool = False
+    output_bias: bool = False
+    norm_eps: float | None = None
 
     @property
     def scale(self) -> float:
@@ -149,22 +153,32 @@ class GroupedQuery(DecoderAttention):
     def declaration(self, width: int) -> Params:
         """Parameters of one layer."""
         kv = self.kv_heads * self.head_dim
+        norm = ParamInfo((self.head_dim,), "ones", axes=("norm",))
         return {
             "q": linear(width, self.heads * self.head_dim, bias=self.bias, axes=("embed", "heads"), heads=self.heads),
             "k": linear(width, kv, bias=self.bias, axes=("embed", "kv_heads"), heads=self.kv_heads),
             "v": linear(width, kv, bias=self.bias, axes=("embed", "kv_heads"), heads=self.kv_heads),
-            "o": linear(self.heads * self.head_dim, width, axes=("heads", "embed"), heads=self.heads),
+            "o": linear(
+                self.heads * self.head_dim, width, bias=self.output_bias, axes=("heads", "embed"), heads=self.heads
+            ),
+            **({} if self.norm_eps is None else {"q_norm": norm, "k_norm": norm}),
         }
 
     def kv(self, layer: Params, h: Float[Array, "T E"]) -> KV:
-        """Un-rotated keys, and values [T, G*D]."""
-        return KV(dense(layer["k"], h), dense(layer["v"], h))
+        """Un-rotated keys, normalised where there is a QK-norm, and values [T, G*D]."""
+        k = self._heads(layer, "k", h, self.kv_heads)
+        return KV(k.reshape(h.shape[0], -1), dense(layer["v"], h))
+
+    def _heads(self, layer: Params, name: str, h: jax.Array, heads: int) -> jax.Array:
+        """Heads [T, H, D] of queries or keys, not rotated yet."""
+        x = dense(layer[name], h).reshape(h.shape[0], heads, self.head_dim)
+        return x if self.norm_eps is None else rms_norm(x, layer[f"{name}_norm"], self.norm_eps)
 
     def reading(
         self, layer: Params, h: Float[Array, "T E"], rotated: Rotated, slots: int, pooled: bool, absorb: bool | None
     ) -> Reading:
         """Heads as they are cached; there is nothing to absorb."""
-        q = rotated(dense(layer["q"], h).reshape(h.shape[0], self.heads, self.head_dim))
+        q = rotated(self._heads(layer, "q", h, self.heads))
 
         def keys(kv: KV) -> tuple[jax.Array, jax.Array]:
             k, v = (x.reshape(x.shape[0], self.kv_heads, self.head_dim) for x in (kv.rot, kv.free))

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -34,6 +35,7 @@ class DecoderConfig:
         experts: of the layers after the dense ones.
         dense_layers: leading layers without experts; all of them if there are none.
         max_positions: positions the model is for; None if the configuration does not say.
+        mlp_bias: whether the SwiGLU of the dense layers has biases.
     """
 
     vocab_size: int
@@ -47,6 +49,7 @@ class DecoderConfig:
     experts: Experts | None = None
     dense_layers: int = 0
     max_positions: int | None = None
+    mlp_bias: bool = False
 
     @property
     def stacks(self) -> dict[str, range]:
@@ -84,7 +87,7 @@ def text_declaration(config: DecoderConfig) -> Params:
     }
     for name, layers in config.stacks.items():
         if name == "layers":
-            mlp = swiglu_declaration(width, config.intermediate_size)
+            mlp = swiglu_declaration(width, config.intermediate_size, bias=config.mlp_bias)
         else:
             assert config.experts is not None
             mlp = config.experts.declaration(width)
@@ -149,7 +152,8 @@ def decoder(
         before = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), list(past))
         h = rms_norm(x, weights["attn_norm"], config.rms_norm_eps)
         here = index if pooled else None
-        out, kv, collected = config.attention(weights["attn"], h, rotated, before, attend, here, absorb=absorb)
+        turned = partial(rotated, layer=index)
+        out, kv, collected = config.attention(weights["attn"], h, turned, before, attend, here, absorb=absorb)
         x = x + out
         h = rms_norm(x, weights["mlp_norm"], config.rms_norm_eps)
         if "router" in weights["mlp"]:

@@ -30,11 +30,18 @@ def swiglu(layer: Params, x: Float[Array, "... E"]) -> Float[Array, "... E"]:
     return dense(layer["down"], jax.nn.silu(dense(layer["gate"], x)) * dense(layer["up"], x))
 
 
-def rotation(spec: rope.RopeSpec, positions: Float[Array, "A T"]) -> Callable[[jax.Array], jax.Array]:
-    """What rotates heads [T, H, D] to the positions, f32 inside: `kamera_jax.rope.rotate` with its tables made once."""
-    cos, sin = rope.tables(spec, positions)
+def rotation(spec: rope.RopeSpec, positions: Float[Array, "A T"]) -> Callable[..., jax.Array]:
+    """What rotates heads [T, H, D] to the positions, f32 inside: `kamera_jax.rope.rotate` with its tables made once.
 
-    def rotate(x: jax.Array) -> jax.Array:
+    It takes the index of their layer as a keyword, for a spec with layers that are not rotated.
+    """
+    rotated = rope.tables(spec, positions)
+
+    def rotate(x: jax.Array, *, layer: jax.Array | int | None = None) -> jax.Array:
+        cos, sin = rotated
+        if spec.unrotated and layer is not None:
+            turned = spec.turned(layer)
+            cos, sin = jnp.where(turned, cos, 1.0), jnp.where(turned, sin, 0.0)
         wide = x.astype(jnp.float32).reshape(1, x.shape[0], -1)
         turned = rope.rotate_flat(wide, cos, sin, rotary_dim=spec.rotary_dim, layout=spec.layout)
         return turned.reshape(x.shape).astype(x.dtype)

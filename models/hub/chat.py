@@ -1,9 +1,9 @@
 """A checkpoint's tokenizer and chat template, split where chunks go: preamble, chunks, tail."""
 
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from jinja2 import TemplateError
 
 from models.hub.control_tokens import ControlTokens
 from models.hub.fields import Fields, read_json
+from models.hub.tokenizers import load_tokenizer, opener
 
 _MARK = "kamera-chunks-go-here"
 _ANSWER = "kamera-answer-goes-here"
@@ -21,6 +22,8 @@ _PART = "kamera-part-{}-goes-here"
 _PADDED = " \n{} \n"
 _STARTS = ("", "x", "1", ".", "\n")
 """What stands before a text within a turn, to see what it becomes there: one of them joins no token of it."""
+_PLAIN = "{{ opener }}{% for message in messages %}{{ message['content'] }}{% endfor %}"
+"""What a language model without a chat template reads: texts and question as they are, one after another."""
 
 
 class ChatTemplateError(ValueError):
@@ -60,7 +63,12 @@ class ChatTemplate:
     """
 
     def __init__(
-        self, tokenizer: Any, eos: Sequence[int], system: str | None = None, kinds: Sequence[str] = (IMAGE.kind,)
+        self,
+        tokenizer: Any,
+        eos: Sequence[int],
+        system: str | None = None,
+        kinds: Sequence[str] = (IMAGE.kind,),
+        variables: Mapping[str, Any] | None = None,
     ) -> None:
         """Split the tokenizer's template.
 
@@ -69,7 +77,10 @@ class ChatTemplate:
             eos: token ids that end an answer.
             system: system text; the template's own by default.
             kinds: of the media that messages may hold; the first is what a text is taken to follow. Where there are
-                none, messages are plain strings if the template takes them.
+                none, as of a language model, the content of messages is a list of parts only if the template writes it
+                as it writes a string, and a string otherwise. Such a model may also have no template: what it reads is
+                then the token that opens a text, the system text, the chunks and the question, as they are.
+            variables: of the template, by name, such as ``{"enable_thinking": False}``.
 
         Raises:
             ChatTemplateError: there is no template, or it does not put the user's or the system's text down once.
@@ -77,34 +88,54 @@ class ChatTemplate:
         """
         self._tokenizer = tokenizer
         self.eos = tuple(eos)
+        # One moment for all that is written: a template may say the date, and chunks are encoded for days.
+        self._variables = {"strftime_now": datetime.now().strftime, **(variables or {})}
         if not getattr(tokenizer, "chat_template", None):
-            raise ChatTemplateError("the tokenizer has no chat template; add chat_template.jinja to the model's folder")
+            if kinds:
+                raise ChatTemplateError(
+                    "the tokenizer has no chat template; add chat_template.jinja to the model's folder"
+                )
+            self._variables |= {"chat_template": _PLAIN, "opener": opener(tokenizer)}
         # An empty system text has nothing to keep apart, and templates may ask whether there is one.
         self._system = [] if system is None else [_turn("system", _SYSTEM if system else "")]
-        self._plain = not kinds
-        self._plain = self._plain and self._render([_MARK], optional=True).count(_MARK) == 1
+        self._strings = not kinds and self._takes_strings()
         whole = self._render([_MARK])
         for whose, mark in {"user's": _MARK, **({"system's": _SYSTEM} if system else {})}.items():
             if whole.count(mark) != 1:
                 raise ChatTemplateError(
                     f"the chat template writes the {whose} text {whole.count(mark)} times; expected once"
                 )
+        asked = None  # system text that the template reads, such as one with "/no_think"
+        if system and not self._copies_system(whole, system):
+            asked = system
+            system = None
+            self._system = [_turn("system", asked)]
+            whole = self._render([_MARK])
         with_block = {kind: self._render([Block(kind), _MARK], optional=True) for kind in kinds}
         between = self._between_turns()
         self._control = ControlTokens(tokenizer, whole + "".join(with_block.values()) + between)
 
+        if asked and self._control.written(asked) != asked:
+            raise ChatTemplateError(
+                f"the chat template does not write the system text {asked!r} as it is, and there are control tokens in "
+                "it; leave them out"
+            )
         before, after = whole.split(_MARK)
         self._around = (before, after)
         self._after = self._control.written(after)
-        # A tokenizer that opens every text with a token (BOS) does so unless the template has; as HF's processors.
-        opened = bool(tokenizer.bos_token) and before.startswith(tokenizer.bos_token)
-        self.preamble = self._control.ids(self._with_system(before, system), opened=not opened)
+        first = self._with_system(before, system)
+        # A tokenizer that opens every text with a token (BOS) does so unless the template has: HF's processors do it,
+        # and its tokenizers do not.
+        opened = not kinds or (bool(tokenizer.bos_token) and before.startswith(tokenizer.bos_token))
+        self.preamble = self._control.ids(first, opened=not opened)
+        if not self.preamble:
+            self.preamble = self._control.ids(self._control.written(opener(tokenizer)))
         header = between.rstrip(" ")
         self._space = between[len(header) :]
         self._header = self._control.written(header)
         self.closing = tuple(self._following(_ANSWER, self._header))
         self._blocks = {kind: self._control.written(self._between(text)) for kind, text in with_block.items()}
-        self._before_text = next(iter(self._blocks.values()), "")
+        self._before_text = next(iter(self._blocks.values()), first)
         self._strip = _stripping(self._render([_PADDED.format(_MARK)]), _MARK)
         self._parting = self._control.written(self._between_texts())
 
@@ -114,43 +145,74 @@ class ChatTemplate:
         parts = whole.removeprefix(before).split(_MARK)
         return parts[0] if whole.startswith(before) and parts[1:] == [after] else ""
 
-    def _render(self, content: Sequence[str | Block], *turns: dict[str, Any], optional: bool = False) -> str:
-        """What the template writes of a user's texts and media blocks, and of turns after it.
+    def _render(
+        self, content: Sequence[str | Block], *turns: dict[str, Any], optional: bool = False, system: bool = True
+    ) -> str:
+        """What the template writes of a user's texts and media blocks, and of turns after it; ``system`` text first.
 
         Raises:
             ChatTemplateError: it does not take them; where that is ``optional`` it wrote nothing.
         """
-        messages = [*self._system, _turn("user", *content), *turns]
+        messages = [*(self._system if system else ()), _turn("user", *content), *turns]
         try:
             return self._write(messages)
         except (TemplateError, TypeError) as error:
             if optional:
                 return ""
             roles = ", ".join(message["role"] for message in messages)
+            kind = "strings as" if self._strings else "lists of"
+            advice = "" if self._strings else "use the template of a vision-language model, and "
             raise ChatTemplateError(
-                f"the chat template does not take messages of {roles} with lists of content ({error}); use the "
-                "template of a vision-language model, and no system text if it takes none"
+                f"the chat template does not take messages of {roles} with {kind} content ({error}); {advice}give no "
+                "system text if it takes none: it can stand at the start of the first chunk"
             ) from error
 
     def _write(self, messages: list[dict[str, Any]]) -> str:
-        if self._plain:
+        if self._strings:
             messages = [{**each, "content": "".join(part["text"] for part in each["content"])} for each in messages]
-        return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return self._tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, **self._variables
+        )
+
+    def _takes_strings(self) -> bool:
+        """Whether a language model's template is given strings: wherever lists of parts are not written alike.
+
+        It may refuse lists, or print them as Python does.
+        """
+        written = []
+        for strings in (True, False):
+            self._strings = strings
+            written.append((self._render([_MARK], optional=True), self._between_turns()))
+        if all(_MARK not in whole for whole, _ in written):
+            return True  # refused, with what the template says of strings
+        return written[0] != written[1] and written[0][0].count(_MARK) == 1
 
     def _with_system(self, before: str, system: str | None) -> str:
         """What the template writes before the chunks, with the system's text where it goes."""
         if not system:
             return self._control.written(before)
-        strip = _stripping(self._render_system(_PADDED.format(_SYSTEM)), _SYSTEM)
         first, second = before.split(_SYSTEM)
-        return self._control.written(first) + strip(system) + self._control.written(second)
+        return self._control.written(first) + self._strip_system(system) + self._control.written(second)
+
+    def _strip_system(self, text: str) -> str:
+        """The system's text less the white space that the template takes from its ends."""
+        return _stripping(self._render_system(_PADDED.format(_SYSTEM)), _SYSTEM)(text)
+
+    def _copies_system(self, whole: str, text: str) -> bool:
+        """Whether the template writes this system text where it writes any other, and nothing else for it."""
+        return self._render_system(text) == whole.replace(_SYSTEM, self._strip_system(text))
 
     def _render_system(self, text: str) -> str:
         return self._write([_turn("system", text), _turn("user", _MARK)])
 
     def _between_turns(self) -> str:
         """What the template writes from an answer's end to the next question; nothing if it does not write both."""
-        whole = self._render([_MARK], _turn("assistant", _ANSWER), _turn("user", _NEXT), optional=True)
+        turns = (_turn("assistant", _ANSWER), _turn("user", _NEXT))
+        whole = self._render([_MARK], *turns, optional=True)
+        texts = [turn["content"][0]["text"] for turn in self._system]
+        if any(text and text in whole.partition(_ANSWER)[2] for text in texts):
+            # The template writes the system's text in the last turn; the preamble has it already.
+            whole = self._render([_MARK], *turns, optional=True, system=False)
         parts = re.split("|".join((_MARK, _ANSWER, _NEXT)), whole)
         in_order = re.findall("|".join((_MARK, _ANSWER, _NEXT)), whole) == [_MARK, _ANSWER, _NEXT]
         return parts[2] if in_order else ""
@@ -162,27 +224,35 @@ class ChatTemplate:
         return parts[1] if len(parts) == 4 and parts[1] == parts[2] else ""
 
     @classmethod
-    def load(cls, folder: Path, *, system: str | None = None, kinds: Sequence[str] = (IMAGE.kind,)) -> "ChatTemplate":
+    def load(
+        cls,
+        folder: Path,
+        *,
+        system: str | None = None,
+        kinds: Sequence[str] = (IMAGE.kind,),
+        variables: Mapping[str, Any] | None = None,
+    ) -> "ChatTemplate":
         """Read tokenizer, template and end-of-turn tokens of a Hugging Face folder.
 
         Args:
             folder: in hub format.
             system: system text; the template's own by default.
             kinds: of the media that messages may hold.
+            variables: of the template, by name.
 
         Raises:
             ConfigError: a file is missing or unreadable, or end-of-turn tokens are no ids.
             ChatTemplateError, TokenizerError: see `ChatTemplate`.
         """
-        tokenizer = _load_tokenizer(folder)
+        tokenizer = load_tokenizer(folder)
         eos = tokenizer.eos_token_id
         if (folder / "generation_config.json").exists():
             declared = read_json(folder / "generation_config.json").get("eos_token_id")
             eos = eos if declared is None else declared
         fields = Fields("generation_config.json", {"eos_token_id": eos})
         if isinstance(eos, list):
-            return cls(tokenizer, fields.sizes("eos_token_id", least=0), system, kinds)
-        return cls(tokenizer, [fields.size("eos_token_id", least=0)], system, kinds)
+            return cls(tokenizer, fields.sizes("eos_token_id", least=0), system, kinds, variables)
+        return cls(tokenizer, [fields.size("eos_token_id", least=0)], system, kinds, variables)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a user's text within the turn, and of what the template writes from it to a next one.
@@ -284,18 +354,3 @@ def _stripping(written: str, mark: str) -> Callable[[str], str]:
 def _stripped(text: str, *, left: bool, right: bool) -> str:
     text = text.lstrip() if left else text
     return text.rstrip() if right else text
-
-
-def _load_tokenizer(folder: Path) -> Any:
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    if (folder / "tiktoken.model").exists() and not (folder / "tokenizer.json").exists():
-        from models.hub.tiktoken import load_tokenizer
-
-        return load_tokenizer(folder)
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    described = folder / "tokenizer_config.json"
-    if described.exists() and read_json(described).get("tokenizer_class") == "PreTrainedTokenizerFast":
-        # The general class asks the model type for a class, and warns of types it has never heard of.
-        return PreTrainedTokenizerFast.from_pretrained(folder)
-    return AutoTokenizer.from_pretrained(folder)

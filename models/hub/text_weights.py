@@ -29,7 +29,11 @@ def text_rows(config: DecoderConfig, *, model: str = "model", head: str = "lm_he
             Row(f"{hub}.input_layernorm.weight", f"{path}/attn_norm"),
             Row(f"{hub}.post_attention_layernorm.weight", f"{path}/mlp_norm"),
             *_attention_rows(config, f"{hub}.self_attn", f"{path}/attn"),
-            *(swiglu_rows(f"{hub}.mlp", f"{path}/mlp") if stack == "layers" else _expert_rows(config, hub, path)),
+            *(
+                swiglu_rows(f"{hub}.mlp", f"{path}/mlp", bias=config.mlp_bias)
+                if stack == "layers"
+                else _expert_rows(config, hub, path)
+            ),
         ]
         rows += [replace(row, first=layers.start) for row in stacked]
     return rows
@@ -78,7 +82,9 @@ def _attention_rows(config: DecoderConfig, name: str, path: str) -> list[Row]:
     attention = config.attention
     if not isinstance(attention, Latent):
         declared = attention.declaration(config.hidden_size)
-        return [row for p in "qkvo" for row in dense_rows(f"{name}.{p}_proj", f"{path}/{p}", bias="b" in declared[p])]
+        dense = [row for p in "qkvo" for row in dense_rows(f"{name}.{p}_proj", f"{path}/{p}", bias="b" in declared[p])]
+        norms = [Row(f"{name}.{p}.weight", f"{path}/{p}") for p in ("q_norm", "k_norm") if p in declared]
+        return dense + norms
     queries = pairs_apart(attention.nope_dim, attention.rope_dim)
     rows = [
         *dense_rows(

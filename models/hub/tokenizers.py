@@ -1,0 +1,39 @@
+"""A checkpoint's tokenizer, as its folder describes it."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from models.hub.fields import read_json
+
+_GENERAL = ("PreTrainedTokenizerFast", "TokenizersBackend")
+"""Names of the class whose tokenizer.json says everything, in transformers 4 and 5."""
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a Hugging Face folder."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    if (folder / "tiktoken.model").exists() and not (folder / "tokenizer.json").exists():
+        from models.hub import tiktoken
+
+        return tiktoken.load_tokenizer(folder)
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    described = folder / "tokenizer_config.json"
+    if described.exists() and read_json(described).get("tokenizer_class") in _GENERAL:
+        # AutoTokenizer warns of model types that it has never heard of, and builds the tokenizer of others, such as
+        # qwen2, anew from the vocabulary alone.
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def opener(tokenizer: Any) -> str:
+    """The token that stands before a text: what the tokenizer puts there, its BOS, or else what parts texts (EOS).
+
+    Empty for a tokenizer that has none of them.
+    """
+    special = set(tokenizer.all_special_ids)
+    opening = tokenizer("x")["input_ids"][:1]
+    if opening and opening[0] in special:
+        return tokenizer.convert_ids_to_tokens(opening)[0]
+    return tokenizer.bos_token or tokenizer.eos_token or ""
