@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from kamera_jax.backbone import Backbone
 from kamera_jax.identity import content_key
 from kamera_jax.kv import Segment
@@ -54,7 +56,8 @@ def segment_of(vlm: Backbone, item: Any) -> Segment:
 def ids_of(vlm: Backbone, text: str) -> list[int]:
     """Token ids of a text as the model prepares it."""
     segment = vlm.prepare(text)
-    return [int(each) for each in segment.inputs["tokens"][: int(segment.length)]]
+    tokens = np.asarray(segment.inputs["tokens"])  # on the host: a slice on the device compiles for each length
+    return tokens[: int(segment.length)].tolist()
 
 
 def spelling(vlm: Backbone, token: int) -> str:

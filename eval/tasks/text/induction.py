@@ -54,10 +54,12 @@ class Induction(TextTask):
             if len(chosen) == self.documents:
                 break
         headers = self._headers(reader)
+        beginnings = len({int(passage[0]) for passage in passages})
         if len(chosen) < self.documents or len(headers) < self.documents:
             raise CorpusTooSmallError(
                 f"the corpus {reader.corpus.name} has {len(passages)} paragraphs of at least {self.tokens} tokens, "
-                f"which begin with {len(chosen)} different tokens, and there are {len(headers)} headers; "
+                f"which begin with {beginnings} different tokens, and there are {len(headers)} headers that "
+                f"differ and have equally many tokens; "
                 f"{self.documents} of each are needed: give a larger corpus (corpus=FOLDER) or fewer documents"
             )
         labels = rng.permutation(len(headers))[: self.documents]

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -68,8 +69,13 @@ class Reader:
         return Piece(np.concatenate([each.ids for each in self.documents]), np.concatenate(starts))
 
     def ids(self, text: str) -> list[int]:
-        """Token ids of a text."""
-        return ids_of(self.vlm, text)
+        """Token ids of a text; none of white space, where the model has no tokens for that."""
+        try:
+            return ids_of(self.vlm, text)
+        except ValueError:
+            if text.strip():
+                raise
+            return []
 
     def spelling(self, token: int) -> str:
         """The text of one token."""
@@ -77,7 +83,7 @@ class Reader:
             self._spellings[token] = spelling(self.vlm, token)
         return self._spellings[token]
 
-    def text(self, ids: Iterable[int]) -> str:
+    def text(self, ids: Iterable[Any]) -> str:
         """The text of tokens in a row."""
         return self.vlm.decode([int(each) for each in ids])
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -43,8 +43,10 @@ class TextTask:
     corpus: str = "pydoc"
     reader: Reader | None = None
 
-    name = 1
+    name = ""
+    version = 1
     contexts = 1
+    max_new_tokens = 1
     settings: ClassVar[Mapping[str, Callable[[str, str], Any]]] = {"corpus": text}
 
     @property
@@ -60,7 +62,7 @@ class TextTask:
         """The context of that number among those of its seed and condition."""
         raise NotImplementedError
 
-    def for_model(self, vlm: Backbone) -> Self:
+    def for_model(self, vlm: Backbone) -> "TextTask":
         """The task with its corpus, as the model reads it.
 
         Raises:
@@ -120,7 +122,7 @@ class TextTask:
 
 
 def known(
-    reader: Reader, ids: Sequence[int] | np.ndarray, condition: Callable[[int], str] | str, **fields: Any
+    reader: Reader, ids: Sequence[Any] | np.ndarray, condition: Callable[[int], str] | str, **fields: Any
 ) -> list[Question]:
     """A question for each token of a known text but the first: which one it is, given those before it.
 
