@@ -65,10 +65,10 @@ def _scored(task: Task, methods: Sequence[str], samples: Sequence[Record]) -> li
         own = {}
         for name in methods:
             answer = sample["methods"][name]
-            if question.next_token is None:
+            if "next_token" not in sample:
                 own[name] = checked_scores(task, question, answer["said"], names)
             else:
-                own[name] = {"accuracy": float(answer["token"] == question.next_token), "nll": answer["nll"]}
+                own[name] = {"accuracy": float(answer["token"] == sample["next_token"]), "nll": answer["nll"]}
                 if names is not None and names != list(own[name]):
                     raise InvalidTaskError(
                         f"the task {task.name} has questions whose next token is known, scored by accuracy and nll, "
