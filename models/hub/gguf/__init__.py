@@ -1,0 +1,1 @@
+"""Language models in llama.cpp's file format, GGUF: read, dequantised and written as a folder in hub format."""
