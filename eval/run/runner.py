@@ -198,6 +198,12 @@ def _drawn(task: Task, group: Sequence[Outline]) -> list[Context]:
                 f"{outline.layout!r}, and {counts[0][0]} and {counts[1][0]} items, {counts[0][1]} and {counts[1][1]} "
                 "questions; give contexts that differ in that layouts of their own"
             )
+        if task.max_new_tokens > 1 and any(question.tail for question in context.questions):
+            raise InvalidTaskError(
+                f"context {outline.context!r} of the task {task.name} has questions with a known tail, and the task's "
+                f"max_new_tokens is {task.max_new_tokens}; what follows a known tail is read off its logits: set it to "
+                "1, or ask questions as texts"
+            )
     return drawn
 
 

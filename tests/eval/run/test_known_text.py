@@ -127,6 +127,7 @@ def test_every_token_is_scored_as_one_forward_of_all_tokens_scores_it(vlm, known
     results = runner.evaluate(vlm, run, tmp_path / "run")
     samples = iter(lines(tmp_path / "run"))
     right = []
+    lost = []
     for outline in known.outline([0], 3):
         context = known.draw(outline)
         chunks = chunks_of(vlm, context.items)
@@ -144,8 +145,10 @@ def test_every_token_is_scored_as_one_forward_of_all_tokens_scores_it(vlm, known
                 expected = (np.exp(reference) * (reference - log_p)).sum()
                 assert own["kl"] == pytest.approx(expected, abs=2e-4)
                 assert own["said"] == (vlm.decode([own["token"]]) or f"<token {own['token']}>")
-            assert sample["next_token"] == question.next_token and sample["methods"]["blind"]["kl"] > 1e-3
+            assert sample["next_token"] == question.next_token
+            lost.append(sample["methods"]["blind"]["kl"])
             right.append(-reference[question.next_token])
+    assert max(lost) > 0.01
     cell = results["scores"]["methods"]["full"]["hops"]["1"]
     assert results["scores"]["measures"] == ["accuracy", "nll"] and cell["samples"] == 12
     assert cell["nll"] == pytest.approx(np.mean(right), abs=2e-4)
@@ -205,7 +208,10 @@ def test_a_run_with_antecedents_is_whole(vlm, known, tmp_path):
     )
     results = runner.evaluate(vlm, run, tmp_path / "run")
     assert results["complete"] and len(lines(tmp_path / "run")) == 12
-    stored = [json.loads(line)["methods"]["patch:3"]["bytes"] for line in (tmp_path / "run" / CONTEXTS).open()]
+    stored = [
+        json.loads(line)["methods"]["patch:3"]["bytes"]
+        for line in (tmp_path / "run" / CONTEXTS).read_text().splitlines()
+    ]
     features = vlm.spec.token_bytes // vlm.spec.layers // 4
     assert max(stored) <= 3 * vlm.spec.layers * (21 + 19 + 2 * features) * 4 and min(stored) > 0
 
