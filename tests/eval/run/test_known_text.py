@@ -47,7 +47,8 @@ class Known:
 
     def draw(self, outline):
         ids = drawn_ids(int(outline.context.rpartition("/")[2]), 60)
-        longer, shorter = ids[40:48], ids[50:53]
+        longer = ids[40:48]
+        shorter = ids[50:53]
         asked = [(longer, 0), (shorter, -1), (longer, 6), (longer, 3)]
         questions = [
             Question(f"{i}", ["?"], condition="ab"[i % 2], tail=tail, at=at, next_token=int(ids[20 + i]))
