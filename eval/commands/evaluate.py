@@ -107,22 +107,32 @@ def _list() -> dict[str, Any]:
         ("Tasks", tasks.GROUP, list(tasks.TASKS)),
         ("Methods", names.GROUP, list(names.EXAMPLES.values())),
     ):
-        rows = [{"name": name, "source": "built in", "problem": ""} for name in builtin]
+        rows = [{"name": name, "source": "built in", "problem": "", "what": _about(name)} for name in builtin]
         for name, points in group.declared().items():
             source = ", ".join(point.value for point in points)
-            rows.append({"name": name, "source": source, "problem": group.problem(name, points)})
+            rows.append({"name": name, "source": source, "problem": group.problem(name, points), "what": ""})
         columns = ("name", "source")
         show(console, title, columns, [[row[column] for column in columns] for row in rows], right=False)
         for row in rows:
+            if row["what"]:
+                console.print(f"{row['name']}: {row['what']}", markup=False, soft_wrap=True, style="dim")
             if row["problem"]:
                 console.print(f"{row['name']} cannot be used: {row['problem']}\n", markup=False, soft_wrap=True)
         listed[title.lower()] = rows
     console.print(
-        "Parts of methods are joined by +, as in patch:4+epic:8. Tasks and methods of other packages are also written\n"
-        "package.module:Name.",
+        "Parts of methods are joined by +, as in patch:4+epic:8. Settings of a task stand\n"
+        "behind its name, as in continuation:tokens=256,corpus=docstrings. Tasks and\n"
+        "methods of other packages are also written package.module:Name.",
         style="dim",
     )
     return listed
+
+
+def _about(name: str) -> str:
+    """What a built-in task is, in a line; empty for methods."""
+    from eval import tasks
+
+    return (type(tasks.TASKS[name]).__doc__ or "").partition("\n")[0] if name in tasks.TASKS else ""
 
 
 def _run(options: argparse.Namespace) -> None:
