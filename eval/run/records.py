@@ -43,19 +43,22 @@ def contexts(batch: Batch, group: Sequence[Outline], drawn: Sequence[Context]) -
 
 
 def samples(batch: Batch, group: Sequence[Outline], drawn: Sequence[Context]) -> list[Record]:
-    """The questions, with the answers that count as right."""
-    return [
-        {
-            "id": f"{outline.context}/{i}",
-            "context": outline.context,
-            "seed": outline.seed,
-            "chunks": len(batch.chunks),
-            **question.record(),
-            "methods": {},
-        }
-        for outline, context in zip(group, drawn, strict=True)
-        for i, question in enumerate(context.questions)
-    ]
+    """The questions, with the answers that count as right; of known text also which tail a token follows, and where."""
+    lines = []
+    for outline, context in zip(group, drawn, strict=True):
+        tails = {tail: number for number, tail in enumerate(dict.fromkeys(each.tail for each in context.questions))}
+        for i, question in enumerate(context.questions):
+            line = {
+                "id": f"{outline.context}/{i}",
+                "context": outline.context,
+                "seed": outline.seed,
+                "chunks": len(batch.chunks),
+                **question.record(),
+            }
+            if question.next_token is not None:
+                line["follows"] = [tails[question.tail], question.at % len(question.tail)]
+            lines.append({**line, "methods": {}})
+    return lines
 
 
 def note_costs(contexts: Sequence[Record], batch: Batch, method: Method, prepared: Any, windows: Windows) -> None:

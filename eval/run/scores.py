@@ -68,15 +68,28 @@ def _scored(task: Task, methods: Sequence[str], samples: Sequence[Record]) -> li
             if "next_token" not in sample:
                 own[name] = checked_scores(task, question, answer["said"], names)
             else:
-                own[name] = {"accuracy": float(answer["token"] == sample["next_token"]), "nll": answer["nll"]}
+                right = float(answer["token"] == sample["next_token"])
+                own[name] = {"accuracy": right, "so far": right, "nll": answer["nll"]}
                 if names is not None and names != list(own[name]):
                     raise InvalidTaskError(
-                        f"the task {task.name} has questions whose next token is known, scored by accuracy and nll, "
-                        f"and others scored by {', '.join(names)}; every question needs the same scores"
+                        f"the task {task.name} has questions whose next token is known, scored by "
+                        f"{', '.join(own[name])}, and others scored by {', '.join(names)}; every question needs the "
+                        "same scores"
                     )
             names = names or list(own[name])
         scored.append({**sample, "scores": own})
+    _score_so_far(scored)
     return scored
+
+
+def _score_so_far(scored: Sequence[Record]) -> None:
+    """Lower ``so far`` to 0 where a token before in the same known text was not the most likely one."""
+    known = [sample for sample in scored if "follows" in sample]
+    right: dict[tuple[Any, ...], float] = {}
+    for sample in sorted(known, key=lambda sample: sample["follows"]):
+        for name, own in sample["scores"].items():
+            text = (sample["context"], sample["follows"][0], name)
+            right[text] = own["so far"] = min(right.get(text, 1.0), own["accuracy"])
 
 
 def _method(

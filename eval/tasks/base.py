@@ -13,7 +13,7 @@ Label = str | int | float
 
 RESERVED = frozenset(
     {"id", "context", "seed", "chunks", "methods", "question", "answer", "answers", "choices"}
-    | {"condition", "hops", "learned", "depth", "next_token"}
+    | {"condition", "hops", "learned", "depth", "next_token", "follows"}
 )
 """Names of a sample's own fields, which no label may have."""
 
@@ -36,7 +36,9 @@ class Question:
             are read from one forward.
         at: which token of the tail the answer follows; the last by default.
         next_token: the id of the token that does follow. The question is then scored without the task's ``score``:
-            ``accuracy``, whether the most likely token is this one, and ``nll``, its negative log-likelihood in nats.
+            ``accuracy``, whether the most likely token is this one; ``so far``, whether it and all tokens asked for
+            before it in the same tail are, as if the text were written greedily; and ``nll``, its negative
+            log-likelihood in nats.
     """
 
     text: str

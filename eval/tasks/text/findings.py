@@ -67,18 +67,21 @@ def tokens_close_less(scores: Scores, tokens: float, share: float) -> Finding:
     return Finding(claim, f"η {theirs:.2f} (`{names[0]}`) against {ours:.2f} (`{names[1]}`)", theirs < ours)
 
 
-def lost_and_restored(scores: Scores, condition: str, what: str, *, oracle: bool) -> list[Finding]:
+def lost_and_restored(
+    scores: Scores, condition: str, what: str, *, oracle: bool, measure: str = "accuracy"
+) -> list[Finding]:
     """What blind reuse loses of something that full prefill does, and what restores it.
 
     Args:
         scores: of the run.
-        condition: whose accuracy is compared.
+        condition: whose answers are compared.
         what: it is, in words.
         oracle: whether it is also stated that an oracle's half of the tokens does not restore it.
+        measure: by which they are compared.
     """
 
     def right(name: str) -> float:
-        return mean(scores, name, "accuracy", condition)
+        return mean(scores, name, measure, condition)
 
     full, blind = (right(name) for name in ("full", "blind"))
     if not full >= ABLE:

@@ -11,11 +11,12 @@ from eval.tasks.text.reader import BREAK, Reader
 from eval.tasks.text.task import Need, TextTask, known
 from eval.tasks.tokens import Tokens
 
+LENGTH = 16
+"""Next tokens of a quotation that are asked for."""
+
 PLACES = {
-    "next token 1": range(1, 2),
-    "next token 2": range(2, 3),
-    "next tokens 3–5": range(3, 6),
-    "next tokens 6–9": range(6, 10),
+    f"next tokens {first:02d}" + (f" – {last:02d}" if last > first else ""): range(first, last + 1)
+    for first, last in ((1, 1), (2, 2), (3, 5), (6, 9), (10, 15), (LENGTH, LENGTH))
 }
 """Which of the next tokens each condition is of."""
 
@@ -47,10 +48,10 @@ class Quotation(TextTask):
 
     @property
     def _whole(self) -> int:
-        return max(self.tokens, self.tokens // 2 + 11)
+        return max(self.tokens, self.tokens // 2 + LENGTH + 1)
 
     def drawn(self, reader: Reader, outline: Outline, index: int) -> Context:
-        """The passage and its copy, and nine questions, two hops each: the copy says where, the passage what."""
+        """The passage and its copy, and sixteen questions, two hops each: the copy says where, the passage what."""
         ids = reader.chosen(outline.seed, self._whole)[index][: self.tokens]
         copied = self.tokens // 2
         items = (Tokens.of(ids), Tokens.of((*reader.ids(BREAK), *ids[:copied])))
@@ -59,5 +60,6 @@ class Quotation(TextTask):
         return Context(items, questions)
 
     def findings(self, scores: Mapping[str, Any]) -> Sequence[Finding]:
-        """What becomes of the first token of the quotation."""
-        return findings.lost_and_restored(scores, next(iter(PLACES)), "the next token of a quotation", oracle=True)
+        """Whether the next tokens are written greedily as the passage has them, all of them."""
+        what = f"the next {LENGTH} tokens of a quotation, written greedily"
+        return findings.lost_and_restored(scores, list(PLACES)[-1], what, oracle=True, measure="so far")

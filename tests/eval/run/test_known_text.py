@@ -151,14 +151,14 @@ def test_every_token_is_scored_as_one_forward_of_all_tokens_scores_it(vlm, known
             right.append(-reference[question.next_token])
     assert max(lost) > 0.01
     cell = results["scores"]["methods"]["full"]["hops"]["1"]
-    assert results["scores"]["measures"] == ["accuracy", "nll"] and cell["samples"] == 12
+    assert results["scores"]["measures"] == ["accuracy", "so far", "nll"] and cell["samples"] == 12
     assert cell["nll"] == pytest.approx(np.mean(right), abs=2e-4)
     assert results["sources"] == Known.sources
     before = (tmp_path / "run" / RESULTS).read_bytes()
     runner.rescore(tmp_path / "run")
     assert (tmp_path / "run" / RESULTS).read_bytes() == before  # the sources stay
     (report,) = evaluation_report.load(tmp_path / "run")
-    assert evaluation_report.columns(report["scores"])[:4] == ("method", "accuracy", "nll", "KL")
+    assert evaluation_report.columns(report["scores"])[:5] == ("method", "accuracy", "so far", "nll", "KL")
     evaluation_report.print_report(report)
 
 
@@ -263,8 +263,8 @@ def test_texts_and_known_tails_can_be_asked_of_one_window(vlm):
 
 
 def test_scores_of_known_text_are_plain_means():
-    """By token ids: what is said may be the same text for two of them."""
-    rows = [(5, 5, 0.5), (5, 6, 2.0), (7, 7, 0.25), (7, 5, 4.0)]
+    """By token ids: what is said may be the same text for two; a run of right ones ends at the first wrong one."""
+    rows = [(5, 5, 0.5), (5, 6, 2.0), (7, 5, 0.25), (7, 7, 4.0)]
     samples = []
     for i, (target, token, nll) in enumerate(rows):
         answers = {
@@ -273,6 +273,7 @@ def test_scores_of_known_text_are_plain_means():
         }
         samples.append(
             {"id": str(i), "context": str(i // 2), "seed": 0, "chunks": 2, "methods": answers}
+            | {"follows": [0, i % 2]}
             | Question("?", ["x"], condition="ab"[i // 2], tail=(1,), next_token=target).record()
         )
     method = {"bytes": 1.0, "computed_tokens": 1.0, "flops": 1.0, "kv_error": [0.0]}
@@ -291,6 +292,7 @@ def test_scores_of_known_text_are_plain_means():
     blind = found["methods"]["blind"]
     assert blind["hops"]["1"]["accuracy"] == 0.5 and blind["hops"]["1"]["nll"] == 1.6875
     assert blind["conditions"]["a"]["1"]["nll"] == 1.25 and blind["conditions"]["b"]["1"]["accuracy"] == 0.5
+    assert blind["conditions"]["a"]["1"]["so far"] == 0.5 and blind["conditions"]["b"]["1"]["so far"] == 0
     assert found["flips"] == 2 and found["methods"]["full"]["hops"]["1"]["accuracy"] == 1
     del samples[1]["next_token"]
     with pytest.raises(InvalidTaskError, match="every question needs the same scores"):

@@ -21,7 +21,7 @@ from models import load
 
 TEXTS = {
     "continuation": "tokens=16+24",
-    "quotation": "tokens=24",
+    "quotation": "tokens=36",
     "page-break": "tokens=24",
     "needs-context": "tokens=16,ahead=8",
     "induction": "tokens=6,documents=2",
@@ -116,7 +116,7 @@ def test_a_quotation_goes_on_as_the_passage_does(vlm, named):
         passage, copy = (list(item.ids) for item in context.items)
         copied = len(passage) // 2
         assert copy[-copied:] == passage[:copied]
-        assert followed(context.questions) == passage[copied : copied + 10]
+        assert followed(context.questions) == passage[copied : copied + 17]
         assert [question.condition for question in context.questions] == [
             name for name, numbers in PLACES.items() for _ in numbers
         ]
@@ -293,14 +293,14 @@ def test_chunks_and_contexts_that_cannot_be_are_refused():
 
 
 def cell(accuracy, kl, samples=10):
-    return {"2": {"accuracy": accuracy, "nll": 1.0, "error": 0.0, "kl": kl, "samples": samples}}
+    return {"2": {"accuracy": accuracy, "so far": accuracy / 2, "nll": 1.0, "error": 0.0, "kl": kl, "samples": samples}}
 
 
 def made_up(**methods):
     """Scores of one condition: accuracy, KL and share of the bytes of each method."""
     cost = {"recomputed_share": 0.1, "flops_share": 0.1}
     return {
-        "measures": ["accuracy", "nll"],
+        "measures": ["accuracy", "so far", "nll"],
         "methods": {
             name: {"conditions": {"c": cell(accuracy, kl)}, "cost": {**cost, "bytes_share": share}}
             for name, (accuracy, kl, share) in methods.items()
@@ -329,6 +329,8 @@ def test_findings_are_arithmetic_on_the_scores():
     assert "0.200 (`epic:8`)" in findings.boundary(scores, "c").measured
     (unable,) = findings.lost_and_restored(made_up(full=(0.1, 0.0, 0.0), blind=(0.0, 1.0, 0.0)), "c", "it", oracle=True)
     assert unable.holds is None and "no claim, as this model cannot do it" in unable.claim
+    lost, *_ = findings.lost_and_restored(scores, "c", "it", oracle=True, measure="so far")
+    assert lost.measured == "0.050 of 0.400"
     (none,) = findings.lost_and_restored(scores, "another condition", "it", oracle=True)
     assert none.holds is None
 
