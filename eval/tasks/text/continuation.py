@@ -52,7 +52,8 @@ class Continuation(TextTask):
 
     def findings(self, scores: Mapping[str, Any]) -> Sequence[Finding]:
         """How much of the KL patches and recomputed tokens close."""
-        return [findings.patch_closes(scores, 0.1, 0.8), findings.tokens_close_less(scores, 0.15, 0.1)]
+        closes = [findings.patch_closes(scores, 0.1, 0.8, condition) for condition in self.conditions]
+        return [*closes, findings.tokens_close_less(scores, 0.15, 0.1)]
 
 
 NEEDED = "need the first passage"

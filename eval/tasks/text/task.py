@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from eval.tasks.base import Context, Finding, InvalidTaskError, Outline, Question
-from eval.tasks.settings import text, whole
+from eval.tasks.settings import text
 from eval.tasks.text import corpus
 from eval.tasks.text.reader import Reader
 from kamera_jax.backbone import Backbone
@@ -150,7 +150,3 @@ def known(
 def shares(contexts: int, conditions: int) -> list[int]:
     """How many contexts each condition has where conditions take turns."""
     return [len(range(i, contexts, conditions)) for i in range(conditions)]
-
-
-tokens_setting = {"tokens": whole}
-"""The setting of a task whose passages have one length."""

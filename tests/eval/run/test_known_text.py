@@ -160,6 +160,9 @@ def test_every_token_is_scored_as_one_forward_of_all_tokens_scores_it(vlm, known
     (report,) = evaluation_report.load(tmp_path / "run")
     assert evaluation_report.columns(report["scores"])[:5] == ("method", "accuracy", "so far", "nll", "KL")
     evaluation_report.print_report(report)
+    figures = evaluation_report.draw([report], tmp_path / "figures")
+    page = evaluation_report.page([report], figures, tmp_path)
+    assert all(path.is_file() for path in figures.values()) and f"{cell['nll']:.3f}" in page
 
 
 def test_other_sources_are_another_run(vlm, known, tmp_path, monkeypatch):
