@@ -46,7 +46,11 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     command.add_argument("--batch", type=int, default=10, metavar="N", help="contexts run together (default: 10)")
     command.add_argument("--devices", type=positive, metavar="N", help="devices to spread them over (default: all)")
     command.add_argument(
-        "--repeats", type=positive, default=3, metavar="N", help="fillings of a window to time it by (default: 3)"
+        "--repeats",
+        type=int,
+        default=3,
+        metavar="N",
+        help="how often a window is filled to time it; 0: times are not measured (default: %(default)s)",
     )
     command.add_argument("--output", type=Path, metavar="DIR", help="the run's folder: new, empty, or to go on with")
     command.add_argument(

@@ -43,6 +43,7 @@ def _seconds(groups: Sequence[Record], name: str) -> Record:
         total = math.fsum(group["ttft_s"][name] * group["contexts"] for group in own)
         return round(total / sum(group["contexts"] for group in own), 6)
 
+    groups = [group for group in groups if name in group["ttft_s"]]
     lengths = sorted({group["chunks"] for group in groups})
     by_length = {str(length): mean([group for group in groups if group["chunks"] == length]) for length in lengths}
     return {"all": mean(groups), **by_length} if groups else {}

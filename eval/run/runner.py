@@ -44,7 +44,8 @@ class Run:
         capacity: slots of every window; as many as the longest context takes by default.
         batch: how many contexts run together.
         devices: how many devices they are spread over; all by default.
-        repeats: how often windows are filled to time it; the fastest counts, and the first may compile.
+        repeats: how often windows are filled to time it; the fastest counts, and the first may compile. 0: times are
+            not measured, and nothing is run that only they take.
     """
 
     task: str
@@ -82,10 +83,10 @@ def evaluate(vlm: Backbone, run: Run, output: Path, progress: Progress = lambda 
     task = for_model(get(run.task), vlm)
     methods = parse_all(run.methods)
     limit = task.contexts if run.limit is None else run.limit
-    if limit < 1 or run.batch < 1 or run.repeats < 1 or not run.seeds or len(set(run.seeds)) < len(run.seeds):
+    if limit < 1 or run.batch < 1 or run.repeats < 0 or not run.seeds or len(set(run.seeds)) < len(run.seeds):
         raise ValueError(
-            f"limit, batch and repeats must be at least 1 and the seeds different; got {limit}, {run.batch}, "
-            f"{run.repeats}, {run.seeds}"
+            f"limit and batch must be at least 1, repeats at least 0 and the seeds different; got {limit}, "
+            f"{run.batch}, {run.repeats}, {run.seeds}"
         )
     mesh = mesh_of(run.devices)
     layouts = _layouts(task, task.outline(run.seeds, limit))
@@ -316,14 +317,22 @@ def _run_group(
     _check_fits(group[0].context, needed, runner.capacity)
     batch = Batch.of(runner, runners[1], chunks, _antecedents(task, group, padded, encode))
     asked = answering.asked_of(runner.vlm, padded)
-    _, asking = _timed(lambda: asked.first.logits(runner, batch.full), lambda logits: logits, repeats)
+    asking = 0.0
+    if repeats:
+        _, asking = _timed(lambda: asked.first.logits(runner, batch.full), lambda logits: logits, repeats)
     reference = asked.logits(runner, batch.full)
     contexts = records.contexts(batch, group, drawn)
     samples = records.samples(batch, group, drawn)
     seconds = {}
+    known = {"full": batch.full, "blind": batch.blind}
     for method in methods:
         prepared = method.prepare(batch)
-        windows, filling = _timed(partial(method.fill, batch, prepared), lambda windows: windows.state, repeats)
+        fill = partial(method.fill, batch, prepared)
+        if repeats:
+            windows, filling = _timed(fill, lambda windows: windows.state, repeats)
+            seconds[method.name] = (filling + asking) / size
+        else:
+            windows = known.get(method.name) or fill()
         logits = asked.logits(runner, windows)
         if task.max_new_tokens > 1:
             answers = answering.generated(batch, encoded, windows, drawn, task.max_new_tokens)
@@ -331,6 +340,5 @@ def _run_group(
             answers = answering.first_tokens(logits, drawn, runner.vlm)
         records.note_costs(contexts, batch, method, prepared, windows)
         records.note_answers(samples, method.name, reference, logits, answers)
-        seconds[method.name] = (filling + asking) / size
     timing = {"layout": group[0].layout, "chunks": len(chunks), "contexts": len(group), "ttft_s": seconds}
     return contexts, samples, timing

@@ -1,7 +1,7 @@
 """Text that is known behind the window, run and scored: against forwards over all tokens together."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -207,17 +207,20 @@ def test_patches_are_formed_behind_what_the_context_says(vlm, known):
 
 
 def test_a_run_with_antecedents_is_whole(vlm, known, tmp_path):
-    run = runner.Run(
-        "moved", MODEL, ("patch:3", "epic:2", "oracle-tokens:0.5"), seeds=(0,), limit=3, batch=2, repeats=1
-    )
+    """Without times: the lines are those of a run that measures them, and the report shows none."""
+    methods = ("patch:3", "epic:2", "oracle-tokens:0.5")
+    run = runner.Run("moved", MODEL, methods, seeds=(0,), limit=3, batch=2, repeats=0)
     results = runner.evaluate(vlm, run, tmp_path / "run")
     assert results["complete"] and len(lines(tmp_path / "run")) == 12
-    stored = [
-        json.loads(line)["methods"]["patch:3"]["bytes"]
-        for line in (tmp_path / "run" / CONTEXTS).read_text().splitlines()
-    ]
+    written = (tmp_path / "run" / CONTEXTS).read_text().splitlines()
+    stored = [json.loads(line)["methods"]["patch:3"]["bytes"] for line in written]
     features = vlm.spec.token_bytes // vlm.spec.layers // 4
     assert max(stored) <= 3 * vlm.spec.layers * (21 + 19 + 2 * features) * 4 and min(stored) > 0
+    (report,) = evaluation_report.load(tmp_path / "run")
+    assert [row[-1] for row in evaluation_report.rows(report)] == ["–"] * 5
+    evaluation_report.draw([report], tmp_path / "figures")
+    runner.evaluate(vlm, replace(run, repeats=1), tmp_path / "timed")
+    assert lines(tmp_path / "timed") == lines(tmp_path / "run")
 
 
 @pytest.mark.parametrize(
