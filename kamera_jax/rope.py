@@ -209,7 +209,8 @@ def tables(
         cos = jnp.repeat(cos, 2, -1)
         sin = jnp.stack([-sin, sin], -1).reshape(sin.shape[0], -1)
     rest = ((0, 0), (0, spec.head_dim - spec.rotary_dim))
-    cos, sin = jnp.pad(cos, rest, constant_values=1.0), jnp.pad(sin, rest)
+    cos = jnp.pad(cos, rest, constant_values=1.0)
+    sin = jnp.pad(sin, rest)
     if layer is None or not spec.unrotated:
         return cos, sin
     turned = spec.turned(layer)

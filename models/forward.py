@@ -106,9 +106,7 @@ def forward(
     kv = jax.tree.map(lambda rows: jnp.where(valid[None, :, None], rows, jnp.zeros((), rows.dtype)), decoded.kv)
     aux = dict(decoded.collected)
     if "queries" in aux:
-        unrotated = partial(_unrotated, positions=segment.positions, spec=config.rope)
-        layers = jnp.arange(config.num_hidden_layers, dtype=jnp.int32)
-        aux["queries"] = config.attention.scale * jax.vmap(unrotated)(aux["queries"], layers)
+        aux["queries"] = config.attention.scale * _unrotated(aux["queries"], segment.positions, config.rope)
     if decoded.routing is not None:
         routing = {
             "experts": jnp.where(valid[None, :, None], decoded.routing.experts, -1),
@@ -118,8 +116,12 @@ def forward(
     return Output(logits, kv, aux)
 
 
-def _unrotated(q: jax.Array, layer: jax.Array, *, positions: jax.Array, spec: RopeSpec) -> jax.Array:
-    """A layer's queries [T, N, ·] as before their last ``head_dim`` dims were rotated, f32."""
-    free, rotated = jnp.split(q.astype(jnp.float32), [q.shape[-1] - spec.head_dim], axis=-1)
-    scale = jnp.where(spec.turned(layer), spec.scale**2, 1.0)
-    return jnp.concatenate([free, rope.rotate(rotated, -positions, spec, layer) / scale], axis=-1)
+def _unrotated(q: jax.Array, positions: jax.Array, spec: RopeSpec) -> jax.Array:
+    """Queries [L, T, N, ·] as before their last ``head_dim`` dims were rotated, f32."""
+
+    def of_layer(q: jax.Array, layer: jax.Array) -> jax.Array:
+        free, rotated = jnp.split(q.astype(jnp.float32), [q.shape[-1] - spec.head_dim], axis=-1)
+        scale = jnp.where(spec.turned(layer), spec.scale**2, 1.0)
+        return jnp.concatenate([free, rope.rotate(rotated, -positions, spec, layer) / scale], axis=-1)
+
+    return jax.vmap(of_layer)(q, jnp.arange(q.shape[0], dtype=jnp.int32))

@@ -77,7 +77,8 @@ def write(
     if spec.unrotated:
         # The kernel turns all layers alike: those are turned first, each as it should, and then written as they are.
         kv = KV(*relocate(kv, factors, positions, length, spec, implementation))
-        factors, layer = None, spec.unrotated[0]
+        factors = None
+        layer = spec.unrotated[0]
     rot, free = relocate_patch_into(
         state.rot,
         state.free,

@@ -41,7 +41,8 @@ def rotation(spec: rope.RopeSpec, positions: Float[Array, "A T"]) -> Callable[..
         cos, sin = rotated
         if spec.unrotated and layer is not None:
             turned = spec.turned(layer)
-            cos, sin = jnp.where(turned, cos, 1.0), jnp.where(turned, sin, 0.0)
+            cos = jnp.where(turned, cos, 1.0)
+            sin = jnp.where(turned, sin, 0.0)
         wide = x.astype(jnp.float32).reshape(1, x.shape[0], -1)
         turned = rope.rotate_flat(wide, cos, sin, rotary_dim=spec.rotary_dim, layout=spec.layout)
         return turned.reshape(x.shape).astype(x.dtype)

@@ -9,19 +9,17 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Kind
 
-from kamera_jax.rope import UnsupportedRopeError, spec_from_config
 from models import load
 from models.errors import MissingTensorError, UnexpectedTensorError
 from models.hub.gguf import errors, file
 from models.hub.gguf.convert import convert
 from models.hub.gguf.file import GgufFile
-from models.hub.gguf.metadata import FREQUENCIES, config_of
+from models.hub.gguf.metadata import config_of
 from models.hub.gguf.tensors import HubTensors
 from models.hub.gguf.tokenizer import tokenizer_of
 from models.hub.refusals import UnknownModelError
 from models.hub.tensor_files import open_tensors
-from tests.models.hub import gguf_files
-from tests.models.hub.gguf_files import HEAD, HEADS, KV_HEADS, LAYERS, WIDTH, write
+from tests.models.hub.gguf_files import HEAD, HEADS, KV_HEADS, WIDTH, write
 
 QUANTISED = [Kind.F32, Kind.F16, *gguf.quants._type_traits]
 NAMES = {
@@ -89,6 +87,12 @@ def test_rows_are_put_back_in_llama_alone(tmp_path, arch, tied):
     config = json.loads((folder / "config.json").read_text())
     assert config["tie_word_embeddings"] is tied and config["dtype"] == "float32"
     assert config["model_type"] == arch and config["head_dim"] == HEAD and config["rms_norm_eps"] == 1e-5
+
+
+@pytest.mark.parametrize("alignment", [8, 256, 4096])
+def test_tensors_may_be_aligned_otherwise(tmp_path, alignment):
+    path = write(tmp_path / "a.gguf", kind=Kind.Q4_0, alignment=alignment)
+    same(dict(open_tensors(convert(path, tmp_path / "hub"))), expected(path, True))
 
 
 def test_biases_of_llama_are_put_back_too(tmp_path):
@@ -169,6 +173,17 @@ def test_other_versions(tmp_path, whole, version):
 def test_version_2_is_read(tmp_path, whole):
     (tmp_path / "a.gguf").write_bytes(whole[:4] + struct.pack("<I", 2) + whole[8:])
     read(tmp_path / "a.gguf")
+
+
+@pytest.mark.parametrize("name", ["nothing.gguf", "a/b.gguf", "a/b/c.gguf"])
+def test_files_that_are_not_there(tmp_path, name):
+    with pytest.raises(UnknownModelError, match="no file"):
+        load(tmp_path / name)
+    with pytest.raises(UnknownModelError, match="no file"):
+        load(name)
+    (tmp_path / "notes.txt").write_text("not a model")
+    with pytest.raises(UnknownModelError, match="begins with"):
+        load(tmp_path / "notes.txt")
 
 
 def test_big_endian_files(tmp_path):
@@ -282,7 +297,7 @@ def test_no_flipped_byte_of_a_header_does_anything_but_a_named_error(tmp_path, w
     start = min(info.start for info in read_tensors(tmp_path, whole).values())
     keys = whole.index(b"tokenizer.ggml.tokens")
     end = whole.index(b"tokenizer.ggml.eos_token_id")
-    places = [*random.integers(4, keys + 60, 150), *random.integers(keys, end, 50), *random.integers(end, start, 200)]
+    places = [*random.integers(4, keys + 60, 80), *random.integers(keys, end, 20), *random.integers(end, start, 100)]
     refusals = 0
     with (tmp_path / "whole.gguf").open("r+b") as flipped:
         for place in map(int, places):
@@ -296,7 +311,7 @@ def test_no_flipped_byte_of_a_header_does_anything_but_a_named_error(tmp_path, w
                 refusals += 1
             flipped.seek(place)
             flipped.write(whole[place : place + 1])
-    assert refusals > 150
+    assert refusals > 80
 
 
 def test_the_package_is_named_where_it_is_missing(tmp_path, whole, monkeypatch):
@@ -306,87 +321,3 @@ def test_the_package_is_named_where_it_is_missing(tmp_path, whole, monkeypatch):
         cached.cache_clear()
     with pytest.raises(errors.GgufPackageError, match=r'pip install "kamera-jax\[gguf\]"'):
         GgufFile(tmp_path / "a.gguf")
-
-
-def llama3(head_dim, theta, factor, original, low=1.0, high=4.0):
-    """As llama.cpp's converter writes the factors."""
-    factors = []
-    for freq in 1.0 / theta ** (np.arange(0, head_dim, 2, dtype=np.float64) / head_dim):
-        wavelength = 2 * np.pi / freq
-        if wavelength < original / high:
-            factors.append(1.0)
-        elif wavelength > original / low:
-            factors.append(factor)
-        else:
-            smooth = (original / wavelength - low) / (high - low)
-            factors.append(1 / ((1 - smooth) / factor + smooth))
-    return np.asarray(factors, np.float32)
-
-
-@pytest.mark.parametrize(
-    ("theta", "factor", "original"), [(500000.0, 8.0, 8192), (500000.0, 32.0, 8192), (10000.0, 4.0, 2048)]
-)
-def test_the_frequencies_of_llama_3_1(tmp_path, theta, factor, original):
-    factors = llama3(HEAD, theta, factor, original)
-    path = write(
-        tmp_path / "a.gguf",
-        extra=[(FREQUENCIES, factors)],
-        changed={"rope.freq_base": theta, "context_length": 131072},
-    )
-    source, tensors, _ = read(path)
-    assert FREQUENCIES not in tensors.shapes and len(tensors.shapes) == 3 + 9 * LAYERS
-    scaling = config_of(source)["rope_scaling"]
-    assert scaling["rope_type"] == "llama3" and scaling["factor"] == factor
-    spec = spec_from_config({**scaling, "rope_theta": theta}, head_dim=HEAD, max_positions=131072)
-    plain = 1.0 / theta ** (np.arange(0, HEAD, 2, dtype=np.float64) / HEAD)
-    np.testing.assert_allclose(spec.inv_freq, plain / factors, rtol=1e-5)
-
-
-def test_frequencies_of_another_kind_are_refused(tmp_path):
-    for factors in (np.linspace(1, 9, HEAD // 2, dtype=np.float32), np.full(HEAD // 2, np.nan, np.float32)):
-        path = write(tmp_path / "odd.gguf", extra=[(FREQUENCIES, factors)])
-        refused(tmp_path, path.read_bytes(), errors.GgufMetadataError, FREQUENCIES)
-    path = write(tmp_path / "odd.gguf", extra=[(FREQUENCIES, np.ones(HEAD, np.float32))])
-    refused(tmp_path, path.read_bytes(), errors.GgufMetadataError, f"expected {HEAD // 2}")
-    path = write(tmp_path / "none.gguf", extra=[(FREQUENCIES, np.ones(HEAD // 2, np.float32))])
-    assert "rope_scaling" not in config_of(GgufFile(path))
-
-
-@pytest.mark.parametrize(
-    ("changed", "scaling"),
-    [
-        ({"rope.scaling.type": "none", "rope.scaling.factor": 4.0}, None),
-        ({"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}, {"rope_type": "linear", "factor": 4.0}),
-        ({"rope.scale_linear": 2.0}, {"rope_type": "linear", "factor": 2.0}),
-        ({"rope.scaling.type": "linear", "rope.scaling.factor": 1.0}, None),
-        (
-            {
-                "rope.scaling.type": "yarn",
-                "rope.scaling.factor": 4.0,
-                "rope.scaling.original_context_length": 128,
-                "rope.scaling.finetuned": True,
-            },
-            {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128},
-        ),
-    ],
-)
-def test_scaled_positions(tmp_path, changed, scaling):
-    config = config_of(GgufFile(write(tmp_path / "a.gguf", "qwen2", changed=changed)))
-    assert config.get("rope_scaling") == scaling
-    if scaling:
-        spec_from_config({**scaling, "rope_theta": 1e4}, head_dim=HEAD, max_positions=512)
-    with pytest.raises(UnsupportedRopeError):
-        spec_from_config({"rope_type": "odd", "rope_theta": 1e4}, head_dim=HEAD, max_positions=512)
-
-
-def test_a_sliding_window_is_mistrals(tmp_path):
-    config = config_of(GgufFile(write(tmp_path / "a.gguf", changed={"attention.sliding_window": 128})))
-    assert config["model_type"] == "mistral" and config["sliding_window"] == 128 and "attention_bias" not in config
-
-
-def test_the_head_width_may_be_its_own(tmp_path):
-    config = config_of(GgufFile(write(tmp_path / "a.gguf", changed={"attention.key_length": HEAD})))
-    assert config["head_dim"] == HEAD
-    config = config_of(GgufFile(write(tmp_path / "b.gguf", changed={"rope.dimension_count": None})))
-    assert config["head_dim"] == WIDTH // HEADS
-    assert gguf_files.HEAD * HEADS == WIDTH
