@@ -23,6 +23,7 @@ DIGITS = 6
 def contexts(batch: Batch, group: Sequence[Outline], drawn: Sequence[Context]) -> list[Record]:
     """The contexts' lines, with what is the same for all methods."""
     absorbed = spectra(batch)
+    served = sum(batch.chunks[place].length for place in {*batch.reused, *batch.patched})
     return [
         {
             "id": outline.context,
@@ -32,7 +33,7 @@ def contexts(batch: Batch, group: Sequence[Outline], drawn: Sequence[Context]) -
             "chunks": len(batch.chunks),
             "tokens": sum(chunk.length for chunk in batch.chunks),
             "reused_tokens": batch.reused_tokens,
-            "reused_bytes": batch.reused_tokens * batch.runner.vlm.spec.token_bytes,
+            "reused_bytes": served * batch.runner.vlm.spec.token_bytes,
             "absorbed": {
                 name: [[_rounded(value) for value in layer] for layer in values[e]] for name, values in absorbed.items()
             },

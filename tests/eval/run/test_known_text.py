@@ -214,6 +214,8 @@ def test_a_run_with_antecedents_is_whole(vlm, known, tmp_path):
     assert results["complete"] and len(lines(tmp_path / "run")) == 12
     written = (tmp_path / "run" / CONTEXTS).read_text().splitlines()
     stored = [json.loads(line)["methods"]["patch:3"]["bytes"] for line in written]
+    assert {json.loads(line)["reused_bytes"] for line in written} == {(21 + 19) * vlm.spec.token_bytes}
+    assert {json.loads(line)["reused_tokens"] for line in written} == {19}
     features = vlm.spec.token_bytes // vlm.spec.layers // 4
     assert max(stored) <= 3 * vlm.spec.layers * (21 + 19 + 2 * features) * 4 and min(stored) > 0
     (report,) = evaluation_report.load(tmp_path / "run")
