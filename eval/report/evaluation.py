@@ -153,7 +153,12 @@ def print_report(run: Record, console: Console | None = None) -> None:
     body = rows(run)
     titles = columns(scores)
     split = len(titles) - len(COSTS)
-    show(console, title, titles[:split], [row[:split] for row in body], answers_note(scores))
+    answers = split - len(LOGITS) if len(answer_columns(scores)) > 2 else split  # what a terminal's line has room for
+    note = answers_note(scores)
+    show(console, title, titles[:answers], [row[:answers] for row in body], note if answers == split else "")
+    if answers < split:
+        compared = [[row[0], *row[answers:split]] for row in body]
+        show(console, "Against full prefill", (titles[0], *LOGITS), compared, note)
     costs = [[row[0], *row[split:]] for row in body]
     show(console, "What it costs", (titles[0], *COSTS), costs, COSTS_NOTE)
     show(console, f"By condition and hops: {measures(scores)[0]}", *conditions(run))

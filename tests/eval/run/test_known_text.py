@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
 
 import kamera_jax as kj
 from eval import tasks
@@ -122,7 +123,7 @@ def lines(folder):
     return [json.loads(line) for line in (folder / SAMPLES).read_text().splitlines()]
 
 
-def test_every_token_is_scored_as_one_forward_of_all_tokens_scores_it(vlm, known, tmp_path):
+def test_every_token_is_scored_as_one_forward_of_all_tokens_scores_it(vlm, known, tmp_path, capsys):
     """NLL, likeliest token and KL, of full prefill, of blind reuse and of a patch, each against its own forward."""
     run = runner.Run("known", MODEL, ("patch:3",), seeds=(0,), limit=3, batch=2, repeats=1)
     results = runner.evaluate(vlm, run, tmp_path / "run")
@@ -159,7 +160,9 @@ def test_every_token_is_scored_as_one_forward_of_all_tokens_scores_it(vlm, known
     assert (tmp_path / "run" / RESULTS).read_bytes() == before  # the sources stay
     (report,) = evaluation_report.load(tmp_path / "run")
     assert evaluation_report.columns(report["scores"])[:5] == ("method", "accuracy", "so far", "nll", "KL")
-    evaluation_report.print_report(report)
+    evaluation_report.print_report(report, Console(width=80))
+    shown = capsys.readouterr().out
+    assert "Against full prefill" in shown and "…" not in shown
     figures = evaluation_report.draw([report], tmp_path / "figures")
     page = evaluation_report.page([report], figures, tmp_path)
     assert all(path.is_file() for path in figures.values()) and f"{cell['nll']:.3f}" in page
