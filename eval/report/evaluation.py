@@ -43,6 +43,7 @@ def _seconds(groups: Sequence[Record], name: str) -> Record:
         total = math.fsum(group["ttft_s"][name] * group["contexts"] for group in own)
         return round(total / sum(group["contexts"] for group in own), 6)
 
+    groups = [group for group in groups if name in group["ttft_s"]]
     lengths = sorted({group["chunks"] for group in groups})
     by_length = {str(length): mean([group for group in groups if group["chunks"] == length]) for length in lengths}
     return {"all": mean(groups), **by_length} if groups else {}
@@ -152,7 +153,12 @@ def print_report(run: Record, console: Console | None = None) -> None:
     body = rows(run)
     titles = columns(scores)
     split = len(titles) - len(COSTS)
-    show(console, title, titles[:split], [row[:split] for row in body], answers_note(scores))
+    answers = split - len(LOGITS) if len(answer_columns(scores)) > 2 else split  # what a terminal's line has room for
+    note = answers_note(scores)
+    show(console, title, titles[:answers], [row[:answers] for row in body], note if answers == split else "")
+    if answers < split:
+        compared = [[row[0], *row[answers:split]] for row in body]
+        show(console, "Against full prefill", (titles[0], *LOGITS), compared, note)
     costs = [[row[0], *row[split:]] for row in body]
     show(console, "What it costs", (titles[0], *COSTS), costs, COSTS_NOTE)
     show(console, f"By condition and hops: {measures(scores)[0]}", *conditions(run))
@@ -225,6 +231,7 @@ Whether a finding holds is said of these models and this task alone; one that do
 LEGEND = """| method | how it fills the window |
 |---|---|
 | `patch:M`, `patch:energy=…`, `patch:bytes=…` | adds a low-rank patch, formed once behind the same chunks; no forward |
+| `patch:P%` | the same within P % of the bytes: components of most energy in any layer, in int8 |
 | `patch:deep`, `patch:shallow` | the same, every component, in one half of the layers |
 | `cacheblend:R` | runs the share R of tokens whose KV deviates most in the second layer (arXiv 2405.16444) |
 | `epic:K` | runs the first K tokens of each chunk (arXiv 2410.15332) |
