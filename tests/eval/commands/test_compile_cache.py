@@ -102,7 +102,7 @@ def test_what_a_model_computes_is_the_same_to_the_bit(own):
         chunk = kj.encode(vlm, "a red star.")
         logits = kj.query(vlm, kj.append(kj.Window.empty(vlm, 64), chunk), "what colour is the star?")
         results.append([np.asarray(array).tobytes() for array in (chunk.kv.rot, chunk.kv.free, logits)])
-    assert results[0] == results[1] and len(entries(own)) > 10
+    assert results[0] == results[1] and len(entries(own)) >= 6  # preamble, chunk, question, and what writes windows
 
 
 def test_a_users_own_folder_is_left_as_it_is(own, tmp_path):
