@@ -43,6 +43,7 @@ def _seconds(groups: Sequence[Record], name: str) -> Record:
         total = math.fsum(group["ttft_s"][name] * group["contexts"] for group in own)
         return round(total / sum(group["contexts"] for group in own), 6)
 
+    groups = [group for group in groups if name in group["ttft_s"]]
     lengths = sorted({group["chunks"] for group in groups})
     by_length = {str(length): mean([group for group in groups if group["chunks"] == length]) for length in lengths}
     return {"all": mean(groups), **by_length} if groups else {}
@@ -225,6 +226,7 @@ Whether a finding holds is said of these models and this task alone; one that do
 LEGEND = """| method | how it fills the window |
 |---|---|
 | `patch:M`, `patch:energy=…`, `patch:bytes=…` | adds a low-rank patch, formed once behind the same chunks; no forward |
+| `patch:P%` | the same within P % of the bytes: components of most energy in any layer, in int8 |
 | `patch:deep`, `patch:shallow` | the same, every component, in one half of the layers |
 | `cacheblend:R` | runs the share R of tokens whose KV deviates most in the second layer (arXiv 2405.16444) |
 | `epic:K` | runs the first K tokens of each chunk (arXiv 2410.15332) |

@@ -162,7 +162,7 @@ def _ttft(part: Any, run: Record, last: bool) -> None:
     axes = _axes(part, "ms to fill a window and ask (fewer is better)", _main(run))
     names = [name for name in run["scores"]["methods"] if name not in HALVES and run["ttft_s"].get(name)]
     _points(axes, run, names, lambda name: 1e3 * run["ttft_s"][name]["all"], quiet=("patch", "oracle-tokens"))
-    if last:
+    if last and names:  # a run may have no times
         axes.legend(loc="lower right", fontsize=8, frameon=False)
 
 

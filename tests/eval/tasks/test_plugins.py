@@ -188,6 +188,7 @@ def test_everything_is_listed_with_what_cannot_be_used(declare, capsys, tmp_path
     shown = capsys.readouterr().out
     assert "outside_package.module:Whole" in shown and "cacheblend:0.15" in shown
     assert "binding cannot be used: the task 'binding' is built in" in shown
+    assert "slide: A window of four passages that slides over a text" in shown
     assert (tmp_path / "list.json").stat().st_size > 100
 
 
