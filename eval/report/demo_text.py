@@ -96,7 +96,7 @@ def _one_line(text: str) -> str:
 
 
 def plot_text(result: dict[str, Any], path: Path) -> None:
-    """Draw how quotations go on, the KL against bytes, and the KV's change by depth; PNG or SVG, by the file's ending."""
+    """Draw how quotations go on, KL against bytes, and the change by depth; PNG or SVG, by the file's ending."""
     import matplotlib
 
     matplotlib.use("Agg")
