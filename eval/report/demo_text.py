@@ -67,7 +67,7 @@ def print_text(result: dict[str, Any], console: Console | None = None) -> None:
             [name, *(f"{own[layer]:.0%}" for layer in _layers(len(keys)))]
             for name, own in (("keys", keys), ("values", values))
         ],
-        "Of the KV's own size; of keys without their mean. This is what blind reuse lacks.",
+        "Of the KV's own size; of keys without their mean. Blind reuse lacks this.",
     )
 
 
@@ -92,7 +92,7 @@ def _print_example(example: dict[str, Any], console: Console) -> None:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return " ".join(text.split()) or "(white space)"
 
 
 def plot_text(result: dict[str, Any], path: Path) -> None:
@@ -104,7 +104,7 @@ def plot_text(result: dict[str, Any], path: Path) -> None:
 
     settings = {"font.size": 10, "axes.titlesize": 11.5, "axes.labelcolor": "#333333"}
     with plt.rc_context(settings):
-        figure, panels = plt.subplots(1, 3, figsize=(13, 4.3), layout="constrained", width_ratios=(1.1, 1, 1))
+        figure, panels = plt.subplots(1, 3, figsize=(13, 4.7), layout="constrained", width_ratios=(1.1, 1, 1))
         for axes in panels:
             axes.spines[["top", "right"]].set_visible(False)
             axes.grid(color="#e6e6e6", linewidth=0.7)
@@ -112,6 +112,15 @@ def plot_text(result: dict[str, Any], path: Path) -> None:
         _draw_quotation(panels[0], result)
         _draw_bytes(panels[1], result)
         _draw_depth(panels[2], result)
+        first, second = result["tokens"]
+        figure.suptitle(
+            f"{result['model']['name']}, {result['cases']} passages of real text. A: a passage of {first} tokens. B: a "
+            f"copy of its first half ({second} tokens), encoded apart from A.",
+            x=0.01,
+            ha="left",
+            fontsize=11.5,
+            fontweight="bold",
+        )
         figure.get_layout_engine().set(wspace=0.06, w_pad=0.08)
         figure.savefig(path, dpi=150)
         plt.close(figure)
@@ -119,7 +128,7 @@ def plot_text(result: dict[str, Any], path: Path) -> None:
 
 def _spread(heights: list[float], gap: float) -> list[float]:
     """Heights of labels, in the same order, at least ``gap`` apart."""
-    order = sorted(range(len(heights)), key=heights.__getitem__)
+    order = sorted(range(len(heights)), key=lambda i: (heights[i], -i))  # of equals the first is the highest
     moved = list(heights)
     for below, above in zip(order, order[1:], strict=False):
         moved[above] = max(moved[above], moved[below] + gap)
@@ -147,18 +156,20 @@ def _draw_quotation(axes: Any, result: dict[str, Any]) -> None:
             clip_on=False,
             zorder=3,
         )
-    heights = _spread([100 * row["so_far"][-1] for row in rows], 6)
+    heights = _spread([100 * row["so_far"][-1] for row in rows], 6.0)
     for row, height in zip(rows, heights, strict=True):
         colour = STYLES[family(row["name"])][0]
         axes.annotate(label(row), (count + 0.5, height), color=colour, va="center", fontsize=9, annotation_clip=False)
     axes.set(xlim=(1, count * 1.38), ylim=(0, 104), xlabel="next tokens", ylabel="quotations right so far, %")
     axes.set_xticks([1, *range(4, count + 1, 4)])
     axes.spines["bottom"].set_bounds(1, count)
-    axes.set_title("A quotation goes on behind a chunk's border", loc="left")
+    axes.set_title("The quotation, written on greedily", loc="left")
 
 
 def _draw_bytes(axes: Any, result: dict[str, Any]) -> None:
     """KL to full prefill against stored bytes; methods without any stand at 0."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
     rows = [row for row in result["methods"] if row["name"] != "full"]
     patches = [row for row in rows if family(row["name"]) == "patch"]
     blind = next(row for row in rows if row["name"] == "blind")
@@ -178,11 +189,12 @@ def _draw_bytes(axes: Any, result: dict[str, Any]) -> None:
             text, (100 * row["bytes_share"], row["kl"]), offset, textcoords="offset points", color=colour, fontsize=9
         )
     axes.set(xlim=(-0.03 * widest, 1.25 * widest), yscale="log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("")
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("stored beside B's KV, % of its bytes")
     axes.set_ylabel("KL to full prefill, nats")
-    axes.set_title("One component a layer closes most of the gap", loc="left")
+    axes.set_title("Distance to full prefill, and its price", loc="left")
 
 
 def _draw_depth(axes: Any, result: dict[str, Any]) -> None:
@@ -197,4 +209,24 @@ def _draw_depth(axes: Any, result: dict[str, Any]) -> None:
         )
     axes.set(xlabel="layer", xlim=(0, 1.15 * (len(change["keys"]) - 1)), ylim=(0, None))
     axes.set_ylabel("change of B's KV by A, % of its size")
-    axes.set_title("What B takes from A grows with depth", loc="left")
+    axes.set_title("Where A changes the KV of B", loc="left")
+
+
+def markdown_text(result: dict[str, Any]) -> str:
+    """The result as a Markdown table, for the README, without times, which differ from machine to machine."""
+    ahead = result["next_tokens"]
+    lines = [
+        f"| `{result['model']['name']}` | next tokens right | all {ahead} right | KL | η | stored, of B's KV | run |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in result["methods"]:
+        stored = f"{kibibytes(row['bytes'])}, {row['bytes_share']:.1%}" if row["bytes"] else "–"
+        scores = f"{row['accuracy']:.3f} | {row['so_far'][-1]:.3f} | {row['kl']:.4f} | {row['eta']:.3f}"
+        lines.append(f"| {row['name']} | {scores} | {stored} | {row['computed_tokens']:.0f} |")
+    first, second = result["tokens"]
+    lines += [
+        "",
+        f"{result['cases']} quotations from Python's own documentation, A of {first} and B of {second} tokens; f32, "
+        f"jax {result['versions']['jax']} on CPU. `make results-text` measures this again.",
+    ]
+    return "\n".join(lines)

@@ -1,7 +1,8 @@
-"""`kamera demo` on language models: on SmolLM2 where it is installed in soak runs, and on a tiny model otherwise."""
+"""`kamera demo` on language models: its measurement, on an embedded model, and what is committed."""
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,14 +14,16 @@ import kamera_jax as kj
 from eval.commands import demo_text
 from eval.commands.main import main
 from eval.report import demo_text as report
+from eval.report import readme
 from eval.run import change
 from eval.tasks.text.quotation import Quotation
-from eval.tasks.tokens import segment_of
+from eval.tasks.tokens import Tokens, segment_of
 from eval.tiny.vocabulary import VOCABULARY
 from kamera_jax.inference.encode import encode_segment
 from models import load
 from models.hub.gguf import packaged
 
+ROOT = Path(__file__).parents[3]
 METHODS = ("full", "blind", "cacheblend:0.15", "patch:1", "patch:8", "patch:64")
 
 
@@ -65,10 +68,12 @@ def test_the_scores_are_those_of_windows_built_one_by_one(vlm, corpus, result):
         tail = context.questions[0].tail
         log_p = []
         for window in (full, blind):
-            segment = segment_of(vlm, demo_text_tokens(tail)).at(window.next_position)
+            segment = segment_of(vlm, Tokens(tuple(tail))).at(window.next_position)
             at = jnp.arange(len(tail), dtype=jnp.int32)
             logits = vlm.forward(vlm.params, segment, window.state, logits_at=at).logits
-            log_p.append(np.asarray(logits, np.float64) - np.logaddexp.reduce(logits.astype(np.float64), -1)[:, None])
+            log_p.append(
+                np.asarray(logits, np.float64) - np.logaddexp.reduce(np.asarray(logits, np.float64), -1)[:, None]
+            )
         right = [question.next_token for question in context.questions]
         hits.append([own.argmax(-1) == right for own in log_p])
         divergences.append((np.exp(log_p[0]) * (log_p[0] - log_p[1])).sum(-1).mean())
@@ -79,12 +84,6 @@ def test_the_scores_are_those_of_windows_built_one_by_one(vlm, corpus, result):
         assert rows[name]["so_far"] == pytest.approx(np.logical_and.accumulate(hits[:, i], axis=1).mean(0))
     assert rows["blind"]["kl"] == pytest.approx(np.mean(divergences), rel=1e-3)
     assert rows["full"]["kl"] == 0 and rows["full"]["eta"] == 1 and rows["blind"]["eta"] == 0
-
-
-def demo_text_tokens(ids):
-    from eval.tasks.tokens import Tokens
-
-    return Tokens(tuple(ids))
 
 
 def test_costs_are_counted(vlm, result):
@@ -148,8 +147,18 @@ def test_the_figure_is_drawn(result, tmp_path):
         assert figure.width > 1500 and np.asarray(figure).std() > 1
 
 
+def test_the_readme_says_what_was_measured_on_a_language_model():
+    measured = json.loads((ROOT / "docs/results/demo-smollm2.json").read_text(encoding="utf-8"))
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme.put(page, "text", report.markdown_text(measured), readme.TEXT) == page
+    rows = by_name(measured)
+    assert measured["cases"] >= 12 and rows["full"]["accuracy"] > 0.9
+    assert rows["patch:1"]["eta"] > 0.8 and rows["patch:1"]["bytes_share"] < 0.011
+    assert rows["patch:1"]["so_far"][-1] > 2 * max(rows["blind"]["so_far"][-1], rows["cacheblend:0.15"]["so_far"][-1])
+
+
 def test_labels_do_not_meet():
-    assert report._spread([50.0, 50.0, 0.0, 52.0], 6) == [50.0, 56.0, 0.0, 62.0]
+    assert report._spread([50.0, 50.0, 0.0, 52.0], 6.0) == [56.0, 50.0, 0.0, 62.0]
 
 
 def test_without_the_package_one_line_says_what_to_install(capsys, monkeypatch):
