@@ -160,7 +160,8 @@ def _recomputed(scores: Scores | None, title: str, kind: str, tokens: float, flo
     patch = _closest(scores, patches(scores, QUARTER))
     if best is None or patch is None:
         return Claim(statement, paper)
-    theirs, ours = _eta(scores, best), _eta(scores, patch)
+    theirs = _eta(scores, best)
+    ours = _eta(scores, patch)
     cost = scores["methods"][best]["cost"]
     measured = (
         f"η {theirs:.2f} (`{best}`: {cost['recomputed_share']:.0%} of the tokens, {cost['flops_share']:.0%} of the "

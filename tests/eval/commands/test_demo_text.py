@@ -107,7 +107,8 @@ def test_the_change_is_measured_against_numpy(vlm, corpus, result):
     for outline in task.outline([0], 3):
         first, second = (encode_segment(vlm, segment_of(vlm, item)) for item in task.draw(outline).items)
         full = kj.prefill(vlm, [first, second])
-        ours, alone = full.entries[1].chunk.kv, second.kv
+        ours = full.entries[1].chunk.kv
+        alone = second.kv
         own = []
         for name, centred in (("rot", True), ("free", False)):
             true, canonical = (np.asarray(getattr(kv, name), np.float64)[:, : second.length] for kv in (ours, alone))
