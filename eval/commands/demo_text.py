@@ -13,6 +13,7 @@ from eval.methods import Batch, Method, parse_all
 from eval.run import change, metrics
 from eval.run.answering import asked_of
 from eval.tasks.text.quotation import Quotation
+from eval.tasks.text.task import TextTask
 from eval.tasks.tokens import segment_of
 from kamera_jax.backbone import Backbone
 from kamera_jax.batch.windows import BatchRunner, Stack, Windows
@@ -141,7 +142,7 @@ def _most_telling(full: np.ndarray, blind: np.ndarray) -> int:
     return int((np.cumprod(full, axis=1).sum(1) - np.cumprod(blind, axis=1).sum(1)).argmax())
 
 
-def _example(task: Quotation, context: Any, answers: dict[str, np.ndarray], right: np.ndarray) -> dict[str, Any]:
+def _example(task: TextTask, context: Any, answers: dict[str, np.ndarray], right: np.ndarray) -> dict[str, Any]:
     """A quotation in words: both passages, what follows, and what each method predicts token by token."""
     assert task.reader is not None
     passage, copy = (task.reader.text(item.ids) for item in context.items)
@@ -154,7 +155,7 @@ def _example(task: Quotation, context: Any, answers: dict[str, np.ndarray], righ
     }
 
 
-def _greedy(task: Quotation, answers: np.ndarray, right: np.ndarray) -> str:
+def _greedy(task: TextTask, answers: np.ndarray, right: np.ndarray) -> str:
     """The next tokens up to the first that is wrong, with it: from there on a method's own text would differ."""
     assert task.reader is not None
     wrong = np.flatnonzero(answers != right)

@@ -19,7 +19,7 @@ def label(row: dict[str, Any]) -> str:
         return f"patch of {number}"
     if kind == "cacheblend":
         return f"CacheBlend {100 * float(number):g} %"
-    return WORDS.get(kind, row["name"])
+    return WORDS[kind] if kind in WORDS else str(row["name"])
 
 
 def print_text(result: dict[str, Any], console: Console | None = None) -> None:
@@ -102,7 +102,7 @@ def plot_text(result: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    settings = {"font.size": 10, "axes.titlesize": 11.5, "axes.labelcolor": "#333333"}
+    settings: dict[Any, Any] = {"font.size": 10, "axes.titlesize": 11.5, "axes.labelcolor": "#333333"}
     with plt.rc_context(settings):
         figure, panels = plt.subplots(1, 3, figsize=(13, 4.7), layout="constrained", width_ratios=(1.1, 1, 1))
         for axes in panels:
@@ -121,7 +121,8 @@ def plot_text(result: dict[str, Any], path: Path) -> None:
             fontsize=11.5,
             fontweight="bold",
         )
-        figure.get_layout_engine().set(wspace=0.06, w_pad=0.08)
+        engine: Any = figure.get_layout_engine()
+        engine.set(wspace=0.06, w_pad=0.08)
         figure.savefig(path, dpi=150)
         plt.close(figure)
 
