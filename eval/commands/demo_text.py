@@ -15,7 +15,7 @@ from eval.run.answering import asked_of
 from eval.tasks.text.quotation import Quotation
 from eval.tasks.text.task import TextTask
 from eval.tasks.tokens import segment_of
-from kamera_jax.backbone import Backbone
+from kamera_jax.backbone import Backbone, with_defaults
 from kamera_jax.batch.windows import BatchRunner, Stack, Windows
 from kamera_jax.inference.encode import encode_segment
 
@@ -70,7 +70,7 @@ def run(
         encoded.append([encode_segment(vlm, segment_of(vlm, item)) for item in context.items])
         done("encoding passages")
     chunks = [Stack.of(place) for place in zip(*encoded, strict=True)]
-    batch = Batch.of(BatchRunner(vlm), BatchRunner(vlm.leading(2)), chunks)
+    batch = Batch.of(BatchRunner(vlm), BatchRunner(with_defaults(vlm).leading(2)), chunks)
     jax.block_until_ready((batch.full.state, batch.blind.state))
     done("full prefill")
     asked = asked_of(vlm, contexts)
