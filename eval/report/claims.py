@@ -27,7 +27,7 @@ class Claim:
         statement: what is claimed, with the bound that it is judged by here.
         paper: the paper's figure.
         measured: the figure here; `NOT_MEASURED` where there is none.
-        holds: whether it holds; None where it was not measured.
+        holds: whether it holds; None where it was not measured, or cannot be compared.
     """
 
     statement: str
@@ -119,7 +119,7 @@ def _halves(evidence: Evidence) -> list[Claim]:
     if not scores or not {"patch:deep", "patch:shallow"} <= scores["methods"].keys():
         return [Claim(*claim)]
     deep, shallow = (_eta(scores, name) for name in ("patch:deep", "patch:shallow"))
-    return [Claim(*claim, f"deep η {deep:.2f}, shallow η {shallow:.2f}", deep >= 0.7 and shallow <= 0.35)]
+    return [Claim(*claim, f"deep η {deep:.3f}, shallow η {shallow:.3f}", deep >= 0.7 and shallow <= 0.35)]
 
 
 def _tokens(evidence: Evidence) -> list[Claim]:
@@ -158,6 +158,10 @@ def _recomputed(scores: Scores | None, title: str, kind: str, tokens: float, flo
     ]
     best = _closest(scores, names)
     patch = _closest(scores, patches(scores, QUARTER))
+    beyond = [name for name in recomputing(scores, 1.0) if kind and name.startswith(kind)]
+    if best is None and beyond:
+        share = min(scores["methods"][name]["cost"]["recomputed_share"] for name in beyond)
+        return Claim(statement, paper, f"not comparable: it runs {share:.0%} of the tokens here")
     if best is None or patch is None:
         return Claim(statement, paper)
     theirs = _eta(scores, best)

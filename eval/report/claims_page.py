@@ -6,10 +6,10 @@ from pathlib import Path
 from rich.console import Console
 
 from eval.report import evaluation
-from eval.report.claims import Claim, Evidence, claims
+from eval.report.claims import NOT_MEASURED, Claim, Evidence, claims
 from eval.run.folder import RESULTS, Record, read_json
 
-HOLDS = {True: "holds", False: "**does not hold**", None: "not measured"}
+HOLDS = {True: "holds", False: "**does not hold**", None: NOT_MEASURED}
 
 
 class NoEvidenceError(ValueError):
@@ -100,7 +100,7 @@ def print_claims(records: Sequence[Record], console: Console | None = None) -> N
             verdict = HOLDS[claim.holds].strip("*")
             console.print(f"[{verdict}] {claim.statement}", markup=False)
             console.print(f"    paper: {claim.paper}", markup=False, style="dim")
-            if claim.holds is not None:
+            if claim.measured != NOT_MEASURED:
                 console.print(f"    here: {claim.measured}", markup=False)
         console.print(f"\n{summary(record)}\n")
 
@@ -147,6 +147,8 @@ def page(records: Sequence[Record]) -> str:
 
 
 def _cell(claim: Claim | None) -> str:
-    if claim is None or claim.holds is None:
+    if claim is None:
         return HOLDS[None]
+    if claim.holds is None:
+        return claim.measured
     return f"{claim.measured}: {HOLDS[claim.holds]}"
