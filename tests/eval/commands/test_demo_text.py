@@ -13,12 +13,14 @@ from rich.console import Console
 import kamera_jax as kj
 from eval.commands import demo_text
 from eval.commands.main import main
+from eval.methods import Batch
 from eval.report import demo_text as report
 from eval.report import readme
 from eval.run import change
 from eval.tasks.text.quotation import Quotation
 from eval.tasks.tokens import Tokens, segment_of
 from eval.tiny.vocabulary import VOCABULARY
+from kamera_jax.batch.windows import BatchRunner, Stack
 from kamera_jax.inference.encode import encode_segment
 from models import load
 from models.hub.gguf import packaged
@@ -173,30 +175,28 @@ def test_the_command_takes_the_text_demo_for_a_language_model(vlm, corpus, tmp_p
     text_only = load("kamera-tiny-gqa")
     text_only.architecture = replace(text_only.architecture, media=())
     monkeypatch.setattr("models.load", lambda name: text_only)
-    monkeypatch.setattr(demo_text, "METHODS", METHODS)
     own = demo_text.run
 
     def small(vlm, **given):
-        return own(vlm, **{"tokens": 40, "corpus": corpus, "methods": ("full", "blind", "patch:1"), **given})
+        return own(vlm, **{"tokens": 48, "corpus": corpus, "methods": ("full", "blind", "patch:1"), **given})
 
     monkeypatch.setattr(demo_text, "run", small)
     files = ["--json", str(tmp_path / "demo.json"), "--plot", str(tmp_path / "demo.png")]
-    assert main(["demo", "--model", "some-text-model", "--episodes", "2", *files]) == 0
+    assert main(["demo", "--model", "some-text-model", "--episodes", "3", *files]) == 0
     written = json.loads((tmp_path / "demo.json").read_text())
-    assert written["kind"] == "text" and written["cases"] == 2 and written["model"]["name"] == "some-text-model"
+    assert written["kind"] == "text" and written["cases"] == 3 and written["model"]["name"] == "some-text-model"
     assert (tmp_path / "demo.png").stat().st_size > 10_000
-    assert "2 quotations" in capsys.readouterr().out
+    assert "3 quotations" in capsys.readouterr().out
     assert main(["demo", "--model", "some-text-model", "--pages", str(tmp_path / "pages")]) == 1
     assert "leave out --pages" in capsys.readouterr().err
 
 
 def test_shares_of_energy_are_counted(vlm, corpus):
-    from eval.methods import Batch
-    from kamera_jax.batch.windows import BatchRunner, Stack
-
     task = Quotation(tokens=48, corpus=corpus).for_model(vlm)
-    context = task.draw(task.outline([0], 1)[0])
-    chunks = [Stack.of([encode_segment(vlm, segment_of(vlm, item))]) for item in context.items]
+    drawn = [task.draw(outline).items for outline in task.outline([0], 3)]
+    chunks = [
+        Stack.of([encode_segment(vlm, segment_of(vlm, item)) for item in place]) for place in zip(*drawn, strict=True)
+    ]
     batch = Batch.of(BatchRunner(vlm), BatchRunner(vlm), chunks)
     found = change.counts(batch, 1, 0.9)
     delta = np.asarray(batch.full.conditioned[1].features - chunks[1].kv.features, np.float64)[0]
