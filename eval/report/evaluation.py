@@ -210,6 +210,7 @@ was encoded, so all methods but *full* keep it as it is; shares of bytes and tok
 {legend}
 
 This page is written by `kamera eval report … --page`; `kamera eval --help` says how any part of it is run again.
+`kamera eval claims` goes through the claims of the paper one by one, on any model, windows that change among them.
 
 {claims}{notes}
 

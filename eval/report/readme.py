@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.report.console import kibibytes, plot_demo
+from eval.report.demo_text import markdown_text, plot_text
 
 
 @dataclass(frozen=True)
@@ -165,13 +166,19 @@ def markdown_demo(results: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def put(text: str, name: str, content: str) -> str:
+def put(text: str, name: str, content: str, target: str = "results") -> str:
     """A page with ``content`` between the marks of that name.
+
+    Args:
+        text: the page.
+        name: of the marks.
+        content: what stands between them.
+        target: of the Makefile, which the marks name.
 
     Raises:
         ValueError: the page does not have the marks.
     """
-    opening = f"<!-- {name}: written by `make results` -->"
+    opening = f"<!-- {name}: written by `make {target}` -->"
     closing = f"<!-- /{name} -->"
     before, start, rest = text.partition(opening)
     _, end, after = rest.partition(closing)
@@ -180,17 +187,30 @@ def put(text: str, name: str, content: str) -> str:
     return f"{before}{start}\n{content}\n{end}{after}"
 
 
+TEXT = "results-text"
+"""The Makefile's target that measures the demo of a language model."""
+
+
 def main() -> None:
-    """``python -m eval.report.readme``: put the results into the README, and draw its figure."""
+    """``python -m eval.report.readme``: put the results into the README, and draw its figures."""
     parser = argparse.ArgumentParser(description="Put what was measured into the README.")
-    parser.add_argument("--demos", type=Path, nargs="+", required=True, help="results of kamera demo")
-    parser.add_argument("--parity", type=Path, required=True, help="result of make parity-results")
+    parser.add_argument("--demos", type=Path, nargs="+", help="results of kamera demo on embedded models")
+    parser.add_argument("--parity", type=Path, help="result of make parity-results")
+    parser.add_argument("--text", type=Path, help="result of kamera demo on a language model, instead of the others")
     parser.add_argument("--page", type=Path, required=True)
     parser.add_argument("--plot", type=Path, required=True)
     options = parser.parse_args()
+    if options.text is None and not (options.demos and options.parity):
+        parser.error("give --demos and --parity, or --text")
+    page = options.page.read_text(encoding="utf-8")
+    if options.text is not None:
+        result = json.loads(options.text.read_text(encoding="utf-8"))
+        options.page.write_text(put(page, "text", markdown_text(result), TEXT), encoding="utf-8")
+        plot_text(result, options.plot)
+        return
     demos = [json.loads(path.read_text(encoding="utf-8")) for path in options.demos]
     parity = json.loads(options.parity.read_text(encoding="utf-8"))
-    page = put(options.page.read_text(encoding="utf-8"), "demo", markdown_demo(demos))
+    page = put(page, "demo", markdown_demo(demos))
     options.page.write_text(put(page, "models", markdown_models(parity)), encoding="utf-8")
     plot_demo(demos, options.plot)
 
