@@ -12,12 +12,14 @@ from eval.methods.reuse import (
     Patched,
     bytes_budget,
     energy_budget,
+    formed_budget,
     half_budget,
     rank_budget,
 )
 from eval.methods.tokens import LargestDeviation, LayerBudgets, Leading, OracleTokens, Recomputed
 from eval.tasks.base import lacks
 from eval.tasks.plugins import Group, constructed
+from kamera_jax.patch import SHARE
 
 
 class UnknownMethodError(ValueError):
@@ -45,7 +47,21 @@ def _share(name: str, text: str, *, zero: bool = True) -> float:
     return value
 
 
+def _percentage(name: str, text: str) -> float:
+    try:
+        value = float(text.removesuffix("%")) / 100
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise ValueError(f"{name} needs a percentage (above 0, up to 100), as in {EXAMPLES[name]}; got {text!r}")
+    return value
+
+
 def _patch(text: str) -> Part:
+    if not text:
+        return Patched(formed_budget(SHARE))
+    if text.endswith("%"):
+        return Patched(formed_budget(_percentage("patch:%", text)))
     kind, given, value = text.partition("=")
     if kind == "energy":
         return Patched(energy_budget(_share("patch:energy", value, zero=False)))
@@ -78,6 +94,8 @@ EXAMPLES = {
     "blind": "blind",
     "blind-norotate": "blind-norotate",
     "patch": "patch:12",
+    "patch:default": "patch",
+    "patch:%": "patch:10%",
     "patch:energy": "patch:energy=0.9",
     "patch:bytes": "patch:bytes=0.25",
     "patch:deep": "patch:deep=12",
@@ -116,7 +134,7 @@ def parse(name: str) -> Method:
             continue
         if kind not in makers:
             raise UnknownMethodError(_unknown(text))
-        if bool(given) != (kind not in ("full", "blind", "blind-norotate")):
+        if text != "patch" and (text == "patch:" or bool(given) != (kind not in ("full", "blind", "blind-norotate"))):
             raise ValueError(f"{kind} is written {EXAMPLES[kind]}; got {text!r}")
         if (place and kind in FILLS) or (len(texts) > 1 and kind in ("full", "blind-norotate")):
             raise ValueError(

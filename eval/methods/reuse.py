@@ -12,6 +12,7 @@ from eval.methods.base import Batch, Cost
 from kamera_jax import patch
 from kamera_jax.batch.windows import Stack, Windows
 from kamera_jax.kv import KV, Factors, KVSpec
+from kamera_jax.patch.size import Size
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,21 @@ def bytes_budget(share: float) -> Budget:
     return budget
 
 
+def formed_budget(share: float) -> Budget:
+    """Patches as `kamera_jax.form_patch` makes them of so many bytes, at most this share of the chunk's KV.
+
+    They have the components of most energy, whatever their layer, in int8.
+    """
+
+    def budget(batch: Batch, place: int) -> Factors:
+        most = int(share * batch.chunks[place].length * batch.runner.vlm.spec.token_bytes)
+        size = Size(max_bytes=most)
+        fitted = _each(batch, place, lambda true, own, length: size.fit(true, own, length).factors)
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *fitted)
+
+    return budget
+
+
 def _rank(spec: KVSpec, chunk: Stack, most: int) -> int:
     features = spec.rot_dim + spec.free_dim
     itemsize = jnp.dtype(spec.dtype).itemsize
@@ -118,20 +134,22 @@ def energy_budget(share: float) -> Budget:
     """Patches of the fewest components that keep this share of every layer's squared change."""
 
     def budget(batch: Batch, place: int) -> Factors:
-        conditioned = batch.full.conditioned[place]
-        chunk = batch.chunks[place]
-
-        def own(kv: KV, each: int) -> KV:
-            return jax.tree.map(lambda leaf: leaf[each], kv)
-
-        fitted = [
-            patch.fit_energy(own(conditioned, each), own(chunk.kv, each), chunk.length, share).factors
-            for each in range(batch.count)
-        ]
+        fitted = _each(batch, place, lambda true, own, length: patch.fit_energy(true, own, length, share).factors)
         widest = max(factors.u.shape[1] for factors in fitted)
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(_widened(each, widest) for each in fitted))
 
     return budget
+
+
+def _each(batch: Batch, place: int, fit: Callable[[KV, KV, int], Factors]) -> list[Factors]:
+    """A patch for each context, from conditioned and canonical KV and the chunk's length."""
+    conditioned = batch.full.conditioned[place]
+    chunk = batch.chunks[place]
+
+    def own(kv: KV, each: int) -> KV:
+        return jax.tree.map(lambda leaf: leaf[each], kv)
+
+    return [fit(own(conditioned, each), own(chunk.kv, each), chunk.length) for each in range(batch.count)]
 
 
 def _widened(factors: Factors, rank: int) -> Factors:
