@@ -81,7 +81,8 @@ def fits(head, chunks, more=0):
 
 def dequantised(factors):
     """The factors as numpy's floats; an int8 patch has its scale in ``v``."""
-    u, v = np.asarray(factors.u), np.asarray(factors.v)
+    u = np.asarray(factors.u)
+    v = np.asarray(factors.v)
     return (u, v) if factors.scale is None else (u.astype(np.float32), v * np.asarray(factors.scale)[..., None])
 
 
