@@ -98,6 +98,11 @@ subspace iteration; the tests require its residual to be within 1 % of the least
 Patches whose ranks differ per layer ({uneven_ranks}) are applied in {uneven_ms:.1f} ms, of their mean rank
 ({even_ranks}) in {even_ms:.1f} ms."""
 
+DEFAULT_NOT_TIMED = """
+
+The default size, which has no bound of 32 components a layer any more, is not timed yet: of long chunks with many
+features it takes several times as long to form as rank 32."""
+
 NOT_TIMED = """Not timed yet: the machine was not idle. `make bench-patch ARGS="--only form"` fills this in."""
 
 
@@ -106,7 +111,7 @@ def page(result: dict[str, Any]) -> str:
     models = result["models"]
     return PAGE.format(
         jax=result["versions"]["jax"],
-        text=patch_text.section(result["text"]) + "\n" if "text" in result else "",
+        text=patch_text.section(result["text"]) + "\n\n" if "text" in result else "",
         forming=_forming(result) if {"form", "apply"} <= result.keys() else NOT_TIMED,
         episodes=min(found["episodes"] for found in models.values()),
         seeds=" and ".join(f"{len(found['seeds'])} seeds (`{name}`)" for name, found in models.items()),
@@ -117,7 +122,8 @@ def page(result: dict[str, Any]) -> str:
 
 def _forming(result: dict[str, Any]) -> str:
     times = result["apply"]
-    return FORMING.format(
+    missing = "" if any(each["rank"] is None for each in result["form"]) else DEFAULT_NOT_TIMED
+    timed = FORMING.format(
         **{name: result["form"][0][name] for name in ("device", "features", "runs")},
         table=_forming_table(result["form"]),
         even_ms=times["even_ms"],
@@ -125,6 +131,7 @@ def _forming(result: dict[str, Any]) -> str:
         even_ranks=_ranks(times["even_ranks"]),
         uneven_ranks=_ranks(times["uneven_ranks"]),
     )
+    return timed + missing
 
 
 def _ranks(ranks: Sequence[int]) -> str:
@@ -253,9 +260,8 @@ def main() -> None:
             keep()
     if arguments.only == "text":
         vlm = load(arguments.model, dtype="float32")
-        result["text"] = patch_text.about(vlm, arguments.model) | {"lengths": []}
         for found in patch_text.measure(vlm, arguments.passages, arguments.texts):
-            result["text"]["lengths"].append(found)
+            result["text"] = patch_text.about(vlm, arguments.model) | {"lengths": found}
             keep()
     if "text" in result:
         patch_text.plot(result["text"], arguments.plot.with_name("patch-text.png"))

@@ -9,7 +9,6 @@ import importlib
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,9 +97,9 @@ def _components(conditioned: KV, canonical: KV) -> Any:
     return all_components(conditioned.features - canonical.features)
 
 
-@partial(jax.jit)
+@jax.jit
 def _patched(kv: KV, factors: Factors, ranks: jax.Array) -> KV:
-    return patch.apply(kv, patch.quantised(patch.limit(factors.replace(ranks=ranks), factors.u.shape[1])))
+    return patch.apply(kv, patch.quantised(patch.limit(replace(factors, ranks=ranks), factors.u.shape[1])))
 
 
 def one_case(vlm: Any, ids: np.ndarray, tokens: int) -> list[dict[str, Any]]:
@@ -180,14 +179,17 @@ def summary(cases: Sequence[list[dict[str, Any]]], tokens: int) -> dict[str, Any
     }
 
 
-def measure(vlm: Any, lengths: Sequence[int], count: int, progress: Callable[[str], None] = print) -> Iterator[dict]:
-    """For each length a summary over ``count`` texts."""
-    for tokens in lengths:
-        cases = []
-        for i, ids in enumerate(passages(vlm, tokens)[:count]):
-            cases.append(one_case(vlm, ids, tokens))
-            progress(f"{tokens} tokens, text {i + 1} of {count}: blind {cases[-1][0]['kl']:.4f}")
-        yield summary(cases, tokens)
+def measure(
+    vlm: Any, lengths: Sequence[int], count: int, progress: Callable[[str], None] = print
+) -> Iterator[list[dict[str, Any]]]:
+    """A summary for each length over ``count`` texts, again after every text of each: a run may be cut short."""
+    texts = {tokens: passages(vlm, tokens)[:count] for tokens in lengths}
+    cases: dict[int, list[list[dict[str, Any]]]] = {tokens: [] for tokens in lengths}
+    for i in range(count):
+        for tokens in lengths:
+            cases[tokens].append(one_case(vlm, texts[tokens][i], tokens))
+            progress(f"{tokens} tokens, text {i + 1} of {count}: blind {cases[tokens][-1][0]['kl']:.4f}")
+        yield [summary(found, tokens) for tokens, found in cases.items()]
 
 
 def about(vlm: Any, name: str) -> dict[str, Any]:
@@ -208,7 +210,8 @@ next tokens behind B, ± its standard error over the texts. All factors are int8
 
 *most energy, as formed*: what `form_patch` does with so many bytes: the components of most energy, whatever their
 layer, at most {uneven} times the mean in one layer, rounded up to a power of two. *no bound*: the same without that.
-*at most 32 a layer*: the default patch of before. *uniform rank*: as many in every layer.
+*at most 32 a layer*: the default patch of before, which leaves bytes unused where all layers have 32. *uniform rank*:
+as many in every layer.
 
 {findings}"""
 
