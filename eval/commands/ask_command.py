@@ -32,9 +32,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     command.add_argument(
         "--method",
         type=_method,
-        default="patch:12",
-        help="full: prefill all together; blind: reuse as encoded alone; patch:M: reuse with rank-M patches "
-        "(default: patch:12)",
+        default="patch",
+        help="full: prefill all together; blind: reuse as encoded alone; patch: reuse with patches of 10 %% of the "
+        "chunks' bytes, patch:P%% of P %%, patch:M of rank M (default: patch)",
     )
     command.add_argument(
         "--max-new-tokens", type=positive, default=16, metavar="N", help="longest answer (default: 16)"
@@ -44,10 +44,33 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 
 
 def _method(text: str) -> str:
-    name, _, rank = text.partition(":")
-    if text in ("full", "blind") or (name == "patch" and rank.isdigit() and int(rank) > 0):
-        return text
-    raise argparse.ArgumentTypeError(f"expected full, blind or patch:M with a rank M of at least 1; got {text}")
+    try:
+        if text not in ("full", "blind"):
+            _share_or_rank(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            "expected full, blind, patch, patch:P% with a share of the bytes above 0 and up to 100, as in patch:10%, "
+            f"or patch:M with a rank M of at least 1; got {text}"
+        ) from None
+    return text
+
+
+def _share_or_rank(text: str) -> tuple[float | None, int | None]:
+    """The share of the bytes, or the rank, of a patch that is written so; neither for the default."""
+    name, given, size = text.partition(":")
+    if name != "patch" or bool(given) != bool(size):
+        raise ValueError(text)
+    if not size:
+        return None, None
+    if not size.endswith("%"):
+        rank = int(size)
+        if rank < 1 or not size.isdigit():
+            raise ValueError(text)
+        return None, rank
+    share = float(size[:-1]) / 100
+    if not 0 < share <= 1:
+        raise ValueError(text)
+    return share, None
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -70,9 +93,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         chunks = [item if isinstance(item, kj.Chunk) else kj.encode(vlm, item) for item in items]
         slots = 16 * len(chunks) + sum(chunk.length for chunk in chunks) + vlm.preamble.positions.shape[-1]
         window = kj.Window.empty(vlm, capacity=slots + 256 + options.max_new_tokens)
-        rank = int(options.method.partition(":")[2] or 0)
+        share, rank = (None, None) if options.method == "blind" else _share_or_rank(options.method)
         for i, chunk in enumerate(chunks):
-            patch = kj.form_patch(vlm, chunk, antecedents=chunks[:i], rank=rank) if rank and i else None
+            patch = None
+            if i and options.method != "blind":
+                most = None if share is None else int(share * chunk.nbytes)
+                patch = kj.form_patch(vlm, chunk, antecedents=chunks[:i], rank=rank, max_bytes=most)
             window = kj.append(window, chunk, patch)
     answer = kj.generate(vlm, window, options.question, max_new_tokens=options.max_new_tokens)
     print(answer.text)

@@ -19,6 +19,7 @@ from eval.methods.reuse import (
 from eval.methods.tokens import LargestDeviation, LayerBudgets, Leading, OracleTokens, Recomputed
 from eval.tasks.base import lacks
 from eval.tasks.plugins import Group, constructed
+from kamera_jax.patch import SHARE
 
 
 class UnknownMethodError(ValueError):
@@ -57,6 +58,8 @@ def _percentage(name: str, text: str) -> float:
 
 
 def _patch(text: str) -> Part:
+    if not text:
+        return Patched(formed_budget(SHARE))
     if text.endswith("%"):
         return Patched(formed_budget(_percentage("patch:%", text)))
     kind, given, value = text.partition("=")
@@ -91,6 +94,7 @@ EXAMPLES = {
     "blind": "blind",
     "blind-norotate": "blind-norotate",
     "patch": "patch:12",
+    "patch:default": "patch",
     "patch:%": "patch:10%",
     "patch:energy": "patch:energy=0.9",
     "patch:bytes": "patch:bytes=0.25",
@@ -130,7 +134,7 @@ def parse(name: str) -> Method:
             continue
         if kind not in makers:
             raise UnknownMethodError(_unknown(text))
-        if bool(given) != (kind not in ("full", "blind", "blind-norotate")):
+        if text != "patch" and (text == "patch:" or bool(given) != (kind not in ("full", "blind", "blind-norotate"))):
             raise ValueError(f"{kind} is written {EXAMPLES[kind]}; got {text!r}")
         if (place and kind in FILLS) or (len(texts) > 1 and kind in ("full", "blind-norotate")):
             raise ValueError(

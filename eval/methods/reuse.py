@@ -112,6 +112,21 @@ def bytes_budget(share: float) -> Budget:
     return budget
 
 
+def formed_budget(share: float) -> Budget:
+    """Patches as `kamera_jax.form_patch` makes them of so many bytes, at most this share of the chunk's KV.
+
+    They have the components of most energy, whatever their layer, in int8.
+    """
+
+    def budget(batch: Batch, place: int) -> Factors:
+        most = int(share * batch.chunks[place].length * batch.runner.vlm.spec.token_bytes)
+        size = Size(max_bytes=most)
+        fitted = _each(batch, place, lambda true, own, length: size.fit(true, own, length).factors)
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *fitted)
+
+    return budget
+
+
 def _rank(spec: KVSpec, chunk: Stack, most: int) -> int:
     features = spec.rot_dim + spec.free_dim
     itemsize = jnp.dtype(spec.dtype).itemsize
@@ -125,21 +140,6 @@ def energy_budget(share: float) -> Budget:
         fitted = _each(batch, place, lambda true, own, length: patch.fit_energy(true, own, length, share).factors)
         widest = max(factors.u.shape[1] for factors in fitted)
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(_widened(each, widest) for each in fitted))
-
-    return budget
-
-
-def formed_budget(share: float) -> Budget:
-    """Patches as `kamera_jax.form_patch` makes them of so many bytes, at most this share of the chunk's KV.
-
-    They have the components of most energy, whatever their layer, in int8.
-    """
-
-    def budget(batch: Batch, place: int) -> Factors:
-        most = int(share * batch.chunks[place].length * batch.runner.vlm.spec.token_bytes)
-        size = Size(max_bytes=most)
-        fitted = _each(batch, place, lambda true, own, length: size.fit(true, own, length).factors)
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *fitted)
 
     return budget
 

@@ -48,9 +48,6 @@ __all__ = [
     "plan",
 ]
 
-RANK = 32
-"""Components of a fresh patch for a chunk that had none."""
-
 
 class Action(StrEnum):
     """What a chunk needs."""
@@ -275,7 +272,7 @@ def _unpatched(window: Window, chunk: Chunk) -> Verdict:
 
 def _fresh(vlm: Backbone, window: Window, step: Step, policy: ReusePolicy) -> Patch:
     largest = max(step.stored, key=lambda patch: patch.nbytes, default=None)
-    size = Size(rank=RANK) if largest is None else Size.like(largest.factors, largest.length)
+    size = Size() if largest is None else Size.like(largest.factors, largest.length)
     sketch = None if policy.calibration is None else policy.calibration.sketch
     return form_patch(vlm, step.chunk, context=window, sketch=sketch, **size.asked)
 

@@ -165,8 +165,7 @@ def form_patch(
 ) -> Patch:
     """What ``chunk`` absorbs from the chunks before it, as a low-rank patch.
 
-    Without a choice of size it takes at most 10 % of the chunk's bytes, as with ``max_bytes``, and at most 32
-    components in any layer.
+    Without a choice of size it takes at most 10 % of the chunk's bytes, as with ``max_bytes``.
 
     Args:
         vlm: the model that encoded the chunk.

@@ -1,9 +1,10 @@
 """Low-rank patches: fitting, applying and counting them; `kamera_jax.patch.fitting` is where they are defined."""
 
+import warnings
+
 from kamera_jax.patch.fitting import (
     SHARE,
     UNEVEN,
-    WIDEST,
     Fitted,
     apply,
     component_bytes,
@@ -18,12 +19,23 @@ from kamera_jax.patch.fitting import (
     rank_for_bytes,
     residual,
     truncate,
+    width_for,
 )
+
+_WIDEST = 32
+
+
+def __getattr__(name: str) -> int:
+    """The names of before."""
+    if name == "WIDEST":
+        warnings.warn("kamera_jax.patch.WIDEST: a default patch has no such bound any more", DeprecationWarning, 2)
+        return _WIDEST
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "SHARE",
     "UNEVEN",
-    "WIDEST",
     "Fitted",
     "apply",
     "component_bytes",
@@ -38,4 +50,5 @@ __all__ = [
     "rank_for_bytes",
     "residual",
     "truncate",
+    "width_for",
 ]

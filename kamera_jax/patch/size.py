@@ -9,7 +9,7 @@ import numpy as np
 
 from kamera_jax import patch as patches
 from kamera_jax.arguments import check_type, real_number, whole_number
-from kamera_jax.kv import KV, Factors, bucket, bucket_of_ranks
+from kamera_jax.kv import KV, Factors, bucket_of_ranks
 from kamera_jax.patch.fitting import Fitted
 
 
@@ -82,23 +82,32 @@ class Size:
             )
         if self.energy is not None:
             return patches.fit_energy(conditioned, canonical, length, self.energy, int8=bool(self.int8))
-        int8 = self.int8 is not False
+        count, width = self.budget(canonical, length)
+        numbers = jax.device_put((np.int32(length), np.int32(count)))
+        return _fit_bytes(conditioned, canonical, *numbers, widest=width, int8=self.int8 is not False)
+
+    def budget(self, canonical: KV, length: int) -> tuple[int, int]:
+        """Components that the bytes pay for in all layers, and how many of them a layer may have.
+
+        Every length has a count of its own, which is data of a program; the width, which decides its shapes, is that of
+        a chunk whose rows are all tokens, so that chunks of as many rows share a program.
+
+        Raises:
+            ValueError: ``max_bytes`` is below one component.
+        """
         layers, tokens = canonical.rot.shape[:2]
         features = canonical.rot.shape[-1] + canonical.free.shape[-1]
         itemsize = canonical.rot.dtype.itemsize
-        one = patches.component_bytes(length, features, 1 if int8 else itemsize)
-        if self.max_bytes is None:
+        stored = itemsize if self.int8 is False else 1
+        one = patches.component_bytes(length, features, stored)
+        most = self.max_bytes
+        if most is None:
             most = max(int(patches.SHARE * layers * length * features * itemsize), one)
-            widest = patches.WIDEST
-        elif self.max_bytes < one:
-            raise ValueError(f"max_bytes={self.max_bytes} is below one component of this chunk, {one} bytes")
-        else:
-            most = self.max_bytes
-            widest = min(tokens, features)
-        count = most // one
-        # Every length has a count of its own; few shapes, so that nothing recompiles.
-        widest = min(widest, bucket(-(-patches.UNEVEN * count // layers)), tokens, features)
-        return _fit_bytes(conditioned, canonical, length, count, widest=widest, int8=int8)
+        elif most < one:
+            raise ValueError(f"max_bytes={most} is below one component of this chunk, {one} bytes")
+        largest = most * tokens // max(length, 1) // patches.component_bytes(tokens, features, stored)
+        width = patches.width_for(max(largest, most // one), layers, tokens, features)
+        return min(most // one, layers * width), width
 
 
 _fit_rank = partial(jax.jit, static_argnames=("width", "int8"))(patches.fit_width)

@@ -26,7 +26,7 @@ class SavedSession:
         evicted: keys of the evicted chunks, wherever they are stored, the least recently used first.
         pinned: keys of the chunks that stay when others are evicted.
         memory_bytes: at most so many bytes of them; None for no bound.
-        rank: components of the patches that are formed.
+        rank: components of the patches that are formed; None for the default of `kamera_jax.form_patch`.
         stats: what the session has done, by the names of `SessionStats`.
     """
 
@@ -35,7 +35,7 @@ class SavedSession:
     evicted: tuple[str, ...]
     pinned: tuple[str, ...]
     memory_bytes: int | None
-    rank: int
+    rank: int | None
     stats: Mapping[str, int]
 
 

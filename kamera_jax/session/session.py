@@ -46,7 +46,7 @@ class Session:
         *,
         mode: Mode = "materialise",
         memory_bytes: int | None = MEMORY,
-        rank: int = 32,
+        rank: int | None = None,
         policy: ReusePolicy | None = None,
         store: Store | None = None,
     ) -> None:
@@ -58,7 +58,7 @@ class Session:
             mode: how the window keeps its chunks; see `Window.empty`.
             memory_bytes: at most so much host memory for evicted chunks, the least recently used of which are dropped;
                 None for no bound. Not used with a store of the caller's.
-            rank: components of the patches that are formed.
+            rank: components of the patches that are formed, in every layer; by default as in `kamera_jax.form_patch`.
             policy: when a patch may be trusted behind other chunks than it was formed behind; without one it always is.
             store: where evicted chunks go and known ones are looked for, in place of host memory: a `ChunkLibrary` that
                 is open for writing, or any other `kamera_jax.store.Store`. What it holds is not encoded again.

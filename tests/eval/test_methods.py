@@ -16,6 +16,7 @@ from eval.tiny.glyphs import COLOUR_NAMES, NAMES
 from kamera_jax import patch
 from kamera_jax.batch.windows import BatchRunner, Stack
 from kamera_jax.forward import preamble_chunk
+from kamera_jax.patch.size import Size
 from kamera_jax.window.window import aligned
 from models import load
 
@@ -205,6 +206,16 @@ def test_patches_keep_their_budgets(batch, fill):
     assert (np.asarray(cost(batch, "patch:bytes=0.4").stored_bytes) <= 0.4 * reused).all()
     stored = [float(np.mean(cost(batch, name).stored_bytes)) for name in ("patch:1", "patch:2", "patch:4")]
     assert 0 < stored[0] < stored[1] < stored[2]
+    for name, share in (("patch", 0.1), ("patch:10%", 0.1), ("patch:2.5%", 0.025)):
+        assert (np.asarray(cost(batch, name).stored_bytes) <= share * reused).all()
+    default = parse("patch").prepare(batch)[0]
+    chunk = batch.chunks[2]
+    for e in range(CONTEXTS):
+        kvs = [jax.tree.map(lambda leaf, e=e: leaf[e], tree) for tree in (batch.full.conditioned[2], chunk.kv)]
+        wanted = Size().fit(*kvs, chunk.length).factors
+        ours = jax.tree.map(lambda leaf, e=e: leaf[e], default[2])
+        assert ours.u.dtype == jnp.int8 and wanted.ranks.sum() > 0
+        assert (ours.ranks == wanted.ranks).all() and (ours.u == wanted.u).all() and (ours.scale == wanted.scale).all()
     factors = parse("patch:energy=0.8").prepare(batch)[0][2]
     chunk = batch.chunks[2]
     conditioned = batch.full.conditioned[2]
@@ -280,7 +291,10 @@ def test_a_model_without_slots_is_refused(batch):
     ("name", "message"),
     [
         ("cachblend:0.1", "did you mean cacheblend"),
-        ("patch", "patch is written patch:12"),
+        ("patch:", "patch is written patch:12"),
+        ("patch:0%", r"percentage \(above 0, up to 100\), as in patch:10%; got '0%'"),
+        ("patch:101%", "percentage"),
+        ("patch:nan%", "percentage"),
         ("patch:0", "whole number of at least 1"),
         ("patch:energy=2", "above 0, up to 1"),
         ("patch:0%", "a percentage .above 0, up to 100., as in patch:10%"),

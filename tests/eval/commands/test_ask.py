@@ -25,7 +25,7 @@ def ask(pages, question, *more):
     return main(["ask", question, *items, *more])
 
 
-@pytest.mark.parametrize("method", ["full", "patch:12"])
+@pytest.mark.parametrize("method", ["full", "patch", "patch:12", "patch:20%"])
 def test_two_hops_are_answered(pages, capsys, method, tmp_path):
     glyph, colour = sample_story(np.random.default_rng((demo.HELD_OUT_SEED, 0))).two_hop[0]
     assert ask(pages, question_text(glyph), "--method", method, "--json", str(tmp_path / "answer.json")) == 0
@@ -66,6 +66,8 @@ def test_bad_input_is_named(pages, tmp_path, capsys):
         (["ask", "what?", "--item", str(tmp_path / "thin.png")], "within a factor of 200"),
         (["ask", " ", *item], "the question is empty"),
         (["ask", "what?", *item, "--method", "patch:0"], "patch:M with a rank M of at least 1"),
+        (["ask", "what?", *item, "--method", "patch:0%"], "patch:P% with a share of the bytes above 0"),
+        (["ask", "what?", *item, "--method", "patch:"], "patch:M with a rank M of at least 1"),
         (["ask", "what?", *item, "--model", "no-such-model"], "no model 'no-such-model'"),
         (["ask", "what?", *item, "--model", str(tmp_path / "empty")], "no config.json"),
         (["demo", "--episodes", "0"], "at least 1"),

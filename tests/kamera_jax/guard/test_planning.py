@@ -95,7 +95,9 @@ def test_a_patch_that_is_lost_is_formed_again_and_only_that(random_vlm, chain):
     before = jax.tree.map(jnp.copy, found.window.state)
     done = execute(random_vlm, found)
     assert done.flops == found.flops and done.steps[2].patch.antecedents == done.window.keys[:2]
-    close(random_vlm, done.window, kj.prefill(random_vlm, [chunk for chunk, _ in chain]))
+    fresh = kj.form_patch(random_vlm, chain[2][0], context=filled(random_vlm, chain[:2]))  # of the default size
+    assert done.steps[2].patch.key == fresh.key
+    close(random_vlm, done.window, filled(random_vlm, [*chain[:2], (chain[2][0], fresh), chain[3]]))
     jax.tree.map(np.testing.assert_array_equal, found.window.state, before)
     close(random_vlm, execute(random_vlm, found).window, done.window)  # a plan can be done again
 

@@ -79,9 +79,16 @@ def fits(head, chunks, more=0):
     return max(ends, default=0) <= CAPACITY and (not more or after + more <= CAPACITY)
 
 
+def dequantised(factors):
+    """The factors as numpy's floats; an int8 patch has its scale in ``v``."""
+    u = np.asarray(factors.u)
+    v = np.asarray(factors.v)
+    return (u, v) if factors.scale is None else (u.astype(np.float32), v * np.asarray(factors.scale)[..., None])
+
+
 def relocated(spec, chunk, patch, base):
     """What attention must read of a chunk, f64, valid rows."""
-    factors = () if patch is None else (patch.factors.u, patch.factors.v, patch.factors.ranks)
+    factors = () if patch is None else (*dequantised(patch.factors), patch.factors.ranks)
     at = np.asarray(chunk.positions, np.float64) + base
     rot, free = oracles.relocate(spec.rope, chunk.kv.rot, chunk.kv.free, at, chunk.length, *factors)
     return rot[:, : chunk.length], free[:, : chunk.length], at[:, : chunk.length]
@@ -137,10 +144,9 @@ def assert_pools(window, pairs, bases):
         assert not np.asarray(pool.positions)[place, :, rows:].any()
         assert (ranks == (0 if patch is None else np.asarray(patch.factors.ranks))).all()
         for layer, rank in enumerate(ranks if patch is not None else ()):
-            for name in ("u", "v"):
-                factor = getattr(patch.factors, name)[layer, :rank]
-                given = arrays[name][layer, place, :rank, : factor.shape[1]]
-                assert (given == np.asarray(factor)).all()
+            for name, factor in zip(("u", "v"), dequantised(patch.factors), strict=True):
+                given = arrays[name][layer, place, :rank, : factor.shape[2]]
+                assert (given == factor[layer, :rank]).all()
         components = 0 if patch is None else patch.factors.u.shape[1]
         if "u" in arrays:
             assert not arrays["u"][:, place, components:].any() and not arrays["u"][:, place, :, rows:].any()
