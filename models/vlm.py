@@ -312,7 +312,7 @@ class VisionLanguageModel(BackboneBase):
         capacity: int,
         *,
         mode: Mode = "materialise",
-        rank: int = 32,
+        rank: int | None = None,
         items: Sequence[Any] | None = None,
         questions: Sequence[str] = (QUESTION,),
         max_new_tokens: int = 16,

@@ -199,7 +199,7 @@ def form_patch(
         check_model(vlm, context)
     window = _prefilled(vlm, antecedents) if context is None else context
     check_chunk(window, chunk)
-    forming = forming_numbers(window, chunk.length, size)
+    forming = forming_numbers(window, chunk, size)
     expect_packed(*forming)  # they go with what writes a window
     window = materialised(window)  # what each chunk received cannot be distinguished in place
     numbers = packed(*forming)
@@ -254,7 +254,7 @@ def form_patches(
             conditioned, _ = run_chunk(vlm, window, source)
             patches.append(None)
         else:
-            numbers = packed(*forming_numbers(window, canonical.length, size))
+            numbers = packed(*forming_numbers(window, canonical, size))
             conditioned, output = run_chunk(vlm, window, source, collect, numbers)
             patches.append(_patch(canonical, conditioned, output, window, keys, size, sketch, numbers))
         keys += ((conditioned if canonical is None else canonical).key,)
@@ -305,12 +305,14 @@ def _patch(
     by_owner = "owner_mass" in output.aux
     attended = (output.aux["owner_mass" if by_owner else "attention_mass"], numbers)
     slots = None if by_owner else window.state.valid.shape[0]
-    if size.rank is None:
+    by_bytes = size.fits_bytes(chunk.length)
+    if by_bytes or size.rank is not None:
+        width = size.budget(chunk.kv, chunk.length)[1] if by_bytes else size.width(chunk.kv)
+        given = {"width": width, "int8": size.stores_int8, "by_bytes": by_bytes, "slots": slots}
+        (factors, residual), mass = fit_and_share(rows, chunk.kv, *attended, **given)
+    else:
         factors, residual = size.fit(rows, chunk.kv, chunk.length)
         mass = shares(*attended, slots=slots)
-    else:
-        width = {"width": size.width(chunk.kv), "int8": bool(size.int8)}
-        (factors, residual), mass = fit_and_share(rows, chunk.kv, *attended, slots=slots, **width)
     lost = window.overflowed
     if not chunk.keeps_all_rows and traced(rows.rot):  # where rows of no token could not be refused
         lost = lost | jnp.isnan(rows.rot).any()

@@ -86,6 +86,15 @@ class Size:
         numbers = jax.device_put((np.int32(length), np.int32(count)))
         return _fit_bytes(conditioned, canonical, *numbers, widest=width, int8=self.int8 is not False)
 
+    @property
+    def stores_int8(self) -> bool:
+        """Whether the factors are stored as int8."""
+        return bool(self.int8) if self.rank is not None or self.energy is not None else self.int8 is not False
+
+    def fits_bytes(self, length: Any) -> bool:
+        """Whether a patch of it has as many components as bytes pay for, and this length says how many they are."""
+        return self.rank is None and self.energy is None and isinstance(length, int)
+
     def budget(self, canonical: KV, length: int) -> tuple[int, int]:
         """Components that the bytes pay for in all layers, and how many of them a layer may have.
 
@@ -108,6 +117,13 @@ class Size:
         largest = most * tokens // max(length, 1) // patches.component_bytes(tokens, features, stored)
         width = patches.width_for(max(largest, most // one), layers, tokens, features)
         return min(most // one, layers * width), width
+
+
+def default_width(layers: int, rows: int, features: int, itemsize: int) -> int:
+    """Components a layer that a patch of the default size has arrays for, of a chunk of so many rows."""
+    one = patches.component_bytes(rows, features, 1)
+    most = max(int(patches.SHARE * layers * rows * features * itemsize), one)
+    return patches.width_for(most // one, layers, rows, features)
 
 
 _fit_rank = partial(jax.jit, static_argnames=("width", "int8"))(patches.fit_width)

@@ -26,7 +26,7 @@ def warm(
     capacity: int,
     *,
     mode: Mode = "materialise",
-    rank: int = 32,
+    rank: int | None = None,
     items: Sequence[Any] = (),
     questions: Sequence[str] = (QUESTION,),
     max_new_tokens: int = 16,

@@ -17,6 +17,7 @@ from kamera_jax.chunk import Entry
 from kamera_jax.handle import copied, traced
 from kamera_jax.identity import UNNAMED, Identity
 from kamera_jax.kv import KV, ChunkPool, Factors, KVSpec, bucket, bucket_of_slots
+from kamera_jax.patch.size import default_width
 from kamera_jax.transfer import expect, to_device
 from kamera_jax.window.slots import no_factors
 
@@ -28,10 +29,6 @@ MOST_PLACES = 16
 
 LEAST_TOKENS = 64
 """Rows of a place at least: pools of few kinds are few programs. Shorter chunks leave the rest of theirs unread."""
-
-LEAST_RANK = 32
-"""Components that a pool has arrays for at least where there are patches, so that it need not grow with each."""
-
 
 FIRST_ROWS = (64, 128)
 """Rows of the places that a session's window has from the beginning, where they take little memory."""
@@ -93,13 +90,12 @@ def allocate(
         numbers.setdefault(pool_tokens(entry.chunk.kv.rot.shape[1]), []).append(number)
     # One patch, and every pool has arrays for patches: each pool by itself would be a program more.
     patched = any(entry.patch is not None for entry in entries) or any(pool.u is not None for pool in old.pools)
-    rank = LEAST_RANK if patched else 0
     placed = list(entries)
     grown = Pools((), ())
     for tokens in sorted(numbers):
         index = indices.get(tokens, PoolIndex(tokens))
         own = [entries[number] for number in numbers[tokens]]
-        least = Least(places=_first_places(capacity, tokens), rank=min(rank, tokens))
+        least = Least(places=_first_places(capacity, tokens), rank=_default_width(spec, tokens) if patched else 0)
         pool, index, own = _allocated(pools.get(tokens), index, own, spec, least, donate)
         grown = Pools((*grown.pools, pool), (*grown.indices, index))
         for number, entry in zip(numbers[tokens], own, strict=True):
@@ -125,7 +121,7 @@ def reserved(old: Pools, tokens: Iterable[int], spec: KVSpec, *, capacity: int) 
     for rows in set(tokens) - set(pools):
         smaller = next((less for less in range(rows - 1, 0, -1) if pool_tokens(less) < rows), 0)
         most = max(1, capacity // (smaller + SLOT_ALIGNMENT))
-        least = Least(places=1 << (most - 1).bit_length(), rank=min(LEAST_RANK, rows))
+        least = Least(places=1 << (most - 1).bit_length(), rank=_default_width(spec, rows))
         width = spec.rot_dim + spec.free_dim
         patch_bytes = spec.layers * least.rank * (rows + width) * jnp.dtype(spec.dtype).itemsize
         if least.places * (rows * spec.token_bytes + patch_bytes) > RESERVED_BYTES:
@@ -141,6 +137,11 @@ class Least(NamedTuple):
 
     places: int
     rank: int
+
+
+def _default_width(spec: KVSpec, rows: int) -> int:
+    """Components that a pool has arrays for at least where there are patches, so that it need not grow with each."""
+    return default_width(spec.layers, rows, spec.rot_dim + spec.free_dim, jnp.dtype(spec.dtype).itemsize)
 
 
 def _first_places(capacity: int, tokens: int) -> int:

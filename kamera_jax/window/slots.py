@@ -12,6 +12,7 @@ import numpy as np
 from kamera_jax.chunk import Entry
 from kamera_jax.handle import copied, traced
 from kamera_jax.kv import KV, Factors, KVSpec, WindowState
+from kamera_jax.patch.size import default_width
 from kamera_jax.transfer import default_device, numbers, packed, to_device, unpacked
 from kamera_jax.window.reuse import write
 
@@ -20,9 +21,6 @@ GROUP = 8
 
 GROUPED_ROWS = 256
 """Rows of such chunks at most, each of which is copied first; of a longer one a call has enough to do."""
-
-LEAST_RANK = 32
-"""Components that an entry without a patch is written with, all of them unused: it shares its program with patches."""
 
 NOWHERE = 2**31 - 1
 """The slot from which on nothing is hidden."""
@@ -127,7 +125,10 @@ _NO_FACTORS: dict[Any, Factors] = {}
 
 
 def no_factors(kv: KV) -> Factors | None:
-    """A patch of such KV that has no component in use, where the KV is; None where it is spread over devices."""
+    """A patch of the default size that has no component in use, where the KV is; None where it is spread over devices.
+
+    An entry without a patch is written with it, and so by the program that writes patches.
+    """
     layers, rows, width = kv.rot.shape
     width += kv.free.shape[2]
     where = kv.rot.sharding if isinstance(kv.rot, jax.Array) and kv.rot.committed else None
@@ -136,9 +137,10 @@ def no_factors(kv: KV) -> Factors | None:
     key = (layers, rows, width, kv.rot.dtype.name, where, default_device())
     if (known := _NO_FACTORS.get(key)) is not None:
         return known
-    rank = min(LEAST_RANK, rows, width)
-    zeros = [np.zeros((layers, rank, extent), kv.rot.dtype) for extent in (rows, width)]
-    factors = Factors(*jax.device_put((*zeros, np.zeros(layers, np.int32)), where))
+    rank = default_width(layers, rows, width, kv.rot.dtype.itemsize)
+    zeros = [np.zeros((layers, rank, extent), np.int8) for extent in (rows, width)]
+    numbers = (np.zeros(layers, np.int32), np.zeros((layers, rank), np.float32))
+    factors = Factors(*jax.device_put((*zeros, *numbers), where))
     if not traced(factors.u):
         _NO_FACTORS[key] = factors
     return factors
