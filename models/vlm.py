@@ -196,7 +196,10 @@ class VisionLanguageModel(BackboneBase):
     def _encoder(self, medium: Medium) -> Encode:
         """What runs a medium's tower."""
         named: Any = medium  # hashable, as its protocol asks
-        return partial(_encode, self.params[medium.tower], medium=named, tower=self.config.towers[medium.tower])
+        params = self.params[medium.tower]
+        if getattr(medium, "reads_embeddings", False):
+            params = {**params, "embeddings": self.params["text"]["embed"]["w"]}
+        return partial(_encode, params, medium=named, tower=self.config.towers[medium.tower])
 
     def tail(self, text: str) -> Segment:
         """The question and the assistant header.
