@@ -79,7 +79,7 @@ def pieces(tokenizer: Any) -> dict[int, Piece]:
     """The tokens that can be drawn, by their ids."""
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     ids = [number for number in range(len(tokenizer)) if number not in special]
-    spellings = tokenizer.batch_decode([[number] for number in ids], clean_up_tokenization_spaces=False)
+    spellings = tokenizer.backend_tokenizer.decode_batch([[number] for number in ids])
     drawn = {number: piece(text) for number, text in zip(ids, spellings, strict=True)}
     return {number: each for number, each in drawn.items() if each is not None}
 
@@ -91,7 +91,8 @@ def token_codes(params: Params, config: TowerConfig, spelling: Spelling) -> Floa
     for name, rows in (("front", spelling.front), ("back", spelling.back)):
         table = np.pad(np.asarray(params[name], np.float32), ((0, 1), (0, 0)))
         for place in range(rows.shape[1]):
-            total += table[rows[:, place]]
+            longer = np.flatnonzero(rows[:, place] < len(table) - 1)
+            total[longer] += table[rows[longer, place]]
     codes[spelling.ids] = total
     return codes
 
