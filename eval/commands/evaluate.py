@@ -45,6 +45,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     command.add_argument("--capacity", type=int, metavar="N", help="slots of a window (default: the longest context's)")
     command.add_argument("--batch", type=int, default=10, metavar="N", help="contexts run together (default: 10)")
     command.add_argument("--devices", type=positive, metavar="N", help="devices to spread them over (default: all)")
+    command.add_argument(
+        "--repeats", type=positive, default=3, metavar="N", help="fillings of a window to time it by (default: 3)"
+    )
     command.add_argument("--output", type=Path, metavar="DIR", help="the run's folder: new, empty, or to go on with")
     command.add_argument(
         "--rescore", action="store_true", help="score --output again from its samples: no model is run"
@@ -104,22 +107,32 @@ def _list() -> dict[str, Any]:
         ("Tasks", tasks.GROUP, list(tasks.TASKS)),
         ("Methods", names.GROUP, list(names.EXAMPLES.values())),
     ):
-        rows = [{"name": name, "source": "built in", "problem": ""} for name in builtin]
+        rows = [{"name": name, "source": "built in", "problem": "", "what": _about(name)} for name in builtin]
         for name, points in group.declared().items():
             source = ", ".join(point.value for point in points)
-            rows.append({"name": name, "source": source, "problem": group.problem(name, points)})
+            rows.append({"name": name, "source": source, "problem": group.problem(name, points), "what": ""})
         columns = ("name", "source")
         show(console, title, columns, [[row[column] for column in columns] for row in rows], right=False)
         for row in rows:
+            if row["what"]:
+                console.print(f"{row['name']}: {row['what']}", markup=False, soft_wrap=True, style="dim")
             if row["problem"]:
                 console.print(f"{row['name']} cannot be used: {row['problem']}\n", markup=False, soft_wrap=True)
         listed[title.lower()] = rows
     console.print(
-        "Parts of methods are joined by +, as in patch:4+epic:8. Tasks and methods of other packages are also written\n"
-        "package.module:Name.",
+        "Parts of methods are joined by +, as in patch:4+epic:8. Settings of a task stand\n"
+        "behind its name, as in continuation:tokens=256,corpus=docstrings. Tasks and\n"
+        "methods of other packages are also written package.module:Name.",
         style="dim",
     )
     return listed
+
+
+def _about(name: str) -> str:
+    """What a built-in task is, in a line; empty for methods."""
+    from eval import tasks
+
+    return (type(tasks.TASKS[name]).__doc__ or "").partition("\n")[0] if name in tasks.TASKS else ""
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -145,6 +158,7 @@ def _run(options: argparse.Namespace) -> None:
         capacity=options.capacity,
         batch=options.batch,
         devices=options.devices,
+        repeats=options.repeats,
     )
     with Progress(transient=True) as bar:
         shown = bar.add_task(f"{options.task}, {options.model}", total=None)

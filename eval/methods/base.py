@@ -1,7 +1,7 @@
 """Methods: one or more parts, the first of which fills windows, and each further one changes them."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from kamera_jax.backbone import forward_flops
 from kamera_jax.batch.windows import BatchRunner, Stack, Windows, fit
-from kamera_jax.kv import Factors
+from kamera_jax.kv import KV, Factors
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class Batch:
         chunks: canonical, in window order.
         full: the reference, by full prefill.
         blind: the baseline: chunks as encoded alone, relocated.
+        antecedents: by place, the chunks that a chunk's patch is formed behind where these are not those before it in
+            the window.
     """
 
     runner: BatchRunner
@@ -34,13 +36,19 @@ class Batch:
     chunks: tuple[Stack, ...]
     full: Windows
     blind: Windows
+    antecedents: Mapping[int, Sequence[Stack]] = field(default_factory=dict)
 
     @staticmethod
-    def of(runner: BatchRunner, shallow: BatchRunner, chunks: Sequence[Stack]) -> "Batch":
+    def of(
+        runner: BatchRunner,
+        shallow: BatchRunner,
+        chunks: Sequence[Stack],
+        antecedents: Mapping[int, Sequence[Stack]] | None = None,
+    ) -> "Batch":
         """A batch of these chunks, with the windows of the reference and of the baseline filled."""
         full = runner.prefill(chunks)
         blind = runner.reuse(chunks, [None] * len(chunks))
-        return Batch(runner, shallow, tuple(chunks), full, blind)
+        return Batch(runner, shallow, tuple(chunks), full, blind, antecedents or {})
 
     @property
     def count(self) -> int:
@@ -51,6 +59,12 @@ class Batch:
     def reused(self) -> range:
         """The places of the chunks behind the first."""
         return range(1, len(self.chunks))
+
+    @property
+    def patched(self) -> tuple[int, ...]:
+        """The places of the chunks that get a patch: formed behind at least one other chunk."""
+        behind = self.antecedents
+        return tuple(i for i in range(len(self.chunks)) if (len(behind[i]) if i in behind else i))
 
     @property
     def reused_tokens(self) -> int:
@@ -76,11 +90,24 @@ class Batch:
     def factors(self, place: int) -> Factors:
         """The full-rank patch of a chunk, formed behind the chunks before it."""
         if place not in self._factors:
-            conditioned = self.full.conditioned[place]
+            conditioned = self.conditioned(place)
             chunk = self.chunks[place]
             rank = min(conditioned.rot.shape[2], conditioned.features.shape[-1])
             self._factors[place] = fit(conditioned, chunk.kv, chunk.length, rank=rank)
         return self._factors[place]
+
+    def conditioned(self, place: int) -> KV:
+        """The KV of a chunk, run behind the chunks that its patch is formed behind."""
+        if place not in self.antecedents:
+            return self.full.conditioned[place]
+        if place not in self._conditioned:
+            formed = self.runner.prefill([*self.antecedents[place], self.chunks[place]])
+            self._conditioned[place] = formed.conditioned[-1]
+        return self._conditioned[place]
+
+    @cached_property
+    def _conditioned(self) -> dict[int, KV]:
+        return {}
 
     @cached_property
     def _factors(self) -> dict[int, Factors]:

@@ -12,6 +12,7 @@ from eval.methods.reuse import (
     Patched,
     bytes_budget,
     energy_budget,
+    formed_budget,
     half_budget,
     rank_budget,
 )
@@ -45,7 +46,19 @@ def _share(name: str, text: str, *, zero: bool = True) -> float:
     return value
 
 
+def _percentage(name: str, text: str) -> float:
+    try:
+        value = float(text.removesuffix("%")) / 100
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise ValueError(f"{name} needs a percentage (above 0, up to 100), as in {EXAMPLES[name]}; got {text!r}")
+    return value
+
+
 def _patch(text: str) -> Part:
+    if text.endswith("%"):
+        return Patched(formed_budget(_percentage("patch:%", text)))
     kind, given, value = text.partition("=")
     if kind == "energy":
         return Patched(energy_budget(_share("patch:energy", value, zero=False)))
@@ -78,6 +91,7 @@ EXAMPLES = {
     "blind": "blind",
     "blind-norotate": "blind-norotate",
     "patch": "patch:12",
+    "patch:%": "patch:10%",
     "patch:energy": "patch:energy=0.9",
     "patch:bytes": "patch:bytes=0.25",
     "patch:deep": "patch:deep=12",

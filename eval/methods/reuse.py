@@ -12,6 +12,7 @@ from eval.methods.base import Batch, Cost
 from kamera_jax import patch
 from kamera_jax.batch.windows import Stack, Windows
 from kamera_jax.kv import KV, Factors, KVSpec
+from kamera_jax.patch.size import Size
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,9 @@ Budget = Callable[[Batch, int], Factors]
 class Patched:
     """Reuse with a patch for every chunk behind the first, formed behind the chunks before it.
 
+    Where a context says what its patches are formed behind (`eval.tasks.Context.antecedents`), every chunk that has
+    antecedents gets one.
+
     Attributes:
         budget: gives the patches.
     """
@@ -70,7 +74,7 @@ class Patched:
 
     def prepare(self, batch: Batch) -> list[Factors | None]:
         """The patches, which are formed once and stored beside the chunks."""
-        return [None, *(self.budget(batch, place) for place in batch.reused)]
+        return [self.budget(batch, i) if i in batch.patched else None for i in range(len(batch.chunks))]
 
     def apply(self, batch: Batch, windows: Windows | None, prepared: list[Factors | None]) -> Windows:
         """The windows with the chunks rotated, patched and written."""
@@ -118,20 +122,37 @@ def energy_budget(share: float) -> Budget:
     """Patches of the fewest components that keep this share of every layer's squared change."""
 
     def budget(batch: Batch, place: int) -> Factors:
-        conditioned = batch.full.conditioned[place]
-        chunk = batch.chunks[place]
-
-        def own(kv: KV, each: int) -> KV:
-            return jax.tree.map(lambda leaf: leaf[each], kv)
-
-        fitted = [
-            patch.fit_energy(own(conditioned, each), own(chunk.kv, each), chunk.length, share).factors
-            for each in range(batch.count)
-        ]
+        fitted = _each(batch, place, lambda true, own, length: patch.fit_energy(true, own, length, share).factors)
         widest = max(factors.u.shape[1] for factors in fitted)
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(_widened(each, widest) for each in fitted))
 
     return budget
+
+
+def formed_budget(share: float) -> Budget:
+    """Patches as `kamera_jax.form_patch` makes them of so many bytes, at most this share of the chunk's KV.
+
+    They have the components of most energy, whatever their layer, in int8.
+    """
+
+    def budget(batch: Batch, place: int) -> Factors:
+        most = int(share * batch.chunks[place].length * batch.runner.vlm.spec.token_bytes)
+        size = Size(max_bytes=most)
+        fitted = _each(batch, place, lambda true, own, length: size.fit(true, own, length).factors)
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *fitted)
+
+    return budget
+
+
+def _each(batch: Batch, place: int, fit: Callable[[KV, KV, int], Factors]) -> list[Factors]:
+    """A patch for each context, from conditioned and canonical KV and the chunk's length."""
+    conditioned = batch.conditioned(place)
+    chunk = batch.chunks[place]
+
+    def own(kv: KV, each: int) -> KV:
+        return jax.tree.map(lambda leaf: leaf[each], kv)
+
+    return [fit(own(conditioned, each), own(chunk.kv, each), chunk.length) for each in range(batch.count)]
 
 
 def _widened(factors: Factors, rank: int) -> Factors:

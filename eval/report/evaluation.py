@@ -225,6 +225,7 @@ Whether a finding holds is said of these models and this task alone; one that do
 LEGEND = """| method | how it fills the window |
 |---|---|
 | `patch:M`, `patch:energy=…`, `patch:bytes=…` | adds a low-rank patch, formed once behind the same chunks; no forward |
+| `patch:P%` | the same within P % of the bytes: components of most energy in any layer, in int8 |
 | `patch:deep`, `patch:shallow` | the same, every component, in one half of the layers |
 | `cacheblend:R` | runs the share R of tokens whose KV deviates most in the second layer (arXiv 2405.16444) |
 | `epic:K` | runs the first K tokens of each chunk (arXiv 2410.15332) |

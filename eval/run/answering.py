@@ -1,17 +1,19 @@
 """Asking filled windows: next-token logits of all of them together, and generated answers window by window."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 import kamera_jax as kj
 from eval.methods import Batch
-from eval.tasks import Context
+from eval.tasks import Context, Question
+from eval.tasks.tokens import Tokens, segment_of, spelling
 from kamera_jax.backbone import Backbone
-from kamera_jax.batch.windows import Windows
+from kamera_jax.batch.windows import BatchRunner, Windows
 from kamera_jax.chunk import Entry
 from kamera_jax.kv import Segment, WindowState, bucket
 from kamera_jax.window.window import aligned
@@ -22,6 +24,71 @@ def stacked_tails(vlm: Backbone, contexts: Sequence[Context]) -> Segment:
     rows = [[vlm.tail(question.text) for question in context.questions] for context in contexts]
     longest = max(tail.positions.shape[-1] for row in rows for tail in row)
     return _stack([_stack([_padded(tail, longest) for tail in row]) for row in rows])
+
+
+@dataclass(frozen=True)
+class Asked:
+    """All that is run behind the windows of a group, and where the answer to each question is read off.
+
+    Attributes:
+        tails: [E, R, ·], the different tails of every context.
+        at: the tokens of each tail whose next-token logits are read, i32[E, R, n]; None where it is the last alone, and
+            every question has a tail of its own.
+        places: of every question, its tail and which of that tail's tokens, i32[E, Q, 2]; None as ``at``.
+    """
+
+    tails: Segment
+    at: np.ndarray | None = None
+    places: np.ndarray | None = None
+
+    def logits(self, runner: BatchRunner, windows: Windows) -> Float[Array, "E Q V"]:
+        """Next-token logits of every question."""
+        if self.at is None or self.places is None:
+            return runner.ask(windows, self.tails)
+        read = runner.ask(windows, self.tails, self.at)
+        contexts = np.arange(len(self.places))[:, None]
+        return read[contexts, self.places[..., 0], self.places[..., 1]]
+
+    @property
+    def first(self) -> "Asked":
+        """One question of every context: what is asked when asking is timed."""
+        tails = jax.tree.map(lambda leaf: leaf[:, :1], self.tails)
+        if self.at is None:
+            return Asked(tails)
+        return Asked(tails, self.at[:, :1, -1:], np.zeros((len(self.at), 1, 2), int))
+
+
+def asked_of(vlm: Backbone, contexts: Sequence[Context]) -> Asked:
+    """The questions of every context; those that have the same known tail share one."""
+    if not any(question.tail for context in contexts for question in context.questions):
+        return Asked(stacked_tails(vlm, contexts))
+    rows = [_tails(vlm, context) for context in contexts]
+    count = max(len(own) for own in rows)
+    own_tails = [[tail for tail, _ in own] + [own[0][0]] * (count - len(own)) for own in rows]
+    most = max(len(read) for own in rows for _, read in own)
+    at = np.zeros((len(contexts), count, most), np.int32)
+    places = np.zeros((len(contexts), len(contexts[0].questions), 2), np.int32)
+    for e, own in enumerate(rows):
+        for row, (_, read) in enumerate(own):
+            for column, (question, token) in enumerate(read.items()):
+                at[e, row, column] = token
+                places[e, question] = row, column
+    longest = max(tail.positions.shape[-1] for own in own_tails for tail in own)
+    return Asked(_stack([_stack([_padded(tail, longest) for tail in own]) for own in own_tails]), at, places)
+
+
+def _tails(vlm: Backbone, context: Context) -> list[tuple[Segment, dict[int, int]]]:
+    """The different tails of a context, each with the questions read from it and the tokens they follow."""
+    known: dict[tuple[int, ...] | str, tuple[Segment, dict[int, int]]] = {}
+    for number, question in enumerate(context.questions):
+        key = tuple(question.tail) or question.text
+        if key not in known:
+            tail = segment_of(vlm, Tokens(tuple(question.tail))) if question.tail else vlm.tail(question.text)
+            known[key] = (tail, {})
+        tail, read = known[key]
+        at = question.at if question.tail else -1
+        read[number] = at % int(tail.length)
+    return list(known.values())
 
 
 def _stack(segments: Sequence[Segment]) -> Segment:
@@ -40,8 +107,13 @@ def _padded(segment: Segment, tokens: int) -> Segment:
 def first_tokens(logits: Float[Array, "E Q V"], contexts: Sequence[Context], vlm: Backbone) -> list[list[str]]:
     """The most likely next token of every question, as text, by context."""
     tokens = jax.device_get(logits.argmax(-1))
+
+    def text(question: Question, token: int) -> str:
+        return vlm.decode([token]) if question.next_token is None else spelling(vlm, token)
+
     return [
-        [vlm.decode([int(tokens[e, q])]) for q in range(len(context.questions))] for e, context in enumerate(contexts)
+        [text(question, int(tokens[e, q])) for q, question in enumerate(context.questions)]
+        for e, context in enumerate(contexts)
     ]
 
 

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Callable, Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -12,6 +14,12 @@ from kamera_jax.guard.fidelity import kl
 def eta(reference: Float[Array, "*B V"], method: Float[Array, "*B V"], baseline: Float[Array, "*B V"]) -> float:
     """η = 1 − mean KL(reference ‖ method) / mean KL(reference ‖ baseline); see docs/design.md, "Words"."""
     return float(1 - kl(reference, method).mean() / kl(reference, baseline).mean())
+
+
+def nll(logits: Float[Array, "*B V"], tokens: np.ndarray) -> Float[Array, "*B"]:
+    """Negative log-likelihood of one token in each place, in nats."""
+    log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    return -jnp.take_along_axis(log_p, jnp.asarray(tokens, jnp.int32)[..., None], axis=-1)[..., 0]
 
 
 def accuracy(logits: Float[Array, "*B V"], answers: np.ndarray) -> float:

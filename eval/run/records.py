@@ -43,19 +43,22 @@ def contexts(batch: Batch, group: Sequence[Outline], drawn: Sequence[Context]) -
 
 
 def samples(batch: Batch, group: Sequence[Outline], drawn: Sequence[Context]) -> list[Record]:
-    """The questions, with the answers that count as right."""
-    return [
-        {
-            "id": f"{outline.context}/{i}",
-            "context": outline.context,
-            "seed": outline.seed,
-            "chunks": len(batch.chunks),
-            **question.record(),
-            "methods": {},
-        }
-        for outline, context in zip(group, drawn, strict=True)
-        for i, question in enumerate(context.questions)
-    ]
+    """The questions, with the answers that count as right; of known text also which tail a token follows, and where."""
+    lines = []
+    for outline, context in zip(group, drawn, strict=True):
+        tails = {tail: number for number, tail in enumerate(dict.fromkeys(each.tail for each in context.questions))}
+        for i, question in enumerate(context.questions):
+            line = {
+                "id": f"{outline.context}/{i}",
+                "context": outline.context,
+                "seed": outline.seed,
+                "chunks": len(batch.chunks),
+                **question.record(),
+            }
+            if question.next_token is not None:
+                line["follows"] = [tails[question.tail], question.at % len(question.tail)]
+            lines.append({**line, "methods": {}})
+    return lines
 
 
 def note_costs(contexts: Sequence[Record], batch: Batch, method: Method, prepared: Any, windows: Windows) -> None:
@@ -80,6 +83,9 @@ def note_answers(
 ) -> None:
     """Put a method's answers, and its KL(reference ‖ method) at the first answer token, into the samples' lines.
 
+    Where the token that follows is known, its negative log-likelihood and the id of the most likely token stand beside
+    them.
+
     Args:
         samples: the lines.
         name: the method's name.
@@ -89,8 +95,15 @@ def note_answers(
     """
     kl = np.asarray(metrics.kl(reference, logits))
     places = [(e, q) for e, row in enumerate(answers) for q in range(len(row))]
+    known = np.zeros(logits.shape[:2], np.int32)
+    for sample, place in zip(samples, places, strict=True):
+        known[place] = sample.get("next_token", 0)
+    nll = np.asarray(metrics.nll(logits, known))
+    likeliest = np.asarray(logits.argmax(-1))
     for sample, (e, q) in zip(samples, places, strict=True):
         sample["methods"][name] = {"said": answers[e][q], "kl": _rounded(kl[e, q])}
+        if "next_token" in sample:
+            sample["methods"][name] |= {"token": int(likeliest[e, q]), "nll": _rounded(nll[e, q])}
 
 
 def kv_error(batch: Batch, windows: Windows) -> Float[Array, "E L"]:

@@ -19,7 +19,8 @@ import kamera_jax as kj
 from eval.methods import Batch, Method, parse_all
 from eval.run import answering, records, scores
 from eval.run.folder import CONTEXTS, RESULTS, SAMPLES, TIMING, Record, RunFolder, read_json, read_lines, write_json
-from eval.tasks import Context, InvalidTaskError, Outline, Task, get
+from eval.tasks import Context, InvalidTaskError, Outline, Task, for_model, get
+from eval.tasks.tokens import segment_of
 from kamera_jax.backbone import Backbone, with_defaults
 from kamera_jax.batch.devices import mesh_of
 from kamera_jax.batch.windows import BatchRunner, Stack
@@ -43,6 +44,7 @@ class Run:
         capacity: slots of every window; as many as the longest context takes by default.
         batch: how many contexts run together.
         devices: how many devices they are spread over; all by default.
+        repeats: how often windows are filled to time it; the fastest counts, and the first may compile.
     """
 
     task: str
@@ -53,10 +55,7 @@ class Run:
     capacity: int | None = None
     batch: int = 10
     devices: int | None = None
-
-
-REPEATS = 3
-"""How often windows are filled to time it; the fastest counts."""
+    repeats: int = 3
 
 
 class ContextTooLongError(ValueError):
@@ -80,12 +79,13 @@ def evaluate(vlm: Backbone, run: Run, output: Path, progress: Progress = lambda 
             (`eval.tasks.InvalidTaskError`), a context that does not fit the window (`ContextTooLongError`), or a folder
             of another run (`eval.run.folder.OtherRunError`).
     """
-    task = get(run.task)
+    task = for_model(get(run.task), vlm)
     methods = parse_all(run.methods)
     limit = task.contexts if run.limit is None else run.limit
-    if limit < 1 or run.batch < 1 or not run.seeds or len(set(run.seeds)) < len(run.seeds):
+    if limit < 1 or run.batch < 1 or run.repeats < 1 or not run.seeds or len(set(run.seeds)) < len(run.seeds):
         raise ValueError(
-            f"limit and batch must be at least 1 and the seeds different; got {limit}, {run.batch}, {run.seeds}"
+            f"limit, batch and repeats must be at least 1 and the seeds different; got {limit}, {run.batch}, "
+            f"{run.repeats}, {run.seeds}"
         )
     mesh = mesh_of(run.devices)
     layouts = _layouts(task, task.outline(run.seeds, limit))
@@ -93,9 +93,12 @@ def evaluate(vlm: Backbone, run: Run, output: Path, progress: Progress = lambda 
     capacity = max(slots.values()) if run.capacity is None else run.capacity
     for layout, needed in slots.items():
         _check_fits(layouts[layout][0].context, needed, capacity)
+    arguments = asdict(run)
+    del arguments["repeats"]  # it changes times alone
+    sources = dict(getattr(task, "sources", None) or {})
     identity = {
         "config": {
-            **asdict(run),
+            **arguments,
             "methods": [method.name for method in methods],
             "seeds": list(run.seeds),
             "limit": limit,
@@ -106,6 +109,7 @@ def evaluate(vlm: Backbone, run: Run, output: Path, progress: Progress = lambda 
             "fingerprint": vlm.fingerprint,
         },
         "versions": {"kamera-jax": kj.__version__} | {name: version(name) for name in ("jax", "jaxlib", "numpy")},
+        **({"sources": sources} if sources else {}),
     }
     folder = RunFolder.open(output, identity)
     groups = [group for outlines in layouts.values() for group in _groups(outlines, run.batch)]
@@ -118,7 +122,7 @@ def evaluate(vlm: Backbone, run: Run, output: Path, progress: Progress = lambda 
         if number >= done:
             size = min(run.batch, len(layouts[group[0].layout]))
             size = -(-size // (1 if mesh is None else mesh.size)) * (1 if mesh is None else mesh.size)
-            contexts, samples, seconds = _run_group(task, methods, runners, group, size)
+            contexts, samples, seconds = _run_group(task, methods, runners, group, size, run.repeats)
             folder.append(contexts, samples)
             timing[str(number)] = seconds
             write_json(output / TIMING, timing)
@@ -141,7 +145,7 @@ def rescore(output: Path, name: str | None = None) -> Record:
             the task cannot be found.
     """
     results = read_json(output / RESULTS)
-    identity = {"config": results["config"], "versions": results["versions"]}
+    identity = {name: value for name, value in results.items() if name not in ("complete", "scores")}
     config = results["config"]
     if name is not None and name != config["task"]:
         raise ValueError(f"{output} has a run of {config['task']}, not of {name}; name the task that was run")
@@ -194,6 +198,12 @@ def _drawn(task: Task, group: Sequence[Outline]) -> list[Context]:
                 f"{outline.layout!r}, and {counts[0][0]} and {counts[1][0]} items, {counts[0][1]} and {counts[1][1]} "
                 "questions; give contexts that differ in that layouts of their own"
             )
+        if task.max_new_tokens > 1 and any(question.tail for question in context.questions):
+            raise InvalidTaskError(
+                f"context {outline.context!r} of the task {task.name} has questions with a known tail, and the task's "
+                f"max_new_tokens is {task.max_new_tokens}; what follows a known tail is read off its logits: set it to "
+                "1, or ask questions as texts"
+            )
     return drawn
 
 
@@ -205,7 +215,7 @@ def _groups(outlines: Sequence[Outline], size: int) -> Iterator[list[Outline]]:
 def _slots(vlm: Backbone, task: Task, outline: Outline) -> int:
     """Slots that the preamble and the chunks of a context take."""
     (context,) = _drawn(task, [outline])
-    segments = [vlm.prepare(item) for item in context.items]
+    segments = [segment_of(vlm, item) for item in context.items]
     return aligned(int(vlm.preamble.length)) + sum(aligned(int(segment.length)) for segment in segments)
 
 
@@ -217,17 +227,43 @@ def _check_fits(context: str, needed: int, capacity: int) -> None:
         )
 
 
-def _encoded(vlm: Backbone, contexts: Sequence[Context]) -> list[list[kj.Chunk]]:
-    """The chunks of every context; every item is encoded once, however often it is shown."""
-    known: dict[str, kj.Chunk] = {}
+class _Encoder:
+    """Encodes items, each once, however often it is shown."""
 
-    def encode(item: Any) -> kj.Chunk:
-        segment: Segment = vlm.prepare(item)
-        if segment.content not in known:
-            known[segment.content] = encode_segment(vlm, segment)
-        return known[segment.content]
+    def __init__(self, vlm: Backbone) -> None:
+        self._vlm = vlm
+        self._known: dict[str, kj.Chunk] = {}
 
-    return [[encode(item) for item in context.items] for context in contexts]
+    def __call__(self, items: Sequence[Any]) -> list[kj.Chunk]:
+        """The chunks of these items."""
+        return [self._chunk(segment_of(self._vlm, item)) for item in items]
+
+    def _chunk(self, segment: Segment) -> kj.Chunk:
+        if segment.content not in self._known:
+            self._known[segment.content] = encode_segment(self._vlm, segment)
+        return self._known[segment.content]
+
+
+def _antecedents(
+    task: Task, group: Sequence[Outline], contexts: Sequence[Context], encode: _Encoder
+) -> dict[int, list[Stack]]:
+    """By place, the chunks that patches are formed behind, where the contexts say so; stacked.
+
+    Raises:
+        InvalidTaskError: some contexts of the layout say so and others do not, or other numbers of chunks.
+    """
+    counts = [[len(behind) for behind in context.antecedents] for context in contexts]
+    for outline, own in zip(group, counts, strict=False):
+        if own != counts[0]:
+            raise InvalidTaskError(
+                f"contexts {group[0].context!r} and {outline.context!r} of the task {task.name} have the layout "
+                f"{outline.layout!r}, and antecedents of {counts[0]} and {own} chunks; give contexts that differ in "
+                "that layouts of their own"
+            )
+    return {
+        place: _stacked(task, group, [encode(context.antecedents[place]) for context in contexts])
+        for place in range(len(counts[0]))
+    }
 
 
 def _stacked(task: Task, group: Sequence[Outline], chunks: Sequence[Sequence[kj.Chunk]]) -> list[Stack]:
@@ -243,16 +279,17 @@ def _stacked(task: Task, group: Sequence[Outline], chunks: Sequence[Sequence[kj.
     return [Stack.of(place) for place in zip(*chunks, strict=True)]
 
 
-def _timed(build: Callable[[], Any], arrays: Callable[[Any], Any]) -> tuple[Any, float]:
-    """The result of a call, and the seconds of the fastest of `REPEATS` calls, of which the first may compile.
+def _timed(build: Callable[[], Any], arrays: Callable[[Any], Any], repeats: int = 3) -> tuple[Any, float]:
+    """The result of a call, and the seconds of the fastest of several, of which the first may compile.
 
     Args:
         build: the call.
         arrays: the arrays of its result that have to be computed for it to be done.
+        repeats: how many calls.
     """
     fastest = math.inf
     result = None
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         start = time.perf_counter()
         result = build()
         jax.block_until_ready(arrays(result))
@@ -261,28 +298,33 @@ def _timed(build: Callable[[], Any], arrays: Callable[[Any], Any]) -> tuple[Any,
 
 
 def _run_group(
-    task: Task, methods: Sequence[Method], runners: Sequence[BatchRunner], group: Sequence[Outline], size: int
+    task: Task,
+    methods: Sequence[Method],
+    runners: Sequence[BatchRunner],
+    group: Sequence[Outline],
+    size: int,
+    repeats: int,
 ) -> tuple[list[Record], list[Record], Record]:
     """Lines of a group's contexts and samples, and its times. The group is filled up to ``size`` with its last."""
     runner = runners[0]
     drawn = _drawn(task, group)
     padded = drawn + [drawn[-1]] * (size - len(drawn))
-    encoded = _encoded(runner.vlm, padded)
+    encode = _Encoder(runner.vlm)
+    encoded = [encode(context.items) for context in padded]
     chunks = _stacked(task, group, encoded)
     needed = aligned(runner.preamble_length) + sum(aligned(chunk.length) for chunk in chunks)
     _check_fits(group[0].context, needed, runner.capacity)
-    batch = Batch.of(runner, runners[1], chunks)
-    tails = answering.stacked_tails(runner.vlm, padded)
-    first = jax.tree.map(lambda leaf: leaf[:, :1], tails)
-    _, asking = _timed(lambda: runner.ask(batch.full, first), lambda logits: logits)
-    reference = runner.ask(batch.full, tails)
+    batch = Batch.of(runner, runners[1], chunks, _antecedents(task, group, padded, encode))
+    asked = answering.asked_of(runner.vlm, padded)
+    _, asking = _timed(lambda: asked.first.logits(runner, batch.full), lambda logits: logits, repeats)
+    reference = asked.logits(runner, batch.full)
     contexts = records.contexts(batch, group, drawn)
     samples = records.samples(batch, group, drawn)
     seconds = {}
     for method in methods:
         prepared = method.prepare(batch)
-        windows, filling = _timed(partial(method.fill, batch, prepared), lambda windows: windows.state)
-        logits = runner.ask(windows, tails)
+        windows, filling = _timed(partial(method.fill, batch, prepared), lambda windows: windows.state, repeats)
+        logits = asked.logits(runner, windows)
         if task.max_new_tokens > 1:
             answers = answering.generated(batch, encoded, windows, drawn, task.max_new_tokens)
         else:

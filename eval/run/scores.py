@@ -8,7 +8,7 @@ import numpy as np
 
 from eval.run.folder import Record
 from eval.run.metrics import mean_and_error
-from eval.tasks import Question, Task
+from eval.tasks import InvalidTaskError, Question, Task
 from eval.tasks.base import checked_scores
 
 DEPTHS = (0.25, 0.5, 0.75)
@@ -64,10 +64,32 @@ def _scored(task: Task, methods: Sequence[str], samples: Sequence[Record]) -> li
         question = Question.from_record(sample)
         own = {}
         for name in methods:
-            own[name] = checked_scores(task, question, sample["methods"][name]["said"], names)
+            answer = sample["methods"][name]
+            if "next_token" not in sample:
+                own[name] = checked_scores(task, question, answer["said"], names)
+            else:
+                right = float(answer["token"] == sample["next_token"])
+                own[name] = {"accuracy": right, "so far": right, "nll": answer["nll"]}
+                if names is not None and names != list(own[name]):
+                    raise InvalidTaskError(
+                        f"the task {task.name} has questions whose next token is known, scored by "
+                        f"{', '.join(own[name])}, and others scored by {', '.join(names)}; every question needs the "
+                        "same scores"
+                    )
             names = names or list(own[name])
         scored.append({**sample, "scores": own})
+    _score_so_far(scored)
     return scored
+
+
+def _score_so_far(scored: Sequence[Record]) -> None:
+    """Lower ``so far`` to 0 where a token before in the same known text was not the most likely one."""
+    known = [sample for sample in scored if "follows" in sample]
+    right: dict[tuple[Any, ...], float] = {}
+    for sample in sorted(known, key=lambda sample: sample["follows"]):
+        for name, own in sample["scores"].items():
+            text = (sample["context"], sample["follows"][0], name)
+            right[text] = own["so far"] = min(right.get(text, 1.0), own["accuracy"])
 
 
 def _method(
@@ -161,8 +183,10 @@ def _cell(samples: Sequence[Record], name: str) -> Record:
     }
 
 
-def _answer(sample: Record, name: str) -> str:
-    return sample["methods"][name]["said"].strip().lower()
+def _answer(sample: Record, name: str) -> str | int:
+    """What is compared to see whether two answers are the same."""
+    answer = sample["methods"][name]
+    return answer["token"] if "token" in answer else answer["said"].strip().lower()
 
 
 def _kl(sample: Record, name: str) -> float:

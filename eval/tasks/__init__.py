@@ -2,9 +2,15 @@
 
 from difflib import get_close_matches
 
-from eval.tasks.base import Context, Finding, InvalidTaskError, Outline, Question, Task, check_task
+from eval.tasks.base import Context, Finding, InvalidTaskError, Outline, Question, Task, check_task, for_model
 from eval.tasks.binding import Binding
 from eval.tasks.plugins import Group, PluginError, constructed
+from eval.tasks.settings import with_settings
+from eval.tasks.text.continuation import Continuation, NeedsContext
+from eval.tasks.text.induction import Induction
+from eval.tasks.text.moving import Orders, Recall, Slide
+from eval.tasks.text.page_break import PageBreak
+from eval.tasks.text.quotation import Quotation
 
 __all__ = [
     "GROUP",
@@ -17,10 +23,23 @@ __all__ = [
     "Question",
     "Task",
     "UnknownTaskError",
+    "for_model",
     "get",
 ]
 
-TASKS: dict[str, Task] = {task.name: task for task in (Binding(),)}
+BUILTIN: tuple[Task, ...] = (
+    Binding(),
+    Continuation(),
+    Quotation(),
+    PageBreak(),
+    NeedsContext(),
+    Induction(),
+    Orders(),
+    Slide(),
+    Recall(),
+)
+
+TASKS: dict[str, Task] = {task.name: task for task in BUILTIN}
 """The built-in tasks by name."""
 
 RESERVED = "report"
@@ -39,13 +58,18 @@ def get(name: str) -> Task:
 
     Args:
         name: of a built-in task, of an entry point in the group ``kamera_jax.tasks``, or ``module:name``: a class or
-            function that is called without arguments, or an object.
+            function that is called without arguments, or an object. Settings of a built-in task stand behind a colon,
+            as in ``continuation:tokens=256,corpus=docstrings``.
 
     Raises:
         UnknownTaskError: there is none; the nearest name is suggested.
         PluginError: it comes from another package, and cannot be found or imported; or two packages use its name.
         InvalidTaskError: what is found is no task; the missing members are named.
+        SettingError: the task has no such setting, or the setting no such value.
     """
+    kind, given, settings = name.partition(":")
+    if kind in TASKS and given:
+        return with_settings(get(kind), settings)
     value = GROUP.find(name)  # before the built-in ones, so that a name that is used twice is an error
     if value is not None:
         source = f"the task {name!r}"

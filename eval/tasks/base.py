@@ -5,12 +5,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+from eval.tasks.tokens import checked_ids
+from kamera_jax.backbone import Backbone
+
 Label = str | int | float
 """What a sample may be labelled with: it is written to ``samples.jsonl`` as it is."""
 
 RESERVED = frozenset(
     {"id", "context", "seed", "chunks", "methods", "question", "answer", "answers", "choices"}
-    | {"condition", "hops", "learned", "depth"}
+    | {"condition", "hops", "learned", "depth", "next_token", "follows"}
 )
 """Names of a sample's own fields, which no label may have."""
 
@@ -28,6 +31,14 @@ class Question:
         depth: where in the window the chunk stands that shows the answer, 0 (first) to 1 (last).
         labels: what else tells the task's samples apart.
         choices: of a multiple-choice question, the texts to choose from; A is the first.
+        tail: token ids that are run behind the window in place of the question and the chat template's header: known
+            text that goes on where the window ends (teacher forcing). Questions of one context that have the same tail
+            are read from one forward.
+        at: which token of the tail the answer follows; the last by default.
+        next_token: the id of the token that does follow. The question is then scored without the task's ``score``:
+            ``accuracy``, whether the most likely token is this one; ``so far``, whether it and all tokens asked for
+            before it in the same tail are, as if the text were written greedily; and ``nll``, its negative
+            log-likelihood in nats.
     """
 
     text: str
@@ -38,6 +49,9 @@ class Question:
     depth: float | int = 0.0
     labels: Mapping[str, Label] = field(default_factory=dict)
     choices: Sequence[str] = ()
+    tail: Sequence[int] = ()
+    at: int = -1
+    next_token: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be scored or written."""
@@ -64,6 +78,16 @@ class Question:
                 f"the question {self.text!r} has labels named {', '.join(taken)}, which are fields of every sample; "
                 "give them other names"
             )
+        object.__setattr__(self, "tail", checked_ids(self.tail, f"the tail of {self.text!r}"))
+        if self.tail and not -len(self.tail) <= self.at < len(self.tail):
+            raise ValueError(
+                f"the tail of {self.text!r} has {len(self.tail)} tokens, and none at {self.at}, which the answer is to "
+                "follow"
+            )
+        if self.next_token is not None:
+            if not self.tail:
+                raise ValueError(f"{self.text!r} has a next token and no tail that it follows; give both")
+            checked_ids([self.next_token], f"the next token of {self.text!r}")
 
     def record(self) -> dict[str, Any]:
         """The question's part of its line in ``samples.jsonl``."""
@@ -75,7 +99,9 @@ class Question:
             "learned": bool(self.learned),
             "depth": float(f"{self.depth:.6g}"),
         }
-        return fields | ({"choices": list(self.choices)} if self.choices else {}) | dict(self.labels)
+        fields |= {"choices": list(self.choices)} if self.choices else {}
+        fields |= {} if self.next_token is None else {"next_token": int(self.next_token)}
+        return fields | dict(self.labels)
 
     @staticmethod
     def from_record(record: Mapping[str, Any]) -> "Question":
@@ -100,12 +126,23 @@ class Context:
     """The content of a window.
 
     Attributes:
-        items: what `kamera_jax.encode` takes, in order; each becomes a chunk.
+        items: what `kamera_jax.encode` takes, or `eval.tasks.tokens.Tokens`, in order; each becomes a chunk.
         questions: what is asked about them, at least one question.
+        antecedents: for each item, what stands before it when its patch is formed, where that is something else than
+            the items before it here: chunks that have left the window since, say. Empty where it is the same for all.
     """
 
     items: Sequence[Any]
     questions: Sequence[Question]
+    antecedents: Sequence[Sequence[Any]] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse antecedents that are not one sequence for each item."""
+        if self.antecedents and len(self.antecedents) != len(self.items):
+            raise ValueError(
+                f"a context of {len(self.items)} items has antecedents for {len(self.antecedents)}; give a sequence "
+                "for each item, or none"
+            )
 
 
 @dataclass(frozen=True)
@@ -142,6 +179,10 @@ class Finding:
 @runtime_checkable
 class Task(Protocol):
     """A source of contexts and questions, with its own scoring.
+
+    A task whose contexts depend on the model, on its tokenizer say, has a method ``for_model(vlm)`` too, which returns
+    the task for that model: its contexts are drawn. `for_model` calls it. What a task draws from, such as the versions
+    of its texts, may stand in an attribute ``sources``, texts by name; a run records it.
 
     Attributes:
         name: the task's name in reports.
@@ -180,6 +221,12 @@ class Task(Protocol):
             scores: what ``results.json`` has under ``scores``; `eval.tasks.comparison` reads it.
         """
         ...
+
+
+def for_model(task: Task, vlm: Backbone) -> Task:
+    """The task for one model: what its own ``for_model`` returns, or, if it has none, the task as it is."""
+    own = getattr(task, "for_model", None)
+    return task if own is None else check_task(own(vlm), f"what for_model of the task {task.name!r} returns")
 
 
 class InvalidTaskError(ValueError):

@@ -59,7 +59,8 @@ def patches(scores: Scores, share: float) -> list[str]:
     return [
         name
         for name, own in scores["methods"].items()
-        if re.fullmatch(r"patch:(\d+|energy=[\d.]+|bytes=[\d.]+)", name) and own["cost"]["bytes_share"] <= share * SLACK
+        if re.fullmatch(r"patch:(\d+|[\d.]+%|energy=[\d.]+|bytes=[\d.]+)", name)
+        and own["cost"]["bytes_share"] <= share * SLACK
     ]
 
 

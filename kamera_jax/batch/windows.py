@@ -11,8 +11,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from kamera_jax import patch
 from kamera_jax.backbone import Backbone, Output
@@ -159,10 +160,20 @@ class BatchRunner:
         seen = (slots < windows.slots[place]) | (slots >= windows.slots[place] + length)
         return replace(windows, state=replace(windows.state, valid=windows.state.valid & seen[None, :]))
 
-    def ask(self, windows: Windows, tails: Segment) -> Float[Array, "E Q V"]:
-        """Logits at the first answer token; ``tails`` has leading axes E, Q and local positions."""
+    def ask(
+        self, windows: Windows, tails: Segment, at: Int[Array | np.ndarray, "E Q n"] | None = None
+    ) -> Float[Array, "E Q V"] | Float[Array, "E Q n V"]:
+        """Logits behind tails, which have leading axes E, Q and local positions.
+
+        Args:
+            windows: filled.
+            tails: what is run behind them.
+            at: tokens of each tail whose next-token logits are wanted; by default the last, without an axis of its own.
+        """
         tails = tails.at(windows.position)
-        return _ask(self.params, tails, windows.state, forward=self.vlm.forward, mesh=self.mesh)
+        places = tails.length[..., None] - 1 if at is None else jnp.asarray(at, jnp.int32)
+        logits = _ask(self.params, tails, places, windows.state, forward=self.vlm.forward, mesh=self.mesh)
+        return logits[:, :, 0] if at is None else logits
 
     def tails(self, questions: Sequence[Sequence[str]]) -> Segment:
         """Tails [E, Q, ·] of questions that fit one bucket."""
@@ -233,20 +244,26 @@ def _forward(
 
 @partial(jax.jit, static_argnames=("forward", "mesh"))
 def _ask(
-    params: Params, tails: Segment, state: WindowState, *, forward: Callable[..., Output], mesh: Mesh | None
+    params: Params,
+    tails: Segment,
+    at: jax.Array,
+    state: WindowState,
+    *,
+    forward: Callable[..., Output],
+    mesh: Mesh | None,
 ) -> jax.Array:
-    def run(params: Params, tails: Segment, state: WindowState) -> jax.Array:
-        def one(tail: Segment, state: WindowState) -> jax.Array:
-            logits = forward(params, tail, state, logits_at=tail.length[None] - 1).logits
+    def run(params: Params, tails: Segment, at: jax.Array, state: WindowState) -> jax.Array:
+        def one(tail: Segment, at: jax.Array, state: WindowState) -> jax.Array:
+            logits = forward(params, tail, state, logits_at=at).logits
             assert logits is not None
-            return logits[0]
+            return logits
 
-        def episode(asked: tuple[Segment, WindowState]) -> jax.Array:
-            return jax.vmap(one, in_axes=(0, None))(*asked)
+        def episode(asked: tuple[Segment, jax.Array, WindowState]) -> jax.Array:
+            return jax.vmap(one, in_axes=(0, 0, None))(*asked)
 
-        return jax.lax.map(episode, (tails, state), batch_size=AT_ONCE)
+        return jax.lax.map(episode, (tails, at, state), batch_size=AT_ONCE)
 
-    return spread(run, mesh, (False, True, True))(params, tails, state)
+    return spread(run, mesh, (False, True, True, True))(params, tails, at, state)
 
 
 @partial(jax.jit, static_argnames="rank")

@@ -110,8 +110,8 @@ def tokenizer_of(file: GgufFile) -> Tokenizer:
         )
     try:
         tokenizer, opens = _byte_level(file, vocabulary) if kind == "gpt2" else _sentence_piece(file, vocabulary)
-    except GgufTokenizerError:
-        raise
+    except GgufTokenizerError as error:
+        raise type(error)(_in_file(file, str(error))) from error
     except Exception as error:  # what tokenizers raises of merges that are none
         raise GgufTokenizerError(f"{file.path} has a tokenizer that cannot be built ({error}); {_AGAIN}") from error
     tokenizer.add_tokens(list(vocabulary.added()))
@@ -187,6 +187,11 @@ def _sentence_piece(file: GgufFile, vocabulary: Vocabulary) -> tuple[Tokenizer, 
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(content=" ", left=1)] if spaced else steps)
     return tokenizer, True
+
+
+def _in_file(file: GgufFile, message: str) -> str:
+    """A message that names the file."""
+    return message if str(file.path) in message else f"{file.path}: {message}"
 
 
 def _split_merges(merges: Sequence[str]) -> list[tuple[str, str]]:

@@ -1,0 +1,150 @@
+"""Findings of the tasks on real text: what a run measured, against statements about reuse on natural language."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from eval.tasks.base import Finding
+from eval.tasks.comparison import SLACK, Scores, patches, recomputing
+
+ABLE = 0.3
+"""The accuracy of full prefill from which on a model is said to be able to do a task."""
+
+FEW_BYTES = 0.02
+"""The share of a chunk's bytes within which a patch is called small."""
+
+
+def cells(scores: Scores, method: str, condition: str | None = None) -> list[Mapping[str, Any]]:
+    """A method's cells of one condition, or of all."""
+    own = scores["methods"][method]["conditions"]
+    chosen = own.values() if condition is None else [own.get(condition, {})]
+    return [cell for by_hops in chosen for cell in by_hops.values()]
+
+
+def mean(scores: Scores, method: str, measure: str, condition: str | None = None) -> float:
+    """A method's mean of a measure, over all samples of a condition, or of all; NaN where there are none."""
+    own = cells(scores, method, condition)
+    count = sum(cell["samples"] for cell in own)
+    return sum(cell[measure] * cell["samples"] for cell in own) / count if count else float("nan")
+
+
+def eta(scores: Scores, method: str, condition: str | None = None) -> float | None:
+    """η of a condition, or of all samples; None where blind reuse loses nothing, or there are none."""
+    blind = mean(scores, "blind", "kl", condition)
+    return 1 - mean(scores, method, "kl", condition) / blind if blind > 0 else None
+
+
+def _closest(scores: Scores, names: Sequence[str], condition: str | None) -> str | None:
+    """The method of the lowest KL."""
+    return min(names, key=lambda name: mean(scores, name, "kl", condition), default=None)
+
+
+def _where(condition: str | None) -> str:
+    return "" if condition is None else f" ({condition})"
+
+
+def patch_closes(scores: Scores, share: float, least: float, condition: str | None = None) -> Finding:
+    """A patch within a share of the bytes closes at least so much of the KL of blind reuse."""
+    claim = f"a patch of ≤ {share:.0%} of the bytes gives back what blind reuse loses{_where(condition)}: η ≥ {least:g}"
+    name = _closest(scores, patches(scores, share), condition)
+    if name is None:
+        return Finding(claim, "no such patch was run", None)
+    closed = eta(scores, name, condition)
+    if closed is None:
+        return Finding(claim, "blind reuse lost nothing, or nothing was asked", None)
+    blind, ours = (mean(scores, each, "kl", condition) for each in ("blind", name))
+    return Finding(claim, f"η {closed:.2f}, KL {ours:.4f} of {blind:.4f} (`{name}`)", closed >= least)
+
+
+def tokens_close_less(scores: Scores, tokens: float, share: float) -> Finding:
+    """Recomputing a share of the tokens closes less of the KL than a patch within a share of the bytes."""
+    claim = f"recomputing ≤ {tokens:.0%} of the tokens gives back less than a patch of ≤ {share:.0%} of the bytes"
+    names = [_closest(scores, some, None) for some in (recomputing(scores, tokens), patches(scores, share))]
+    if names[0] is None or names[1] is None:
+        return Finding(claim, "such methods were not run", None)
+    theirs, ours = (eta(scores, name) for name in names if name is not None)
+    if theirs is None or ours is None:
+        return Finding(claim, "blind reuse lost nothing", None)
+    return Finding(claim, f"η {theirs:.2f} (`{names[0]}`) against {ours:.2f} (`{names[1]}`)", theirs < ours)
+
+
+def lost_and_restored(
+    scores: Scores, condition: str, what: str, *, oracle: bool, measure: str = "accuracy"
+) -> list[Finding]:
+    """What blind reuse loses of something that full prefill does, and what restores it.
+
+    Args:
+        scores: of the run.
+        condition: whose answers are compared.
+        what: it is, in words.
+        oracle: whether it is also stated that an oracle's half of the tokens does not restore it.
+        measure: by which they are compared.
+    """
+
+    def right(name: str) -> float:
+        return mean(scores, name, measure, condition)
+
+    full, blind = (right(name) for name in ("full", "blind"))
+    if not full >= ABLE:
+        return [Finding(f"{what}: no claim, as this model cannot do it", f"full prefill is right in {full:.3f}", None)]
+    found = [Finding(f"blind reuse loses {what}: ≤ 0.5 × full", f"{blind:.3f} of {full:.3f}", blind <= 0.5 * full)]
+    claim = f"a patch of ≤ {FEW_BYTES:.0%} of the bytes gives it back: ≥ 0.9 × full"
+    small = patches(scores, FEW_BYTES)
+    if small:
+        name = max(small, key=right)
+        share = scores["methods"][name]["cost"]["bytes_share"]
+        measured = f"{right(name):.3f} of {full:.3f} (`{name}`, {share:.1%})"
+        found.append(Finding(claim, measured, right(name) >= 0.9 * full))
+    else:
+        found.append(Finding(claim, "no such patch was run", None))
+    if oracle:
+        claim = "the true KV of half of the tokens, chosen by an oracle, does not: ≤ 0.8 × full"
+        names = [name for name in scores["methods"] if name == "oracle-tokens:0.5"]
+        measured = f"{right(names[0]):.3f} of {full:.3f}" if names else "it was not run"
+        found.append(Finding(claim, measured, right(names[0]) <= 0.8 * full if names else None))
+    return found
+
+
+def boundary(scores: Scores, condition: str) -> Finding:
+    """How far the first tokens of each chunk, run again, restore what a border cut."""
+    claim = "it is a boundary effect: what running the first tokens of each chunk again gives back"
+    full = mean(scores, "full", "accuracy", condition)
+    own = [name for name in scores["methods"] if name.startswith(("epic:", "mpic:"))]
+    measured = ", ".join(f"{mean(scores, name, 'accuracy', condition):.3f} (`{name}`)" for name in own)
+    return Finding(claim, f"{measured} of {full:.3f}" if own else "it was not run", None)
+
+
+def needed_tokens(scores: Scores, condition: str) -> list[Finding]:
+    """What methods keep of the tokens that full prefill gets right because of one chunk alone."""
+    claim = "of natural tokens that need an earlier chunk, a patch of ≤ 5 % of the bytes keeps more than blind reuse"
+    count = sum(cell["samples"] for cell in cells(scores, "full", condition))
+    if not count:
+        return [Finding(claim, "no token needed one", None)]
+    name = max(patches(scores, 0.05), key=lambda each: mean(scores, each, "accuracy", condition), default=None)
+    if name is None:
+        return [Finding(claim, "no such patch was run", None)]
+    ours, blind = (mean(scores, each, "accuracy", condition) for each in (name, "blind"))
+    return [Finding(claim, f"{ours:.3f} (`{name}`) against {blind:.3f}, of {count} tokens", ours > blind)]
+
+
+def last_against_first(scores: Scores) -> Finding:
+    """Whether what patches leave grows while a window slides."""
+    claim = "what the patches leave does not grow while the window slides: KL of the last third ≤ 1.5 × the first's"
+    steps = [name for name in scores["methods"]["full"]["conditions"] if name.startswith("steps")]
+    name = _closest(scores, patches(scores, 0.1), None)
+    if name is None or len(steps) < 2:
+        return Finding(claim, "too few steps, or no patch of ≤ 10 % of the bytes, were run", None)
+    first, last = (mean(scores, name, "kl", condition) for condition in (steps[0], steps[-1]))
+    return Finding(claim, f"{last:.4f} against {first:.4f} (`{name}`)", last <= 1.5 * first)
+
+
+def worse_than(scores: Scores, share: float, condition: str, other: str) -> Finding:
+    """Whether patches of a condition leave more KL than those of another one do."""
+    claim = f"an old patch harms where none is needed: KL {condition} above {other}"
+    names = [
+        name for name in patches(scores, share * SLACK) if cells(scores, name, condition) and cells(scores, name, other)
+    ]
+    if not names:
+        return Finding(claim, "no such patch was run", None)
+    name = names[0]
+    ours, theirs = (mean(scores, name, "kl", each) for each in (condition, other))
+    return Finding(claim, f"{ours:.4f} against {theirs:.4f} (`{name}`)", ours > theirs)
