@@ -5,13 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from kamera_jax.backbone import Backbone
 from models.media.typeset import PLAIN, Face, PageError, Piece, page, piece
-from models.vlm import VisionLanguageModel
 
 
-def pages(
-    vlm: VisionLanguageModel, text: str, *, tokens: int = 128, face: Face = PLAIN, width: int = 480
-) -> list[Image.Image]:
+def pages(vlm: Backbone, text: str, *, tokens: int = 128, face: Face = PLAIN, width: int = 480) -> list[Image.Image]:
     """A text as pages, black on white, in lines of `models.media.typeset.LINE` pixels.
 
     What is read of them is the text with one space for every run of white space, and one before it.
@@ -42,7 +40,7 @@ def pages(
     return images
 
 
-def page_of(vlm: VisionLanguageModel, ids: Sequence[int], *, face: Face = PLAIN, width: int = 480) -> Image.Image:
+def page_of(vlm: Backbone, ids: Sequence[int], *, face: Face = PLAIN, width: int = 480) -> Image.Image:
     """A page of exactly these tokens.
 
     Raises:
@@ -51,7 +49,7 @@ def page_of(vlm: VisionLanguageModel, ids: Sequence[int], *, face: Face = PLAIN,
     return Image.fromarray(page(pieces_of(vlm, ids), face, width))
 
 
-def pieces_of(vlm: VisionLanguageModel, ids: Sequence[int]) -> list[Piece]:
+def pieces_of(vlm: Backbone, ids: Sequence[int]) -> list[Piece]:
     """The tokens as they are drawn.
 
     Raises:
