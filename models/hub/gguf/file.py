@@ -5,6 +5,7 @@ The layout is that of llama.cpp's ``gguf.md``: magic, version, counts, key-value
 
 import math
 import mmap
+import os
 import re
 import struct
 from collections.abc import Iterator
@@ -73,7 +74,7 @@ class GgufFile:
         tensors: by name, in the file's order.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         """Read the header and hold it against the file's size.
 
         Raises:
@@ -95,7 +96,7 @@ class GgufFile:
                 header = _Header(self.path, data)
                 counts = header.opening()
                 self.metadata = dict(header.pairs(counts[1]))
-                if self.metadata.get("split.count", 0) > 1:
+                if self.metadata.get("split.count", 0) not in (0, 1):
                     raise SplitGgufError(_split_message(self.path))
                 self.tensors = header.tensors(counts[0], self.metadata.get("general.alignment", 32))
 

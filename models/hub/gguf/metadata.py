@@ -154,7 +154,8 @@ def _head_dim(fields: Fields, hidden: int, heads: int) -> int:
 
 def _vocab_size(file: GgufFile, fields: Fields, hidden: int) -> int:
     """Rows of the embedding; the vocabulary may have fewer tokens."""
-    tokens = len(file.metadata.get("tokenizer.ggml.tokens", ()))
+    listed = file.metadata.get("tokenizer.ggml.tokens")
+    tokens = len(listed) if isinstance(listed, list) else 0
     declared = fields.size("vocab_size", 0, least=0)
     embedding = file.tensors.get("token_embd.weight")
     size = embedding.shape[0] if embedding else declared or tokens

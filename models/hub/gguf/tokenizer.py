@@ -16,6 +16,9 @@ _USER_DEFINED = 4
 _ENDS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>", "<EOT>")
 """Control tokens that end an answer wherever they are one, as in llama.cpp."""
 
+_SENTENCE_PIECE_IDS = {"unknown": 0, "bos": 1, "eos": 2}
+"""What SentencePiece's tokens are where the file does not say, as in llama.cpp."""
+
 _ROLES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 _TEMPLATE = "tokenizer.chat_template"
 _AGAIN = "fetch the file again, or convert the model anew"
@@ -40,10 +43,10 @@ class Vocabulary:
             token or f"[EMPTY_{number}]" for number, token in enumerate(self.texts("tokens", required=True))
         ]
         self.kinds: Sequence[int] = file.metadata.get("tokenizer.ggml.token_type", [1] * len(self.tokens))
-        if len(self.kinds) != len(self.tokens):
+        if not isinstance(self.kinds, list) or len(self.kinds) != len(self.tokens):
+            count = len(self.kinds) if isinstance(self.kinds, list) else 0
             raise GgufTokenizerError(
-                f"{file.path} has {len(self.tokens)} tokens and {len(self.kinds)} token types; expected one for each: "
-                f"{_AGAIN}"
+                f"{file.path} has {len(self.tokens)} tokens and {count} token types; expected one for each: {_AGAIN}"
             )
         self.ids = {token: number for number, token in enumerate(self.tokens)}
         if len(self.ids) != len(self.tokens):
@@ -72,6 +75,8 @@ class Vocabulary:
             GgufTokenizerError: its id is no token's.
         """
         number = self._file.metadata.get(f"tokenizer.ggml.{name}_token_id")
+        if number is None and self._file.metadata.get("tokenizer.ggml.model") == "llama":
+            number = _SENTENCE_PIECE_IDS.get(name)
         if number is None:
             return None
         if type(number) is not int or not 0 <= number < len(self.tokens):
@@ -206,8 +211,9 @@ def _scored_merges(file: GgufFile, vocabulary: Vocabulary) -> list[tuple[str, st
 
     SentencePiece merges whichever neighbours make the token of the highest score.
     """
-    scores = file.metadata.get("tokenizer.ggml.scores")
-    if not isinstance(scores, list) or len(scores) != len(vocabulary.tokens):
+    scores: Any = file.metadata.get("tokenizer.ggml.scores")
+    numbers = isinstance(scores, list) and all(isinstance(each, float) for each in scores)
+    if not numbers or len(scores) != len(vocabulary.tokens):
         raise GgufTokenizerError(
             f"{file.path} has neither merges nor a score for each of its {len(vocabulary.tokens)} tokens; {_AGAIN}"
         )

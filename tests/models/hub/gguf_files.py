@@ -212,13 +212,17 @@ def write(
     drop=(),
     endian=gguf.GGUFEndian.LITTLE,
     changed=None,
+    vocab=None,
+    alignment=None,
     **tokens,
 ):
     """Write a file; ``extra`` tensors are added as (name, values), those in ``drop`` are left out."""
     random = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(str(path), arch, endianess=endian)
     tokenizer(writer, **tokens)
-    vocab = len(sentence_piece()[0]) if tokenizer is add_sentence_piece else 420
+    if alignment:
+        writer.add_custom_alignment(alignment)
+    vocab = vocab or (len(sentence_piece()[0]) if tokenizer is add_sentence_piece else 420)
     add_model(writer, arch, vocab, **(changed or {}))
     for name, shape in tensors(arch, vocab=vocab, tied=tied, biases=biases):
         if name not in drop:

@@ -183,6 +183,7 @@ TOKENS, MERGES = byte_level("qwen2")
         ({"merges": [*MERGES, "zzz yyy"]}, errors.GgufTokenizerError, "cannot be built"),
         ({"tokens": [TOKENS[0], *TOKENS[:-1]]}, errors.GgufTokenizerError, "twice"),
         ({"token_type": [1, 2]}, errors.GgufTokenizerError, "2 token types"),
+        ({"token_type": None, "tokens": None}, errors.GgufTokenizerError, "tokenizer.ggml.tokens"),
         ({"eos_token_id": 420}, errors.GgufTokenizerError, "eos_token_id is 420"),
     ],
 )
@@ -192,6 +193,34 @@ def test_tokenizers_that_are_refused(tmp_path, changed, error, word):
         convert(path, tmp_path / "hub")
     assert isinstance(raised.value, ValueError) and str(path) in str(raised.value)
     assert [each.name for each in tmp_path.iterdir()] == ["a.gguf"]
+
+
+def test_sentence_piece_has_roles_that_the_file_need_not_name(tmp_path):
+    def add(writer):
+        add_sentence_piece(writer)
+        for name in ("bos", "eos", "unknown"):
+            del writer.kv_data[0][f"tokenizer.ggml.{name}_token_id"]
+
+    sizes = {"vocab_size": len(sentence_piece()[0])}
+    path = write(tmp_path / "a.gguf", kind=Kind.F16, tokenizer=add, changed=sizes, vocab=sizes["vocab_size"])
+    described = json.loads((convert(path, tmp_path / "hub") / "tokenizer_config.json").read_text())
+    assert [described[f"{role}_token"] for role in ("unk", "bos", "eos")] == ["<unk>", "<s>", "</s>"]
+    assert described["add_bos_token"]
+
+
+@pytest.mark.parametrize("scores", [None, [0.0], ["high"]])
+def test_sentence_piece_without_scores(tmp_path, scores):
+    def add(writer):
+        add_sentence_piece(writer)
+        if scores is None:
+            del writer.kv_data[0]["tokenizer.ggml.scores"]
+        else:
+            writer.kv_data[0]["tokenizer.ggml.scores"].value = scores * (1 if scores == [0.0] else 420)
+
+    sizes = {"vocab_size": len(sentence_piece()[0])}
+    path = write(tmp_path / "a.gguf", kind=Kind.F16, tokenizer=add, changed=sizes)
+    with pytest.raises(errors.GgufTokenizerError, match="a score for each"):
+        tokenizer_of(GgufFile(path))
 
 
 def test_every_expression_is_one():

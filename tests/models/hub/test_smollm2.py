@@ -24,11 +24,11 @@ from tests.models.hub.gguf_files import TEXTS
 from tests.models.hub.test_gguf import hub_name
 
 PARAGRAPH = (
-    "The capital of France is Paris, and the capital of Italy is Rome. Water boils at one hundred degrees. The sun rises "
-    "in the east and sets in the west. A year has twelve months, and a week has seven days. Plants need water and light "
-    "to grow. When water freezes, it becomes ice, and ice is lighter than water, so it floats. The heart pumps blood "
-    "through the body, and the lungs take in oxygen from the air. Dogs and cats are popular pets, and many people keep "
-    "them in their homes."
+    "The capital of France is Paris, and the capital of Italy is Rome. Water boils at one hundred degrees. The sun "
+    "rises in the east and sets in the west. A year has twelve months, and a week has seven days. Plants need water "
+    "and light to grow. When water freezes, it becomes ice, and ice is lighter than water, so it floats. The heart "
+    "pumps blood through the body, and the lungs take in oxygen from the air. Dogs and cats are popular pets, and "
+    "many people keep them in their homes."
 )
 
 
@@ -43,11 +43,16 @@ def smollm():
     return load("smollm2-135m")
 
 
-def test_every_tensor_is_the_files(folder):
+@pytest.fixture(scope="module")
+def reader():
+    return gguf.GGUFReader(packaged("smollm2"))
+
+
+def test_every_tensor_is_the_files(folder, reader):
     """Even rows of queries and keys are the first half of a head, odd ones the second."""
     own = dict(open_tensors(folder))
     assert len(own) == 272
-    for tensor in gguf.GGUFReader(packaged("smollm2")).tensors:
+    for tensor in reader.tensors:
         values = gguf.dequantize(tensor.data, tensor.tensor_type).reshape(tensor.shape[::-1])
         given = own.pop(hub_name(tensor.name))
         if ".attn_q." in tensor.name or ".attn_k." in tensor.name:
@@ -102,8 +107,7 @@ def merged(text, tokens, ranks):
     return ids
 
 
-def test_its_tokens_are_those_of_its_merges(smollm):
-    reader = gguf.GGUFReader(packaged("smollm2"))
+def test_its_tokens_are_those_of_its_merges(smollm, reader):
     listed = reader.fields["tokenizer.ggml.tokens"].contents()
     tokens = {token: number for number, token in enumerate(listed)}
     pairs = [tuple(merge.split(" ")) for merge in reader.fields["tokenizer.ggml.merges"].contents()]

@@ -3,6 +3,7 @@
 import pytest
 
 from eval.tiny.backbones import BACKBONES
+from models.ports.llama.config import FAMILIES
 from models.registry import ARCHITECTURES
 from tests.models.tiny_llava import CONFIG
 
@@ -12,11 +13,14 @@ PREFIX = {
     "deepseek_vl": ("model.language_model", "lm_head"),
     "llava": ("language_model.model", "language_model.lm_head"),
 }
+PREFIX |= {name: ("model", "lm_head") for name in FAMILIES}
 CONFIGS = {each.architecture.name: each.config for each in BACKBONES.values()}
 
 
 def config_of(name):
-    return CONFIGS[name] if name in CONFIGS else ARCHITECTURES[name].config_from_hf(CONFIG)
+    if name in CONFIGS:
+        return CONFIGS[name]
+    return ARCHITECTURES[name].config_from_hf(CONFIG if name == "llava" else {"model_type": name})
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
