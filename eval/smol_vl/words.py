@@ -10,22 +10,16 @@ from models.media.typeset import WORD_GAP, Face, Piece, drawn, page
 from models.ports.smol_vl.boxes import WIDTH, boxes
 from models.ports.smol_vl.tower import Spelling
 
-FACES = (
-    "DejaVuSans",
-    "DejaVuSerif",
-    "DejaVuSansMono",
-    "STIXGeneral",
-    "DejaVuSans-Bold",
-    "DejaVuSerif-Bold",
-    "DejaVuSans-Oblique",
-    "STIXGeneralItalic",
-)
+FACES = ("DejaVuSans", "DejaVuSerif", "DejaVuSansMono", "STIXGeneral", "DejaVuSans-Bold")
 """Typefaces that are trained on."""
 
-HELD_OUT = ("DejaVuSerif-Italic", "DejaVuSansMono-Bold")
+HELD_OUT = ("DejaVuSerif-Bold", "DejaVuSansMono-Bold")
 """Typefaces that are only measured on."""
 
-SIZES = (10, 11, 12, 13, 14)
+SIZES = (11, 12, 13)
+
+KEPT = 64
+"""Pages that batches are drawn from; every second batch, the oldest makes room for a new one."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +41,16 @@ class Words:
     """Draws batches."""
 
     def __init__(self, pieces: Mapping[int, Piece], counts: Mapping[int, int], seed: int) -> None:
-        """Draw half of the tokens as often as all others, and half by the roots of their counts in some text."""
+        """Draw a third of the tokens as often as all others, and two thirds by the roots of their counts in a text."""
         self.pieces = [pieces[number] for number in sorted(pieces)]
         self.spelling = Spelling.of(pieces)
         weights = np.sqrt([counts.get(number, 0) for number in sorted(pieces)]) + 1e-9
-        self._weights = np.cumsum(0.5 * weights / weights.sum() + 0.5 / len(weights))
+        self._weights = np.cumsum(2 / 3 * weights / weights.sum() + 1 / 3 / len(weights))
         self._alike = _alike(self.pieces)
         self._rng = np.random.default_rng(seed)
+        self._noise = self._rng.standard_normal(2 * 10**6, np.float32)
+        self._pages: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._drawn = 0
 
     def tokens(self, count: int) -> np.ndarray:
         """Places of tokens in the spelling."""
@@ -71,28 +68,29 @@ class Words:
             raise AssertionError(f"{len(tokens)} tokens in {face} were cut into {len(found)} boxes")
         return found, tokens
 
-    def batch(self, pages: int, size: int, candidates: int) -> Batch:
-        """Pages of tokens, each in a typeface of its own; contrast and noise differ from picture to picture."""
+    def batch(self, size: int, candidates: int) -> Batch:
+        """Tokens of pages drawn lately, some of them a few times, with contrast and noise of their own each time."""
         rng = self._rng
-        drawn_pages = [self.pictures(self.tokens(size)) for _ in range(pages)]
-        pictures = np.concatenate([part for part, _ in drawn_pages])
-        labels = np.concatenate([part for _, part in drawn_pages])
-        keep = rng.permutation(len(labels))
-        keep = np.resize(keep, pages * size)
-        pictures, labels = pictures[keep], labels[keep]
-        contrast = rng.uniform(0.5, 1.0, (len(labels), 1)).astype(np.float32)
-        noise = rng.uniform(0.0, 0.1, (len(labels), 1)).astype(np.float32)
-        pictures = pictures * contrast + noise * rng.standard_normal(pictures.shape, np.float32)
-        chosen = [labels]
-        for label in labels.tolist():
-            alike = self._alike[label]
-            if len(alike):
-                chosen.append(alike[rng.integers(0, len(alike), 5)])
-        # What is drawn twice makes room for more, so that there are always as many.
-        least = np.unique(np.concatenate(chosen))
-        others = np.setdiff1d(rng.integers(0, len(self.pieces), 2 * candidates), least)
-        listed = np.sort(np.concatenate([least, rng.permutation(others)])[:candidates])
-        return Batch(np.clip(pictures, 0, 1), np.searchsorted(listed, labels), listed)
+        if self._drawn % 2 == 0:
+            found, tokens = self.pictures(self.tokens(size))
+            self._pages[self._drawn // 2 % KEPT] = (np.round(found * 255).astype(np.uint8), tokens)
+        self._drawn += 1
+        places = [int(i) for i in rng.integers(0, len(self._pages), size)]
+        chosen = [(page, int(rng.integers(len(self._pages[page][1])))) for page in places]
+        pictures = np.stack([self._pages[page][0][i] for page, i in chosen]).astype(np.float32) / 255
+        labels = np.asarray([self._pages[page][1][i] for page, i in chosen])
+        pictures *= rng.uniform(0.7, 1.0, (size, 1)).astype(np.float32)
+        noise = self._noise[int(rng.integers(len(self._noise) - pictures.size)) :][: pictures.size]
+        pictures += noise.reshape(pictures.shape) * rng.uniform(0.0, 0.06, (size, 1)).astype(np.float32)
+        own = np.unique(labels)
+        alike = [others[rng.integers(0, len(others), 5)] for i in labels.tolist() if len(others := self._alike[i])]
+        # Always as many, so that one program serves all batches: those most alike, and then any.
+        wanted = min(max(candidates, len(own)), len(self.pieces))
+        ranked = np.concatenate([*alike, rng.permutation(len(self.pieces))])
+        _, first = np.unique(ranked, return_index=True)
+        others = np.setdiff1d(ranked[np.sort(first)], own, assume_unique=True)
+        listed = np.sort(np.concatenate([own, others[: wanted - len(own)]]))
+        return Batch(pictures, np.searchsorted(listed, labels), listed)
 
 
 def _alike(pieces: Sequence[Piece]) -> list[np.ndarray]:

@@ -89,7 +89,7 @@ def tower_declaration(config: TowerConfig) -> Params:
 
 def plan(rows: int, tokens: int, config: TowerConfig) -> SquarePlan:
     """The layout of so many tokens' pictures, in one row."""
-    return SquarePlan(np.int32(tokens), rows=bucket(tokens))
+    return SquarePlan(np.asarray(tokens, np.int32), rows=bucket(tokens))
 
 
 def embed(
@@ -123,11 +123,12 @@ def read(
 def codes(params: Params, config: TowerConfig, boxes: Float[Array, "n P"]) -> Float[Array, "n C"]:
     """The codes of tokens' pictures."""
     pixels = boxes.reshape(-1, LINE, WIDTH)
-    columns = np.arange(config.n_strokes)[:, None] * config.stride + np.arange(config.window)
-    windows = pixels[:, :, columns].transpose(0, 2, 1, 3).reshape(len(boxes), config.n_strokes, -1)
-    strokes = jax.nn.gelu(dense(params["strokes"], windows))
-    runs = np.arange(config.n_shapes)[:, None] * config.step + np.arange(config.run)
-    shapes = jax.nn.gelu(dense(params["shapes"], strokes[:, runs].reshape(len(boxes), config.n_shapes, -1)))
+    starts = range(0, config.n_strokes * config.stride, config.stride)
+    windows = jnp.stack([pixels[:, :, start : start + config.window] for start in starts], axis=1)
+    strokes = jax.nn.gelu(dense(params["strokes"], windows.reshape(len(boxes), config.n_strokes, -1)))
+    last = (config.n_shapes - 1) * config.step + 1
+    runs = jnp.concatenate([strokes[:, i : i + last : config.step] for i in range(config.run)], axis=-1)
+    shapes = jax.nn.gelu(dense(params["shapes"], runs))
     whole = jax.nn.gelu(dense(params["whole"], shapes.reshape(len(boxes), -1)))
     code = dense(params["code"], whole).astype(jnp.float32)
     return code * jax.lax.rsqrt(jnp.mean(jnp.square(code), axis=-1, keepdims=True) + 1e-6)
