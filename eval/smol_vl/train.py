@@ -1,7 +1,8 @@
 """Train the tower of kamera-smol-vl from scratch: `make train-smol-vl`.
 
 The language model takes no part in it: the tower learns which of all drawable tokens a picture shows, from its code
-among the codes of others, of which each batch has a few thousand: those most alike, and some drawn at random.
+among the codes of others, of which each batch has a few thousand: those spelled alike, those that the pictures are most
+easily taken for, and some drawn at random.
 """
 
 import argparse
@@ -37,6 +38,12 @@ from models.registry import CHECKPOINTS
 STEPS = 4500
 """What the embedded tower was trained for, about: on one core that does nothing else, 20 minutes."""
 
+TAKEN = 6
+"""Tokens that a picture is most easily taken for: it is told apart from these in every batch."""
+
+RANKED = 50
+"""Steps after which it is looked anew which these are."""
+
 WARM_UP = 200
 DECAY = 0.01
 """Of weights, and of the learning rate in the end."""
@@ -63,8 +70,12 @@ class Learner:
         self._optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(b2=0.99))
         self._state = self._optimiser.init(self.params)
         self._steps = 0
+        self._ranked = 0
+        self._table = spelled(self.params, *self._rows)
         self._step = jax.jit(self._updated, donate_argnums=(0, 1, 2))
-        self._best = jax.jit(lambda params, boxes, table: (codes(params, config, boxes) @ table.T).argmax(-1))
+        self._best = jax.jit(
+            lambda params, boxes, table: jax.lax.top_k(codes(params, config, boxes) @ table.T, TAKEN)[1]
+        )
 
     def step(self, batch: Batch, done: float) -> tuple[jax.Array, jax.Array]:
         """One step on a batch, where a share of the training is ``done``; its loss, and the share of tokens read."""
@@ -74,7 +85,7 @@ class Learner:
             self.params,
             self._state,
             self.average,
-            (batch.boxes, batch.targets, batch.candidates),
+            (batch.boxes, batch.targets, batch.candidates, batch.offsets),
             np.float32(rate),
             np.float32(max(1 / self._steps, 0.005)),
         )
@@ -82,9 +93,20 @@ class Learner:
 
     def accuracy(self, pictures: np.ndarray, tokens: np.ndarray) -> float:
         """The share of pictures of which the token, a place in the spelling, is read: among all that can be drawn."""
-        table = spelled(self.average, *self._rows)
-        best = [self._best(self.average, part, table) for part in _padded(pictures, 256)]
-        return float(np.mean(np.concatenate(best)[: len(tokens)] == tokens))
+        best = self._taken(self.average, spelled(self.average, *self._rows), pictures)
+        return float(np.mean(best[:, 0] == tokens))
+
+    def rank(self, pictures: np.ndarray) -> np.ndarray:
+        """The `TAKEN` tokens that each picture is most easily taken for, by the codes of tokens of some steps ago."""
+        if self._steps >= self._ranked + RANKED:
+            self._ranked = self._steps
+            self._table = spelled(self.params, *self._rows)
+        return self._taken(self.params, self._table, pictures)
+
+    def _taken(self, params: Params, table: jax.Array, pictures: np.ndarray) -> np.ndarray:
+        padded = np.pad(pictures, ((0, -len(pictures) % 256), (0, 0)))
+        best = [np.asarray(self._best(params, part, table)) for part in np.split(padded, len(padded) // 256)]
+        return np.concatenate(best)[: len(pictures)]
 
     def kept(self) -> Params:
         """What is stored: the average, with the scale in the letters' vectors."""
@@ -102,18 +124,17 @@ class Learner:
         return params, state, average, loss, right
 
     def _loss(
-        self, params: Params, boxes: Float[Array, "n P"], targets: Int[Array, " n"], candidates: Int[Array, " N"]
+        self,
+        params: Params,
+        boxes: Float[Array, "n P"],
+        targets: Int[Array, " n"],
+        candidates: Int[Array, " N"],
+        offsets: Float[Array, " N"],
     ) -> tuple[jax.Array, jax.Array]:
         table = spelled(params, *(rows[candidates] for rows in self._rows))
-        scores = params["scale"] * codes(params, self.config, boxes) @ table.T
+        scores = params["scale"] * codes(params, self.config, boxes) @ table.T + offsets[None]
         loss = optax.softmax_cross_entropy_with_integer_labels(scores, targets).mean()
         return loss, (scores.argmax(-1) == targets).mean()
-
-
-def _padded(pictures: np.ndarray, size: int) -> list[np.ndarray]:
-    """The pictures in parts of one size, the last one filled up with blanks."""
-    padded = np.pad(pictures, ((0, -len(pictures) % size), (0, 0)))
-    return [padded[i : i + size] for i in range(0, len(padded), size)]
 
 
 def train(
@@ -124,7 +145,7 @@ def train(
     steps: int = STEPS,
     minutes: float = 0.0,
     size: int = 256,
-    candidates: int = 2048,
+    candidates: int = 3072,
     seed: int = 0,
     log: Callable[[dict[str, Any]], None] = print,
     keep: Callable[[Params], None] = lambda params: None,
@@ -153,7 +174,7 @@ def train(
     for number in range(1, steps + 1):
         passed = (time.time() - start) / 60
         done = max(number / steps, passed / minutes if minutes else 0)
-        recent.append(learner.step(words.batch(size, candidates), done))
+        recent.append(learner.step(words.batch(size, candidates, learner.rank), done))
         if number % max(min(steps // 10, 250), 1) == 0 or done >= 1:
             loss, right = np.mean(np.asarray(recent), axis=0)
             read = {name: round(learner.accuracy(*each), 4) for name, each in sets.items()}

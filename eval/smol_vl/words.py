@@ -1,7 +1,7 @@
 """Pictures of tokens to train on: tokens of every kind on pages of every typeface, cut as the tower's pages are."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,11 +30,13 @@ class Batch:
         boxes: pictures, f32[n, P].
         targets: of each, its place among the candidates.
         candidates: places of tokens in the `Spelling`, each once.
+        offsets: what is added to their scores: those drawn at random stand for many more that were not drawn.
     """
 
     boxes: np.ndarray
     targets: np.ndarray
     candidates: np.ndarray
+    offsets: np.ndarray
 
 
 class Words:
@@ -49,7 +51,7 @@ class Words:
         self._alike = _alike(self.pieces)
         self._rng = np.random.default_rng(seed)
         self._noise = self._rng.standard_normal(2 * 10**6, np.float32)
-        self._pages: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._pages: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
         self._drawn = 0
 
     def tokens(self, count: int) -> np.ndarray:
@@ -68,12 +70,19 @@ class Words:
             raise AssertionError(f"{len(tokens)} tokens in {face} were cut into {len(found)} boxes")
         return found, tokens
 
-    def batch(self, size: int, candidates: int) -> Batch:
-        """Tokens of pages drawn lately, some of them a few times, with contrast and noise of their own each time."""
+    def batch(self, size: int, candidates: int, rank: Callable[[np.ndarray], np.ndarray] | None = None) -> Batch:
+        """Tokens of pages drawn lately, some of them a few times, with contrast and noise of their own each time.
+
+        Args:
+            size: pictures.
+            candidates: tokens among which they are to be recognised: their own, those most like them, and others.
+            rank: gives the tokens that pictures are taken for, [n, k], which are then among the candidates.
+        """
         rng = self._rng
         if self._drawn % 2 == 0:
             found, tokens = self.pictures(self.tokens(size))
-            self._pages[self._drawn // 2 % KEPT] = (np.round(found * 255).astype(np.uint8), tokens)
+            taken = np.empty((len(found), 0), np.int64) if rank is None else rank(found)
+            self._pages[self._drawn // 2 % KEPT] = (np.round(found * 255).astype(np.uint8), tokens, taken)
         self._drawn += 1
         places = [int(i) for i in rng.integers(0, len(self._pages), size)]
         chosen = [(page, int(rng.integers(len(self._pages[page][1])))) for page in places]
@@ -83,14 +92,18 @@ class Words:
         noise = self._noise[int(rng.integers(len(self._noise) - pictures.size)) :][: pictures.size]
         pictures += noise.reshape(pictures.shape) * rng.uniform(0.0, 0.06, (size, 1)).astype(np.float32)
         own = np.unique(labels)
-        alike = [others[rng.integers(0, len(others), 5)] for i in labels.tolist() if len(others := self._alike[i])]
-        # Always as many, so that one program serves all batches: those most alike, and then any.
-        wanted = min(max(candidates, len(own)), len(self.pieces))
-        ranked = np.concatenate([*alike, rng.permutation(len(self.pieces))])
-        _, first = np.unique(ranked, return_index=True)
-        others = np.setdiff1d(ranked[np.sort(first)], own, assume_unique=True)
-        listed = np.sort(np.concatenate([own, others[: wanted - len(own)]]))
-        return Batch(pictures, np.searchsorted(listed, labels), listed)
+        alike = [others[rng.integers(0, len(others), 2)] for i in labels.tolist() if len(others := self._alike[i])]
+        alike += [self._pages[page][2][i] for page, i in chosen]
+        # Always as many, so that one program serves all batches.
+        like = rng.permutation(np.setdiff1d(np.concatenate([own, *alike]), own))
+        sure = np.concatenate([own, like[: max(candidates - len(own), 0)]])
+        others = np.setdiff1d(rng.permutation(len(self.pieces))[: 2 * candidates], sure, assume_unique=True)
+        others = rng.permutation(others)[: max(min(candidates, len(self.pieces)) - len(sure), 0)]
+        offset = np.log((len(self.pieces) - len(sure)) / len(others)) if len(others) else 0.0
+        listed = np.concatenate([sure, others])
+        order = np.argsort(listed)
+        offsets = np.where(order < len(sure), 0.0, offset).astype(np.float32)
+        return Batch(pictures, np.searchsorted(listed[order], labels), listed[order], offsets)
 
 
 def _alike(pieces: Sequence[Piece]) -> list[np.ndarray]:
