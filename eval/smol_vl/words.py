@@ -18,6 +18,12 @@ HELD_OUT = ("DejaVuSerif-Bold", "DejaVuSansMono-Bold")
 
 SIZES = (11, 12, 13)
 
+EVEN = 0.2
+"""The share of tokens that are drawn as often as all others."""
+
+POWER = 0.7
+"""The others are drawn by this power of their counts."""
+
 KEPT = 64
 """Pages that batches are drawn from; every second batch, the oldest makes room for a new one."""
 
@@ -43,11 +49,11 @@ class Words:
     """Draws batches."""
 
     def __init__(self, pieces: Mapping[int, Piece], counts: Mapping[int, int], seed: int) -> None:
-        """Draw a third of the tokens as often as all others, and two thirds by the roots of their counts in a text."""
+        """Draw a fifth of the tokens as often as all others, and the rest by powers of their counts in a text."""
         self.pieces = [pieces[number] for number in sorted(pieces)]
         self.spelling = Spelling.of(pieces)
-        weights = np.sqrt([counts.get(number, 0) for number in sorted(pieces)]) + 1e-9
-        self._weights = np.cumsum(2 / 3 * weights / weights.sum() + 1 / 3 / len(weights))
+        weights = np.power([counts.get(number, 0) + 1e-9 for number in sorted(pieces)], POWER)
+        self._weights = np.cumsum((1 - EVEN) * weights / weights.sum() + EVEN / len(weights))
         self._alike = _alike(self.pieces)
         self._rng = np.random.default_rng(seed)
         self._noise = self._rng.standard_normal(2 * 10**6, np.float32)

