@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.media.typeset import WORD_GAP, Face, Piece, drawn, page
+from models.media.typeset import WORD_GAP, Face, PageError, Piece, drawn, page
 from models.ports.smol_vl.boxes import WIDTH, boxes
 from models.ports.smol_vl.tower import Spelling
 
@@ -73,7 +73,7 @@ class Words:
         image = page([self.pieces[i] for i in tokens.tolist()], face, 640, rng.integers(-1, 2, 64).tolist())
         found = boxes(image)
         if len(found) != len(tokens):
-            raise AssertionError(f"{len(tokens)} tokens in {face} were cut into {len(found)} boxes")
+            raise PageError(f"{len(tokens)} tokens in {face} were cut into {len(found)} boxes; leave this face out")
         return found, tokens
 
     def batch(self, size: int, candidates: int, rank: Callable[[np.ndarray], np.ndarray] | None = None) -> Batch:

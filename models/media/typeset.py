@@ -114,7 +114,8 @@ def _glyph(face: Face, letter: str) -> tuple[np.ndarray, int, int]:
     inked = np.flatnonzero(dark.max(axis=0) >= INK)
     if not len(inked):
         raise PageError(f"the font {face.name} does not draw {letter!r}; choose another one")
-    first, last = int(inked[0]), int(inked[-1])
+    first = int(inked[0])
+    last = int(inked[-1])
     behind = face.size + round(font.getlength(letter)) - 1 - last
     return _squeezed(dark[:, first : last + 1]), first - face.size, behind
 
