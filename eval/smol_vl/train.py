@@ -36,7 +36,7 @@ from models.ports.smol_vl.weights import trained_table
 from models.registry import CHECKPOINTS
 
 STEPS = 4500
-"""What the embedded tower was trained for, about: on one core that does nothing else, 20 minutes."""
+"""Half an hour of one core. The embedded tower had 1,500 steps, a third of these."""
 
 TAKEN = 6
 """Tokens that a picture is most easily taken for: it is told apart from these in every batch."""
