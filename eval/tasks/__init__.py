@@ -11,6 +11,7 @@ from eval.tasks.text.induction import Induction
 from eval.tasks.text.moving import Orders, Recall, Slide
 from eval.tasks.text.page_break import PageBreak
 from eval.tasks.text.quotation import Quotation
+from eval.tasks.text.seen import SeenPageBreak, SeenQuotation
 
 __all__ = [
     "GROUP",
@@ -37,6 +38,8 @@ BUILTIN: tuple[Task, ...] = (
     Orders(),
     Slide(),
     Recall(),
+    SeenQuotation(),
+    SeenPageBreak(),
 )
 
 TASKS: dict[str, Task] = {task.name: task for task in BUILTIN}

@@ -27,6 +27,7 @@ class ImageMedium:
         embed: parameters, the tower's configuration, patches and layout to [M, E], zero from ``plan.tokens`` on.
         positions: for position axes of its own: rows and columns of patches, and the tower's configuration, to the
             block's positions f32[A, n], counted from where it begins, and how far behind that the next span begins.
+        reads_embeddings: whether ``embed`` reads the language model's embeddings too, as ``params["embeddings"]``.
     """
 
     settings_from_hf: Callable[[Mapping[str, Any], int], Any]
@@ -35,6 +36,7 @@ class ImageMedium:
     plan: Callable[[int, int, Any], Any]
     embed: Callable[[Params, Any, Any, Any], jax.Array]
     positions: Callable[[int, int, Any], tuple[np.ndarray, float]] | None = None
+    reads_embeddings: bool = False
     kind: str = "image"
     tower: str = "vision"
     items: str = "images (a file, a PIL image or uint8[H, W, 3])"

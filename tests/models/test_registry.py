@@ -9,8 +9,8 @@ from models.registry import UnknownModelError
 def test_unknown_names_are_refused_without_a_network(name):
     with pytest.raises(
         UnknownModelError,
-        match="expected one of kamera-tiny-gqa, kamera-tiny-mla, kamera-tiny-mha, smollm2-135m, smollm2, a folder in "
-        "hub format, a GGUF file, or a hub id",
+        match="expected one of kamera-tiny-gqa, kamera-tiny-mla, kamera-tiny-mha, kamera-smol-vl, smollm2-135m, "
+        "smollm2, a folder in hub format, a GGUF file, or a hub id",
     ):
         load(name)
 
@@ -24,7 +24,7 @@ def test_an_architecture_that_is_not_served_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "mamba"}', encoding="utf-8")
     with pytest.raises(
         UnknownModelError,
-        match="a 'mamba' model; this version serves deepseek_vl, kimi_vl, llama, llava, mistral, qwen2, qwen2_5_vl, "
-        "qwen3, smollm3",
+        match="a 'mamba' model; this version serves deepseek_vl, kamera_smol_vl, kimi_vl, llama, llava, mistral, qwen2, "
+        "qwen2_5_vl, qwen3, smollm3",
     ):
         load(tmp_path)

@@ -1,0 +1,1 @@
+"""Training of the tower of kamera-smol-vl."""
