@@ -3,8 +3,10 @@
 import pytest
 
 from eval.tiny.backbones import BACKBONES
+from models.hub.fields import read_json
 from models.ports.llama.config import FAMILIES
-from models.registry import ARCHITECTURES
+from models.ports.smol_vl.config import MODEL_TYPE as SMOL_VL
+from models.registry import ARCHITECTURES, CHECKPOINTS
 from tests.models.tiny_llava import CONFIG
 
 PREFIX = {
@@ -13,14 +15,15 @@ PREFIX = {
     "deepseek_vl": ("model.language_model", "lm_head"),
     "llava": ("language_model.model", "language_model.lm_head"),
 }
-PREFIX |= {name: ("model", "lm_head") for name in FAMILIES}
+PREFIX |= {name: ("model", "lm_head") for name in (*FAMILIES, SMOL_VL)}
 CONFIGS = {each.architecture.name: each.config for each in BACKBONES.values()}
 
 
 def config_of(name):
     if name in CONFIGS:
         return CONFIGS[name]
-    return ARCHITECTURES[name].config_from_hf(CONFIG if name == "llava" else {"model_type": name})
+    given = {"llava": CONFIG, SMOL_VL: read_json(CHECKPOINTS / "kamera-smol-vl" / "config.json") | {"text_config": {}}}
+    return ARCHITECTURES[name].config_from_hf(given.get(name, {"model_type": name}))
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
