@@ -132,7 +132,7 @@ def greedy(pair, ids, count):
 def test_a_session_of_texts_answers_as_hf(pair):
     """Two questions in a row: the second one behind the first one's turn."""
     vlm = pair.vlm
-    session = kj.Session(vlm, capacity=CAPACITY, policy=kj.ReusePolicy(fallback="patch"))
+    session = kj.Session(vlm, capacity=CAPACITY, rank=128, policy=kj.ReusePolicy(fallback="patch"))  # full rank
     for text in (FIRST, SECOND):
         session.add(text)
     prompt = pair.prompt([FIRST, SECOND], QUESTION)
