@@ -24,7 +24,7 @@ from kamera_jax.window.window import aligned
 from models.blocks.attention import GroupedQuery
 from models.blocks.decoder import DecoderConfig, text_declaration
 from models.blocks.params import init_params
-from models.forward import forward
+from models.forward import COLLECTS, forward
 
 LENGTHS = (256, 512, 1024)
 RANK = 32
@@ -41,6 +41,7 @@ class RandomDecoder:
 
     eos = (-1,)
     attends_in_place = True
+    collects = COLLECTS
 
     def __init__(self, *, layers: int = 8, width: int = 1024, heads: int = 8, kv_heads: int = 4) -> None:
         """Draw the weights; the feed-forward part is 2.75 times as wide."""
