@@ -2,6 +2,7 @@
 
 from copy import copy
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,10 @@ import pytest
 import kamera_jax as kj
 from kamera_jax.backbone import forward_flops
 from kamera_jax.errors import MissingInputsError, ModelMismatchError, StalePatchError
+from kamera_jax.guard import planning
 from kamera_jax.guard.planning import Action, Evict, Recall, Reorder, Replace, execute, plan
 from kamera_jax.guard.policy import ReusePolicy, Verdict
+from kamera_jax.patch.size import Size
 
 CAPACITY = 128
 QUESTION = "what colour is the cell ?"
@@ -100,6 +103,17 @@ def test_a_patch_that_is_lost_is_formed_again_and_only_that(random_vlm, chain):
     close(random_vlm, done.window, filled(random_vlm, [*chain[:2], (chain[2][0], fresh), chain[3]]))
     jax.tree.map(np.testing.assert_array_equal, found.window.state, before)
     close(random_vlm, execute(random_vlm, found).window, done.window)  # a plan can be done again
+
+
+def test_a_patch_formed_again_at_full_rank_is_exact(random_vlm, chain, monkeypatch):
+    """Where nothing of the default size is left out, the window is what prefill gives."""
+    full = partial(Size, rank=32)
+    monkeypatch.setattr(full, "like", Size.like, raising=False)
+    monkeypatch.setattr(planning, "Size", full)
+    slid = filled(random_vlm, [chain[1], (chain[2][0], None), chain[3]])
+    found = plan(random_vlm, slid, Recall(*chain[0], at=0), policy=ReusePolicy(), stored=[chain[3][1]])
+    done = execute(random_vlm, found)
+    close(random_vlm, done.window, kj.prefill(random_vlm, [chunk for chunk, _ in chain]))
 
 
 def test_a_stored_patch_is_used_where_it_fits_better(random_vlm, chain, texts):
