@@ -39,22 +39,53 @@ class Record:
         return sum(array.nbytes for array in self.arrays.values())
 
     @staticmethod
-    def of(chunk: Chunk, patch: Patch | None) -> "Record":
+    def of(chunk: Chunk, patch: Patch | None = None) -> "Record":
         """A copy that shares nothing with the device."""
         about, arrays = split_chunk(chunk)
-        record = Record(about, None, arrays)
-        return record if patch is None else record.with_patch(patch)
+        if patch is None:
+            return Record(about, None, arrays)
+        about_patch, of_patch = split_patch(patch)
+        return Record(about, about_patch, arrays | of_patch)
 
-    def with_patch(self, patch: Patch) -> "Record":
-        """The same chunk with a copy of a patch of it, in place of the one it had."""
-        about, arrays = split_patch(patch)
-        own = {name: array for name, array in self.arrays.items() if not name.startswith(_PATCH_ARRAYS)}
-        return Record(self.chunk, about, own | arrays)
+    def apart(self) -> tuple["Record", "PatchRecord | None"]:
+        """The chunk alone, and its patch if it has one."""
+        if self.patch is None:
+            return self, None
+        of_patch = {name: array for name, array in self.arrays.items() if name.startswith(_PATCH_ARRAYS)}
+        own = {name: array for name, array in self.arrays.items() if name not in of_patch}
+        return Record(self.chunk, None, own), PatchRecord(self.patch, of_patch)
 
     def unpacked(self) -> tuple[Chunk, Patch | None]:
         """The chunk and its patch, on the device."""
         chunk = join_chunk(self.chunk, self.arrays)
         return chunk, None if self.patch is None else join_patch(self.patch, self.arrays)
+
+
+@dataclass(frozen=True)
+class PatchRecord:
+    """A patch in host memory.
+
+    Attributes:
+        about: its fields that are no arrays, as JSON has them.
+        arrays: by dotted name.
+    """
+
+    about: Plain
+    arrays: Arrays
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays."""
+        return sum(array.nbytes for array in self.arrays.values())
+
+    @staticmethod
+    def of(patch: Patch) -> "PatchRecord":
+        """A copy that shares nothing with the device."""
+        return PatchRecord(*split_patch(patch))
+
+    def unpacked(self) -> Patch:
+        """The patch, on the device."""
+        return join_patch(self.about, self.arrays)
 
 
 def split_chunk(chunk: Chunk) -> tuple[Plain, Arrays]:

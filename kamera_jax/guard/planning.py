@@ -3,9 +3,11 @@
 A chunk that comes back, goes, moves or is edited changes what every chunk after it would have read. Most of them need
 no more than rotation, or a patch that is still stored; for the others a patch is formed anew, which changes what comes
 after them in turn. That cascade stops where the estimated error falls under the budget.
+
+`choose` picks what one chunk is served with, and `run` runs the model where that takes a forward: a session asks them
+for every chunk that comes, and plans only where others stand behind it.
 """
 
-import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +17,7 @@ from kamera_jax.arguments import check_list, check_type
 from kamera_jax.backbone import Backbone, forward_flops
 from kamera_jax.chunk import Chunk, Entry, Patch, describe
 from kamera_jax.errors import StalePatchError
-from kamera_jax.guard.policy import ReusePolicy, Verdict
+from kamera_jax.guard.policy import ReusePolicy
 from kamera_jax.inference.encode import form_patch, run_chunk
 from kamera_jax.patch.size import Size
 from kamera_jax.window.changes import append, without
@@ -44,8 +46,10 @@ __all__ = [
     "Reorder",
     "Replace",
     "Step",
+    "choose",
     "execute",
     "plan",
+    "run",
 ]
 
 
@@ -54,6 +58,7 @@ class Action(StrEnum):
 
     KEEP = "nothing"
     ROTATE = "rotation"
+    BARE = "no patch"
     STORED = "stored patch"
     FORM = "fresh patch"
     PREFILL = "re-prefill"
@@ -77,6 +82,7 @@ class Step:
         reason: why, in words.
         flops: FLOPs of its forward; 0 without one.
         bytes: bytes of KV and patch that are read and written for it.
+        present: the patch that it had before the change, or comes with.
     """
 
     chunk: Chunk
@@ -87,6 +93,7 @@ class Step:
     reason: str
     flops: float = 0.0
     bytes: int = 0
+    present: Patch | None = None
 
     @property
     def held(self) -> tuple[Patch, ...]:
@@ -171,14 +178,24 @@ def plan(
             break
         kept += 1
     steps = [
-        Step(each.chunk, _stored(each, stored), each.patch, Action.KEEP, 0.0, "nothing before it changes")
+        Step(
+            each.chunk,
+            _stored(each, stored),
+            each.patch,
+            Action.KEEP,
+            0.0,
+            "nothing before it changes",
+            present=each.patch,
+        )
         for each in after[:kept]
     ]
     built = without(window, range(kept, len(window.entries)))
     ready = built
     for each in after[kept:]:
         fresh = [place for place, step in enumerate(steps) if step.action in FORWARDS]
-        step = _needed(vlm, built, each.chunk, _stored(each, stored), each.patch, policy, fresh)
+        step = _allowed(
+            choose(vlm, built, each.chunk, _stored(each, stored), each.patch, policy=policy, fresh=fresh), policy
+        )
         # The caller has its window, and the plan has `ready` from its first forward on; pools may be shared.
         lent = built is window or (built is ready and step.action in FORWARDS)
         built = append(built, each.chunk, step.patch, donate=window.mode == "materialise" and not lent)
@@ -206,13 +223,9 @@ def execute(vlm: Backbone, plan: Plan) -> Plan:
     window = plan.window
     done = list(plan.steps[: len(plan.window.entries)])
     for step in plan.steps[len(done) :]:
-        present = step.stored[0] if step.stored else None
-        step = _needed(vlm, window, step.chunk, step.stored, present, plan.policy)
-        if step.action is Action.PREFILL:
-            chunk, _ = run_chunk(vlm, window, step.chunk)
-            step = replace(step, chunk=chunk, patch=None)
-        elif step.action is Action.FORM:
-            step = replace(step, patch=_fresh(vlm, window, step, plan.policy))
+        step = choose(vlm, window, step.chunk, step.stored, step.present, policy=plan.policy)
+        step = _allowed(step, plan.policy)
+        step = run(vlm, window, step, policy=plan.policy)
         # The plan keeps its window.
         window = append(
             window, step.chunk, step.patch, donate=window.mode == "materialise" and window is not plan.window
@@ -228,53 +241,82 @@ def _stored(each: Entry | Pair, stored: Sequence[Patch]) -> tuple[Patch, ...]:
     return (*(() if each.patch is None else (each.patch,)), *more)
 
 
-def _needed(
+def choose(
     vlm: Backbone,
     window: Window,
     chunk: Chunk,
-    stored: tuple[Patch, ...],
-    present: Patch | None,
+    stored: Sequence[Patch] = (),
+    present: Patch | None = None,
+    *,
     policy: ReusePolicy,
     fresh: Sequence[int] = (),
 ) -> Step:
-    """What a chunk needs at a window's end, where the entries ``fresh`` are still to be made right."""
+    """What a chunk is served with at a window's end; the model is not run.
+
+    Among no patch and each stored one, that of least estimated KL is taken where the policy accepts it; otherwise what
+    the policy falls back to, which takes a forward.
+
+    Args:
+        vlm: the model: its FLOPs are stated.
+        window: what stands before.
+        chunk: what comes.
+        stored: patches of it that may be used.
+        present: the one it has now.
+        policy: the budget.
+        fresh: entries of the window that are still to be made right, and are taken to be.
+
+    Raises:
+        ModelMismatchError, PreambleMismatchError, PatchMismatchError: see `ReusePolicy.judge`.
+    """
     moved = 2 * chunk.length * window.spec.token_bytes if window.mode == "materialise" else 0
-    verdicts = [policy.judge(window, chunk, patch, fresh=fresh) for patch in stored] or [_unpatched(window, chunk)]
+    candidates: list[Patch | None] = [present, *(patch for patch in stored if patch is not present)]
+    if present is not None:
+        candidates.append(None)
+    verdicts = [policy.judge(window, chunk, patch, fresh=fresh) for patch in candidates]
     best = min(range(len(verdicts)), key=lambda i: (not verdicts[i].accept, verdicts[i].estimate_kl))
     verdict = verdicts[best]
-    patch = stored[best] if stored else None
+    patch = candidates[best]
     nbytes = moved + (0 if patch is None else patch.nbytes)
+    kept = tuple(stored)
     if verdict.accept:
-        action = Action.ROTATE if patch is present else Action.STORED
-        return Step(chunk, stored, patch, action, verdict.estimate_kl, verdict.reason, bytes=nbytes)
-    if policy.fallback == "error":
-        raise StalePatchError(
-            f'{describe(chunk)} needs a forward here: {verdict.reason}; choose fallback="patch" or "reprefill"'
-        )
+        action = Action.ROTATE if patch is present else Action.BARE if patch is None else Action.STORED
+        return Step(chunk, kept, patch, action, verdict.estimate_kl, verdict.reason, bytes=nbytes, present=present)
     action = Action.PREFILL if chunk.conditioned or policy.fallback == "reprefill" else Action.FORM
     flops = forward_flops(vlm, _tokens(chunk), window.tokens)
-    return Step(chunk, stored, patch, action, 0.0, verdict.reason, flops=flops, bytes=nbytes)
+    return Step(chunk, kept, patch, action, 0.0, verdict.reason, flops=flops, bytes=nbytes, present=present)
 
 
-def _unpatched(window: Window, chunk: Chunk) -> Verdict:
-    """The verdict on a chunk without a patch: canonical, or with the KV that a forward gave it."""
-    if chunk.lineage and chunk.lineage == window.lineage:
-        return Verdict(True, 0.0, "it stands behind what it was run behind")
-    if not chunk.key or not window.lineage:
-        return Verdict(False, math.inf, "it has no patch, and without a key it is not known what it was run behind")
-    if chunk.preamble != window.preamble.chunk.key:
-        return Verdict(False, math.inf, "it has no patch, and was run behind nothing, not behind the window's preamble")
-    if chunk.antecedents == window.keys:
-        why = "it has no patch, and the chunks before it have other patches or codecs than when it ran"
-        return Verdict(False, math.inf, why)
-    return Verdict(False, math.inf, "it has no patch, and other chunks before it than it was run behind")
+def run(vlm: Backbone, window: Window, step: Step, *, policy: ReusePolicy, size: Size | None = None) -> Step:
+    """The step with the forward done that it needs at a window's end; the step itself where it needs none.
 
+    Args:
+        vlm: the model.
+        window: what stands before.
+        step: of `choose`, for this window.
+        policy: its calibration says which sketch a patch keeps.
+        size: of a patch that is formed; as the largest stored one by default, where there is one.
 
-def _fresh(vlm: Backbone, window: Window, step: Step, policy: ReusePolicy) -> Patch:
-    largest = max(step.stored, key=lambda patch: patch.nbytes, default=None)
-    size = Size() if largest is None else Size.like(largest.factors, largest.length)
+    Raises:
+        MissingInputsError: the chunk lost its inputs.
+    """
+    if step.action is Action.PREFILL:
+        chunk, _ = run_chunk(vlm, window, step.chunk)
+        return replace(step, chunk=chunk, patch=None)
+    if step.action is not Action.FORM:
+        return step
+    if size is None:
+        largest = max(step.stored, key=lambda patch: patch.nbytes, default=None)
+        size = Size() if largest is None else Size.like(largest.factors, largest.length)
     sketch = None if policy.calibration is None else policy.calibration.sketch
-    return form_patch(vlm, step.chunk, context=window, sketch=sketch, **size.asked)
+    return replace(step, patch=form_patch(vlm, step.chunk, context=window, sketch=sketch, **size.asked))
+
+
+def _allowed(step: Step, policy: ReusePolicy) -> Step:
+    if policy.fallback == "error" and step.action in FORWARDS:
+        raise StalePatchError(
+            f'{describe(step.chunk)} needs a forward here: {step.reason}; choose fallback="patch" or "reprefill"'
+        )
+    return step
 
 
 def _flops(vlm: Backbone, window: Window, place: int) -> float:

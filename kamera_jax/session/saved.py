@@ -9,11 +9,13 @@ from kamera_jax.chunk import Chunk, Patch
 from kamera_jax.errors import ModelMismatchError, PreambleMismatchError, SnapshotCorruptError
 from kamera_jax.forward import preamble_chunk
 from kamera_jax.library import snapshot
-from kamera_jax.record import Record
+from kamera_jax.record import Arrays, PatchRecord, Record
 from kamera_jax.window.changes import append
 from kamera_jax.window.window import Window
 
 KIND = "session"
+
+_PATCH = "patch"
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,8 @@ class SavedSession:
     Attributes:
         window: the window as it stands.
         memory: evicted chunks in host memory, the least recently used first.
+        patches: patches in host memory, of evicted chunks and others, those of least worth first.
+        used: keys of the window's chunks, the least recently used first.
         evicted: keys of the evicted chunks, wherever they are stored, the least recently used first.
         pinned: keys of the chunks that stay when others are evicted.
         memory_bytes: at most so many bytes of them; None for no bound.
@@ -32,6 +36,8 @@ class SavedSession:
 
     window: Window
     memory: tuple[Record, ...]
+    patches: tuple[PatchRecord, ...]
+    used: tuple[str, ...]
     evicted: tuple[str, ...]
     pinned: tuple[str, ...]
     memory_bytes: int | None
@@ -60,6 +66,8 @@ def save_session(folder: Path, session: SavedSession) -> None:
         ],
         "records": [{"chunk": record.chunk, "patch": record.patch} for record in records],
         "held": len(session.memory),
+        "patches": [patch.about for patch in session.patches],
+        "used": session.used,
         "evicted": session.evicted,
         "pinned": session.pinned,
         "memory_bytes": session.memory_bytes,
@@ -67,6 +75,8 @@ def save_session(folder: Path, session: SavedSession) -> None:
         "stats": session.stats,
     }
     arrays = {f"{i}.{name}": array for i, record in enumerate(records) for name, array in record.arrays.items()}
+    for i, patch in enumerate(session.patches):
+        arrays |= {f"{_PATCH}{i}.{name}": array for name, array in patch.arrays.items()}
     snapshot.write(folder, description, arrays)
 
 
@@ -96,8 +106,10 @@ def load_session(vlm: Backbone, folder: Path) -> SavedSession:
         )
     records = []
     for i, about in enumerate(described["records"]):
-        own = {name.removeprefix(f"{i}."): array for name, array in arrays.items() if name.startswith(f"{i}.")}
-        records.append(Record(about["chunk"], about["patch"], own))
+        records.append(Record(about["chunk"], about["patch"], _under(f"{i}.", arrays)))
+    patches = [
+        PatchRecord(about, _under(f"{_PATCH}{i}.", arrays)) for i, about in enumerate(described.get("patches", ()))
+    ]
     unpacked: dict[int, tuple[Chunk, Patch | None]] = {}
     window = Window.empty(vlm, described["capacity"], mode=described["mode"])
     for entry in described["entries"]:
@@ -114,9 +126,16 @@ def load_session(vlm: Backbone, folder: Path) -> SavedSession:
     return SavedSession(
         window=window,
         memory=memory,
+        patches=tuple(patches),
+        used=tuple(described.get("used", window.keys)),
         evicted=tuple(described.get("evicted", [record.chunk["key"] for record in memory])),
         pinned=tuple(described["pinned"]),
         memory_bytes=described["memory_bytes"],
         rank=described["rank"],
         stats=stats,
     )
+
+
+def _under(prefix: str, arrays: Arrays) -> Arrays:
+    """The arrays whose names begin so, by the rest of their names."""
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

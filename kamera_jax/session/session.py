@@ -1,42 +1,41 @@
 """The loop an agent's author writes: add what comes, ask, slide when the window is full, recall by key."""
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from kamera_jax.backbone import Backbone
-from kamera_jax.chunk import Chunk, Entry, Patch
+from kamera_jax.backbone import Backbone, forward_flops
+from kamera_jax.chunk import Chunk, Patch
 from kamera_jax.errors import ChunkNotHeldError, MissingKeyError
-from kamera_jax.guard.planning import FORWARDS, execute, plan
+from kamera_jax.guard.planning import FORWARDS, Action, Step
 from kamera_jax.guard.policy import ReusePolicy
 from kamera_jax.identity import canonical_key
-from kamera_jax.inference.encode import encode_segment, form_patch
+from kamera_jax.inference.encode import encode_segment
 from kamera_jax.inference.generate import Decoding, Generation, generate_turn, question_tail, turn_slots
-from kamera_jax.session.choice import best_patch
-from kamera_jax.session.lending import Lent
+from kamera_jax.session.kept import Kept
+from kamera_jax.session.log import Log, Operation, Served, served
 from kamera_jax.session.memory import ChunkMemory
 from kamera_jax.session.saved import SavedSession, load_session, save_session
+from kamera_jax.session.serving import Coming, Serving, standing
 from kamera_jax.session.settings import MEMORY, check_key, check_settings, folder_of
 from kamera_jax.session.stats import SessionStats
 from kamera_jax.store import Store
-from kamera_jax.window.changes import changed, check_changes, reserved, without
+from kamera_jax.window.changes import append, reserved, without
 from kamera_jax.window.edits import Append, Change, Pair, Recall, Replace, applied
-from kamera_jax.window.eviction import in_the_way
 from kamera_jax.window.pool import FIRST_ROWS
 from kamera_jax.window.window import Mode, Window
-
-Rerun = tuple[Chunk, Patch | None, Chunk]
-"""A chunk with the patch it had, and what it is where it was run again."""
 
 
 class Session:
     """A window that is kept going: a small mutable object around immutable ones.
 
-    When what comes does not fit, the oldest entries that are not pinned leave the window. They stay in host memory with
-    their patches, so that they can be recalled, up to a bound: a stream runs at fixed memory, on the device and beside.
-    An operation that fails leaves the session as it was. One thread at a time.
+    When what comes does not fit, the entries that were not used for longest and are not pinned leave the window. They
+    stay in host memory with their patches, so that they can be recalled, up to a bound: a stream runs at fixed memory,
+    on the device and beside. What comes back is served with what is stored of it where the policy finds that safe, and
+    `last` and `log` say what was done and why. An operation that fails leaves the session as it was. One thread at a
+    time.
     """
 
     def __init__(
@@ -56,10 +55,11 @@ class Session:
             vlm: the model.
             capacity: slots of the window.
             mode: how the window keeps its chunks; see `Window.empty`.
-            memory_bytes: at most so much host memory for evicted chunks, the least recently used of which are dropped;
-                None for no bound. Not used with a store of the caller's.
+            memory_bytes: at most so much host memory for evicted chunks and for patches; what is dropped for it is said
+                by `kamera_jax.session.memory.ChunkMemory`. None for no bound. Not used with a store of the caller's.
             rank: components of the patches that are formed, in every layer; by default as in `kamera_jax.form_patch`.
-            policy: when a patch may be trusted behind other chunks than it was formed behind; without one it always is.
+            policy: what may be reused, and what is done otherwise; by default ``ReusePolicy()`` with the model's own
+                calibration where it has one.
             store: where evicted chunks go and known ones are looked for, in place of host memory: a `ChunkLibrary` that
                 is open for writing, or any other `kamera_jax.store.Store`. What it holds is not encoded again.
 
@@ -68,30 +68,28 @@ class Session:
         """
         rank, memory_bytes = check_settings(rank, memory_bytes, policy, store)
         self._vlm = vlm
-        self._window = reserved(Window.empty(vlm, capacity, mode=mode), FIRST_ROWS)
         self._memory_bytes = memory_bytes
-        self._store: Store = ChunkMemory(memory_bytes) if store is None else store
-        self._evicted: tuple[str, ...] = ()
         self._rank = rank
-        self._policy = policy
-        self._pinned: frozenset[str] = frozenset()
+        window = reserved(Window.empty(vlm, capacity, mode=mode), FIRST_ROWS)
+        self._kept = Kept(window, ChunkMemory(memory_bytes) if store is None else store)
+        self._serving = Serving(vlm, policy, rank)
+        self._log = Log()
         self._stats = SessionStats()
-        self._lent = Lent()
 
     @property
     def window(self) -> Window:
         """The window as it stands: the caller's to keep, whatever the session does next."""
-        return self._lent.lend(self._window)
+        return self._kept.lent.lend(self._kept.window)
 
     @property
     def keys(self) -> tuple[str, ...]:
         """Keys of the window's chunks, in order."""
-        return self._window.keys
+        return self._kept.window.keys
 
     @property
     def evicted(self) -> tuple[str, ...]:
         """Keys of the evicted chunks that can be recalled, the least recently used first."""
-        return tuple(key for key in self._evicted if self._store.has(key))
+        return tuple(key for key in self._kept.evicted if self._kept.store.has(key))
 
     @property
     def held(self) -> tuple[str, ...]:
@@ -100,41 +98,53 @@ class Session:
         return self.evicted
 
     @property
+    def last(self) -> tuple[Served, ...]:
+        """What the last `add`, `recall` or `replace` did for each chunk it touched, and why."""
+        return self._log.last
+
+    @property
+    def log(self) -> tuple[Served, ...]:
+        """The same of all operations, the latest thousand records."""
+        return self._log.all
+
+    @property
     def stats(self) -> SessionStats:
         """What the session has done so far."""
-        if not isinstance(self._store, ChunkMemory):
+        store = self._kept.store
+        if not isinstance(store, ChunkMemory):
             return self._stats
-        forgotten = self._stats.forgotten + self._store.dropped
-        return replace(self._stats, forgotten=forgotten, evicted_bytes=self._store.nbytes)
+        return replace(self._stats, forgotten=self._stats.forgotten + store.dropped, evicted_bytes=store.nbytes)
 
     def add(self, item: Any, key: str | None = None, *, patch: bool = True, pin: bool = False) -> str:
         """Put an item at the window's end.
 
-        What the session knows, in its window or in memory, is not encoded again; nor is a patch formed again behind the
-        same chunks with the same patches.
+        What the session knows, in its window or in memory, is not encoded again. What stands in the window already
+        stays where it is, and counts as just used; `recall` with a place moves it. Of what comes back, the policy
+        chooses among no patch, each patch that is stored, and a fresh one or a forward of the chunk: see `last`.
 
         Args:
             item: what `encode` takes, or a chunk.
             key: the item's, where it is known from before: then an item that the session knows is not even read.
-            patch: form a patch on the window as it stands, or leave the chunk as it is; a chunk that is not canonical
-                gets none.
+            patch: patch the chunk for the window as it stands, or leave it as it is; a chunk that is not canonical gets
+                none.
             pin: keep it in the window when others are evicted; see `pin`.
 
         Returns:
-            The chunk's key.
+            The chunk's key, as it stands in the window.
 
         Raises:
             WindowFullError: it does not fit beside what is pinned.
             ValueError: the item cannot be read, or has another key.
             ModelMismatchError, PreambleMismatchError, MissingInputsError: see `append` and `form_patch`.
+            StalePatchError: no stored patch will do, and the policy asks for an error.
             MissingKeyError: a chunk without a key.
         """
-        chunk, patches, encoded = self._chunk(item, key)
-        gone = in_the_way(self._window, self._pinned, Append(chunk))
-        window = without(self._window, gone)
-        new, formed = self._patch(chunk, patches, window) if patch else (None, 0)
-        self._commit(window, gone, chunk.key, change=Append(chunk, new))
-        self._count(seen=1, encoded=encoded, patched=formed)
+        chunk, patches, encoding = self._chunk(item, key)
+        if chunk.key in self.keys:
+            self._stay("add", chunk.key)
+            self._count(seen=1, reused=1)
+        else:
+            chunk = self._put("add", Append(chunk), patches, patch=patch, encoding=encoding)
         if pin:
             self.pin(chunk.key)
         return chunk.key
@@ -153,52 +163,48 @@ class Session:
             ValueError: see `generate`.
         """
         decoding = Decoding(max_new_tokens=max_new_tokens, keep=keep, **options)
-        tail = question_tail(self._vlm, self._window, text)
+        tail = question_tail(self._vlm, self._kept.window, text)
         room = turn_slots(self._vlm, tail, decoding)
-        advance = tail.advance + room - int(tail.length)
-        gone = in_the_way(self._window, self._pinned, None, more=(room, advance))
-        window = without(self._window, gone)
+        gone = self._kept.in_the_way(None, more=(room, tail.advance + room - int(tail.length)))
+        window = without(self._kept.window, gone)
         answer, turn = generate_turn(self._vlm, window, text, decoding)
         if turn is None:
-            return replace(answer, window=self._lent.lend(window))
-        self._commit(window, gone, change=Append(turn))
-        self._count(turns=1)
+            return replace(answer, window=self._kept.lent.lend(window))
+        self._kept.commit(window, gone, change=Append(turn))
+        self._count(turns=1, evicted=len(gone))
         return replace(answer, window=self.window)
 
-    def recall(self, key: str, at: int | None = None) -> None:
-        """Bring an evicted chunk back with the patch it had: no forward, unless the policy asks for one.
+    def recall(self, key: str, at: int | None = None, *, patch: bool = True) -> None:
+        """Bring an evicted chunk back, or move one that stands in the window.
 
-        With a policy, what comes to stand behind it is judged too; see `kamera_jax.guard.planning`.
+        The policy chooses what it is served with as in `add`, and judges what comes to stand behind it likewise.
 
         Args:
-            key: of a chunk in memory, or in the window, where it then stands twice.
+            key: of a chunk in memory, or in the window: that one stays where it is, or moves if a place is given.
             at: before which entry of the window as it stands; None for its end.
+            patch: patch the chunk for what comes to stand before it, or bring it as it is.
 
         Raises:
             ChunkNotHeldError: the session holds no such chunk.
             ValueError: ``at`` is no place in the window.
             WindowFullError: it does not fit beside what is pinned.
+            MissingInputsError: no stored patch will do, and the chunk was kept without what runs it again.
+            StalePatchError: no stored patch will do, and the policy asks for an error.
         """
-        known = self._find(key)
+        known = self._kept.find(key)
         if known is None:
             raise ChunkNotHeldError(
                 f"the session has no chunk {key[:12]}: it was never added, or was dropped to stay within "
                 f"memory_bytes={self._memory_bytes}; add the item again"
             )
         chunk, patches = known
-        change = Recall(chunk, None, at)
-        gone = in_the_way(self._window, self._pinned, change)
-        window = without(self._window, gone)
-        change = change.without(gone)
-        change = replace(change, patch=best_patch(window, chunk, patches, change.at))
-        formed = 0
-        rerun: list[Rerun] = []
-        if self._policy is None:
-            self._commit(window, gone, key, change=change)
+        if key not in self.keys:
+            self._put("recall", Recall(chunk, None, at), patches, patch=patch)
+        elif at is None:
+            self._stay("recall", key)
         else:
-            window, formed, rerun = self._executed(window, change, patches)
-            self._commit(window, gone, key, rerun)
-        self._count(recalls=1, patched=formed)
+            self._move(key, at, patch=patch)
+        self._count(recalls=1)
 
     def replace(self, key: str, item: Any, *, patch: bool = True) -> str:
         """Put an item in place of a chunk of the window: an edited page.
@@ -206,7 +212,7 @@ class Session:
         Later chunks keep their patches, or those that the policy asks for.
 
         Args:
-            key: of the chunk; the last one where it stands several times. It can be recalled.
+            key: of the chunk; it can be recalled.
             item: what `encode` takes, or a chunk.
             patch: form a patch on what stands before.
 
@@ -217,25 +223,17 @@ class Session:
             ChunkNotHeldError: the window holds no such chunk; else see `add`.
         """
         self._check_there(key)
-        place = max(i for i, each in enumerate(self.keys) if each == key)
-        chunk, patches, encoded = self._chunk(item, None)
-        change = Replace(place, chunk)
-        gone = in_the_way(self._window, self._pinned, change)
-        window = without(self._window, gone)
-        change = change.without(gone)
-        formed = 0
-        if patch:
-            before = without(window, range(change.index, len(window.entries)))
-            new, formed = self._patch(chunk, patches, before)
-            change = replace(change, patch=new)
-        pinned = key in self._pinned
-        if self._policy is None:
-            self._commit(window, [*gone, place], chunk.key, change=change)
+        chunk, patches, encoding = self._chunk(item, None)
+        pinned = key in self._kept.pinned
+        place = self.keys.index(key)
+        if chunk.key in self.keys:
+            gone = [place] if chunk.key != key else []
+            self._kept.commit(without(self._kept.window, gone), gone)
+            self._stay("replace", chunk.key)
+            self._count(seen=1, reused=1, evicted=len(gone))
         else:
-            window, cascade, rerun = self._executed(window, change)
-            formed += cascade
-            self._commit(window, [*gone, place], chunk.key, rerun)
-        self._count(seen=1, encoded=encoded, patched=formed)
+            change = Replace(place, chunk)
+            chunk = self._put("replace", change, patches, patch=patch, encoding=encoding)
         if pinned:
             self.pin(chunk.key)
         return chunk.key
@@ -247,7 +245,7 @@ class Session:
             ChunkNotHeldError: the window holds no such chunk.
         """
         self._check_there(key)
-        self._pinned = self._pinned | {key} if pinned else self._pinned - {key}
+        self._kept.pinned = self._kept.pinned | {key} if pinned else self._kept.pinned - {key}
 
     def save(self, folder: str | Path) -> None:
         """Write the session to a folder: its window, and the evicted chunks in host memory.
@@ -257,11 +255,15 @@ class Session:
         Raises:
             ValueError: the folder holds something else.
         """
+        kept = self._kept
+        memory = kept.store if isinstance(kept.store, ChunkMemory) else None
         saved = SavedSession(
-            window=self._window,
-            memory=self._store.records if isinstance(self._store, ChunkMemory) else (),
+            window=kept.window,
+            memory=() if memory is None else memory.records,
+            patches=() if memory is None else memory.patch_records,
+            used=kept.used,
             evicted=self.evicted,
-            pinned=tuple(sorted(self._pinned)),
+            pinned=tuple(sorted(kept.pinned)),
             memory_bytes=self._memory_bytes,
             rank=self._rank,
             stats=asdict(self.stats),
@@ -281,7 +283,7 @@ class Session:
         """
         saved = load_session(vlm, folder_of(folder))
         window = saved.window
-        memory = ChunkMemory(saved.memory_bytes, saved.memory) if store is None else store
+        memory = ChunkMemory(saved.memory_bytes, saved.memory, saved.patches) if store is None else store
         session = cls(
             vlm,
             window.capacity,
@@ -291,19 +293,21 @@ class Session:
             policy=policy,
             store=memory,
         )
-        session._window = window
-        session._evicted = saved.evicted
-        session._pinned = frozenset(saved.pinned)
+        kept = session._kept
+        kept.window = window
+        kept.used = saved.used
+        kept.evicted = saved.evicted
+        kept.pinned = frozenset(saved.pinned)
         session._stats = SessionStats(**saved.stats)
         return session
 
-    def _chunk(self, item: Any, key: str | None) -> tuple[Chunk, Sequence[Patch], int]:
-        """The item's chunk, the patches that are known of it, and how often it had to be encoded."""
-        if key is not None and (known := self._find(key)) is not None:
-            return *known, 0
+    def _chunk(self, item: Any, key: str | None) -> tuple[Chunk, Sequence[Patch], float]:
+        """The item's chunk, the patches that are known of it, and the FLOPs of encoding it if it was not known."""
+        if key is not None and (known := self._kept.find(key)) is not None:
+            return *known, 0.0
         item = item if isinstance(item, Chunk) else self._vlm.prepare(item)
-        preamble = self._window.preamble.chunk.key
-        own = item.key if isinstance(item, Chunk) else canonical_key(item, self._vlm.spec, preamble)
+        preamble = self._kept.window.preamble.chunk
+        own = item.key if isinstance(item, Chunk) else canonical_key(item, self._vlm.spec, preamble.key)
         if not own:
             raise MissingKeyError(
                 "the chunk has no key, so it could not be found again: it was built by hand, or went through a JAX "
@@ -311,89 +315,94 @@ class Session:
             )
         if key is not None and key != own:
             raise ValueError(f"the item has the key {own[:12]}, not {key[:12]}; give its own key, or none")
-        known = self._find(own)
+        known = self._kept.find(own)
         if isinstance(item, Chunk):
-            return item, () if known is None else known[1], 0
-        return (encode_segment(self._vlm, item), (), 1) if known is None else (*known, 0)
+            return item, () if known is None else known[1], 0.0
+        if known is not None:
+            return *known, 0.0
+        chunk = encode_segment(self._vlm, item)
+        return chunk, self._kept.store.patches(own), forward_flops(self._vlm, chunk.length, preamble.length)
 
     def _check_there(self, key: str) -> None:
         check_key(key)
         if key not in self.keys:
             raise ChunkNotHeldError(f"the window has no chunk {key[:12]}; recall it first, or add the item")
 
-    def _find(self, key: str) -> tuple[Chunk, Sequence[Patch]] | None:
-        """A chunk of the window or the store, and what patches there are of it."""
-        check_key(key)
-        for entry in reversed(self._window.entries):
-            if entry.chunk.key == key:
-                return entry.chunk, () if entry.patch is None else (entry.patch,)
-        chunk = self._store.find(key)
-        return None if chunk is None else (chunk, self._store.patches(key))
+    def _stay(self, operation: Operation, key: str) -> None:
+        """Note that a chunk which stands in the window is used again."""
+        self._kept.use(key)
+        self._log.write([Served(operation, key, Action.KEEP, "it stands in the window already")])
 
-    def _patch(self, chunk: Chunk, patches: Sequence[Patch], window: Window) -> tuple[Patch | None, int]:
-        """The chunk's patch behind a window, and how often one had to be formed."""
-        if chunk.conditioned or not window.entries:
-            return None, 0
-        for patch in patches:
-            if window.is_as_formed(chunk, patch):
-                return patch, 0
-        calibration = None if self._policy is None else self._policy.calibration
-        sketch = None if calibration is None else calibration.sketch
-        return form_patch(self._vlm, chunk, context=window, rank=self._rank, sketch=sketch), 1
+    def _put(
+        self, operation: Operation, change: Change, patches: Sequence[Patch], *, patch: bool, encoding: float = 0.0
+    ) -> Chunk:
+        """Do an edit by which one chunk comes, and give that chunk as it then stands."""
+        gone = self._kept.in_the_way(change)
+        staying = [place for place in range(len(self.keys)) if place not in gone]
+        after: list[int | Coming] = []
+        for each in applied(staying, change.without(gone)):
+            new = operation != "recall"
+            after.append(Coming(each.chunk, None, tuple(patches), patch, new) if isinstance(each, Pair) else each)
+        return self._arrange(operation, after, encoding=encoding)
 
-    def _executed(
-        self, window: Window, change: Change, patches: Sequence[Patch] = ()
-    ) -> tuple[Window, int, list[Rerun]]:
-        """The window after a change that the policy has judged, how many forwards that took, and what was run again."""
-        assert self._policy is not None
-        planned = plan(self._vlm, window, change, policy=self._policy, stored=patches)
-        done = execute(self._vlm, planned)
-        pairs = [(old, new) for old, new in zip(planned.steps, done.steps, strict=True) if old.chunk is not new.chunk]
-        rerun = [(old.chunk, old.stored[0] if old.stored else None, new.chunk) for old, new in pairs]
-        return done.window, sum(done.count(action) for action in FORWARDS), rerun
+    def _move(self, key: str, at: int, *, patch: bool) -> None:
+        """Move a chunk of the window before another of its entries, or to its end."""
+        place = self.keys.index(key)
+        entry = self._kept.window.entries[place]
+        coming = Coming(entry.chunk, entry.patch, tuple(self._kept.store.patches(key)), patch)
+        after: list[int | Coming] = []
+        for each in applied(range(len(self.keys)), Recall(entry.chunk, None, at)):
+            if each != place:
+                after.append(coming if isinstance(each, Pair) else each)
+        if after.index(coming) == place:
+            self._stay("recall", key)
+        else:
+            self._arrange("recall", after, moved=place)
 
-    def _owns(self, window: Window) -> bool:
-        """Whether nobody else has a window with these buffers; in place, those made from one another share pools."""
-        return not self._lent or (window.mode == "materialise" and window is not self._window)
+    def _arrange(
+        self, operation: Operation, after: Sequence[int | Coming], *, encoding: float = 0.0, moved: int | None = None
+    ) -> Chunk:
+        """Make the window of some of its entries and one chunk that comes, and give that chunk as it then stands.
 
-    def _commit(
-        self,
-        window: Window,
-        gone: Iterable[int],
-        used: str | None = None,
-        rerun: Sequence[Rerun] = (),
-        change: Change | None = None,
-    ) -> None:
-        """Go on with a window, which the entries at the places ``gone`` are not in, and ``used`` is.
+        What stands behind it is served anew, as the policy has it.
 
-        A ``change`` is done to the window after what leaves is stored, as a store on disk may fail. What was run again
-        has another key there: it stays pinned, and as it was it can be recalled.
+        Args:
+            operation: what the session was asked for.
+            after: what the window is to have: the places of its entries, and what comes.
+            encoding: FLOPs that what comes took to be encoded.
+            moved: its place in the window as it is, if it has one.
         """
-        after = window.entries if change is None else applied(window.entries, change)
-        keys = {each.chunk.key for each in after}
-        if change is not None:
-            check_changes(window, change)
-        leaving: list[Pair | Entry] = [Pair(old, patch) for old, patch, _ in rerun]
-        left = [self._window.entries[place] for place in gone]
-        leaving = [each for each in (*leaving, *left) if each.chunk.key not in keys]
-        evicted = [key for key in self._evicted if key != used]
-        if used is not None:
-            self._store.release(used)
-        for each in leaving:
-            self._store.put(each.chunk)
-            if each.patch is not None:
-                self._store.put(each.patch)
-            evicted = [*(key for key in evicted if key != each.chunk.key), each.chunk.key]
-        if change is not None:
-            window = reserved(window, (each.chunk.kv.rot.shape[1] for each in after))
-            window = changed(window, change, donate=self._owns(window))
-        self._evicted = tuple(evicted)
-        if window.mode == "materialise":
-            self._lent.forget()
-        self._window = window
-        self._pinned |= {new.key for old, _, new in rerun if old.key in self._pinned}
-        self._pinned &= set(window.keys)
-        self._count(evicted=len(left))
+        window = self._kept.window
+        came = next(i for i, each in enumerate(after) if isinstance(each, Coming))
+        first = came if moved is None else min(came, moved)
+        coming = [each if isinstance(each, Coming) else standing(window, each) for each in after[first:]]
+        leaving = [place for place in range(len(self.keys)) if place not in (*after, moved)]
+        staying = without(window, [place for place in range(len(self.keys)) if place not in after[:first]])
+        steps: list[Step] = []
+        for each in coming[:-1]:
+            steps.append(self._serving.step(staying, each))
+            # What the session has is left alone until all is done; in place, its pools are shared.
+            own = window.mode == "materialise" and staying is not window
+            staying = append(staying, steps[-1].chunk, steps[-1].patch, donate=own)
+        steps.append(self._serving.step(staying, coming[-1]))
+        change = Append(steps[-1].chunk, steps[-1].patch)
+        self._kept.commit(staying, leaving, list(zip(coming, steps, strict=True)), change)
+        chunk = steps[came - first].chunk
+        self._kept.use(chunk.key)
+        costs = [encoding if i == came - first else 0.0 for i in range(len(steps))]
+        records = [
+            served(operation, step, encoding=cost, came=step.chunk is chunk)
+            for step, cost in zip(steps, costs, strict=True)
+        ]
+        self._log.write(records)
+        self._count(
+            seen=int(operation != "recall"),
+            encoded=int(encoding > 0),
+            patched=sum(step.action in FORWARDS for step in steps),
+            reused=int(records[came - first].reused),
+            evicted=len(leaving),
+        )
+        return chunk
 
     def _count(self, **more: int) -> None:
         self._stats = replace(self._stats, **{name: getattr(self._stats, name) + n for name, n in more.items()})

@@ -11,12 +11,13 @@ class SessionStats:
     Attributes:
         seen: items added or put in place of others.
         encoded: of these, those that were run through the model to get their canonical KV; the others were known.
-        patched: patches formed, a forward each.
+        patched: patches formed and chunks run again, a forward each.
+        reused: chunks that were added or recalled and took no forward at all.
         turns: turns kept.
         evicted: entries that left the window.
         recalls: chunks brought back.
         forgotten: evicted chunks dropped to stay within the memory.
-        evicted_bytes: host memory of the evicted chunks with their patches.
+        evicted_bytes: host memory of the evicted chunks, and of patches.
     """
 
     seen: int = 0
@@ -27,6 +28,7 @@ class SessionStats:
     recalls: int = 0
     forgotten: int = 0
     evicted_bytes: int = 0
+    reused: int = 0
 
     @property
     def held_bytes(self) -> int:

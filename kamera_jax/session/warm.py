@@ -63,7 +63,8 @@ def warm(
     session = Session(vlm, capacity, mode=mode, rank=rank)
     stand_ins = list(items) or _texts(vlm, session, SIZES)
     asked = list(questions)
-    turns = _texts(vlm, session, _turn_sizes(vlm, session, asked, max_new_tokens))
+    turns = _texts(vlm, session, _turn_sizes(vlm, session, asked, max_new_tokens), "turn")
+    session.add("page")
     work: list[tuple[str, Callable[[], object]]] = []
     for number, item in enumerate(stand_ins, start=1):
         work.append((f"item {number} of {len(stand_ins)}", lambda item=item: _item(session, item)))
@@ -80,19 +81,19 @@ def warm(
 
 def _item(session: Session, item: Any) -> None:
     """Encode an item, form its patch, and write it to a window that the caller has and to one that nobody has."""
-    session.add(item)
-    session.add(item)  # behind itself: the first item of a session has no patch
+    key = session.add(item)  # behind another: the first item of a session has no patch
     window = session.window
-    session.add(item)
+    session.replace(key, " page")
+    session.replace(session.keys[-1], item)
     del window
-    own = session._window  # as it is: what is handed out is bound to its device, which is another program
+    own = session._kept.window  # as it is: what is handed out is bound to its device, which is another program
     slide(own, len(own.entries))
 
 
 def _question(vlm: Backbone, session: Session, text: str, max_new_tokens: int) -> None:
     """Ask, and compile what answers of every length up to the longest take."""
     for _ in range(2):  # the second time behind a turn
-        window = session._window
+        window = session._kept.window
         tail = question_tail(vlm, window, text)
         most = turn_slots(vlm, tail, Decoding(max_new_tokens, keep=True))
         gone = in_the_way(window, (), None, more=(most, tail.advance + most - int(tail.length)))
@@ -111,20 +112,20 @@ def _turn_sizes(vlm: Backbone, session: Session, questions: Sequence[str], max_n
     return sorted(sizes)
 
 
-def _texts(vlm: Backbone, session: Session, sizes: Sequence[int]) -> list[str]:
+def _texts(vlm: Backbone, session: Session, sizes: Sequence[int], word: str = "page") -> list[str]:
     """Texts of these sizes of which two fit the session's window; the shortest in any case."""
     window = session.window
     room = window.capacity - window.next_slot
-    return [_text(vlm, size) for size in sizes if 2 * size <= room] or [_text(vlm, min(sizes))]
+    return [_text(vlm, size, word) for size in sizes if 2 * size <= room] or [_text(vlm, min(sizes), word)]
 
 
-def _text(vlm: Backbone, tokens: int) -> str:
+def _text(vlm: Backbone, tokens: int, word: str) -> str:
     """A text of at most so many tokens, and of more than half as many where the tokenizer lets it."""
     words = tokens
     while words > 1:
-        text = " ".join(["page"] * words)
+        text = " ".join([word] * words)
         length = int(vlm.prepare(text).length)
         if length <= tokens:
             return text
         words = min(words - 1, words * tokens // length)
-    return "page"
+    return word

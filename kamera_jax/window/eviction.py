@@ -1,6 +1,6 @@
 """What has to leave a window for something to fit."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from kamera_jax.chunk import Entry
 from kamera_jax.errors import WindowFullError
@@ -12,15 +12,21 @@ Size = tuple[int, float]
 
 
 def in_the_way(
-    window: Window, pinned: Collection[str], changes: Changes | None, *, more: Size | None = None
+    window: Window,
+    pinned: Collection[str],
+    changes: Changes | None,
+    *,
+    more: Size | None = None,
+    used: Sequence[str] = (),
 ) -> list[int]:
-    """Places of the oldest entries, none of them pinned, without which a changed window fits.
+    """Places of the least recently used entries, none of them pinned, without which a changed window fits.
 
     Args:
         window: as it stands.
         pinned: keys of chunks that stay.
         changes: what is to happen to the window; an entry that leaves by it is not counted.
         more: what is to come behind all that, besides.
+        used: keys of chunks, the least recently used first; others count as used before them, the first entry first.
 
     Raises:
         WindowFullError: it does not fit without any of them.
@@ -29,6 +35,8 @@ def in_the_way(
     after = applied(range(len(window.entries)), () if changes is None else changes)
     sizes = [_size(each if isinstance(each, Pair) else window.entries[each]) for each in after]
     free = [place for place in after if not isinstance(place, Pair) and window.keys[place] not in pinned]
+    age = {key: i for i, key in enumerate(used)}
+    free.sort(key=lambda place: age.get(window.keys[place], -1))
     gone: list[int] = []
     while not _fits(window, [size for each, size in zip(after, sizes, strict=True) if each not in gone], more):
         if len(gone) == len(free):

@@ -178,7 +178,7 @@ def test_what_a_session_runs_again_can_still_be_recalled_and_stays_pinned(random
     for key in keys:
         assert key in session.keys or key in session.evicted
     if pinned:
-        assert session.keys[-1] in session._pinned
+        assert session.keys[-1] in session._kept.pinned
     session.recall(keys[2])
     assert session.window.lineage
 

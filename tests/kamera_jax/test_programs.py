@@ -221,7 +221,7 @@ def test_a_window_that_nobody_has_is_taken_again(random_vlm, texts):
     session = kj.Session(random_vlm, 512)
     session.add(texts[0])
     session.ask(QUESTION, max_new_tokens=1)  # the answer, which has the window, is dropped
-    state = session._window.state
+    state = session._kept.window.state
     session.add(texts[1])
     assert state.rot.is_deleted()
     for take in (lambda answer: answer, lambda answer: answer.window, lambda answer: answer.window.state.rot):
@@ -231,7 +231,7 @@ def test_a_window_that_nobody_has_is_taken_again(random_vlm, texts):
         before = np.array(array)
         session.add(texts[0])
         assert not array.is_deleted() and (np.asarray(array) == before).all()
-    state = session._window.state
+    state = session._kept.window.state
     array = None
     del taken
     session.add(texts[1])

@@ -147,7 +147,7 @@ def test_a_library_and_a_session_give_them_back(random_vlm, kept, tmp_path):
     for again in loaded:
         check_same(again, by_key[again.key])
     session = kj.Session(random_vlm, CAPACITY)
-    session._window = window_of(random_vlm, "materialise", *((chunk, None) for chunk in kept))
+    session._kept.window = window_of(random_vlm, "materialise", *((chunk, None) for chunk in kept))
     session.save(tmp_path / "saved")
     restored = kj.Session.restore(random_vlm, tmp_path / "saved")
     for entry, chunk in zip(restored.window.entries, kept, strict=True):

@@ -1,5 +1,6 @@
 """Plans of a window's change: what they find, what they cost, and that doing them gives what full prefill gives."""
 
+import math
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -26,12 +27,14 @@ FULL = 16
 
 @dataclass(frozen=True)
 class Scripted(ReusePolicy):
-    """Judges by chunk, and notes which contexts it was asked about."""
+    """Judges patches by chunk, and notes which contexts it was asked about; without one only the first is right."""
 
     stale: tuple[str, ...] = ()
     asked: list = field(default_factory=list)
 
     def judge(self, window, chunk, patch, at=None, *, fresh=()):
+        if patch is None:
+            return Verdict(not window.entries, math.inf if window.entries else 0.0, "as scripted")
         self.asked.append((chunk.key, tuple(entry.patch for entry in window.entries)))
         bad = chunk.key in self.stale
         return Verdict(not bad, 1.0 if bad else 0.01, "as scripted")
@@ -146,7 +149,7 @@ def test_the_cascade_goes_on_until_it_is_under_the_budget(random_vlm, chain):
 def test_reprefill_is_exact(random_vlm, chain, texts):
     policy = ReusePolicy(fallback="reprefill")
     found = plan(random_vlm, filled(random_vlm, chain), Reorder((2, 0, 1, 3)), policy=policy)
-    assert actions(found) == [Action.PREFILL, *[Action.PREFILL] * 3]
+    assert actions(found) == [Action.BARE, *[Action.PREFILL] * 3]  # the first stands behind nothing
     done = execute(random_vlm, found)
     assert done.flops == pytest.approx(done.prefill_flops)
     wanted = kj.prefill(random_vlm, [texts[i] for i in (2, 0, 1, 3)], capacity=CAPACITY)

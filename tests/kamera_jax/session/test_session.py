@@ -1,5 +1,6 @@
 """The session: what it adds to a window, and that everything it gives is what the operations give."""
 
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,7 +15,9 @@ from kamera_jax.errors import (
     SnapshotNotFoundError,
     WindowFullError,
 )
+from kamera_jax.guard.planning import Action
 from kamera_jax.library import files, snapshot
+from tests.kamera_jax.session.policies import Trusting
 from tests.kamera_jax.toy import Toy, forwards
 from tests.kamera_jax.window.test_window_machine import assert_state
 
@@ -61,8 +64,10 @@ def test_it_is_the_operations(toy, mode):
         stats = kj.SessionStats(seen=i + 1, encoded=i + 1, patched=i, evicted=max(i - 3, 0))
         assert replace(session.stats, evicted_bytes=0) == stats
     assert_same(session.window, window)
-    session.recall(kj.encode(toy, ITEMS[0]).key)
-    assert_same(session.window, kj.append(kj.slide(window), kj.encode(toy, ITEMS[0])))
+    first = kj.encode(toy, ITEMS[0])
+    session.recall(first.key)  # it stood behind nothing, and has no patch to come with
+    window = kj.slide(window)
+    assert_same(session.window, kj.append(window, first, kj.form_patch(toy, first, context=window, rank=4)))
 
 
 def test_blind_items_get_no_patch(toy):
@@ -73,16 +78,21 @@ def test_blind_items_get_no_patch(toy):
 
 
 def test_an_evicted_chunk_comes_back_with_its_patch(toy, mode):
-    session = kj.Session(toy, CAPACITY, mode=mode)
-    keys = [session.add(item) for item in ITEMS[:4]]
+    vlm, seen = forwards(toy)
+    session = kj.Session(vlm, CAPACITY, mode=mode)
+    keys = [session.add(item, pin=item == ITEMS[0]) for item in ITEMS[:4]]
     entry = session.window.entries[1]
-    session.add(ITEMS[4])
-    session.add(ITEMS[5])
-    assert session.evicted == (keys[0], keys[1]) and session.stats.evicted_bytes > 0
-    session.recall(keys[1], at=2)
-    assert session.keys[1] == keys[1] and keys[1] not in session.evicted and keys[2] in session.evicted
+    for item in ITEMS[4:6]:
+        session.add(item)
+    assert session.evicted == (keys[1], keys[2]) and session.stats.evicted_bytes > 0
+    before = seen()
+    session.recall(keys[1], at=1)  # behind the pinned one, as it was formed
+    assert session.keys[:2] == (keys[0], keys[1]) and keys[1] not in session.evicted and keys[3] in session.evicted
+    served = session.last[0]
+    assert (served.action, served.estimate_kl, served.came) == (Action.STORED, 0.0, True)
     again = session.window.entries[1]
     assert again.patch.antecedents == entry.patch.antecedents and session.stats.recalls == 1
+    assert seen() - before == session.stats.patched - 5  # what stands behind it may take a forward, it does not
     for ours, theirs in (
         (again.chunk.kv.rot, entry.chunk.kv.rot),
         (again.patch.factors.v, entry.patch.factors.v),
@@ -115,7 +125,7 @@ def test_a_session_of_nothing_but_hits_runs_nothing(toy, mode):
     for item in ITEMS:
         session.add(item, patch=False)
     for key in session.evicted:
-        session.recall(key)
+        session.recall(key, patch=False)
     assert seen() == before and session.stats.seen == 21 and session.stats.recalls == 3
     assert session.stats.encoded == session.stats.patched == 0
 
@@ -133,21 +143,43 @@ def test_a_patch_formed_after_the_same_chunks_is_taken_again(toy):
     assert (np.asarray(session.window.entries[2].patch.factors.v) == np.asarray(old.factors.v)).all()
 
 
-def test_a_chunk_may_stand_twice(toy, mode):
-    session = kj.Session(toy, CAPACITY, mode=mode)
-    key = session.add(ITEMS[0])
-    assert session.add(ITEMS[0]) == key and session.keys == (key, key)
-    session.recall(key)
-    assert session.keys == (key,) * 3 and session.stats.encoded == 1
-    session.replace(key, ITEMS[1])  # the last one
-    assert session.keys[:2] == (key, key) and session.evicted == ()
-    for item in ITEMS[2:6]:
-        session.add(item)
-    assert key in session.evicted and session.evicted.count(key) == 1
+def test_what_stands_in_the_window_is_not_put_there_again(toy, mode):
+    """It stays where it is, and is not the next to leave."""
+    vlm, seen = forwards(toy)
+    session = kj.Session(vlm, CAPACITY, mode=mode)
+    keys = [session.add(item) for item in ITEMS[:4]]
+    window = session.window
+    before = seen()
+    assert session.add(ITEMS[0]) == session.add(None, keys[0]) == keys[0]
+    session.recall(keys[0])
+    assert session.replace(keys[1], ITEMS[1]) == keys[1]
+    assert session.keys == tuple(keys) and seen() == before and session.stats.reused == 3
+    assert [(each.action, each.reused) for each in session.log[-4:]] == [(Action.KEEP, True)] * 4
+    assert_same(session.window, window)
+    session.add(ITEMS[4])
+    assert session.keys[:3] == (keys[0], keys[1], keys[3])  # the third was not used for longest
+    assert session.replace(keys[3], ITEMS[1]) == keys[1]  # which then leaves
+    assert session.keys[:2] == (keys[0], keys[1]) and session.evicted == (keys[2], keys[3])
+
+
+def test_recalling_what_stands_in_the_window_moves_it(toy, mode):
+    session = kj.Session(toy, CAPACITY, mode=mode, policy=Trusting())
+    keys = [session.add(item) for item in ITEMS[:4]]
+    patches = {entry.chunk.key: entry.patch for entry in session.window.entries}
+    for key, at, wanted in ((keys[3], 1, "0312"), (keys[0], 4, "3120"), (keys[1], 1, "3120"), (keys[1], 2, "3120")):
+        session.recall(key, at=at)
+        assert session.keys == tuple(keys[int(place)] for place in wanted)
+    assert session.last[0].action is Action.KEEP and session.evicted == ()
+    first = session.window.entries[0]
+    assert first.patch is None and patches[keys[3]] is not None  # it stands behind nothing
+    session.recall(keys[3], at=4)
+    assert session.window.entries[-1].patch.key == patches[keys[3]].key  # and was not forgotten
+    with pytest.raises(ValueError, match=r"at must be in 0\.\.4"):
+        session.recall(keys[0], at=5)
 
 
 def test_replacing_keeps_what_stands_later(toy, mode):
-    session = kj.Session(toy, CAPACITY, mode=mode)
+    session = kj.Session(toy, CAPACITY, mode=mode, policy=Trusting())
     keys = [session.add(item) for item in ITEMS[:4]]
     entries = session.window.entries
     new = session.replace(keys[1], ITEMS[5])
@@ -195,6 +227,7 @@ def test_asking_keeps_the_turn_or_not(toy, mode):
     assert session.window.entries[-1].chunk.turn
     # A question that does not fit pushes out the oldest; one that is not kept pushes nothing out.
     keys = session.keys
+    turn = keys[-1]
     session.ask("a" * 20, max_new_tokens=3, keep=False)
     assert session.keys == keys
     session.ask("a" * 20, max_new_tokens=3)
@@ -234,7 +267,7 @@ def test_windows_that_were_handed_out_stay(toy, mode):
 def test_buffers_are_handed_on_where_nobody_has_them(toy):
     session = kj.Session(toy, CAPACITY)
     session.add(ITEMS[0])
-    state = session._window.state
+    state = session._kept.window.state
     session.add(ITEMS[1])
     assert state.rot.is_deleted()
     lent = session.window.state

@@ -9,6 +9,7 @@ import kamera_jax as kj
 from kamera_jax.errors import MissingKeyError
 from kamera_jax.session.memory import ChunkMemory
 from kamera_jax.store import Store
+from tests.kamera_jax.session.policies import Trusting
 from tests.kamera_jax.toy import Toy
 
 CAPACITY = 80  # the preamble and four items of up to 16 letters
@@ -24,7 +25,7 @@ def test_a_library_is_a_store(toy, tmp_path):
     """What leaves the window goes to the library, comes back from it, and is not encoded again by another session."""
     with kj.ChunkLibrary.open(tmp_path / "lib", mode="a") as library:
         assert isinstance(library, Store) and isinstance(ChunkMemory(None), Store)
-        session = kj.Session(toy, CAPACITY, rank=3, store=library)
+        session = kj.Session(toy, CAPACITY, rank=3, store=library, policy=Trusting())
         keys = [session.add(item) for item in ITEMS[:6]]
         evicted = session.evicted
         assert evicted and set(evicted) <= set(keys) and all(library.has(key) for key in evicted)
@@ -34,7 +35,7 @@ def test_a_library_is_a_store(toy, tmp_path):
         session.recall(evicted[-1])
         assert session.keys[-1] == evicted[-1]
         again = session.window.entries[-1]
-        assert again.patch.key == library.patches(evicted[-1])[0].key
+        assert again.patch.key in {patch.key for patch in library.patches(evicted[-1])}
         session.save(tmp_path / "session")
         restored = kj.Session.restore(toy, tmp_path / "session", store=library)
         assert (restored.keys, restored.evicted) == (session.keys, session.evicted)

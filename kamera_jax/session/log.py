@@ -1,0 +1,82 @@
+"""What a session did for its chunks, and why."""
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from kamera_jax.guard.planning import Action, Step
+
+Operation = Literal["add", "recall", "replace"]
+"""What the session was asked for."""
+
+KEPT = 1000
+"""Records that a session keeps, the latest."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """What one operation did for one chunk.
+
+    Attributes:
+        operation: what the session was asked for.
+        key: of the chunk as it stands in the window.
+        action: what was done: rotation, no patch, a stored patch, a fresh patch or a re-prefill; ``"nothing"`` where
+            the chunk stood in the window already.
+        reason: why, in words.
+        estimate_kl: next-token KL, in nats, that is expected of its reuse; 0 behind a forward.
+        encoded: whether its canonical KV had to be computed.
+        flops: FLOPs of all forwards that it took, encoding among them.
+        came: whether it is the chunk that was asked for; if not, it stands behind that one.
+    """
+
+    operation: Operation
+    key: str
+    action: Action
+    reason: str
+    estimate_kl: float = 0.0
+    encoded: bool = False
+    flops: float = 0.0
+    came: bool = True
+
+    @property
+    def reused(self) -> bool:
+        """Whether no forward was run for it."""
+        return not self.flops
+
+    def __str__(self) -> str:
+        """One line."""
+        encoded = "encoded, " if self.encoded else ""
+        return f"{self.operation} {self.key[:12]}: {encoded}{self.action.value}: {self.reason}"
+
+
+class Log:
+    """The latest records, and those of the last operation."""
+
+    def __init__(self) -> None:
+        self.last: tuple[Served, ...] = ()
+        self._all: deque[Served] = deque(maxlen=KEPT)
+
+    @property
+    def all(self) -> tuple[Served, ...]:
+        """Up to `KEPT` records, the oldest first."""
+        return tuple(self._all)
+
+    def write(self, records: Iterable[Served]) -> None:
+        """Note what an operation did."""
+        self.last = tuple(records)
+        self._all.extend(self.last)
+
+
+def served(operation: Operation, step: Step, *, encoding: float = 0.0, came: bool = True) -> Served:
+    """The record of a step that is done, of a chunk whose encoding took so many FLOPs."""
+    return Served(
+        operation=operation,
+        key=step.chunk.key,
+        action=step.action,
+        reason=step.reason,
+        estimate_kl=step.estimate_kl,
+        encoded=encoding > 0,
+        flops=step.flops + encoding,
+        came=came,
+    )

@@ -1,0 +1,75 @@
+"""What a session serves a chunk with: what it has of it where the policy finds that safe, or a forward."""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+from kamera_jax.backbone import Backbone
+from kamera_jax.chunk import Chunk, Patch, describe
+from kamera_jax.errors import MissingInputsError, StalePatchError
+from kamera_jax.guard.planning import FORWARDS, Action, Step, choose, run
+from kamera_jax.guard.policy import ReusePolicy
+from kamera_jax.patch.size import Size
+from kamera_jax.window.window import Window
+
+
+class Coming(NamedTuple):
+    """A chunk that comes to stand at a window's end.
+
+    Attributes:
+        chunk: the chunk.
+        present: the patch that it has in the session's window.
+        stored: other patches of it.
+        patch: whether it may be patched at all.
+        new: whether the caller gave it, and not a key to recall.
+    """
+
+    chunk: Chunk
+    present: Patch | None = None
+    stored: tuple[Patch, ...] = ()
+    patch: bool = True
+    new: bool = False
+
+
+def standing(window: Window, place: int) -> Coming:
+    """An entry of a window, to be served again; one that stands without a patch behind others is to stay without."""
+    entry = window.entries[place]
+    return Coming(entry.chunk, entry.patch, patch=entry.patch is not None or not place or entry.chunk.conditioned)
+
+
+class Serving:
+    """How a session serves chunks: with its model, its policy, and patches of one size."""
+
+    def __init__(self, vlm: Backbone, policy: ReusePolicy | None, rank: int | None) -> None:
+        """Without a policy the default one, with the model's own calibration where it has one."""
+        self._vlm = vlm
+        self.policy = ReusePolicy(calibration=getattr(vlm, "calibration", None)) if policy is None else policy
+        self._size = Size(rank=rank)
+
+    def step(self, window: Window, coming: Coming) -> Step:
+        """What a chunk is served with at a window's end, its forward done where it takes one.
+
+        Raises:
+            MissingInputsError: it takes one, and the chunk was kept without its source.
+            StalePatchError: it takes one, and the policy asks for an error.
+        """
+        chunk = coming.chunk
+        if not coming.patch or (chunk.conditioned and coming.new):
+            why = "no patch was asked for" if not coming.patch else "it is not canonical, and stands as it was run"
+            estimate = self.policy.judge(window, chunk, None).estimate_kl
+            return Step(chunk, (), None, Action.BARE, estimate, why)
+        known = (*(() if coming.present is None else (coming.present,)), *coming.stored)
+        step = choose(self._vlm, window, chunk, known, coming.present, policy=self.policy)
+        if step.action not in FORWARDS:
+            return step
+        if coming.new and not known:  # nothing of it can be stale
+            step = replace(step, action=Action.FORM, reason="no patch of it is stored")
+        elif self.policy.fallback == "error":
+            raise StalePatchError(
+                f'{describe(chunk)} needs a forward here: {step.reason}; choose fallback="patch" or "reprefill"'
+            )
+        if chunk.source is None:
+            raise MissingInputsError(
+                f"{describe(chunk)} needs a forward here ({step.reason}), and was kept without its source; encode it "
+                "anew, or bring it with patch=False"
+            )
+        return run(self._vlm, window, step, policy=self.policy, size=self._size)
