@@ -1,16 +1,20 @@
 """The guard in serving: is a stored patch safe in the present context, decided without prefilling anything?"""
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from kamera_jax.arguments import check_type, real_number
 from kamera_jax.backbone import Backbone
-from kamera_jax.chunk import Chunk, Match, Patch, describe
+from kamera_jax.chunk import Chunk, Patch, describe
 from kamera_jax.errors import ModelMismatchError, StalePatchError
+from kamera_jax.guard import prior
 from kamera_jax.guard.calibration import Calibration
 from kamera_jax.guard.fidelity import MAX_KL
 from kamera_jax.guard.staleness import staleness
+from kamera_jax.handle import columns_of
+from kamera_jax.identity import lineage
 from kamera_jax.inference.encode import form_patch, run_chunk
 from kamera_jax.patch.size import Size
 from kamera_jax.window.changes import append
@@ -44,8 +48,9 @@ class ReusePolicy:
         max_kl: nats of next-token KL that reuse may cost.
         fallback: ``"patch"`` forms a fresh patch on the window as it stands, ``"reprefill"`` keeps the chunk's KV as
             run there, ``"error"`` raises StalePatchError.
-        calibration: of the model; without one, or where it finds no change safe, only a patch whose antecedents stand
-            before it as they were, with the patches they had, is reused; see `Window.is_as_formed`.
+        calibration: measured drifts of the model. Without one the prior of uncalibrated models says what a patch costs
+            behind other chunks; see `kamera_jax.guard.prior`. A patch whose antecedents stand before it as they were,
+            with the patches they had, is always reused; see `Window.is_as_formed`.
     """
 
     max_kl: float = MAX_KL
@@ -62,14 +67,24 @@ class ReusePolicy:
             raise ValueError(f"fallback must be one of {get_args(Fallback)}; got {self.fallback!r}")
 
     def judge(
-        self, window: Window, chunk: Chunk, patch: Patch, at: int | None = None, *, fresh: Collection[int] = ()
+        self,
+        window: Window,
+        chunk: Chunk,
+        patch: Patch | None,
+        at: int | None = None,
+        *,
+        fresh: Collection[int] = (),
     ) -> Verdict:
-        """Whether ``patch`` is safe for ``chunk`` at a place, without running the model.
+        """Whether a chunk is safe at a place with ``patch``, or without one, without running the model.
+
+        Where nothing has changed it costs nothing, by definition: the patch is what would be formed there. Else the
+        calibration says what it costs, and where the policy has none, the prior: see `kamera_jax.guard.prior`, which
+        looks at the keys and at what the patch says of attention, and sends nothing to the device.
 
         Args:
             window: the context.
             chunk: what is to stand there.
-            patch: of the chunk.
+            patch: of the chunk; None for the chunk as it is: canonical, or with the KV that a forward gave it.
             at: the place; the window's end by default.
             fresh: entries before it that a forward is still to make right, and that count as right.
 
@@ -79,34 +94,43 @@ class ReusePolicy:
             ValueError: ``at`` is no place in the window.
         """
         check_chunk(window, chunk)
-        check_pair(chunk, patch)
-        before = window.keys[: check_place(window, at)]
+        if patch is not None:
+            check_pair(chunk, patch)
+        place = check_place(window, at)
         calibration = self.calibration
         if calibration is not None and calibration.model != chunk.model:
             raise ModelMismatchError(
                 f"the calibration is of model {calibration.model[:12]}, the chunk of {chunk.model[:12]}; calibrate "
                 "this model"
             )
-        limit = -1.0
-        if calibration is None:
-            unknown = "the policy has no calibration of this model"
-        elif patch.sketch is None or patch.sketch.spec != calibration.sketch:
-            unknown = f"the patch keeps no {calibration.sketch}, which the calibration is for"
-        else:
-            limit = calibration.threshold(self.max_kl)
-            unknown = f"by the calibration no change is safe for {self.max_kl:g} nats"
-        if calibration is None or limit < 0:
-            if window.is_as_formed(chunk, patch, at, fresh):
-                return Verdict(True, 0.0, "its antecedents are those it was formed on")
-            same = patch.match(before) is Match.EXACT
-            changed = "its antecedents have changed"
-            if not patch.lineage or not window.lineage:
-                changed = "without keys it is not known whether its antecedents have changed"
-            elif patch.codec != chunk.codec:
-                changed = f"it was fitted to KV of codec {patch.codec!r}, and this is {chunk.codec!r}"
-            elif same:
-                changed = "its antecedents are the same but not their patches or codecs"
-            return Verdict(False, float("inf"), f"{changed}, and {unknown}")
+        if patch is None:
+            return self._judge_bare(window, chunk, place)
+        if window.is_as_formed(chunk, patch, at, fresh):
+            return Verdict(True, 0.0, "its antecedents are those it was formed on")
+        if calibration is not None:
+            return self._judge_calibrated(calibration, window, chunk, patch, place)
+        before = window.keys[:place]
+        unknown = ""
+        if not patch.lineage or not window.intact or not all(before) or not all(patch.antecedents):
+            unknown = "without keys it is not known whether its antecedents have changed"
+        elif patch.codec != chunk.codec:
+            unknown = f"it was fitted to KV of codec {patch.codec!r}, and this is {chunk.codec!r}"
+        if unknown:
+            return Verdict(False, math.inf, f"{unknown}, and the policy has no calibration of this model")
+        shares = prior.shares_of(columns_of(patch, "mass")[:, : len(patch.antecedents)])
+        return self._by_prior(prior.difference(patch.antecedents, shares, before))
+
+    def _judge_calibrated(
+        self, calibration: Calibration, window: Window, chunk: Chunk, patch: Patch, at: int
+    ) -> Verdict:
+        """The verdict where something has changed, by what was measured of the model."""
+        if patch.sketch is None or patch.sketch.spec != calibration.sketch:
+            why = f"its antecedents have changed, and the patch keeps no {calibration.sketch}, "
+            return Verdict(False, math.inf, why + "which the calibration is for")
+        limit = calibration.threshold(self.max_kl)
+        if limit < 0:
+            why = "its antecedents have changed, and by the calibration no change is safe for "
+            return Verdict(False, math.inf, f"{why}{self.max_kl:g} nats")
         found = staleness(window, chunk, patch, at)
         estimate = calibration.estimate(found.change)
         accept = found.change <= limit
@@ -115,6 +139,40 @@ class ReusePolicy:
             f"that is safe for {self.max_kl:g} nats (expected: {estimate:.3g}): {found.reason}"
         )
         return Verdict(accept, estimate, reason)
+
+    def _judge_bare(self, window: Window, chunk: Chunk, at: int) -> Verdict:
+        """The verdict on a chunk without a patch: canonical, or with the KV that a forward gave it."""
+        before = window.entries[:at]
+        preamble = window.preamble.chunk.key
+        here = lineage(preamble, (entry.identity for entry in before)) if window.intact else ""
+        if here and chunk.lineage == here:
+            return Verdict(True, 0.0, "it stands behind what it was run behind")
+        if not (here and chunk.key and all(chunk.antecedents)):
+            why = "it has no patch, and without a key it is not known what it was run behind"
+            return Verdict(False, math.inf, why)
+        if chunk.preamble != preamble:
+            why = "it has no patch, and was run behind nothing, not behind the window's preamble"
+            return self._priced(prior.WHOLE, why)
+        if not chunk.conditioned:
+            return self._priced(prior.expected_bare_kl(len(before)), "it has no patch, and chunks stand before it")
+        if not chunk.antecedents:
+            return Verdict(False, math.inf, "it has no patch, and it is not known which chunks it was run behind")
+        keys = tuple(entry.chunk.key for entry in before)
+        if keys == chunk.antecedents:
+            why = "it has no patch, and the chunks before it have other patches or codecs than when it ran"
+            return self._priced(prior.KEPT, why)
+        found = prior.difference(chunk.antecedents, prior.uniform(len(chunk.antecedents)), keys)
+        return self._by_prior(found)
+
+    def _by_prior(self, found: prior.Difference) -> Verdict:
+        return self._priced(prior.expected_kl(found), found.reason)
+
+    def _priced(self, estimate: float, why: str) -> Verdict:
+        """The verdict by an estimate of the prior."""
+        if self.calibration is not None:
+            return Verdict(False, math.inf, f"{why}, and the calibration is of patches")
+        accept = prior.accepted(estimate, self.max_kl)
+        return Verdict(accept, estimate, f"{why}; expected {estimate:.3g} nats by the prior of uncalibrated models")
 
 
 def append_checked(

@@ -51,8 +51,12 @@ def test_a_plan_knows_which_of_them_stands_behind_what_it_ran_behind(random_vlm,
                 assert step.action is Action.PREFILL and "other patches or codecs than when it ran" in step.reason
 
 
+EXACT_ALONE = kj.ReusePolicy(max_kl=1e-6)
+"""A budget within which nothing is but what costs nothing."""
+
+
 def test_a_policy_knows_on_which_of_them_a_patch_was_formed(random_vlm, two_windows, texts):
-    policy = kj.ReusePolicy()
+    policy = EXACT_ALONE
     formed = [kj.form_patch(random_vlm, texts[2], context=window, rank=4) for window in two_windows]
     assert formed[0].antecedents == formed[1].antecedents and formed[0].key != formed[1].key
     for i, window in enumerate(two_windows):
@@ -65,10 +69,10 @@ def test_a_policy_knows_on_which_of_them_a_patch_was_formed(random_vlm, two_wind
 def test_a_patch_formed_on_a_prefill_stands_behind_chunks_with_their_patches_only(random_vlm, two_windows, texts):
     """That the patches of the antecedents are themselves where they were formed is what makes up for the prefill."""
     patch = kj.form_patch(random_vlm, texts[2], antecedents=texts[:2], rank=4)
-    assert [kj.ReusePolicy().judge(window, texts[2], patch).accept for window in two_windows] == [True, False]
+    assert [EXACT_ALONE.judge(window, texts[2], patch).accept for window in two_windows] == [True, False]
     prefilled = kj.prefill(random_vlm, texts[:2], capacity=CAPACITY)
-    assert kj.ReusePolicy().judge(prefilled, texts[2], patch).accept
-    assert not kj.ReusePolicy().judge(kj.reorder(two_windows[0], [1, 0]), texts[2], patch).accept
+    assert EXACT_ALONE.judge(prefilled, texts[2], patch).accept
+    assert not EXACT_ALONE.judge(kj.reorder(two_windows[0], [1, 0]), texts[2], patch).accept
 
 
 def test_a_chunk_encoded_behind_nothing_is_not_one_encoded_behind_the_preamble(random_vlm):
@@ -154,7 +158,7 @@ def test_a_size_a_dtype_and_a_sketch_are_part_of_a_patchs_key(random_vlm, random
 
 def test_what_was_fitted_to_another_codec_is_not_as_formed(random_vlm, texts, stored):
     patch = kj.form_patch(random_vlm, texts[2], antecedents=texts[:1], rank=1000)
-    policy = kj.ReusePolicy()
+    policy = EXACT_ALONE
     behind = {
         codec: kj.append(kj.Window.empty(random_vlm, CAPACITY), each[0])
         for codec, each in (("exact", texts), ("int8", stored))

@@ -147,7 +147,7 @@ def test_the_cascade_goes_on_until_it_is_under_the_budget(random_vlm, chain):
 
 
 def test_reprefill_is_exact(random_vlm, chain, texts):
-    policy = ReusePolicy(fallback="reprefill")
+    policy = ReusePolicy(1e-6, fallback="reprefill")
     found = plan(random_vlm, filled(random_vlm, chain), Reorder((2, 0, 1, 3)), policy=policy)
     assert actions(found) == [Action.BARE, *[Action.PREFILL] * 3]  # the first stands behind nothing
     done = execute(random_vlm, found)

@@ -7,6 +7,7 @@ import pytest
 
 import kamera_jax as kj
 from kamera_jax.errors import ModelMismatchError, PatchMismatchError, StalePatchError, WindowFullError
+from kamera_jax.guard.policy import Verdict
 from tests import oracles
 
 SPEC = kj.SketchSpec((0,), tokens=4)
@@ -39,15 +40,16 @@ def stale(build, chunks):
     return build((chunks[2], None))
 
 
-def test_accepts_what_is_unchanged_and_says_why_it_refuses(calibration, chunks, patch, present, stale):
+def test_accepts_what_is_unchanged_and_says_why_it_refuses(calibration, chunks, patch, build, present, stale):
     policy = kj.ReusePolicy(calibration=calibration)
     accepted, refused = (policy.judge(window, chunks[1], patch) for window in (present, stale))
-    assert accepted.accept and accepted.estimate_kl <= 0.05 and "within" in accepted.reason
+    assert accepted == Verdict(True, 0.0, "its antecedents are those it was formed on")
     assert not refused.accept and refused.estimate_kl > 0.05 and "above" in refused.reason
     assert chunks[0].key[:12] in refused.reason and chunks[2].key[:12] in refused.reason
     assert kj.ReusePolicy(2.0, calibration=calibration).judge(stale, chunks[1], patch).accept is False, "never seen"
     generous = replace(calibration, changes=(*calibration.changes, 10.0), kls=(*calibration.kls, 1.0))
-    assert kj.ReusePolicy(2.0, calibration=generous).judge(stale, chunks[1], patch).accept
+    within = kj.ReusePolicy(2.0, calibration=generous).judge(stale, chunks[1], patch)
+    assert within.accept and "within" in within.reason
 
 
 def test_judges_at_a_place(calibration, chunks, patch, build):
@@ -57,17 +59,20 @@ def test_judges_at_a_place(calibration, chunks, patch, build):
     assert not policy.judge(window, chunks[1], patch, at=0).accept
 
 
-def test_without_a_calibration_or_its_sketch_only_an_exact_match_is_reused(
+def test_what_the_calibration_does_not_know_is_reused_as_it_was_formed_alone(
     random_vlm, calibration, chunks, patch, present, stale
 ):
     bare = kj.form_patch(random_vlm, chunks[1], antecedents=chunks[:1], rank=1000)
     other = replace(calibration, sketch=kj.SketchSpec((1,)))
+    few = replace(calibration, changes=(1.0,), kls=(0.0,))
     for policy, given in (
-        (kj.ReusePolicy(), patch),
         (kj.ReusePolicy(calibration=calibration), bare),
         (kj.ReusePolicy(calibration=other), patch),
+        (kj.ReusePolicy(calibration=few), patch),
     ):
-        assert policy.judge(present, chunks[1], given).accept
+        assert policy.judge(present, chunks[1], given) == Verdict(
+            True, 0.0, "its antecedents are those it was formed on"
+        )
         refused = policy.judge(stale, chunks[1], given)
         assert not refused.accept and refused.estimate_kl == float("inf") and "calibration" in refused.reason
 
