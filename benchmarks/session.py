@@ -32,6 +32,7 @@ from eval.tiny.pages import render
 from kamera_jax.backbone import Backbone, forward_flops
 from kamera_jax.forward import run
 from kamera_jax.inference.encode import encode_segment
+from kamera_jax.window.window import aligned
 from models import load
 
 ITEMS = 30
@@ -153,11 +154,10 @@ def measure(
 ) -> dict[str, Any]:
     """One trace with every policy."""
     compared = policies(vlm) if compared is None else compared
-    room = max(kj.encode(vlm, each.content).length if not isinstance(each.content, kj.Chunk) else each.content.length for each in items)
+    encoded = [each.content if isinstance(each.content, kj.Chunk) else kj.encode(vlm, each.content) for each in items]
     empty = kj.Window.empty(vlm, 64).preamble.chunk
-    capacity = -(-empty.length // 16) * 16 + WINDOW * -(-room // 16) * 16
+    capacity = aligned(empty.length) + WINDOW * aligned(max(chunk.length for chunk in encoded))
     sessions = {name: kj.Session(vlm, capacity, policy=policy) for name, policy in compared.items()}
-    encoded: dict[int, kj.Chunk] = {}
     order = trace(kind, turns, seed)
     known: set[int] = set()
     rows: list[dict[str, Any]] = []
@@ -165,19 +165,16 @@ def measure(
     before: tuple[str, ...] = ()
     for turn, number in enumerate(order):
         item = items[number]
-        if number not in encoded:
-            content = item.content
-            encoded[number] = content if isinstance(content, kj.Chunk) else kj.encode(vlm, content)
-            flops["blind"] += forward_flops(vlm, encoded[number].length, empty.length)
         row: dict[str, Any] = {"turn": turn, "returning": number in known}
         known.add(number)
+        encoding = 0.0 if row["returning"] else forward_flops(vlm, encoded[number].length, empty.length)
+        flops["blind"] += encoding
         for name, session in sessions.items():
             session.add(encoded[number])
             served = session.last[0]
-            row[name] = {"action": served.action.value, "estimate": _finite(served.estimate_kl), "reused": served.reused}
-            flops[name] += sum(each.flops for each in session.last)
-            if not row["returning"]:
-                flops[name] += forward_flops(vlm, encoded[number].length, empty.length)
+            estimate = _finite(served.estimate_kl)
+            row[name] = {"action": served.action.value, "estimate": estimate, "reused": served.reused}
+            flops[name] += encoding + sum(each.flops for each in session.last)
         window = sessions["default"].window
         flops["full prefill"] += _prefill_flops(vlm, window, 0)
         kept = 0
@@ -237,7 +234,8 @@ def summary(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, A
 
 
 def _spread(values: np.ndarray) -> dict[str, float]:
-    return {"mean": float(values.mean()), "p99": float(np.quantile(values, 0.99)), "max": float(values.max()), "n": len(values)}
+    spread = {"mean": values.mean(), "p99": np.quantile(values, 0.99), "max": values.max()}
+    return {**{name: float(value) for name, value in spread.items()}, "n": len(values)}
 
 
 def main() -> None:

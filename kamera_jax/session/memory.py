@@ -116,12 +116,12 @@ class ChunkMemory:
         self._shrink()
 
     def _keep_patch(self, record: PatchRecord) -> None:
-        own = self._patches.setdefault(record.about["chunk"], {})
-        own[record.about["key"]] = _Kept(record, 1, self._worth(record, 1))
+        chunk = record.about["chunk"]
+        if len(own := self._patches.get(chunk, {})) == PATCHES:  # before it comes: it is not to be the one that goes
+            self._drop_patch(own)
+        self._patches.setdefault(chunk, {})[record.about["key"]] = _Kept(record, 1, self._worth(record, 1))
         self._patch_bytes += record.nbytes
         self.nbytes += record.nbytes
-        if len(own) > PATCHES:
-            self._drop_patch(own)
         self._shrink()
 
     def _worth(self, record: PatchRecord, uses: int) -> float:

@@ -41,18 +41,18 @@ def test_a_library_gives_each_of_them_back(rerun, tmp_path):
             np.testing.assert_array_equal(again.kv.free, chunk.kv.free)
 
 
+EXACT_ALONE = kj.ReusePolicy(max_kl=1e-6)
+"""A budget within which nothing is but what costs nothing."""
+
+
 def test_a_plan_knows_which_of_them_stands_behind_what_it_ran_behind(random_vlm, two_windows, rerun):
     for i, window in enumerate(two_windows):
         for j, chunk in enumerate(rerun):
-            (*_, step) = plan(random_vlm, window, Recall(chunk), policy=kj.ReusePolicy()).steps
+            (*_, step) = plan(random_vlm, window, Recall(chunk), policy=EXACT_ALONE).steps
             if i == j:
                 assert step.action is Action.ROTATE and step.estimate_kl == 0
             else:
                 assert step.action is Action.PREFILL and "other patches or codecs than when it ran" in step.reason
-
-
-EXACT_ALONE = kj.ReusePolicy(max_kl=1e-6)
-"""A budget within which nothing is but what costs nothing."""
 
 
 def test_a_policy_knows_on_which_of_them_a_patch_was_formed(random_vlm, two_windows, texts):
@@ -138,7 +138,7 @@ def test_a_turn_that_is_run_again_stays_a_turn(random_vlm, two_windows):
     turn = kj.generate(random_vlm, two_windows[0], "which page is it ?", max_new_tokens=3).window.entries[-1].chunk
     again = kj.prefill(random_vlm, [turn], capacity=CAPACITY).entries[0].chunk
     assert again.turn and again.content == turn.content and again.key != turn.key
-    moved = kj.planning.execute(random_vlm, plan(random_vlm, two_windows[1], Recall(turn), policy=kj.ReusePolicy()))
+    moved = kj.planning.execute(random_vlm, plan(random_vlm, two_windows[1], Recall(turn), policy=EXACT_ALONE))
     assert moved.window.entries[-1].chunk.turn and moved.window.entries[-1].chunk.key != turn.key
 
 

@@ -1,6 +1,5 @@
 """The session: what it adds to a window, and that everything it gives is what the operations give."""
 
-import math
 from dataclasses import replace
 from types import SimpleNamespace
 
