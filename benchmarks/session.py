@@ -1,8 +1,9 @@
 """What a session serves again, what that saves, and what it costs: long traces of items that come back.
 
 Items come by Zipf's law, or one after the other with looks back at what has left. At each turn an item is added; at
-some of them the window is asked, and the answer is compared with that of a full prefill of the chunks that stand in the
-window. Sessions with different policies go through the same trace.
+some of them the window is asked. Sessions with different policies go through the same trace, and their answers are
+compared with those of two windows that reuse nothing: one in which every chunk that comes is run behind those that
+stand there, and is dropped when it leaves (a KV cache that slides), and one that is prefilled from nothing each time.
 
 python -m benchmarks.session measure --model smollm2-135m --json docs/results/session-smollm2.json
 python -m benchmarks.session page docs/results/session-*.json --page docs/sessions.md
@@ -31,7 +32,7 @@ from eval.tiny.glyphs import COLOUR_NAMES, NAMES
 from eval.tiny.pages import render
 from kamera_jax.backbone import Backbone, forward_flops
 from kamera_jax.forward import run
-from kamera_jax.inference.encode import encode_segment
+from kamera_jax.inference.encode import encode_segment, run_chunk
 from kamera_jax.window.window import aligned
 from models import load
 
@@ -52,9 +53,10 @@ LOOK_BACK = 3
 FAR = 12
 """At most so many items are looked back over."""
 
-TRACES = ("zipf", "slide")
+ROOM = 128
+"""Slots for a question and its answer in the windows that reuse nothing."""
 
-REPORTED = ("default", "exact only")
+TRACES = ("zipf", "slide")
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,7 @@ def measure(
     rows: list[dict[str, Any]] = []
     flops = Counter()
     before: tuple[str, ...] = ()
+    running: dict[str, kj.Chunk] = {}
     for turn, number in enumerate(order):
         item = items[number]
         row: dict[str, Any] = {"turn": turn, "returning": number in known}
@@ -176,6 +179,7 @@ def measure(
             row[name] = {"action": served.action.value, "estimate": estimate, "reused": served.reused}
             flops[name] += encoding + sum(each.flops for each in session.last)
         window = sessions["default"].window
+        flops["no reuse"] += _ran(vlm, running, window, encoded[number])
         flops["full prefill"] += _prefill_flops(vlm, window, 0)
         kept = 0
         while kept < min(len(before), len(window.keys)) and before[kept] == window.keys[kept]:
@@ -184,17 +188,35 @@ def measure(
         before = window.keys
         if turn % every == every - 1:
             chunks = [entry.chunk for entry in window.entries]
-            asking = Asking(vlm, item.question, kj.prefill(vlm, chunks, capacity=capacity + 128))
-            blind = kj.Window.empty(vlm, capacity)
-            for chunk in chunks:
-                blind = kj.append(blind, chunk, donate=True)
-            row["kl"] = {"blind": asking.kl(blind)}
-            for name, session in sessions.items():
-                assert session.keys == window.keys
-                row["kl"][name] = asking.kl(session.window)
+            kept = _window(vlm, capacity + ROOM, [running[key] for key in window.keys])
+            blind = _window(vlm, capacity, chunks)
+            for name, reference in (("kl", kept), ("present", kj.prefill(vlm, chunks, capacity=capacity + ROOM))):
+                asking = Asking(vlm, item.question, reference)
+                row[name] = {"blind": asking.kl(blind)}
+                for other, session in sessions.items():
+                    assert session.keys == window.keys
+                    row[name][other] = asking.kl(session.window)
         rows.append(row)
         progress(f"{kind}: turn {turn + 1}/{turns}")
     return {"trace": kind, "turns": turns, "rows": rows, "flops": dict(flops), **summary(rows, list(sessions))}
+
+
+def _window(vlm: Any, capacity: int, chunks: Sequence[kj.Chunk]) -> kj.Window:
+    window = kj.Window.empty(vlm, capacity)
+    for chunk in chunks:
+        window = kj.append(window, chunk, donate=True)
+    return window
+
+
+def _ran(vlm: Any, running: dict[str, kj.Chunk], window: kj.Window, new: kj.Chunk) -> float:
+    """Go on with the chunks as they are run where nothing is reused; the FLOPs of that."""
+    for key in set(running) - set(window.keys):
+        del running[key]
+    if new.key in running:
+        return 0.0
+    before = [running[key] for key in window.keys if key != new.key]
+    running[new.key] = run_chunk(vlm, _window(vlm, window.capacity, before), new)[0]
+    return forward_flops(vlm, new.length, window.tokens - new.length)
 
 
 def _finite(value: float) -> float | None:
@@ -215,20 +237,20 @@ def _prefill_flops(vlm: Backbone, window: kj.Window, kept: int) -> float:
 def summary(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
     """Shares of actions and the KL of answers."""
     found: dict[str, Any] = {"sessions": {}}
-    asked = [row["kl"] for row in rows if "kl" in row]
-    blind = np.array([kl["blind"] for kl in asked])
-    found["blind_kl"] = _spread(blind)
+    asked = [row for row in rows if "kl" in row]
+    blind = {name: np.array([row[name]["blind"] for row in asked]) for name in ("kl", "present")}
+    found["blind"] = {name: _spread(kls) for name, kls in blind.items()}
     returning = [row for row in rows if row["returning"]]
     for name in names:
-        kls = np.array([kl[name] for kl in asked])
+        kls = {kind: np.array([row[kind][name] for row in asked]) for kind in blind}
         actions = Counter(row[name]["action"] for row in returning)
         found["sessions"][name] = {
             "returning": len(returning),
             "without_forward": float(np.mean([row[name]["reused"] for row in returning])),
             "actions": dict(actions),
-            "kl": _spread(kls),
-            "worse_than_blind": float((kls - blind).max()),
-            "worse_than_blind_by_0.01": float((kls > blind + 0.01).mean()),
+            **{kind: _spread(own) for kind, own in kls.items()},
+            "worse_than_blind": {kind: float((own - blind[kind]).max()) for kind, own in kls.items()},
+            "worse_by_0.01": {kind: float((own > blind[kind] + 0.01).mean()) for kind, own in kls.items()},
         }
     return found
 
@@ -236,6 +258,75 @@ def summary(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, A
 def _spread(values: np.ndarray) -> dict[str, float]:
     spread = {"mean": values.mean(), "p99": np.quantile(values, 0.99), "max": values.max()}
     return {**{name: float(value) for name, value in spread.items()}, "n": len(values)}
+
+
+PAGE = """# Long sessions
+
+`make bench-session` measures this again. {turns} turns over {items} items, of which a window has room for {window}:
+passages of {tokens} tokens of Python's documentation for `smollm2-135m`, pages with facts and references for the
+embedded models. In *zipf* an item comes with a probability that falls as one over its rank; in *slide* items come one
+after the other, and every third turn looks back at one of the last {far}. Every third turn the window is asked, and the
+next-token distributions at the {answer} tokens of the reference's greedy answer are compared.
+
+The reference is a window in which every chunk is run behind those that stand there when it comes, and is dropped when
+it leaves: a KV cache that slides, and reuses nothing but what still stands. *default* is a session as it is; *exact
+only* takes a stored patch only where nothing has changed (`ReusePolicy(max_kl=1e-9)`), and forms one otherwise, so its
+KL is what low rank costs; *blind* adds chunks as they were encoded.
+
+## What comes back, and what it is served with
+
+| model | trace | session | returning items | without a forward | in the window | no patch | stored patch | fresh |
+|---|---|---|---|---|---|---|---|---|
+{served}
+
+## What that costs
+
+KL in nats: mean, 99th percentile and largest of the turns that were asked. *worse*: turns whose answer is further from
+the reference than blind reuse's by more than 0.01 nats. FLOPs are shares of what others run: prefilling the window at
+each turn, a prefix cache (which runs what stands behind the first change), and the cache that slides.
+
+| model | trace | session | KL | 99 % | largest | worse | FLOPs, of prefill | of a prefix cache | of a sliding cache |
+|---|---|---|---|---|---|---|---|---|---|
+{costs}
+
+Beside a full prefill of what stands in the window at that moment, which knows nothing of what has left, all of them are
+further away, because what has left is still in what it left behind:
+
+| model | trace | session | KL | 99 % | worse |
+|---|---|---|---|---|---|
+{present}
+"""
+
+
+def page_of(results: Sequence[dict[str, Any]]) -> str:
+    """The page of several models."""
+    served: list[list[str]] = []
+    costs: list[list[str]] = []
+    present: list[list[str]] = []
+    for result in results:
+        for each in result["traces"]:
+            start = [f"`{result['model']}`", each["trace"]]
+            flops = each["flops"]
+            for name in (*each["sessions"], "blind"):
+                own = each["sessions"].get(name)
+                kl, now = (each["blind"][kind] if own is None else own[kind] for kind in ("kl", "present"))
+                worse = (
+                    ["–", "–"] if own is None else [f"{own['worse_by_0.01'][kind]:.0%}" for kind in ("kl", "present")]
+                )
+                shares = [f"{flops[name] / flops[whole]:.1%}" for whole in ("full prefill", "prefix cache", "no reuse")]
+                spread = [f"{kl[part]:.4f}" for part in ("mean", "p99", "max")]
+                costs.append([*start, name, *spread, worse[0], *shares])
+                present.append([*start, name, f"{now['mean']:.3f}", f"{now['p99']:.3f}", worse[1]])
+                if own is not None:
+                    actions = own["actions"]
+                    kinds = ("nothing", "no patch", "stored patch", "fresh patch")
+                    counts = [str(actions.get(kind, 0)) for kind in kinds]
+                    counts[1] = str(actions.get("no patch", 0) + actions.get("rotation", 0))
+                    served.append([*start, name, str(own["returning"]), f"{own['without_forward']:.2f}", *counts])
+    tables = {"served": served, "costs": costs, "present": present}
+    rows = {name: "\n".join(f"| {' | '.join(row)} |" for row in table) for name, table in tables.items()}
+    numbers = {"items": ITEMS, "window": WINDOW, "tokens": TOKENS, "far": FAR, "answer": ANSWER}
+    return PAGE.format(turns=results[0]["traces"][0]["turns"], **numbers, **rows)
 
 
 def main() -> None:
@@ -248,7 +339,14 @@ def main() -> None:
     one.add_argument("--traces", nargs="+", choices=TRACES, default=list(TRACES))
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("--json", type=Path, required=True)
+    page = commands.add_parser("page", help="write the page of results")
+    page.add_argument("results", type=Path, nargs="+")
+    page.add_argument("--page", type=Path, required=True)
     options = parser.parse_args()
+    if options.command == "page":
+        results = [json.loads(path.read_text(encoding="utf-8")) for path in options.results]
+        options.page.write_text(page_of(results), encoding="utf-8")
+        return
     vlm = load(options.model)
     items = pages_of(options.seed) if vlm.architecture.media else texts(vlm, options.seed)
     start = time.perf_counter()

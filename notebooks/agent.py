@@ -144,5 +144,5 @@ assert restored.keys == session.keys
 print(restored.ask(questions[3][0], keep=False).text, "| truth:", questions[3][1])
 
 # %% [markdown]
-# What a slide loses and what a recall gives back is measured in `docs/window.md`; when a stored patch may be trusted behind other screens is a policy's to say:
-# `kj.Session(…, policy=kj.ReusePolicy(max_kl=0.05, calibration=vlm.calibration))`.
+# What a slide loses and what a recall gives back is measured in `docs/window.md`. When a stored patch may be trusted behind other screens is a policy's to say,
+# `kj.Session(…, policy=kj.ReusePolicy(max_kl=0.05))`, and `session.last` says what it decided.
