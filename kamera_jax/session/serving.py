@@ -53,7 +53,7 @@ class Serving:
             StalePatchError: it takes one, and the policy asks for an error.
         """
         chunk = coming.chunk
-        if not coming.patch or (chunk.conditioned and coming.new):
+        if not coming.patch or (chunk.conditioned and (coming.new or self.policy.fallback == "patch")):
             why = "no patch was asked for" if not coming.patch else "it is not canonical, and stands as it was run"
             estimate = self.policy.judge(window, chunk, None).estimate_kl
             return Step(chunk, (), None, Action.BARE, estimate, why)

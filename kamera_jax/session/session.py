@@ -177,7 +177,8 @@ class Session:
     def recall(self, key: str, at: int | None = None, *, patch: bool = True) -> None:
         """Bring an evicted chunk back, or move one that stands in the window.
 
-        The policy chooses what it is served with as in `add`, and judges what comes to stand behind it likewise.
+        The policy chooses what it is served with as in `add`, and judges what comes to stand behind it likewise. A kept
+        turn, which no patch can serve, comes as it was run unless the policy falls back to ``"reprefill"``.
 
         Args:
             key: of a chunk in memory, or in the window: that one stays where it is, or moves if a place is given.

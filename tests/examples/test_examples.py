@@ -50,3 +50,11 @@ def test_a_backbone_of_ones_own(capsys, monkeypatch):
     assert 0 <= patched < blind / 10
     lines = (ROOT / "examples/own_backbone.py").read_text().splitlines()
     assert len(lines) <= 60
+
+
+def test_an_agent_says_what_it_reused_and_why(capsys, monkeypatch, tmp_path):
+    shown = run("agent", capsys, monkeypatch, "--turns", 12)
+    counts = dict(re.findall(r"^\| (?:encoded, )?([a-z -]+) \| (\d+) \|", shown, re.MULTILINE))
+    assert sum(map(int, re.findall(r"^\| [a-z, -]+ \| (\d+) \|", shown, re.MULTILINE))) == 12
+    assert int(counts["nothing"]) > 0 and int(counts["fresh patch"]) > 0
+    assert len(re.findall(r"^  document +\d+: [a-z -]+: \w", shown, re.MULTILINE)) == 10 and "seen=12" in shown

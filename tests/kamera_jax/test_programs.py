@@ -224,15 +224,16 @@ def test_a_window_that_nobody_has_is_taken_again(random_vlm, texts):
     state = session._kept.window.state
     session.add(texts[1])
     assert state.rot.is_deleted()
-    for take in (lambda answer: answer, lambda answer: answer.window, lambda answer: answer.window.state.rot):
+    takes = (lambda answer: answer, lambda answer: answer.window, lambda answer: answer.window.state.rot)
+    for take, text in zip(takes, texts[2:], strict=False):
         taken = take(session.ask(QUESTION, max_new_tokens=1))
         array = getattr(getattr(taken, "window", taken), "state", None)
         array = taken if array is None else array.rot
         before = np.array(array)
-        session.add(texts[0])
+        session.add(text)
         assert not array.is_deleted() and (np.asarray(array) == before).all()
     state = session._kept.window.state
     array = None
     del taken
-    session.add(texts[1])
+    session.add("another page")
     assert state.rot.is_deleted()
