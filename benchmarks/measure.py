@@ -1,8 +1,9 @@
 """Drifts by the hundred: what attention changes by, and what reusing a patch really costs against a full prefill."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,8 +17,9 @@ from eval.tiny import pages
 from eval.tiny.episodes import question_text
 from kamera_jax.backbone import Backbone, Output
 from kamera_jax.batch.windows import BatchRunner, Stack, fit
-from kamera_jax.guard import staleness as lineage
-from kamera_jax.kv import KV, Factors, Segment, WindowState
+from kamera_jax.guard import prior
+from kamera_jax.kv import KV, Factors, Segment, Sketch, WindowState
+from kamera_jax.patch import sketch
 from kamera_jax.window.window import aligned
 
 SCENES = 10
@@ -38,12 +40,27 @@ class Measured:
         kinds: of `KINDS`, for each of n drifts.
         mean, worst: KL(present reference ‖ reuse) over the multi-hop probes, in nats [n].
         changes: how far attention outputs have moved in every layer [n, L]; see `change`.
+        shares: what is lost, added and moved of attention [n, 3]; see `kamera_jax.guard.prior.Difference`.
+        blind: as ``mean``, of the chunk without its patch.
     """
 
     kinds: np.ndarray
     mean: np.ndarray
     worst: np.ndarray
     changes: np.ndarray
+    shares: np.ndarray
+    blind: np.ndarray
+
+    def save(self, path: Path) -> None:
+        """Write it to a file, for `read`."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(path, **{field.name: getattr(self, field.name) for field in fields(self)})
+
+    @classmethod
+    def read(cls, path: Path) -> "Measured":
+        """What `save` wrote."""
+        with np.load(path) as arrays:
+            return cls(**{field.name: arrays[field.name] for field in fields(cls)})
 
     def change(self, spec: kj.SketchSpec) -> np.ndarray:
         """`kamera_jax.Staleness.change` of a sketch with as many tokens as were measured [n]."""
@@ -72,20 +89,16 @@ def measure(vlm: Backbone, seed: int, groups: int, progress: Progress = lambda *
             drifts = [
                 sample_drift(rng, np.random.default_rng((seed, group, number)), scene, kind) for scene in formed.scenes
             ]
-            kl, changes = drifted(vlm, runner, formed, drifts)
+            kl, blind, changes = drifted(vlm, runner, formed, drifts)
             probed = np.array([drift.probed(scene) for drift, scene in zip(drifts, formed.scenes, strict=True)])
             # Such that every episode has a probe: an unanswerable one, if all its references wait for a page.
             probed |= ~probed.any(1, keepdims=True)
-            mean = (kl * probed).sum(1) / probed.sum(1)
-            rows.append(([kind] * SCENES, mean, np.where(probed, kl, 0.0).max(1), changes))
+            mean, bare = ((each * probed).sum(1) / probed.sum(1) for each in (kl, blind))
+            worst = np.where(probed, kl, 0.0).max(1)
+            shares = [formed.shares(i, drift.before) for i, drift in enumerate(drifts)]
+            rows.append(([kind] * SCENES, mean, worst, changes, shares, bare))
         progress("drifts", group + 1, groups)
-    kinds, mean, worst, changes = zip(*rows, strict=True)
-    return Measured(
-        np.concatenate(kinds),
-        np.concatenate(mean),
-        np.concatenate(worst),
-        np.concatenate(changes),
-    )
+    return Measured(*(np.concatenate(column) for column in zip(*rows, strict=True)))
 
 
 def _capacity(vlm: Backbone) -> int:
@@ -102,7 +115,8 @@ class Formed:
         chunks: canonical chunks of every page and passage, by name, a list over episodes.
         judged: the judged pages.
         factors: their patches.
-        output: what the forming forward collected.
+        sketches: of all layers, of what they read there.
+        mass: attention to each antecedent, [SCENES, L, 3].
         tails: a question for every reference [SCENES, REFERENCES, ·].
     """
 
@@ -110,7 +124,8 @@ class Formed:
     chunks: dict[str, list[kj.Chunk]]
     judged: Stack
     factors: Factors
-    output: Output
+    sketches: Sketch
+    mass: np.ndarray
     tails: Segment
 
     @staticmethod
@@ -125,8 +140,23 @@ class Formed:
         context = runner.prefill(_stacks([[chunks[name][i] for name in s.formed] for i, s in enumerate(scenes)]))
         output = _collect(vlm.params, judged.segment.at(context.position), context.state, forward=vlm.forward)
         factors = fit(output.kv, judged.kv, judged.length, rank=rank_for(vlm, chunks["judged"][0]))
+        every = kj.SketchSpec(tuple(range(vlm.spec.layers)))
+        at = jnp.float32(context.position)
+        own = (output.aux["queries"], judged.kv, factors, judged.segment)
+        sketches = _sketches(*own, context.state, at, which=every, spec=vlm.spec)
+        slots = [
+            range(slot, slot + kv.rot.shape[2]) for slot, kv in zip(context.slots, context.conditioned, strict=True)
+        ]
+        received = np.asarray(output.aux["attention_mass"])
+        mass = np.stack([received[..., list(here)].sum(-1) for here in slots], axis=-1)
         tails = runner.tails([[question_text(glyph) for glyph, _ in scene.references] for scene in scenes])
-        return Formed(scenes, chunks, judged, factors, output, tails)
+        return Formed(scenes, chunks, judged, factors, sketches, mass, tails)
+
+    def shares(self, scene: int, before: Sequence[str]) -> tuple[float, float, float]:
+        """What is lost, added and moved of the attention of an episode's judged page."""
+        names = self.scenes[scene].formed
+        found = prior.difference(names, prior.shares_of(self.mass[scene]), before)
+        return found.lost, found.added, found.moved
 
 
 def rank_for(vlm: Backbone, chunk: kj.Chunk) -> int:
@@ -142,8 +172,8 @@ def rank_for(vlm: Backbone, chunk: kj.Chunk) -> int:
 
 def drifted(
     vlm: Backbone, runner: BatchRunner, formed: Formed, drifts: Sequence[Drift]
-) -> tuple[np.ndarray, np.ndarray]:
-    """KL of every probe [SCENES, REFERENCES], and the change of attention in every layer [SCENES, L].
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """KL of every probe with the patch and without it [SCENES, REFERENCES], and every layer's change [SCENES, L].
 
     The other chunks stand there as encoded, without patches: they show facts alone.
     """
@@ -160,34 +190,38 @@ def drifted(
     patches = [formed.factors if i == place else None for i in range(len(chunks))]
     full = runner.prefill(chunks)
     reuse = runner.reuse(chunks, patches)
-    kl = metrics.kl(runner.ask(full, formed.tails), runner.ask(reuse, formed.tails))
+    blind = runner.reuse(chunks, [None] * len(chunks))
+    wanted = runner.ask(full, formed.tails)
+    kl, bare = (metrics.kl(wanted, runner.ask(windows, formed.tails)) for windows in (reuse, blind))
     context = runner.reuse(before, [None] * place)
     judged = formed.judged
     changes = _changes(
-        formed.output,
+        formed.sketches,
         judged.kv,
         formed.factors,
         judged.segment,
         context.state,
         jnp.float32(context.position),
-        which=kj.SketchSpec(tuple(range(vlm.spec.layers))),
         spec=vlm.spec,
     )
-    return np.asarray(kl), np.asarray(changes)
+    return np.asarray(kl), np.asarray(bare), np.asarray(changes)
 
 
 def _stacks(rows: Sequence[Sequence[kj.Chunk]]) -> list[Stack]:
     return [Stack.of(place) for place in zip(*rows, strict=True)]
 
 
+COLLECTED = ("queries", "attention_mass")
+
+
 @partial(jax.jit, static_argnames="forward")
 def _collect(params: Any, segment: Segment, state: WindowState, *, forward: Callable[..., Output]) -> Output:
-    return jax.lax.map(lambda run: forward(params, *run, collect=("queries",)), (segment, state), batch_size=SCENES)
+    return jax.lax.map(lambda run: forward(params, *run, collect=COLLECTED), (segment, state), batch_size=SCENES)
 
 
 @partial(jax.jit, static_argnames=("which", "spec"))
-def _changes(
-    formed: Output,
+def _sketches(
+    queries: jax.Array,
     kv: KV,
     factors: Factors,
     segment: Segment,
@@ -196,12 +230,29 @@ def _changes(
     *,
     which: kj.SketchSpec,
     spec: kj.KVSpec,
-) -> jax.Array:
-    def one(formed: Output, kv: KV, factors: Factors, segment: Segment, state: WindowState) -> jax.Array:
-        sketch = lineage.take(formed.aux["queries"], formed.aux["attended"], segment.length, spec=which)
-        now, _ = lineage.reread(
-            sketch, kv, factors, segment.positions, state.rot, state.free, state.valid, base, spec=spec
-        )
-        return lineage.changes(sketch.outputs, now)
+) -> Sketch:
+    def one(queries: jax.Array, kv: KV, factors: Factors, segment: Segment, state: WindowState) -> Sketch:
+        context = (state.rot, state.free, state.valid, base)
+        own = (kv, factors, segment.positions, segment.length)
+        return sketch.take(queries, *own, *context, which=which, spec=spec)
 
-    return jax.vmap(one)(formed, kv, factors, segment, state)
+    return jax.vmap(one)(queries, kv, factors, segment, state)
+
+
+@partial(jax.jit, static_argnames="spec")
+def _changes(
+    kept: Sketch,
+    kv: KV,
+    factors: Factors,
+    segment: Segment,
+    state: WindowState,
+    base: jax.Array,
+    *,
+    spec: kj.KVSpec,
+) -> jax.Array:
+    def one(kept: Sketch, kv: KV, factors: Factors, segment: Segment, state: WindowState) -> jax.Array:
+        context = (state.rot, state.free, state.valid, base)
+        now, _ = sketch.reread(kept, kv, factors, segment.positions, *context, spec=spec)
+        return sketch.changes(kept.outputs, now)
+
+    return jax.vmap(one)(kept, kv, factors, segment, state)

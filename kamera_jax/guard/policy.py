@@ -152,7 +152,7 @@ class ReusePolicy:
             return Verdict(False, math.inf, why)
         if chunk.preamble != preamble:
             why = "it has no patch, and was run behind nothing, not behind the window's preamble"
-            return self._priced(prior.WHOLE, why)
+            return self._priced(prior.BARE, why)
         if not chunk.conditioned:
             return self._priced(prior.expected_bare_kl(len(before)), "it has no patch, and chunks stand before it")
         if not chunk.antecedents:

@@ -3,8 +3,8 @@
 What a chunk absorbs is a sum over the chunks before it, each with the attention that it gets. A patch keeps that sum
 as it was. Where an antecedent is gone, its part stands there wrongly; where a chunk is new, its part is missing; where
 two antecedents changed places, both parts are a little off. The KL of a small error is quadratic in it, and parts of
-unlike chunks are nearly orthogonal, so the squares of these shares add up, in units of what the whole costs: the KL of
-reusing the chunk blind. The constants were measured on a language model; see docs/guard.md.
+unlike chunks are nearly orthogonal: so squares of these shares add up. The constants, nats of next-token KL, were
+fitted to drifts measured on a language model, and held against another corpus; see docs/guard.md.
 """
 
 import math
@@ -15,14 +15,20 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-WHOLE = 0.055
-"""Nats that reusing a chunk blind costs, where all that it was to absorb is missing."""
+KEPT = 0.004
+"""Of a patch whose antecedents are all there, but not to the bit: what its size left out."""
 
-KEPT = 0.006
-"""Nats of a patch where all its antecedents are there, but not to the bit: what its size left out."""
+LOST = 0.045
+"""More where all that it was formed behind is gone."""
 
-MOVED = 0.2
-"""How much a change of places costs, as a share of what as many chunks that are gone cost."""
+ADDED = 0.015
+"""More where all that is to be absorbed now is new."""
+
+MOVED = 0.03
+"""More where all of the attention went to antecedents that changed places."""
+
+BARE = 0.05
+"""Of a chunk without a patch, behind chunks that it was not run behind."""
 
 MARGIN = 2.0
 """A budget must be so many times the expected cost for a reuse to be accepted: cases are scattered about their mean."""
@@ -62,6 +68,11 @@ class Difference:
     def nothing_left(self) -> bool:
         """Whether it was conditioned on chunks, and none of them is there."""
         return 0 < self.antecedents == len(self.gone)
+
+    @property
+    def nothing_right(self) -> bool:
+        """Whether nothing of what it is to absorb now is what it was conditioned on."""
+        return self.nothing_left or (not self.antecedents and self.present > 0)
 
     @property
     def reason(self) -> str:
@@ -153,15 +164,15 @@ def _moved(
 def expected_kl(found: Difference) -> float:
     """The KL, in nats, that reusing a patch is expected to cost behind what stands there now.
 
-    Where none of its antecedents is there this is more than `expected_bare_kl`: the patch adds only what is wrong.
+    Where none of its antecedents is there this is more than `expected_bare_kl`: all that the patch adds is wrong.
     """
-    wrong = found.lost**2 + found.added**2 + MOVED * found.moved
-    return KEPT + WHOLE * wrong
+    estimate = KEPT + LOST * found.lost**2 + ADDED * found.added**2 + MOVED * found.moved
+    return max(estimate, BARE + KEPT) if found.nothing_right else estimate
 
 
 def expected_bare_kl(present: int) -> float:
     """The KL, in nats, that reusing a canonical chunk without a patch is expected to cost behind so many chunks."""
-    return WHOLE if present else 0.0
+    return BARE if present else 0.0
 
 
 def accepted(estimate: float, max_kl: float) -> bool:

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float
 
 from kamera_jax.chunk import Chunk, Match, Patch, describe
 from kamera_jax.errors import MissingSketchError
+from kamera_jax.handle import columns_of
 from kamera_jax.kv import bucket_of_slots
 from kamera_jax.patch.sketch import change_jit, reread_jit
 from kamera_jax.window.checks import check_chunk, check_pair, check_place
@@ -57,9 +58,10 @@ class Staleness:
 def staleness(window: Window, chunk: Chunk, patch: Patch, at: int | None = None) -> Staleness:
     """How much a patch's chunk would read otherwise in the present context than when the patch was formed.
 
-    Costs the attention of the sketch's tokens in its layers: no forward, nothing is prefilled. It cannot see a
-    change that reaches the chunk only through what its neighbours' own KV should have become and has not, nor one that
-    other layers or tokens than the sketch's would read.
+    Costs the attention of the sketch's tokens in its layers: no forward, nothing is prefilled. Where the patch is as it
+    was formed (`Window.is_as_formed`) nothing is looked at: there the change is 0 by definition. It cannot see a change
+    that reaches the chunk only through what its neighbours' own KV should have become and has not, nor one that other
+    layers or tokens than the sketch's would read.
 
     Args:
         window: the context as it stands.
@@ -80,6 +82,12 @@ def staleness(window: Window, chunk: Chunk, patch: Patch, at: int | None = None)
             f"the patch of {describe(chunk)} keeps no sketch, so what it would read now cannot be compared; form "
             "it with form_patch(…, sketch=…), as the model's calibration has it"
         )
+    mass_then: dict[str, float] = {}
+    received = columns_of(patch, "mass")[patch.sketch.spec.layers[0]]
+    for key, share in zip(patch.antecedents, received, strict=False):
+        mass_then[key] = mass_then.get(key, 0.0) + float(share)
+    if window.is_as_formed(chunk, patch, at):
+        return Staleness(0.0, patch.match(window.keys[:at]), (), (), mass_then, dict(mass_then))
     before = window.entries[:at]
     last = before[-1] if before else window.preamble
     rot, free, seen = layers_before(window, at, patch.sketch.spec.layers)
@@ -99,9 +107,6 @@ def staleness(window: Window, chunk: Chunk, patch: Patch, at: int | None = None)
     for entry in before:
         share = float(received[entry.slot : entry.slot + entry.chunk.length].sum())
         mass_now[entry.chunk.key] = mass_now.get(entry.chunk.key, 0.0) + share
-    mass_then: dict[str, float] = {}
-    for key, share in zip(patch.antecedents, np.asarray(patch.mass)[patch.sketch.spec.layers[0]], strict=False):
-        mass_then[key] = mass_then.get(key, 0.0) + float(share)
     known = all(mass_then) and all(mass_now)  # a chunk without a key may be any
     return Staleness(
         change=float(change_jit(patch.sketch.outputs, outputs, spec=patch.sketch.spec)),

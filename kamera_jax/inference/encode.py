@@ -1,7 +1,7 @@
 """Running the model: encode a chunk alone, prefill chunks together, form a patch."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any, Literal
 
 import jax
@@ -19,7 +19,7 @@ from kamera_jax.identity import patch_key
 from kamera_jax.inference.forming import fit_and_share, forming_numbers, shares
 from kamera_jax.kv import Factors, Segment, Sketch, SketchSpec, bucket_of_slots, check_length
 from kamera_jax.patch.size import Size
-from kamera_jax.patch.sketch import reread_jit, take_jit
+from kamera_jax.patch.sketch import take_jit
 from kamera_jax.transfer import as_f32, expect_packed, packed
 from kamera_jax.window.changes import append, materialised, nan_if
 from kamera_jax.window.checks import check_chunk, check_model
@@ -331,24 +331,20 @@ def _patch(
         mass=Columns(mass, len(window.entries) + 2),
         residual=residual,
         length=chunk.length,
-        sketch=None if sketch is None else _sketch(chunk, output, window, factors, sketch),
+        sketch=None if sketch is None else _sketch(chunk, output, window, factors, numbers, sketch),
         codec=chunk.codec,
         key=key,
         lineage=context if key else "",
     )
 
 
-def _sketch(chunk: Chunk, output: Output, window: Window, factors: Factors, spec: SketchSpec) -> Sketch:
-    """How the chunk's tokens attended on ``window``; of one that keeps some rows, how they do with these alone."""
-    queries, attended = (chunk.taken(output.aux[name]) for name in ("queries", "attended"))
-    sketch = take_jit(queries, attended, chunk.length, spec=spec)
-    if chunk.keeps_all_rows:
-        return sketch
-    here = np.asarray(spec.layers)
-    context = (window.state.rot[here], window.state.free[here], window.state.valid)
-    base = jnp.float32(window.next_position)
-    outputs, _ = reread_jit(sketch, chunk.kv, factors, chunk.positions, *context, base, spec=window.spec)
-    return replace(sketch, outputs=outputs.astype(sketch.outputs.dtype))
+def _sketch(
+    chunk: Chunk, output: Output, window: Window, factors: Factors, numbers: jax.Array, which: SketchSpec
+) -> Sketch:
+    """What the chunk's tokens read on ``window`` with its patch, with the rows that it keeps alone."""
+    queries = chunk.taken(output.aux["queries"])
+    own = (chunk.kv, factors, chunk.positions)
+    return take_jit(queries, *own, window.state, numbers, which=which, spec=window.spec)
 
 
 def _prefilled(vlm: Backbone, antecedents: Sequence[Chunk] | None) -> Window:

@@ -1,5 +1,6 @@
-"""What a few tokens of a chunk attended to while its patch was formed, and what the same queries read elsewhere."""
+"""What a few tokens of a chunk read where its patch was formed, and what the same queries read elsewhere."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -8,37 +9,74 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from kamera_jax import rope
-from kamera_jax.kv import KV, Factors, KVSpec, Sketch, SketchSpec
+from kamera_jax.kv import KV, Factors, KVSpec, Sketch, SketchSpec, WindowState
 from kamera_jax.patch.fitting import apply
+from kamera_jax.transfer import position_of
 
 
 def take(
     queries: Float[Array, "L T N D"],
-    attended: Float[Array, "L T N Dv"],
+    kv: KV,
+    factors: Factors,
+    positions: Float[Array, "A T"],
     length: Int[Array, ""] | int,
+    rot: Float[Array, "L S Fr"],
+    free: Float[Array, "L S Ff"],
+    seen: Bool[Array, " S"],
+    base: Float[Array, ""],
     *,
-    spec: SketchSpec,
+    which: SketchSpec,
+    spec: KVSpec,
 ) -> Sketch:
-    """A sketch of what a forward collected: in every layer the tokens whose queries are furthest apart.
+    """A sketch of a chunk: in every layer the tokens whose queries are furthest apart, and what these read; vmap-safe.
 
     Each next token is the one whose query is furthest from all that are kept, so that no query is far from a kept one.
+    What they read is what `reread` gives on the context that the patch was formed on, with the chunk as its patch makes
+    it: there nothing has changed, whatever the patch leaves out.
 
     Args:
-        queries, attended: as `kamera_jax.backbone.Output` has them.
-        length: valid tokens; of a chunk with fewer than ``spec.tokens`` some are kept more than once.
-        spec: what to keep.
+        queries: of the forward that the patch was formed of, as `kamera_jax.backbone.Output` has them.
+        kv: the chunk's, canonical.
+        factors: its patch.
+        positions: its local positions.
+        length: valid tokens; of a chunk with fewer than ``which.tokens`` some are kept more than once.
+        rot, free: all layers of the context that it was formed on, keys rotated.
+        seen: slots that hold a token.
+        base: the position the chunk comes to there.
+        which: what to keep.
+        spec: what the KV is.
 
     Raises:
         ValueError: there is no such layer.
     """
-    if max(spec.layers) >= queries.shape[0]:
-        raise ValueError(f"{spec} names a layer past the model's {queries.shape[0]}")
-    here = np.asarray(spec.layers)
+    if max(which.layers) >= queries.shape[0]:
+        raise ValueError(f"{which} names a layer past the model's {queries.shape[0]}")
+    here = np.asarray(which.layers)
     asked = queries[here]
-    given = attended[here]
-    kept = jax.vmap(lambda rows: _apart(rows.reshape(rows.shape[0], -1), length, spec.tokens))(asked)
-    asked, given = (jax.vmap(lambda rows, which: rows[which])(x, kept) for x in (asked, given))
-    return Sketch(asked.astype(attended.dtype), given, kept, spec)
+    kept = jax.vmap(lambda rows: _apart(rows.reshape(rows.shape[0], -1), length, which.tokens))(asked)
+    asked = jax.vmap(lambda rows, tokens: rows[tokens])(asked, kept).astype(kv.rot.dtype)
+    nothing = jnp.zeros((*asked.shape[:3], 0), kv.rot.dtype)
+    sketch = Sketch(asked, nothing, kept, which)
+    outputs, _ = reread(sketch, kv, factors, positions, rot[here], free[here], seen, base, spec=spec)
+    return replace(sketch, outputs=outputs.astype(kv.rot.dtype))
+
+
+@partial(jax.jit, static_argnames=("which", "spec"))
+def take_jit(
+    queries: jax.Array,
+    kv: KV,
+    factors: Factors,
+    positions: jax.Array,
+    state: WindowState,
+    numbers: jax.Array,
+    *,
+    which: SketchSpec,
+    spec: KVSpec,
+) -> Sketch:
+    """`take` on a window's state, with the numbers that form the patch: a base, then the length."""
+    at = position_of(numbers)
+    context = (state.rot, state.free, state.valid)
+    return take(queries, kv, factors, positions, numbers[1], *context, at, which=which, spec=spec)
 
 
 def _apart(rows: Float[Array, "T F"], length: Int[Array, ""] | int, count: int) -> Int[Array, " K"]:
@@ -133,8 +171,8 @@ def _read(
 
 def changes(then: Float[Array, "l K N Dv"], now: Float[Array, "l K N Dv"]) -> Float[Array, " l"]:
     """How far attention outputs have moved in each layer; see `Staleness.change`."""
+    now = now.astype(then.dtype).astype(jnp.float32)  # as what is kept was rounded
     then = then.astype(jnp.float32)
-    now = now.astype(jnp.float32)
     moved = jnp.sqrt(jnp.sum(jnp.square(now - then), axis=(2, 3)))
     return moved.max(axis=1) / jnp.sqrt(jnp.mean(jnp.sum(jnp.square(then), axis=(2, 3)), axis=1))
 
@@ -146,4 +184,3 @@ def change_jit(then: jax.Array, now: jax.Array, *, spec: SketchSpec) -> jax.Arra
 
 
 reread_jit = partial(jax.jit, static_argnames="spec")(reread)
-take_jit = partial(jax.jit, static_argnames="spec")(take)

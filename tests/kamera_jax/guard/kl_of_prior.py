@@ -2,11 +2,11 @@
 
 import itertools
 
-from kamera_jax.guard.prior import KEPT, MOVED, WHOLE
+from kamera_jax.guard.prior import ADDED, BARE, KEPT, LOST, MOVED
 
 
 def expected(antecedents, shares, present):
-    """KL in nats: the squares of what is gone and of what is new, and what changed places."""
+    """KL in nats: the squares of what is gone and of what is new, and what changed places; more than bare if all is."""
     pairs = []  # (place among the antecedents, place among the present), the last of each key first
     for key in set(antecedents) & set(present):
         mine, theirs = ([i for i, each in enumerate(keys) if each == key][::-1] for keys in (antecedents, present))
@@ -27,4 +27,5 @@ def expected(antecedents, shares, present):
         if all(a[1] < b[1] for a, b in itertools.pairwise(row)):
             heaviest = max(heaviest, sum(shares[i] for i, _ in row))
     moved = sum(shares[i] for i in kept) - heaviest
-    return KEPT + WHOLE * (lost**2 + added**2 + MOVED * moved)
+    kl = KEPT + LOST * lost**2 + ADDED * added**2 + MOVED * moved
+    return max(kl, KEPT + BARE) if not kept and (antecedents or present) else kl

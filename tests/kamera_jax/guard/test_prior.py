@@ -38,8 +38,8 @@ def test_what_was_measured_is_in_order():
     formed = (A, B, C)
     unlike = {
         "same": (A, B, C),
-        "order": (B, A, C),
         "first gone": (B, C),
+        "order": (B, A, C),
         "last gone": (A, B),
         "only the first left": (A,),
         "all gone": (),
@@ -140,7 +140,7 @@ def test_a_verdict_of_the_prior_touches_no_device(chunks, patch, build):
     columns_of(patch, "mass")
     with jax.transfer_guard("disallow"):
         assert math.isfinite(policy.judge(window, chunks[2], patch).estimate_kl)
-        assert policy.judge(window, chunks[2], None).estimate_kl == prior.WHOLE
+        assert policy.judge(window, chunks[2], None).estimate_kl == prior.BARE
 
 
 def test_what_has_no_key_is_not_estimated(chunks, patch, build):
@@ -160,8 +160,8 @@ def test_a_chunk_without_a_patch(random_vlm, chunks, build):
     front = policy.judge(window, chunks[2], None, at=0)
     assert front.accept and front.estimate_kl == 0.0
     behind = policy.judge(window, chunks[2], None)
-    assert behind.estimate_kl == prior.WHOLE and not behind.accept and "no patch" in behind.reason
-    assert kj.ReusePolicy(prior.MARGIN * prior.WHOLE).judge(window, chunks[2], None).accept
+    assert behind.estimate_kl == prior.BARE and not behind.accept and "no patch" in behind.reason
+    assert kj.ReusePolicy(prior.MARGIN * prior.BARE).judge(window, chunks[2], None).accept
 
     prefilled = kj.prefill(random_vlm, chunks)
     (*before, last) = prefilled.entries
@@ -174,7 +174,7 @@ def test_a_chunk_without_a_patch(random_vlm, chunks, build):
 
     alone = kj.encode(random_vlm, "the page is red", preamble=None)
     nothing = policy.judge(build(), alone, None)
-    assert nothing.estimate_kl == prior.WHOLE and "behind nothing" in nothing.reason
+    assert nothing.estimate_kl == prior.BARE and "behind nothing" in nothing.reason
 
 
 def test_a_patch_of_nothing_left_is_not_chosen_before_none(chunks, patch, texts, build):
