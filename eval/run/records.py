@@ -85,7 +85,7 @@ def note_answers(
     """Put a method's answers, and its KL(reference ‖ method) at the first answer token, into the samples' lines.
 
     Where the token that follows is known, its negative log-likelihood and the id of the most likely token stand beside
-    them.
+    them, and the most likely of those that it is to be chosen from.
 
     Args:
         samples: the lines.
@@ -105,6 +105,8 @@ def note_answers(
         sample["methods"][name] = {"said": answers[e][q], "kl": _rounded(kl[e, q])}
         if "next_token" in sample:
             sample["methods"][name] |= {"token": int(likeliest[e, q]), "nll": _rounded(nll[e, q])}
+        if among := sample.get("among"):
+            sample["methods"][name]["chosen"] = among[int(logits[e, q, np.asarray(among)].argmax())]
 
 
 def kv_error(batch: Batch, windows: Windows) -> Float[Array, "E L"]:

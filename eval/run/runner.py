@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 import kamera_jax as kj
 from eval.methods import Batch, Method, parse_all
@@ -23,7 +24,7 @@ from eval.tasks import Context, InvalidTaskError, Outline, Task, for_model, get
 from eval.tasks.tokens import segment_of
 from kamera_jax.backbone import Backbone, with_defaults
 from kamera_jax.batch.devices import mesh_of
-from kamera_jax.batch.windows import BatchRunner, Stack
+from kamera_jax.batch.windows import BatchRunner, Stack, Windows
 from kamera_jax.inference.encode import encode_segment
 from kamera_jax.kv import Segment
 from kamera_jax.window.window import aligned
@@ -90,8 +91,10 @@ def evaluate(vlm: Backbone, run: Run, output: Path, progress: Progress = lambda 
         )
     mesh = mesh_of(run.devices)
     layouts = _layouts(task, task.outline(run.seeds, limit))
-    slots = {layout: _slots(vlm, task, outlines[0]) for layout, outlines in layouts.items()}
+    sizes = {layout: _slots(vlm, task, outlines[0]) for layout, outlines in layouts.items()}
+    slots = {layout: own for layout, (own, _) in sizes.items()}
     capacity = max(slots.values()) if run.capacity is None else run.capacity
+    longest = max(capacity, *(with_history for _, with_history in sizes.values()))
     for layout, needed in slots.items():
         _check_fits(layouts[layout][0].context, needed, capacity)
     arguments = asdict(run)
@@ -118,7 +121,10 @@ def evaluate(vlm: Backbone, run: Run, output: Path, progress: Progress = lambda 
     timing = read_json(output / TIMING) if done and (output / TIMING).exists() else {}
     total = sum(map(len, groups))
     shallow = with_defaults(vlm).leading(2)
-    runners = [BatchRunner(model, capacity=capacity, mesh=mesh) for model in (vlm, shallow)]
+    runners = [
+        BatchRunner(model, capacity=slots, mesh=mesh)
+        for model, slots in ((vlm, capacity), (shallow, capacity), (vlm, longest))
+    ]
     for number, group in enumerate(groups):
         if number >= done:
             size = min(run.batch, len(layouts[group[0].layout]))
@@ -213,11 +219,15 @@ def _groups(outlines: Sequence[Outline], size: int) -> Iterator[list[Outline]]:
         yield list(outlines[start : start + size])
 
 
-def _slots(vlm: Backbone, task: Task, outline: Outline) -> int:
-    """Slots that the preamble and the chunks of a context take."""
+def _slots(vlm: Backbone, task: Task, outline: Outline) -> tuple[int, int]:
+    """Slots that the preamble and the chunks of a context take, and those that they take with its history."""
     (context,) = _drawn(task, [outline])
-    segments = [segment_of(vlm, item) for item in context.items]
-    return aligned(int(vlm.preamble.length)) + sum(aligned(int(segment.length)) for segment in segments)
+
+    def taken(items: Sequence[Any]) -> int:
+        return sum(aligned(int(segment_of(vlm, item).length)) for item in items)
+
+    own = aligned(int(vlm.preamble.length)) + taken(context.items)
+    return own, own + taken(context.history)
 
 
 def _check_fits(context: str, needed: int, capacity: int) -> None:
@@ -265,6 +275,41 @@ def _antecedents(
         place: _stacked(task, group, [encode(context.antecedents[place]) for context in contexts])
         for place in range(len(counts[0]))
     }
+
+
+def _reference(
+    task: Task, group: Sequence[Outline], contexts: Sequence[Context], batch: Batch, runner: BatchRunner
+) -> Windows:
+    """The windows that methods are compared with.
+
+    Args:
+        task, group, contexts: of the batch; those of a layout have equally much history.
+        batch: what is in the windows now.
+        runner: of windows that have room for the history too.
+
+    Raises:
+        InvalidTaskError: some contexts of the layout have a history of other lengths than others.
+    """
+    before = [[segment_of(runner.vlm, item) for item in context.history] for context in contexts]
+    lengths = [[int(segment.length) for segment in own] for own in before]
+    for outline, own in zip(group, lengths, strict=False):
+        if own != lengths[0]:
+            raise InvalidTaskError(
+                f"contexts {group[0].context!r} and {outline.context!r} of the task {task.name} have the layout "
+                f"{outline.layout!r}, and histories of {lengths[0]} and {own} tokens; give contexts that differ in "
+                "that layouts of their own"
+            )
+    if not lengths[0]:
+        return batch.full
+    unread = batch.chunks[0].kv  # prefill runs the tokens again: no chunk's own KV is read
+    history = [
+        Stack(unread, jax.tree.map(lambda *leaves: jnp.stack(leaves), *own), int(own[0].length), float(own[0].advance))
+        for own in zip(*before, strict=True)
+    ]
+    windows = runner.prefill([*history, *batch.chunks])
+    for place, chunk in enumerate(history):
+        windows = runner.hide(windows, place, chunk.length)
+    return windows
 
 
 def _stacked(task: Task, group: Sequence[Outline], chunks: Sequence[Sequence[kj.Chunk]]) -> list[Stack]:
@@ -320,7 +365,7 @@ def _run_group(
     asking = 0.0
     if repeats:
         _, asking = _timed(lambda: asked.first.logits(runner, batch.full), lambda logits: logits, repeats)
-    reference = asked.logits(runner, batch.full)
+    reference = asked.logits(runner, _reference(task, group, padded, batch, runners[2]))
     contexts = records.contexts(batch, group, drawn)
     samples = records.samples(batch, group, drawn)
     seconds = {}

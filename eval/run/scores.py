@@ -70,6 +70,8 @@ def _scored(task: Task, methods: Sequence[str], samples: Sequence[Record]) -> li
             else:
                 right = float(answer["token"] == sample["next_token"])
                 own[name] = {"accuracy": right, "so far": right, "nll": answer["nll"]}
+                if "among" in sample:
+                    own[name]["choice"] = float(answer["chosen"] == sample["next_token"])
                 if names is not None and names != list(own[name]):
                     raise InvalidTaskError(
                         f"the task {task.name} has questions whose next token is known, scored by "

@@ -13,7 +13,7 @@ Label = str | int | float
 
 RESERVED = frozenset(
     {"id", "context", "seed", "chunks", "methods", "question", "answer", "answers", "choices"}
-    | {"condition", "hops", "learned", "depth", "next_token", "follows"}
+    | {"condition", "hops", "learned", "depth", "next_token", "among", "follows"}
 )
 """Names of a sample's own fields, which no label may have."""
 
@@ -39,6 +39,8 @@ class Question:
             ``accuracy``, whether the most likely token is this one; ``so far``, whether it and all tokens asked for
             before it in the same tail are, as if the text were written greedily; and ``nll``, its negative
             log-likelihood in nats.
+        among: of a known next token, the ids that it is to be chosen from, itself among them. Then ``choice`` is a
+            score too: whether the model gives it a higher probability than the others.
     """
 
     text: str
@@ -52,6 +54,7 @@ class Question:
     tail: Sequence[int] = ()
     at: int = -1
     next_token: int | None = None
+    among: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         """Refuse what cannot be scored or written."""
@@ -88,6 +91,12 @@ class Question:
             if not self.tail:
                 raise ValueError(f"{self.text!r} has a next token and no tail that it follows; give both")
             checked_ids([self.next_token], f"the next token of {self.text!r}")
+        object.__setattr__(self, "among", checked_ids(self.among, f"what {self.text!r} is answered from"))
+        if self.among and self.next_token not in self.among:
+            raise ValueError(
+                f"{self.text!r} is to be answered with one of the tokens {self.among}, and the right one, "
+                f"{self.next_token}, is none of them; give it too"
+            )
 
     def record(self) -> dict[str, Any]:
         """The question's part of its line in ``samples.jsonl``."""
@@ -101,6 +110,7 @@ class Question:
         }
         fields |= {"choices": list(self.choices)} if self.choices else {}
         fields |= {} if self.next_token is None else {"next_token": int(self.next_token)}
+        fields |= {"among": list(self.among)} if self.among else {}
         return fields | dict(self.labels)
 
     @staticmethod
@@ -130,11 +140,15 @@ class Context:
         questions: what is asked about them, at least one question.
         antecedents: for each item, what stands before it when its patch is formed, where that is something else than
             the items before it here: chunks that have left the window since, say. Empty where it is the same for all.
+        history: chunks that stood in the window before these, in order, and have left it. Where there are some,
+            methods are compared with full prefill of them and the items behind them, the history then hidden from what
+            is asked (the history reference), and not with full prefill of the items alone.
     """
 
     items: Sequence[Any]
     questions: Sequence[Question]
     antecedents: Sequence[Sequence[Any]] = ()
+    history: Sequence[Any] = ()
 
     def __post_init__(self) -> None:
         """Refuse antecedents that are not one sequence for each item."""

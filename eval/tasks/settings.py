@@ -1,6 +1,7 @@
 """Settings of built-in tasks, behind their names: ``continuation:tokens=256,corpus=docstrings``."""
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
@@ -30,6 +31,17 @@ def wholes(name: str, value: str) -> tuple[int, ...]:
     if len(set(numbers)) < len(numbers):
         raise SettingError(f"the numbers of {name} must differ; got {value!r}")
     return numbers
+
+
+def one_of(*values: str) -> Callable[[str, str], str]:
+    """A setting that is one of these values."""
+
+    def read(name: str, value: str) -> str:
+        if value not in values:
+            raise SettingError(f"{name} is one of {' and '.join(values)}; got {value!r}")
+        return value
+
+    return read
 
 
 def with_settings(task: Any, settings: str) -> Any:

@@ -52,8 +52,13 @@ class Continuation(TextTask):
 
     def findings(self, scores: Mapping[str, Any]) -> Sequence[Finding]:
         """How much of the KL patches and recomputed tokens close."""
-        closes = [findings.patch_closes(scores, 0.1, 0.8, condition) for condition in self.conditions]
-        return [*closes, findings.tokens_close_less(scores, 0.15, 0.1)]
+        bounds = ((0.1, 0.85), (0.25, 0.94))
+        return [
+            *(findings.patch_closes(scores, *bound, condition) for condition in self.conditions for bound in bounds),
+            findings.tokens_close_less(scores, 0.15, 0.1),
+            findings.tokens_close_at_most(scores, "cacheblend", "CacheBlend", 0.2),
+            findings.tokens_close_at_most(scores, "epic", "EPIC", 0.2),
+        ]
 
 
 NEEDED = "need the first passage"

@@ -1,5 +1,6 @@
 """Findings of the tasks on real text: what a run measured, against statements about reuse on natural language."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,9 @@ ABLE = 0.3
 
 FEW_BYTES = 0.02
 """The share of a chunk's bytes within which a patch is called small."""
+
+PATCH = re.compile(r"patch:(\d+)")
+"""A patch of so many components in every layer."""
 
 
 def cells(scores: Scores, method: str, condition: str | None = None) -> list[Mapping[str, Any]]:
@@ -67,8 +71,20 @@ def tokens_close_less(scores: Scores, tokens: float, share: float) -> Finding:
     return Finding(claim, f"η {theirs:.2f} (`{names[0]}`) against {ours:.2f} (`{names[1]}`)", theirs < ours)
 
 
+def of_components(scores: Scores, most: int) -> list[str]:
+    """Patches of at most so many components in every layer."""
+    return [name for name in scores["methods"] if (found := PATCH.fullmatch(name)) and int(found[1]) <= most]
+
+
 def lost_and_restored(
-    scores: Scores, condition: str, what: str, *, oracle: bool, measure: str = "accuracy"
+    scores: Scores,
+    condition: str,
+    what: str,
+    *,
+    oracle: bool,
+    measure: str = "accuracy",
+    able: float = ABLE,
+    components: int | None = None,
 ) -> list[Finding]:
     """What blind reuse loses of something that full prefill does, and what restores it.
 
@@ -78,17 +94,21 @@ def lost_and_restored(
         what: it is, in words.
         oracle: whether it is also stated that an oracle's half of the tokens does not restore it.
         measure: by which they are compared.
+        able: what full prefill has to reach for anything to be said.
+        components: of patches that may restore it, in every layer, where chunks are so short that few components take
+            many bytes; by default patches are counted by bytes.
     """
 
     def right(name: str) -> float:
         return mean(scores, name, measure, condition)
 
     full, blind = (right(name) for name in ("full", "blind"))
-    if not full >= ABLE:
+    if not full >= able:
         return [Finding(f"{what}: no claim, as this model cannot do it", f"full prefill is right in {full:.3f}", None)]
     found = [Finding(f"blind reuse loses {what}: ≤ 0.5 × full", f"{blind:.3f} of {full:.3f}", blind <= 0.5 * full)]
-    claim = f"a patch of ≤ {FEW_BYTES:.0%} of the bytes gives it back: ≥ 0.9 × full"
-    small = patches(scores, FEW_BYTES)
+    size = f"≤ {FEW_BYTES:.0%} of the bytes" if components is None else f"≤ {components} components"
+    claim = f"a patch of {size} gives {what} back: ≥ 0.9 × full"
+    small = patches(scores, FEW_BYTES) if components is None else of_components(scores, components)
     if small:
         name = max(small, key=right)
         share = scores["methods"][name]["cost"]["bytes_share"]
@@ -102,6 +122,49 @@ def lost_and_restored(
         measured = f"{right(names[0]):.3f} of {full:.3f}" if names else "it was not run"
         found.append(Finding(claim, measured, right(names[0]) <= 0.8 * full if names else None))
     return found
+
+
+def at_most(scores: Scores, name: str, condition: str, most: float, what: str, measure: str = "accuracy") -> Finding:
+    """A method is right in at most a share of the questions of a condition."""
+    claim = f"{what}: `{name}` is right in ≤ {most:g}"
+    if name not in scores["methods"] or not cells(scores, name, condition):
+        return Finding(claim, "it was not run", None)
+    right = mean(scores, name, measure, condition)
+    return Finding(claim, f"{right:.3f}", right <= most)
+
+
+def components_reach(scores: Scores, components: int, condition: str, least: float, what: str) -> Finding:
+    """A patch of a few components in every layer is right in at least a share of the questions of a condition."""
+    claim = f"{what}: a patch of ≤ {components} components is right in ≥ {least:g}"
+    names = of_components(scores, components)
+    name = max(names, key=lambda each: mean(scores, each, "accuracy", condition), default=None)
+    if name is None or not cells(scores, name, condition):
+        return Finding(claim, "no such patch was run", None)
+    right = mean(scores, name, "accuracy", condition)
+    share = scores["methods"][name]["cost"]["bytes_share"]
+    return Finding(claim, f"{right:.3f} (`{name}`, {share:.1%} of the bytes)", right >= least)
+
+
+def tokens_close_at_most(scores: Scores, kind: str, title: str, most: float) -> Finding:
+    """What one way to recompute tokens gives back of the KL at most."""
+    claim = f"{title} gives back little of what blind reuse loses: η ≤ {most:g}"
+    name = _closest(scores, [each for each in recomputing(scores, 1.0) if each.startswith(kind)], None)
+    closed = None if name is None else eta(scores, name)
+    if name is None or closed is None:
+        return Finding(claim, "it was not run, or blind reuse lost nothing", None)
+    share = scores["methods"][name]["cost"]["recomputed_share"]
+    return Finding(claim, f"η {closed:.2f} (`{name}`, {share:.0%} of the tokens)", closed <= most)
+
+
+def near(scores: Scores, share: float, most: float, reference: str) -> Finding:
+    """A patch within a share of the bytes leaves at most so many nats of KL to the run's reference."""
+    claim = f"what survives a slide stays near {reference}: KL ≤ {most:g} with a patch of ≤ {share:.0%} of the bytes"
+    name = _closest(scores, patches(scores, share), None)
+    if name is None:
+        return Finding(claim, "no such patch was run", None)
+    ours, blind, full = (mean(scores, each, "kl") for each in (name, "blind", "full"))
+    measured = f"KL {ours:.4f} (`{name}`); blind {blind:.4f}, re-prefill of what is in the window {full:.4f}"
+    return Finding(claim, measured, ours <= most)
 
 
 def boundary(scores: Scores, condition: str) -> Finding:

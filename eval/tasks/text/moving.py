@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from eval.tasks.base import Context, Finding, Outline
-from eval.tasks.settings import whole
+from eval.tasks.settings import one_of, whole
 from eval.tasks.text import findings
 from eval.tasks.text.reader import SEED, Reader
 from eval.tasks.text.task import AHEAD, Need, TextTask, known, shares
@@ -23,7 +23,8 @@ class Orders(TextTask):
     """The same two or three passages in all their orders, and the text that goes on behind the last.
 
     Each order is met twice: with patches formed in that order, and with the one patch a passage that serves all orders,
-    formed behind the other passages in the corpus' order (an orbit patch).
+    formed behind the other passages in the corpus' order (an orbit patch). The passage that stands first has no patch
+    in either: it stands behind nothing, as it was encoded.
 
     Attributes:
         tokens: of each passage.
@@ -32,6 +33,7 @@ class Orders(TextTask):
     tokens: int = 128
 
     name = "orders"
+    version = 2
     contexts = 48
     settings = {**TextTask.settings, "tokens": whole}
 
@@ -57,12 +59,13 @@ class Orders(TextTask):
         behind: list[list[Tokens]] = []
         if outline.layout.endswith(ORBIT):
             behind = [[items[other] for other in range(count) if other != place] for place in order]
+            behind[0] = []
         return Context([items[place] for place in order], questions, behind)
 
     def findings(self, scores: Mapping[str, Any]) -> Sequence[Finding]:
         """How much of the KL patches close, in the order that they were formed in and in all."""
         found = [findings.patch_closes(scores, 0.1, 0.8, f"{count} passages, {OWN}") for count in (2, 3)]
-        return [*found, *(findings.patch_closes(scores, 0.1, 0.3, f"{count} passages, {ORBIT}") for count in (2, 3))]
+        return [*found, *(findings.patch_closes(scores, 0.1, 0.85, f"{count} passages, {ORBIT}") for count in (2, 3))]
 
 
 def _neighbours(reader: Reader, seed: int, tokens: int) -> list[list[Any]]:
@@ -76,6 +79,9 @@ def _neighbours(reader: Reader, seed: int, tokens: int) -> list[list[Any]]:
 WINDOW = 4
 """Passages of a window that slides."""
 
+PRESENT, HISTORY = "present", "history"
+"""References of a window that slides: see docs/design.md."""
+
 
 def _behind(passages: Sequence[Tokens], place: int) -> list[Tokens]:
     """What stood before a passage when it entered the window."""
@@ -87,19 +93,22 @@ class Slide(TextTask):
     """A window of four passages that slides over a text, and at every step the tokens that go on behind it.
 
     Patches are those that each passage got when it entered; what they were formed behind leaves the window bit by bit.
-    The reference is full prefill of what is in the window now.
+    The reference is full prefill of what is in the window now (``"present"``), or of all that has been in it, what has
+    left being hidden from the tokens that are asked (``"history"``).
 
     Attributes:
         tokens: of each passage.
         passages: of the text.
+        reference: what methods are compared with.
     """
 
     tokens: int = 128
     passages: int = 40
+    reference: str = PRESENT
 
     name = "slide"
     contexts = 37
-    settings = {**TextTask.settings, "tokens": whole, "passages": whole}
+    settings = {**TextTask.settings, "tokens": whole, "passages": whole, "reference": one_of(PRESENT, HISTORY)}
 
     @property
     def conditions(self) -> Sequence[str]:
@@ -107,8 +116,9 @@ class Slide(TextTask):
         return ["slide"]
 
     def layout(self, condition: str, index: int) -> str:
-        """Windows whose passages entered behind equally many others."""
-        return f"{condition}, step {min(index % self._steps, WINDOW - 1)}"
+        """Windows whose passages entered behind equally many others; with their history, those of one step."""
+        step = index % self._steps
+        return f"{condition}, step {step if self.reference == HISTORY else min(step, WINDOW - 1)}"
 
     @property
     def _steps(self) -> int:
@@ -131,7 +141,8 @@ class Slide(TextTask):
         places = range(step, step + WINDOW)
         after = ids[(step + WINDOW) * size :][: AHEAD + 1]
         questions = known(reader, after, self._condition(step), depth=1, labels={"step": step})
-        return Context([passages[i] for i in places], questions, [_behind(passages, i) for i in places])
+        history = passages[:step] if self.reference == HISTORY else []
+        return Context([passages[i] for i in places], questions, [_behind(passages, i) for i in places], history)
 
     def _condition(self, step: int) -> str:
         """Which third of the text a step is in; the first window has not slid."""
@@ -142,8 +153,10 @@ class Slide(TextTask):
         return f"steps {first:02d} – {min(first + third - 1, self._steps - 1):02d}"
 
     def findings(self, scores: Mapping[str, Any]) -> Sequence[Finding]:
-        """How much of the KL the patches close, all the way."""
-        return [findings.patch_closes(scores, 0.1, 0.5), findings.last_against_first(scores)]
+        """How much of the KL the patches close, all the way, and how much they leave."""
+        reference = f"the {self.reference} reference"
+        near = findings.near(scores, 0.1, 0.02, reference)
+        return [near, findings.patch_closes(scores, 0.1, 0.5), findings.last_against_first(scores)]
 
 
 STEPS = 10

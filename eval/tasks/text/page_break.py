@@ -13,25 +13,68 @@ from eval.tasks.text.reader import BREAK, SEED, Reader
 from eval.tasks.text.task import Need, TextTask, known
 from eval.tasks.tokens import Tokens
 
-FACTS = (
-    ("My favourite city is", "Paris London Rome Berlin Madrid Vienna Dublin Athens Tokyo Moscow"),
-    ("The name of the dog is", "Max Rex Lucky Daisy Charlie Bella Rocky Jack"),
-    ("The secret password is", "banana dragon winter silver monkey tiger orange ocean"),
-    ("The meeting will be held on", "Monday Tuesday Wednesday Thursday Friday Saturday Sunday"),
-    ("The colour of the front door is", "red blue green yellow white black brown purple"),
-    ("The person in charge is", "Anna Ben Carl David Emma Frank Helen Kate"),
+BEGINNINGS = (
+    *("The secret password is", "The magic word is", "The code word for today is"),
+    *("The word on the label is", "The answer to the riddle is", "The name of the boat is"),
 )
-"""Beginnings of sentences, and the words that may end them."""
+"""Beginnings of sentences that any word may end."""
+
+WORDS = (
+    *("banana", "dragon", "winter", "silver", "monkey", "tiger", "orange", "ocean", "window", "garden"),
+    *("pencil", "candle", "bridge", "rabbit", "coffee", "marble", "pepper", "violin", "basket", "hammer"),
+)
+"""Words that may end any of them, so that none is told by its kind, as the one weekday in a window would be."""
+
+FEW = 8
+"""Components a layer within which a patch is to restore a fact."""
+
+GUESSED = 0.01
+"""The probability from which on a model is said to guess a word without having read the fact."""
 
 CUT = 3
 """Facts of a context: one at each of its borders."""
+
+
+def drawn_facts(reader: Reader, rng: np.random.Generator, count: int, before: str) -> list[tuple[list[int], list[int]]]:
+    """Facts with different beginnings and different words, drawn at random.
+
+    A word that the model gives a probability of `GUESSED` or more behind a beginning, with nothing but its preamble
+    before that, does not end it: it could be right without having been read.
+
+    Args:
+        reader: of the model.
+        rng: draws them.
+        count: how many.
+        before: what stands before a beginning.
+
+    Returns:
+        Token ids of the beginning and of the word, for each fact.
+
+    Raises:
+        SettingError: the model would say all the words that are left.
+    """
+    facts = []
+    words = [str(word) for word in rng.permutation(WORDS)]
+    for number in rng.permutation(len(BEGINNINGS))[:count]:
+        beginning = reader.ids(before + BEGINNINGS[number])
+        guessed = reader.unprompted(beginning)
+        word = next((each for each in words if guessed[reader.ids(" " + each)[0]] < GUESSED), None)
+        if word is None:
+            raise SettingError(
+                f"the model says each of {', '.join(words)} behind {BEGINNINGS[number]!r} without having read it, with "
+                f"a probability of {GUESSED:.0%} or more; the task needs a model that does not"
+            )
+        words.remove(word)
+        facts.append((beginning, reader.ids(" " + word)))
+    return facts
 
 
 @dataclass(frozen=True, kw_only=True)
 class PageBreak(TextTask):
     """Four passages with three facts, each cut by a border.
 
-    A chunk ends with "The secret password is", and the next begins with " banana.".
+    A chunk ends with "The secret password is", and the next begins with " banana.". Words that the model would say
+    behind that beginning with nothing else in the window are not used: see `drawn_facts`.
 
     What is lost here is lost at the border: the chunk's first token alone, run again, also restores it. So this shows a
     boundary effect, and not that what is absorbed is spread over a chunk.
@@ -43,6 +86,7 @@ class PageBreak(TextTask):
     tokens: int = 64
 
     name = "page-break"
+    version = 2
     contexts = 10
     settings = {**TextTask.settings, "tokens": whole}
 
@@ -58,10 +102,7 @@ class PageBreak(TextTask):
     def drawn(self, reader: Reader, outline: Outline, index: int) -> Context:
         """Four chunks of the same length, and a question for each fact: the word that ends it."""
         rng = np.random.default_rng((SEED, outline.seed, index))
-        facts = []
-        for number in rng.permutation(len(FACTS))[:CUT]:
-            beginning, words = FACTS[number]
-            facts.append((reader.ids(BREAK + beginning), reader.ids(" " + str(rng.choice(words.split())))))
+        facts = drawn_facts(reader, rng, CUT, BREAK)
         ids = iter(reader.chosen(outline.seed, (CUT + 1) * self.tokens)[index])
         items = []
         carried: list[int] = []
@@ -83,5 +124,10 @@ class PageBreak(TextTask):
     def findings(self, scores: Mapping[str, Any]) -> Sequence[Finding]:
         """What becomes of the facts, and that it is a boundary effect."""
         what = "a fact that a border cuts"
-        found = findings.lost_and_restored(scores, f"{self.tokens} tokens", what, oracle=False)
-        return [*found, findings.boundary(scores, f"{self.tokens} tokens")]
+        condition = f"{self.tokens} tokens"
+        return [
+            *findings.lost_and_restored(scores, condition, what, oracle=False, components=FEW),
+            findings.at_most(scores, "blind", condition, 0.05, what),
+            findings.components_reach(scores, FEW, condition, 0.95, what),
+            findings.boundary(scores, condition),
+        ]

@@ -62,4 +62,7 @@ class Quotation(TextTask):
     def findings(self, scores: Mapping[str, Any]) -> Sequence[Finding]:
         """Whether the next tokens are written greedily as the passage has them, all of them."""
         what = f"the next {LENGTH} tokens of a quotation, written greedily"
-        return findings.lost_and_restored(scores, list(PLACES)[-1], what, oracle=True, measure="so far")
+        last = list(PLACES)[-1]
+        found = findings.lost_and_restored(scores, last, what, oracle=True, measure="so far")
+        first, *_ = PLACES
+        return [*found, findings.at_most(scores, "blind", first, 0.1, "the next token of a quotation")]

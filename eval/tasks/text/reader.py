@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+import kamera_jax as kj
 from eval.tasks.text.corpus import Corpus
-from eval.tasks.tokens import ids_of, spelling
+from eval.tasks.tokens import Tokens, ids_of, segment_of, spelling
 from kamera_jax.backbone import Backbone
 
 SEED = 90_000_000
@@ -55,6 +58,7 @@ class Reader:
         self.corpus = corpus
         self._spellings: dict[int, str] = {}
         self._passages: dict[tuple[int, int, bool], list[np.ndarray]] = {}
+        self._unprompted: dict[tuple[int, ...], np.ndarray] = {}
 
     @cached_property
     def documents(self) -> list[Piece]:
@@ -86,6 +90,17 @@ class Reader:
     def text(self, ids: Iterable[Any]) -> str:
         """The text of tokens in a row."""
         return self.vlm.decode([int(each) for each in ids])
+
+    def unprompted(self, ids: Sequence[int]) -> np.ndarray:
+        """Next-token probabilities of the model behind these tokens, with nothing before them but the preamble."""
+        key = tuple(ids)
+        if key not in self._unprompted:
+            window = kj.Window.empty(self.vlm, max(int(self.vlm.preamble.length), 1))
+            tail = segment_of(self.vlm, Tokens(key)).at(window.next_position)
+            at = jnp.asarray([len(key) - 1], jnp.int32)
+            logits = self.vlm.forward(self.vlm.params, tail, window.state, logits_at=at).logits
+            self._unprompted[key] = np.asarray(jax.nn.softmax(logits[0]))
+        return self._unprompted[key]
 
     def passages(self, tokens: int, *, lead: int = 0, across: bool = False) -> list[np.ndarray]:
         """Passages of exactly so many tokens that do not overlap, in the corpus' order.

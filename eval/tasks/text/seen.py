@@ -10,7 +10,7 @@ from eval.smol_vl.words import FACES, SIZES
 from eval.tasks.base import Context, Finding, Outline
 from eval.tasks.settings import SettingError, text, whole
 from eval.tasks.text import corpus, findings
-from eval.tasks.text.page_break import FACTS
+from eval.tasks.text.page_break import drawn_facts
 from eval.tasks.text.reader import BREAK, SEED, Piece, Reader
 from eval.tasks.text.task import Need, TextTask, known
 from eval.tasks.tokens import Tokens
@@ -116,6 +116,7 @@ class SeenPageBreak(Seen):
     """Two pages and a fact that the page break cuts: the first ends with "The secret password is"."""
 
     name = "seen-page-break"
+    version = 2
 
     def needs(self, contexts: int) -> Iterator[Need]:
         """A passage, cut into the two pages, for each context."""
@@ -124,9 +125,7 @@ class SeenPageBreak(Seen):
     def drawn(self, reader: Reader, outline: Outline, index: int) -> Context:
         """Two pages of as many tokens, and a question: the sentence is repeated, up to its last word."""
         rng = np.random.default_rng((SEED, outline.seed, index))
-        beginning, words = FACTS[int(rng.integers(len(FACTS)))]
-        sentence = reader.ids(" " + beginning)
-        word = reader.ids(" " + str(rng.choice(words.split())))
+        ((sentence, word),) = drawn_facts(reader, rng, 1, " ")
         ids = reader.chosen(outline.seed, 2 * self.tokens)[index].tolist()
         before = self.tokens - len(sentence)
         behind = self.tokens - len(word) - 1
@@ -134,7 +133,8 @@ class SeenPageBreak(Seen):
             raise SettingError(f"a page of {self.tokens} tokens has no room for text beside the fact; give more")
         first = [*ids[:before], *sentence]
         second = [*word, *reader.ids("."), *ids[before : before + behind]]
-        asked = known(reader, [*reader.ids(BREAK + beginning), word[0]], outline.layout, hops=2, depth=0)[-1]
+        repeated = reader.ids(BREAK + reader.text(sentence).strip())
+        asked = known(reader, [*repeated, word[0]], outline.layout, hops=2, depth=0)[-1]
         return Context(self.items(reader, [first, second], rng), [asked])
 
     def findings(self, scores: Mapping[str, Any]) -> Sequence[Finding]:

@@ -9,7 +9,7 @@ import pytest
 from eval import tasks
 from eval.tasks import Context, InvalidTaskError, Question
 from eval.tasks.settings import SettingError
-from eval.tasks.text import findings
+from eval.tasks.text import findings, page_break
 from eval.tasks.text.corpus import CorpusError
 from eval.tasks.text.moving import ORBIT, WINDOW
 from eval.tasks.text.quotation import PLACES
@@ -131,14 +131,54 @@ def test_a_border_cuts_each_fact_once(vlm, named):
             assert after.ids[0] == question.next_token and question.at == len(question.tail) - 1
 
 
+def test_words_that_a_model_says_unread_end_no_fact(vlm, named, monkeypatch):
+    """A word that is likely behind a beginning is passed over there, and may end another one."""
+    reader = tasks.for_model(tasks.get(named("page-break")), vlm).reader
+    spelled = {word: [number] for number, word in enumerate(page_break.WORDS, start=1000)}
+    begun = {beginning: [number] for number, beginning in enumerate(page_break.BEGINNINGS, start=2000)}
+    monkeypatch.setattr(reader, "ids", lambda text: spelled.get(text.strip()) or begun[text.strip()])
+    secret = begun["The secret password is"]
+
+    def unprompted(ids):
+        """All words but hammer are said behind one beginning, and none behind the others."""
+        likely = np.zeros(3000)
+        likely[[each[0] for word, each in spelled.items() if word != "hammer"]] = 0.01 if ids == secret else 0.009
+        return likely
+
+    monkeypatch.setattr(reader, "unprompted", unprompted)
+    met = []
+    for seed in range(20):
+        facts = page_break.drawn_facts(reader, np.random.default_rng(seed), 1, " ")
+        met += [word for beginning, word in facts if beginning == secret]
+    assert met and set(map(tuple, met)) == {tuple(spelled["hammer"])}
+    monkeypatch.setattr(reader, "unprompted", lambda ids: np.zeros(3000))
+    facts = page_break.drawn_facts(reader, np.random.default_rng(0), 3, " ")
+    assert len({beginning[0] for beginning, _ in facts}) == len({word[0] for _, word in facts}) == 3
+    monkeypatch.setattr(reader, "unprompted", lambda ids: np.full(3000, 0.02))
+    with pytest.raises(SettingError, match="without having read it, with a probability of 1%"):
+        page_break.drawn_facts(reader, np.random.default_rng(0), 1, " ")
+
+
+def test_what_a_model_says_unprompted_is_behind_its_preamble_alone(vlm, named):
+    reader = tasks.for_model(tasks.get(named("page-break")), vlm).reader
+    ids = reader.ids("colour is the star")
+    before = np.asarray(vlm.preamble.inputs["tokens"])[: int(vlm.preamble.length)].tolist()
+    at = jnp.asarray([len(before) + len(ids) - 1], jnp.int32)
+    whole = segment_of(vlm, Tokens.of([*before, *ids]))
+    logits = np.asarray(vlm.forward(vlm.params, whole, None, logits_at=at).logits, np.float64)[0]
+    expected = np.exp(logits - logits.max())
+    assert np.abs(reader.unprompted(ids) - expected / expected.sum()).max() <= 1e-5
+
+
 def test_a_header_is_followed_by_its_own_text(vlm, named):
     for _, context in drawn(tasks.for_model(tasks.get(named("induction")), vlm), limit=4):
         (question,) = context.questions
         headers = [item.ids for item in context.items[::2]]
         bodies = [item.ids for item in context.items[1::2]]
         assert len({body[0] for body in bodies}) == len(bodies)
-        asked = [body for header, body in zip(headers, bodies, strict=True) if header == question.tail]
-        assert question.next_token in {body[0] for body in asked}
+        (asked,) = (body for header, body in zip(headers, bodies, strict=True) if header == question.tail)
+        assert question.next_token == asked[0]
+        assert question.among == tuple(body[0] for body in bodies)
 
 
 def test_all_orders_of_a_set_are_met(vlm, folder, named):
@@ -154,9 +194,12 @@ def test_all_orders_of_a_set_are_met(vlm, folder, named):
             assert places(whole, [*context.items[-1].ids, *followed(context.questions)])
             assert bool(context.antecedents) == condition.endswith(ORBIT)
         behind = {}
-        for context in own:  # the same patch in every order: formed behind the same chunks
-            for item, before in zip(context.items, context.antecedents, strict=False):
+        for context in own:  # the same patch in every order, formed behind the same chunks; none for the first
+            if context.antecedents:
+                assert context.antecedents[0] == []
+            for item, before in zip(context.items[1:], context.antecedents[1:], strict=False):
                 assert behind.setdefault(item, before) == before and set(before) == set(context.items) - {item}
+        assert len(behind) == (len(own[0].items) if condition.endswith(ORBIT) else 0)
 
 
 def test_a_sliding_window_keeps_the_patches_of_passages_as_they_entered(vlm, named):
@@ -168,8 +211,13 @@ def test_a_sliding_window_keeps_the_patches_of_passages_as_they_entered(vlm, nam
         assert list(context.items) == text[step : step + WINDOW]
         for place, behind in enumerate(context.antecedents, start=step):
             assert list(behind) == text[max(0, place - WINDOW + 1) : place]
+        assert list(context.history) == []
     with pytest.raises(CorpusTooSmallError, match=r"passages of 161 tokens of it .* are needed for each seed"):
         task.outline([0], 60 * task._steps)
+    remembered = tasks.for_model(tasks.get(f"{named('slide')},reference=history"), vlm)
+    for step, (outline, context) in enumerate(drawn(remembered, limit=task._steps)):
+        assert list(context.history) == text[:step] and outline.layout == f"slide, step {step}"
+        assert (context.items, context.questions) == (contexts[step].items, contexts[step].questions)
 
 
 def test_a_passage_comes_back_with_the_patch_it_left_with(vlm, folder, named):
@@ -243,6 +291,7 @@ def test_a_task_without_its_model_has_outlines_and_no_contexts(named):
         ("slide:tokens=8,tokens=9", SettingError, "given twice"),
         ("recall:corpus=", SettingError, "corpus is empty"),
         ("binding:tokens=8", SettingError, "has no settings"),
+        ("slide:reference=past", SettingError, "reference is one of present and history; got 'past'"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(name, error, message):
@@ -276,6 +325,8 @@ def test_a_comma_in_a_folders_name_is_no_border():
         ({"next_token": 3}, "no tail that it follows"),
         ({"tail": (1,), "next_token": -1}, "the next token of"),
         ({"labels": {"next_token": 1}}, "fields of every sample"),
+        ({"tail": (1,), "next_token": 2, "among": (3, 4)}, "the right one, 2, is none of them"),
+        ({"among": (3, 4)}, "the right one, None, is none of them"),
     ],
 )
 def test_questions_about_text_that_cannot_be_are_refused(changed, message):
@@ -333,6 +384,21 @@ def test_findings_are_arithmetic_on_the_scores():
     assert lost.measured == "0.050 of 0.400"
     (none,) = findings.lost_and_restored(scores, "another condition", "it", oracle=True)
     assert none.holds is None
+    (unable,) = findings.lost_and_restored(scores, "c", "it", oracle=True, able=0.85)
+    assert unable.holds is None
+    _, restored = findings.lost_and_restored(scores, "c", "it", oracle=False, components=1)
+    assert restored.holds and "≤ 1 components" in restored.claim and "`patch:1`" in restored.measured
+    assert findings.at_most(scores, "blind", "c", 0.1, "it").holds
+    assert not findings.at_most(scores, "blind", "c", 0.09, "it").holds
+    assert findings.at_most(scores, "epic:16", "c", 0.1, "it").holds is None
+    assert findings.components_reach(scores, 1, "c", 0.79, "it").holds
+    assert not findings.components_reach(scores, 8, "c", 0.795, "it").holds  # patch:10% is not told by components
+    assert findings.components_reach(scores, 8, "another condition", 0.1, "it").holds is None
+    assert findings.tokens_close_at_most(scores, "epic", "EPIC", 0.2).measured.startswith("η 0.20 (`epic:8`, 10%")
+    assert not findings.tokens_close_at_most(scores, "epic", "EPIC", 0.19).holds
+    assert findings.tokens_close_at_most(scores, "cacheblend", "CacheBlend", 0.2).holds is None
+    assert findings.near(scores, 0.1, 0.01, "it").holds and not findings.near(scores, 0.1, 0.009, "it").holds
+    assert "blind 0.5000" in findings.near(scores, 0.1, 0.02, "it").measured
 
 
 @pytest.mark.parametrize("name", TEXTS)

@@ -1,0 +1,141 @@
+"""`python -m eval.commands.real_text`: measure a language model on real text, and write the page about it."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eval.commands import compile_cache
+from eval.report import evaluation, real_text
+from eval.run import runner
+from eval.run.folder import RESULTS, read_json
+
+CORPORA = ("pydoc", "docstrings")
+"""The corpora that come with Python and this project's requirements."""
+
+BATCH = 6
+"""Contexts run together: few, for the memory of an everyday machine."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A task that is measured on corpora.
+
+    Attributes:
+        task: with its settings, but for the corpus.
+        methods: names.
+        limits: contexts of each seed, by corpus.
+        seeds: data seeds.
+    """
+
+    task: str
+    methods: tuple[str, ...]
+    limits: Mapping[str, int]
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+    def named(self, corpus: str) -> str:
+        """The task with its corpus, as `kamera eval` takes it."""
+        return f"{self.task}{',' if ':' in self.task else ':'}corpus={corpus}"
+
+    def folder(self, corpus: str) -> str:
+        """The name of the run's folder."""
+        name = self.task
+        for mark in ":=,":
+            name = name.replace(mark, "-")
+        return f"{name}-{corpus}"
+
+
+MOVED = ("full", "blind", "patch:10%", "patch:25%")
+"""What is compared where patches are used in other windows than those they were formed in."""
+
+PLANS = (
+    Plan(
+        "quotation",
+        ("full", "blind", "patch:1", "patch:2%", "cacheblend:0.15", "epic:8", "oracle-tokens:0.5"),
+        {"pydoc": 34, "docstrings": 8},
+    ),
+    Plan(
+        "page-break",
+        ("full", "blind", "patch:1", "patch:4", "patch:8", "epic:1"),
+        {"pydoc": 12, "docstrings": 12},
+    ),
+    Plan(
+        "continuation:tokens=256",
+        ("full", "blind", "patch:5%", "patch:10%", "patch:25%", "cacheblend:0.15", "epic:16"),
+        {"pydoc": 6, "docstrings": 6},
+    ),
+    Plan("orders:tokens=64", MOVED, {"pydoc": 24, "docstrings": 24}),
+    Plan("slide:tokens=64,passages=13,reference=history", MOVED, {"pydoc": 10, "docstrings": 10}, seeds=(0,)),
+    Plan("recall:tokens=64", MOVED, {"pydoc": 16, "docstrings": 16}, seeds=(0,)),
+    Plan("needs-context", ("full", "blind", "patch:2%", "patch:5%", "patch:10%"), {"pydoc": 4, "docstrings": 4}),
+    Plan("induction", ("full", "blind", "patch:1", "patch:2", "patch:4"), {"pydoc": 20, "docstrings": 20}),
+)
+"""What is measured, in this order, the most telling first. A case takes some seconds of two cores."""
+
+
+def measure(model: str, output: Path, corpora: Sequence[str] = CORPORA) -> None:
+    """Run what is not there yet, run by run and group by group.
+
+    Args:
+        model: name of a language model; see `models.load`.
+        output: the folder of the runs' folders.
+        corpora: on which the tasks are run.
+    """
+    from models import load
+
+    vlm: Any = None
+    for corpus in corpora:
+        for plan in PLANS:
+            folder = output / plan.folder(corpus)
+            if (folder / RESULTS).is_file() and read_json(folder / RESULTS).get("complete"):
+                continue
+            vlm = load(model) if vlm is None else vlm
+            arguments = runner.Run(
+                task=plan.named(corpus),
+                model=model,
+                methods=plan.methods,
+                seeds=plan.seeds,
+                limit=plan.limits[corpus],
+                batch=BATCH,
+                devices=1,
+                repeats=0,
+            )
+
+            def progress(done: int, total: int, name: str = folder.name) -> None:
+                print(f"{name}: {done} of {total} contexts", file=sys.stderr, flush=True)
+
+            runner.evaluate(vlm, arguments, folder, progress)
+
+
+def finished(output: Path) -> Iterator[dict[str, Any]]:
+    """The runs in a folder that are finished, in the order of `PLANS`, each on all its corpora."""
+    for plan in PLANS:
+        for corpus in CORPORA:
+            folder = output / plan.folder(corpus)
+            if (folder / RESULTS).is_file() and read_json(folder / RESULTS).get("complete"):
+                yield from evaluation.load(folder)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, and write what was measured as JSON and as a page."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--model", default="smollm2-135m", help="a language model (default: %(default)s)")
+    parser.add_argument("--output", type=Path, required=True, help="the folder of the runs; what is there is kept")
+    parser.add_argument("--corpora", nargs="*", default=CORPORA, choices=CORPORA, help="none: nothing is run")
+    parser.add_argument("--json", type=Path, help="write what was measured to this file")
+    parser.add_argument("--page", type=Path, help="write the page to this file; it is made from --json")
+    options = parser.parse_args(arguments)
+    compile_cache.enable()
+    measure(options.model, options.output, options.corpora)
+    if options.json:
+        records = real_text.summaries(finished(options.output))
+        options.json.write_text(json.dumps(records) + "\n", encoding="utf-8")
+        if options.page:
+            options.page.write_text(real_text.page(records), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
