@@ -13,8 +13,8 @@ import argparse
 import json
 import math
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import jax
 import numpy as np
 
 import kamera_jax as kj
+from benchmarks.session_page import page_of
 from eval.run import metrics
 from eval.tasks.text.corpus import read
 from eval.tasks.text.reader import Reader
@@ -52,6 +53,9 @@ LOOK_BACK = 3
 
 FAR = 12
 """At most so many items are looked back over."""
+
+BEHIND = 32
+"""Tokens of the text that goes on behind a window to which a passage came back."""
 
 ROOM = 128
 """Slots for a question and its answer in the windows that reuse nothing."""
@@ -114,16 +118,20 @@ def pages_of(seed: int) -> list[Item]:
 
 
 class Asking:
-    """Asks windows of the same chunks the same question."""
+    """Asks windows of the same chunks the same thing: a question, or how a known text goes on."""
 
-    def __init__(self, vlm: Any, question: str, reference: kj.Window) -> None:
+    def __init__(self, vlm: Any, asked: str | np.ndarray, reference: kj.Window) -> None:
         self._vlm = vlm
-        tail = vlm.tail(question)
-        ids = np.asarray(tail.inputs["tokens"])[: int(tail.length)].tolist()
-        answer = kj.generate(vlm, reference, question, max_new_tokens=ANSWER, keep=False).tokens
-        self._tail = segment_of(vlm, Tokens.of([*ids, *answer[:-1]])) if answer else tail
-        last = int(self._tail.length)
-        self._at = np.minimum(np.arange(len(ids) - 1, len(ids) - 1 + ANSWER, dtype=np.int32), last - 1)
+        if isinstance(asked, str):
+            tail = vlm.tail(asked)
+            ids = np.asarray(tail.inputs["tokens"])[: int(tail.length)].tolist()
+            answer = kj.generate(vlm, reference, asked, max_new_tokens=ANSWER, keep=False).tokens
+            self._tail = segment_of(vlm, Tokens.of([*ids, *answer[:-1]])) if answer else tail
+            at = np.arange(len(ids) - 1, len(ids) - 1 + ANSWER, dtype=np.int32)
+        else:
+            self._tail = segment_of(vlm, Tokens.of(asked))
+            at = np.arange(len(asked), dtype=np.int32)
+        self._at = np.minimum(at, int(self._tail.length) - 1)
         self._full = self.logits(reference)
 
     def logits(self, window: kj.Window) -> jax.Array:
@@ -163,7 +171,7 @@ def measure(
     order = trace(kind, turns, seed)
     known: set[int] = set()
     rows: list[dict[str, Any]] = []
-    flops = Counter()
+    flops: dict[str, float] = defaultdict(float)
     before: tuple[str, ...] = ()
     running: dict[str, kj.Chunk] = {}
     for turn, number in enumerate(order):
@@ -188,8 +196,8 @@ def measure(
         before = window.keys
         if turn % every == every - 1:
             chunks = [entry.chunk for entry in window.entries]
-            kept = _window(vlm, capacity + ROOM, [running[key] for key in window.keys])
-            blind = _window(vlm, capacity, chunks)
+            kept = _window(vlm, capacity + ROOM, ((running[key], None) for key in window.keys))
+            blind = _window(vlm, capacity, ((chunk, None) for chunk in chunks))
             for name, reference in (("kl", kept), ("present", kj.prefill(vlm, chunks, capacity=capacity + ROOM))):
                 asking = Asking(vlm, item.question, reference)
                 row[name] = {"blind": asking.kl(blind)}
@@ -201,10 +209,52 @@ def measure(
     return {"trace": kind, "turns": turns, "rows": rows, "flops": dict(flops), **summary(rows, list(sessions))}
 
 
-def _window(vlm: Any, capacity: int, chunks: Sequence[kj.Chunk]) -> kj.Window:
+def recalls(vlm: Any, cases: int, seed: int, progress: Callable[[str], None]) -> dict[str, Any]:
+    """Passages that come back to any place of a sliding window, beside the same with the passage as it was encoded.
+
+    The text goes on behind the window's last passage; the reference is a full prefill of the window.
+    """
+    rng = np.random.default_rng((seed, cases))
+    ids = Reader(vlm, read("pydoc")).whole.ids
+    start = int(rng.integers(len(ids) // 4))
+    passages = [ids[place : place + TOKENS] for place in range(start, len(ids) - TOKENS, TOKENS)]
+    chunks = [encode_segment(vlm, segment_of(vlm, Tokens.of(each))) for each in passages[: 3 * cases + WINDOW + FAR]]
+    capacity = aligned(vlm.preamble.length) + WINDOW // 2 * aligned(TOKENS)
+    session = kj.Session(vlm, capacity)
+    rows: list[dict[str, Any]] = []
+    number = 0
+    while len(rows) < cases:
+        for _ in range(3 if rows else WINDOW // 2 + FAR // 2):
+            session.add(chunks[number])
+            number += 1
+            place = int(rng.integers(WINDOW // 2 - 1)) if len(rows) % 4 else 0
+        key = session.evicted[-int(rng.integers(1, FAR // 2))]
+        had = {entry.chunk.key: entry.patch for entry in session.window.entries}
+        session.recall(key, at=place + 1)
+        there = [entry.chunk for entry in session.window.entries]
+        blind = _window(vlm, capacity, [(each, had.get(each.key)) for each in there])
+        behind = start + number * TOKENS
+        asking = Asking(vlm, ids[behind : behind + BEHIND], kj.prefill(vlm, there, capacity=capacity))
+        kl = {"blind": asking.kl(blind), "default": asking.kl(session.window)}
+        (served,) = [each for each in session.last if each.came]
+        forwards = sum(not each.reused for each in session.last)
+        rows.append({"place": session.keys.index(key), "action": served.action.value, "forwards": forwards, **kl})
+        progress(f"recall: turn {len(rows)}/{cases}")
+    worse = np.array([row["default"] - row["blind"] for row in rows])
+    found = {name: _spread(np.array([row[name] for row in rows])) for name in ("blind", "default")}
+    return {
+        **found,
+        "rows": rows,
+        "actions": dict(Counter(row["action"] for row in rows)),
+        "forwards": float(np.mean([row["forwards"] for row in rows])),
+        "worse_than_blind": float(worse.max()),
+    }
+
+
+def _window(vlm: Any, capacity: int, pairs: Iterable[tuple[kj.Chunk, kj.Patch | None]]) -> kj.Window:
     window = kj.Window.empty(vlm, capacity)
-    for chunk in chunks:
-        window = kj.append(window, chunk, donate=True)
+    for chunk, patch in pairs:
+        window = kj.append(window, chunk, patch, donate=True)
     return window
 
 
@@ -214,7 +264,7 @@ def _ran(vlm: Any, running: dict[str, kj.Chunk], window: kj.Window, new: kj.Chun
         del running[key]
     if new.key in running:
         return 0.0
-    before = [running[key] for key in window.keys if key != new.key]
+    before = [(running[key], None) for key in window.keys if key != new.key]
     running[new.key] = run_chunk(vlm, _window(vlm, window.capacity, before), new)[0]
     return forward_flops(vlm, new.length, window.tokens - new.length)
 
@@ -260,75 +310,6 @@ def _spread(values: np.ndarray) -> dict[str, float]:
     return {**{name: float(value) for name, value in spread.items()}, "n": len(values)}
 
 
-PAGE = """# Long sessions
-
-`make bench-session` measures this again. {turns} turns over {items} items, of which a window has room for {window}:
-passages of {tokens} tokens of Python's documentation for `smollm2-135m`, pages with facts and references for the
-embedded models. In *zipf* an item comes with a probability that falls as one over its rank; in *slide* items come one
-after the other, and every third turn looks back at one of the last {far}. Every third turn the window is asked, and the
-next-token distributions at the {answer} tokens of the reference's greedy answer are compared.
-
-The reference is a window in which every chunk is run behind those that stand there when it comes, and is dropped when
-it leaves: a KV cache that slides, and reuses nothing but what still stands. *default* is a session as it is; *exact
-only* takes a stored patch only where nothing has changed (`ReusePolicy(max_kl=1e-9)`), and forms one otherwise, so its
-KL is what low rank costs; *blind* adds chunks as they were encoded.
-
-## What comes back, and what it is served with
-
-| model | trace | session | returning items | without a forward | in the window | no patch | stored patch | fresh |
-|---|---|---|---|---|---|---|---|---|
-{served}
-
-## What that costs
-
-KL in nats: mean, 99th percentile and largest of the turns that were asked. *worse*: turns whose answer is further from
-the reference than blind reuse's by more than 0.01 nats. FLOPs are shares of what others run: prefilling the window at
-each turn, a prefix cache (which runs what stands behind the first change), and the cache that slides.
-
-| model | trace | session | KL | 99 % | largest | worse | FLOPs, of prefill | of a prefix cache | of a sliding cache |
-|---|---|---|---|---|---|---|---|---|---|
-{costs}
-
-Beside a full prefill of what stands in the window at that moment, which knows nothing of what has left, all of them are
-further away, because what has left is still in what it left behind:
-
-| model | trace | session | KL | 99 % | worse |
-|---|---|---|---|---|---|
-{present}
-"""
-
-
-def page_of(results: Sequence[dict[str, Any]]) -> str:
-    """The page of several models."""
-    served: list[list[str]] = []
-    costs: list[list[str]] = []
-    present: list[list[str]] = []
-    for result in results:
-        for each in result["traces"]:
-            start = [f"`{result['model']}`", each["trace"]]
-            flops = each["flops"]
-            for name in (*each["sessions"], "blind"):
-                own = each["sessions"].get(name)
-                kl, now = (each["blind"][kind] if own is None else own[kind] for kind in ("kl", "present"))
-                worse = (
-                    ["–", "–"] if own is None else [f"{own['worse_by_0.01'][kind]:.0%}" for kind in ("kl", "present")]
-                )
-                shares = [f"{flops[name] / flops[whole]:.1%}" for whole in ("full prefill", "prefix cache", "no reuse")]
-                spread = [f"{kl[part]:.4f}" for part in ("mean", "p99", "max")]
-                costs.append([*start, name, *spread, worse[0], *shares])
-                present.append([*start, name, f"{now['mean']:.3f}", f"{now['p99']:.3f}", worse[1]])
-                if own is not None:
-                    actions = own["actions"]
-                    kinds = ("nothing", "no patch", "stored patch", "fresh patch")
-                    counts = [str(actions.get(kind, 0)) for kind in kinds]
-                    counts[1] = str(actions.get("no patch", 0) + actions.get("rotation", 0))
-                    served.append([*start, name, str(own["returning"]), f"{own['without_forward']:.2f}", *counts])
-    tables = {"served": served, "costs": costs, "present": present}
-    rows = {name: "\n".join(f"| {' | '.join(row)} |" for row in table) for name, table in tables.items()}
-    numbers = {"items": ITEMS, "window": WINDOW, "tokens": TOKENS, "far": FAR, "answer": ANSWER}
-    return PAGE.format(turns=results[0]["traces"][0]["turns"], **numbers, **rows)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure what sessions serve again.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -337,6 +318,7 @@ def main() -> None:
     one.add_argument("--turns", type=int, default=TURNS)
     one.add_argument("--every", type=int, default=3, help="ask at every so-manieth turn")
     one.add_argument("--traces", nargs="+", choices=TRACES, default=list(TRACES))
+    one.add_argument("--recalls", type=int, default=0, help="so many recalls to any place, on a language model")
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("--json", type=Path, required=True)
     page = commands.add_parser("page", help="write the page of results")
@@ -345,7 +327,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.command == "page":
         results = [json.loads(path.read_text(encoding="utf-8")) for path in options.results]
-        options.page.write_text(page_of(results), encoding="utf-8")
+        numbers = {"items": ITEMS, "window": WINDOW, "tokens": TOKENS, "far": FAR, "answer": ANSWER, "behind": BEHIND}
+        options.page.write_text(page_of(results, numbers), encoding="utf-8")
         return
     vlm = load(options.model)
     items = pages_of(options.seed) if vlm.architecture.media else texts(vlm, options.seed)
@@ -359,9 +342,10 @@ def main() -> None:
         measure(vlm, items, kind, turns=options.turns, every=options.every, seed=options.seed, progress=progress)
         for kind in options.traces
     ]
-    options.json.write_text(json.dumps({"model": options.model, "traces": results}, indent=1) + "\n", encoding="utf-8")
-    for result in results:
-        print(json.dumps({key: value for key, value in result.items() if key != "rows"}, indent=1))
+    written: dict[str, Any] = {"model": options.model, "traces": results}
+    if options.recalls:
+        written["recalls"] = recalls(vlm, options.recalls, options.seed, progress)
+    options.json.write_text(json.dumps(written) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -193,7 +193,7 @@ def plan(
     ready = built
     for each in after[kept:]:
         fresh = [place for place, step in enumerate(steps) if step.action in FORWARDS]
-        step = _allowed(
+        step = allowed(
             choose(vlm, built, each.chunk, _stored(each, stored), each.patch, policy=policy, fresh=fresh), policy
         )
         # The caller has its window, and the plan has `ready` from its first forward on; pools may be shared.
@@ -224,7 +224,7 @@ def execute(vlm: Backbone, plan: Plan) -> Plan:
     done = list(plan.steps[: len(plan.window.entries)])
     for step in plan.steps[len(done) :]:
         step = choose(vlm, window, step.chunk, step.stored, step.present, policy=plan.policy)
-        step = _allowed(step, plan.policy)
+        step = allowed(step, plan.policy)
         step = run(vlm, window, step, policy=plan.policy)
         # The plan keeps its window.
         window = append(
@@ -311,7 +311,12 @@ def run(vlm: Backbone, window: Window, step: Step, *, policy: ReusePolicy, size:
     return replace(step, patch=form_patch(vlm, step.chunk, context=window, sketch=sketch, **size.asked))
 
 
-def _allowed(step: Step, policy: ReusePolicy) -> Step:
+def allowed(step: Step, policy: ReusePolicy) -> Step:
+    """The step, unless it takes a forward where the policy asks for an error.
+
+    Raises:
+        StalePatchError: it does.
+    """
     if policy.fallback == "error" and step.action in FORWARDS:
         raise StalePatchError(
             f'{describe(step.chunk)} needs a forward here: {step.reason}; choose fallback="patch" or "reprefill"'

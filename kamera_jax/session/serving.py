@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from kamera_jax.backbone import Backbone
 from kamera_jax.chunk import Chunk, Patch, describe
-from kamera_jax.errors import MissingInputsError, StalePatchError
-from kamera_jax.guard.planning import FORWARDS, Action, Step, choose, run
+from kamera_jax.errors import MissingInputsError
+from kamera_jax.guard.planning import FORWARDS, Action, Step, allowed, choose, run
 from kamera_jax.guard.policy import ReusePolicy
 from kamera_jax.patch.size import Size
 from kamera_jax.window.window import Window
@@ -63,10 +63,8 @@ class Serving:
             return step
         if coming.new and not known:  # nothing of it can be stale
             step = replace(step, action=Action.FORM, reason="no patch of it is stored")
-        elif self.policy.fallback == "error":
-            raise StalePatchError(
-                f'{describe(chunk)} needs a forward here: {step.reason}; choose fallback="patch" or "reprefill"'
-            )
+        else:
+            step = allowed(step, self.policy)
         if chunk.source is None:
             raise MissingInputsError(
                 f"{describe(chunk)} needs a forward here ({step.reason}), and was kept without its source; encode it "
