@@ -1,0 +1,178 @@
+"""A real language model on this machine's CPU, beside the same weights in transformers on torch, in one run.
+
+`make bench-real` measures anew. Prefill, decoding, and what reuse saves: a chunk's KV moved and patched against running
+the chunk again, and how often a chunk is looked at until forming its patch has paid. Times are medians of calls taken
+in turns, f32; read the ratios.
+"""
+
+import argparse
+import json
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import kamera_jax as kj
+from benchmarks.attention import cores, in_turns
+from eval.tasks.text.corpus import read
+from eval.tasks.text.reader import Reader
+from eval.tasks.tokens import Tokens, segment_of
+from kamera_jax.forward import run
+from kamera_jax.inference.encode import encode_segment, run_chunk
+from models import load
+from models.hub.gguf.convert import hub_folder
+from models.hub.gguf.packaged import packaged
+
+MODEL = "smollm2-135m"
+
+PREFILLED = (256, 1024)
+"""Tokens that are run from nothing."""
+
+DECODED = 64
+BEHIND = 512
+"""So many tokens are decoded, behind so many."""
+
+CHUNKS = (128, 256, 512)
+"""Tokens of a chunk that is reused, and of the chunk before it."""
+
+
+def transformers_model(folder: Path) -> Any:
+    """The same weights in transformers."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(cores())
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def agreement(vlm: Any, peer: Any, ids: np.ndarray) -> dict[str, float]:
+    """The largest difference of logits, of their range, and of the loss in nats."""
+    import torch
+
+    segment = segment_of(vlm, Tokens.of(ids))
+    at = jnp.arange(len(ids), dtype=jnp.int32)
+    ours = np.asarray(run(vlm.params, segment, None, at, forward=vlm.forward).logits, np.float64)
+    with torch.no_grad():
+        theirs = peer(torch.from_numpy(ids)[None].long()).logits[0].numpy().astype(np.float64)
+    losses = [_loss(logits, ids) for logits in (ours, theirs)]
+    return {
+        "tokens": len(ids),
+        "logits": float(np.abs(ours - theirs).max() / np.ptp(theirs)),
+        "loss": losses[0],
+        "loss_difference": abs(losses[0] - losses[1]),
+    }
+
+
+def _loss(logits: np.ndarray, ids: np.ndarray) -> float:
+    rows = logits[:-1] - logits[:-1].max(-1, keepdims=True)
+    return float(np.mean(np.log(np.exp(rows).sum(-1)) - rows[np.arange(len(ids) - 1), ids[1:]]))
+
+
+def beside_torch(vlm: Any, peer: Any, ids: np.ndarray, runs: int) -> list[dict[str, Any]]:
+    """Prefill and decoding; ``ratio`` is torch's time over ours."""
+    import torch
+
+    def theirs(tokens: np.ndarray) -> Any:
+        with torch.no_grad():
+            return peer(torch.from_numpy(tokens)[None].long(), logits_to_keep=1, use_cache=True).logits.numpy()
+
+    def ours(tokens: np.ndarray) -> Any:
+        segment = segment_of(vlm, Tokens.of(tokens))
+        at = jnp.asarray([len(tokens) - 1], jnp.int32)
+        return run(vlm.params, segment, None, at, forward=vlm.forward)
+
+    rows = []
+    for count in PREFILLED:
+        seconds = in_turns({"torch": partial(theirs, ids[:count]), "ours": partial(ours, ids[:count])}, runs)["clock"]
+        rows.append({"what": "prefill", "tokens": count, **seconds, "ratio": seconds["torch"] / seconds["ours"]})
+    chunk = encode_segment(vlm, segment_of(vlm, Tokens.of(ids[:BEHIND])))
+    window = kj.append(kj.Window.empty(vlm, BEHIND + 2 * DECODED + 128), chunk)
+    prompt = torch.from_numpy(np.asarray(ids[:BEHIND]))[None].long()
+
+    def torch_decodes(count: int) -> Any:
+        with torch.no_grad():
+            return peer.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                min_new_tokens=count,
+                max_new_tokens=count,
+                do_sample=False,
+            ).numpy()
+
+    def decodes(count: int) -> Any:
+        answer = kj.generate(vlm, window, "Go on.", max_new_tokens=count, keep=False)
+        return np.asarray(answer.tokens)
+
+    # What both do before the first token is taken off by a second, shorter answer.
+    made = len(decodes(DECODED))
+    calls = {
+        "torch": partial(torch_decodes, made),
+        "torch, one": partial(torch_decodes, 1),
+        "ours": partial(decodes, made),
+        "ours, one": partial(decodes, 1),
+    }
+    seconds = in_turns(calls, runs)["clock"]
+    each = {name: (seconds[name] - seconds[f"{name}, one"]) / (made - 1) for name in ("torch", "ours")}
+    rows.append({"what": "decode", "tokens": made, **each, "ratio": each["torch"] / each["ours"]})
+    return rows
+
+
+def reuse(vlm: Any, ids: np.ndarray, runs: int) -> list[dict[str, Any]]:
+    """Moving and patching a chunk, its forward, and forming its patch, in seconds."""
+    rows = []
+    for count in CHUNKS:
+        before, chunk = (
+            encode_segment(vlm, segment_of(vlm, Tokens.of(ids[start : start + count]))) for start in (0, count)
+        )
+        window = kj.append(kj.Window.empty(vlm, 2 * count + 64), before)
+        patch = kj.form_patch(vlm, chunk, context=window)
+        seconds = in_turns(
+            {
+                "reuse": lambda w=window, c=chunk, p=patch: kj.append(w, c, p).state,
+                "prefill": lambda w=window, c=chunk: run_chunk(vlm, w, c)[0].kv,
+                "form": lambda w=window, c=chunk: jax.tree.leaves(kj.form_patch(vlm, c, context=w).factors),
+            },
+            runs,
+        )["clock"]
+        saved = seconds["prefill"] - seconds["reuse"]
+        rows.append(
+            {
+                "tokens": count,
+                **seconds,
+                "prefill_over_reuse": seconds["prefill"] / seconds["reuse"],
+                "looks_until_forming_pays": seconds["form"] / saved if saved > 0 else None,
+                "patch_bytes": patch.nbytes,
+                "chunk_bytes": chunk.nbytes,
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Measure a real language model beside torch.")
+    parser.add_argument("--runs", type=int, default=7, help="of which the median is kept")
+    parser.add_argument("--json", type=Path, default=Path("docs/results/real-speed.json"))
+    arguments = parser.parse_args()
+    vlm = load(MODEL)
+    ids = np.asarray(Reader(vlm, read("pydoc")).whole.ids[: max(PREFILLED)])
+    with hub_folder(packaged("smollm2")) as folder:
+        peer = transformers_model(folder)
+    result = {
+        "model": MODEL,
+        "cores": cores(),
+        "agreement": agreement(vlm, peer, ids),
+        "beside_torch": beside_torch(vlm, peer, ids, arguments.runs),
+        "reuse": reuse(vlm, ids, arguments.runs),
+        "versions": {name: version(name) for name in ("jax", "torch", "transformers")},
+    }
+    arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
