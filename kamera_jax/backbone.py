@@ -121,7 +121,7 @@ class BackboneBase(Backbone):
         return 2.0 * tokens * sum(leaf.size for leaf in jax.tree.leaves(self.params))
 
     def cut(self, item: Any, *, tokens: int) -> tuple[Any, ...]:
-        """A long item in parts that `prepare` takes, each of at most ``tokens`` media tokens; whole by default."""
+        """A long item in parts that `prepare` takes, each of at most ``tokens`` tokens; whole by default."""
         return (item,)
 
     def leading(self, layers: int) -> Backbone:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from kamera_jax.handle import traced
 from models.architecture import Architecture, Config, Medium
+from models.hub.borders import Piece, warn_of_trailing_space
 from models.hub.chat import Block, ChatTemplate
 from models.media.pictures import ImageError, open_item
 from models.media.spans import Pending, Span
@@ -37,11 +38,13 @@ class Preprocessed:
         spans: text and media blocks; the features of a block are a `Pending`.
         content: digest of what it was made from.
         made_for: digest of the configuration and preprocessing that it was made with.
+        text: of a piece that `Preprocessor.cut` made of a text, its letters; otherwise empty.
     """
 
     spans: tuple[Span, ...]
     content: str
     made_for: str
+    text: str = ""
 
     def __repr__(self) -> str:
         tokens = sum(len(span.ids) for span in self.spans)
@@ -118,6 +121,7 @@ class Preprocessor:
             encoder: what makes features of each medium's inputs.
         """
         parts = self._parts(item)
+        self._check_end(parts[-1])
         spans = self._spans(parts, encoder)
         ids = [number for span in spans for number in span.ids]
         # What the chat template writes around media is a part of the chunk.
@@ -128,21 +132,42 @@ class Preprocessor:
         return spans, content
 
     def cut(self, item: Any, *, tokens: int) -> tuple[Any, ...]:
-        """A long item in parts that `prepare` takes one by one, each of at most so many media tokens.
+        """A long item in parts that `prepare` takes one by one, each of at most so many tokens.
 
-        A video is cut between temporal patches, of which each part has one at least; everything else stays whole, lists
-        too. Each part's positions count from its own start.
+        A text is cut before a paragraph break, else before white space, so that the parts' token ids in a row are those
+        of the whole; see `models.hub.borders.pieces`. Its parts are `Preprocessed`, whose ``text`` in a row is the
+        text, less the white space that the chat template takes from its ends. A video is cut between temporal patches,
+        of which each part has one at least; its media tokens are counted. Images and lists stay whole, and what needs
+        no cut. Each part's positions count from its own start.
 
         Raises:
             ValueError: the item cannot be read, or ``tokens`` is below 1.
         """
         if tokens < 1:
             raise ValueError(f"parts have at least 1 token; got tokens={tokens}")
+        if isinstance(item, Preprocessed):
+            return (self.checked(item),)
         parts = self._parts(item)
         medium = parts[0].medium
-        if len(parts) > 1 or medium is None:
+        if len(parts) > 1:
             return (item,)
+        if medium is None:
+            pieces = self._chat.cut(parts[0].item, tokens)
+            if len(pieces) == 1:
+                return (item,)
+            self._check_end(parts[0])
+            return tuple(map(self._piece, pieces))
         return tuple(medium.cut(parts[0].item, self._settings[medium.kind], self.config, tokens))
+
+    def _piece(self, piece: Piece) -> Preprocessed:
+        """A piece of a text, as the text of its own that has these token ids."""
+        part = _text_part(piece.text)
+        return Preprocessed((Span(piece.ids),), part.digest(piece.ids), self.identity, piece.text)
+
+    def _check_end(self, part: Part) -> None:
+        """Warn where a chunk's last part is a text whose last token depends on what follows."""
+        if part.medium is None and self._chat.ends_open(part.item):
+            warn_of_trailing_space()
 
     def _parts(self, item: Any) -> list[Part]:
         """The opened parts of an item; one that is no list has one.
@@ -181,7 +206,7 @@ class Preprocessor:
         if isinstance(item, str):
             if not self._chat.encode(item):
                 raise ItemError("the text is empty; a chunk needs at least one token")
-            return Part(None, item, ("text", item, b""))
+            return _text_part(item)
         for medium in self.architecture.media:
             if medium.reads(item):
                 item = medium.normal(item)
@@ -219,6 +244,10 @@ class Preprocessor:
         """The spans of a medium's part."""
         medium: Any = part.medium
         return medium.spans(part.item, self._settings[medium.kind], self.config, self._chat, encoder(medium))
+
+
+def _text_part(text: str) -> Part:
+    return Part(None, text, ("text", text, b""))
 
 
 @contextmanager

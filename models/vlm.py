@@ -167,7 +167,8 @@ class VisionLanguageModel(BackboneBase):
 
         A list or tuple of these is one chunk, with its texts and media as the chat template writes the parts of one
         message; of one item it is that item. What ``preprocess`` made of an item, in this process or another, is taken
-        in its place.
+        in its place. A text that ends in white space which the tokenizer would join to a word behind it brings a
+        `models.hub.borders.TrailingSpaceWarning`, alone or as the last of several parts.
 
         Raises:
             ValueError: it cannot be read, is empty, has another type, or was preprocessed for another model.
@@ -179,10 +180,10 @@ class VisionLanguageModel(BackboneBase):
         return compose(spans, self.spec.rope.axes, content)
 
     def cut(self, item: Any, *, tokens: int) -> tuple[Any, ...]:
-        """A long item in parts that `prepare` takes one by one, each of at most so many media tokens.
+        """A long item in parts that `prepare` takes one by one, each of at most so many tokens.
 
-        A video is cut between temporal patches, of which each part has one at least; everything else stays whole, lists
-        too. Each part's positions count from its own start.
+        A text is cut before white space, so that its token ids stay as they are; a video between its temporal patches.
+        See `models.preprocessor.Preprocessor.cut`.
 
         Raises:
             ValueError: the item cannot be read, or ``tokens`` is below 1.

@@ -26,7 +26,7 @@ from kamera_jax.window.checks import check_chunk, check_model
 from kamera_jax.window.window import Window, aligned
 
 PART_TOKENS = 1024
-"""Media tokens of a chunk at most, by default, where a long item is cut."""
+"""Tokens of a chunk at most, by default, where a long item is cut."""
 
 ROOM = 256
 """Slots a prefilled window keeps free by default, for a question and its answer."""
@@ -38,7 +38,8 @@ def encode(vlm: Backbone, item: Any, *, preamble: Literal["pinned"] | None = "pi
     Args:
         vlm: the model.
         item: str is text, Path a file, PIL image or uint8[H, W, 3] an image, `kamera_jax.Video` a video; a list of
-            these is one chunk, as the chat template writes them in one message.
+            these is one chunk, as the chat template writes them in one message. A text had better not end in white
+            space, which tokenizers join to the word that follows; `encode_all` cuts texts so that none does.
         preamble: ``"pinned"`` runs it after the model's own preamble, which takes the attention-sink role; None after
             nothing at all.
 
@@ -58,14 +59,15 @@ def encode(vlm: Backbone, item: Any, *, preamble: Literal["pinned"] | None = "pi
 def encode_all(
     vlm: Backbone, item: Any, *, tokens: int = PART_TOKENS, preamble: Literal["pinned"] | None = "pinned"
 ) -> tuple[Chunk, ...]:
-    """Canonical KV of a long item in several chunks, cut at its natural borders: a video between its frames.
+    """Canonical KV of a long item in several chunks, cut at its natural borders.
 
-    What has no such borders (texts, images, lists) is one chunk.
+    A text is cut before a paragraph break, else before white space, never behind it: the chunks' token ids in a row are
+    those of the whole text. A video is cut between its frames. Images and lists have no such borders and are one chunk.
 
     Args:
         vlm: the model; one that does not say how it cuts (`kamera_jax.backbone.BackboneBase.cut`) never does.
         item: see `encode`.
-        tokens: at most so many media tokens in a chunk, but at least what cannot be cut further.
+        tokens: at most so many tokens in a chunk, of a video media tokens, but at least what cannot be cut further.
         preamble: see `encode`.
 
     Raises:

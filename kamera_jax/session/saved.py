@@ -116,7 +116,7 @@ def load_session(vlm: Backbone, folder: Path) -> SavedSession:
         place = entry["record"]
         if place not in unpacked:
             unpacked[place] = records[place].unpacked()
-        window = append(window, *unpacked[place], donate=True)
+        window = append(window, *unpacked[place], donate=True, as_it_stood=True)
         if (window.entries[-1].base, window.entries[-1].slot) != (entry["base"], entry["slot"]):
             raise SnapshotCorruptError(f"the window in {folder} does not come to stand where it stood; use another")
     memory = tuple(records[: described["held"]])

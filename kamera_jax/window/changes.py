@@ -27,7 +27,7 @@ def changed(window: Window, changes: Changes, *, donate: bool = False) -> Window
 
     Args:
         window: what stands before.
-        changes: see `kamera_jax.window.edits`.
+        changes: see `kamera_jax.window.edits`, which also says when a chunk leaves its patch.
         donate: give the old window's buffers to the new one; see `append`.
 
     Raises:
@@ -62,8 +62,13 @@ def _placed(window: Window, changes: Changes) -> tuple[Window, int]:
     return longer, kept
 
 
-def append(window: Window, chunk: Chunk, patch: Patch | None = None, *, donate: bool = False) -> Window:
+def append(
+    window: Window, chunk: Chunk, patch: Patch | None = None, *, donate: bool = False, as_it_stood: bool = False
+) -> Window:
     """The window with a chunk at its end: rotated into place and patched, without running the model.
+
+    In a window that holds the preamble alone the chunk stands without its patch, if that was formed behind other
+    chunks: with nothing before it its canonical KV is what full prefill gives. The entry then has no patch.
 
     Args:
         window: what stands before.
@@ -71,6 +76,8 @@ def append(window: Window, chunk: Chunk, patch: Patch | None = None, *, donate: 
         patch: what to add to it; None is blind reuse.
         donate: give the old window's buffers to the new one; the old window, and in place every window that shares
             its pools, must not be used again.
+        as_it_stood: put it back as an entry of another window, with its patch in first place too: what stood first
+            there because all before it were evicted had read them.
 
     Raises:
         ModelMismatchError: chunk or patch come from another model.
@@ -79,7 +86,7 @@ def append(window: Window, chunk: Chunk, patch: Patch | None = None, *, donate: 
         WindowFullError: too few free slots, or positions of the model (`ModelLengthError`); the window given is
             unchanged.
     """
-    return changed(window, Append(chunk, patch), donate=donate)
+    return changed(window, Append(chunk, patch, as_it_stood), donate=donate)
 
 
 def _with_entry(window: Window, new: Entry | Pair) -> Window:
@@ -160,6 +167,10 @@ def turn_state(window: Window, tokens: int) -> tuple[WindowState, int]:
 def reorder(window: Window, order: Sequence[int]) -> Window:
     """The same chunks with their patches in another order: entry ``order[i]`` comes to place i.
 
+    What comes to stand first from elsewhere leaves its patch, if that was formed behind other chunks: it now stands
+    behind none. The new window does not keep that patch, so another `reorder` does not bring it back; give it again,
+    ``replace(window, i, chunk, patch)``, or go on from the window as it was before.
+
     Raises:
         ValueError: ``order`` is no permutation of the entries.
     """
@@ -169,6 +180,8 @@ def reorder(window: Window, order: Sequence[int]) -> Window:
 
 def slide(window: Window, drop: int = 1) -> Window:
     """The window without its ``drop`` oldest chunks; the others keep their patches and move to the front.
+
+    The new first one too: it did read what has left, and stands as in a full prefill of all chunks ever seen.
 
     Raises:
         ValueError: ``drop`` is negative or more than there are.
@@ -192,6 +205,8 @@ def without(window: Window, places: Collection[int]) -> Window:
 def recall(window: Window, chunk: Chunk, patch: Patch | None, at: int | None = None) -> Window:
     """The window with an evicted chunk back, at its end or before entry ``at``; never re-encoded.
 
+    With ``at=0`` it stands without its patch, if that was formed behind other chunks; see `append`.
+
     Raises:
         ValueError: ``at`` is no place in the window; else see `append`.
     """
@@ -200,6 +215,8 @@ def recall(window: Window, chunk: Chunk, patch: Patch | None, at: int | None = N
 
 def replace_entry(window: Window, index: int, chunk: Chunk, patch: Patch | None = None) -> Window:
     """The window with another chunk in place of entry ``index``; later chunks keep their patches.
+
+    As entry 0 it stands without its patch, if that was formed behind other chunks; see `append`.
 
     Raises:
         ValueError: there is no such entry; else see `append`.

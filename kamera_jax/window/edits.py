@@ -3,6 +3,11 @@
 An edit is applied to any sequence that stands for a window's entries (the entries themselves, their places, their
 keys): what stays is handed on as it is, and what is new comes as a `Pair`. Whoever applies it to ``range(n)`` learns
 which entries stay, where, and what comes between them.
+
+What an edit places first stands without its patch, if that was formed behind other chunks: with nothing before it but
+the preamble its canonical KV is what full prefill gives, and the patch would add what it read elsewhere. A patch that
+was formed behind no chunk, or of which a JAX transformation dropped the names, so that nothing is known of it, is left
+as it is. So is the patch of what comes to be first because all before it were evicted: it did read them.
 """
 
 from abc import ABC, abstractmethod
@@ -11,7 +16,8 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
 from kamera_jax.arguments import check_type, whole_number
-from kamera_jax.chunk import Chunk, Patch
+from kamera_jax.chunk import Chunk, Entry, Patch
+from kamera_jax.window.checks import check_pair
 
 
 class Pair(NamedTuple):
@@ -31,11 +37,15 @@ class Change(ABC):
     def apply(self, items: Sequence[Item]) -> list[Item | Pair]:
         """The items after the edit, in order.
 
+        What is placed first is a `Pair` without the patch that it comes with, or stood with elsewhere in the window, if
+        that patch was formed behind other chunks.
+
         Args:
             items: one for each entry of the window.
 
         Raises:
             ValueError: the edit names an entry or a place that the window does not have.
+            PatchMismatchError: what is placed first comes with a patch of another chunk.
         """
 
     @abstractmethod
@@ -45,14 +55,21 @@ class Change(ABC):
 
 @dataclass(frozen=True)
 class Append(Change):
-    """A chunk comes to the end."""
+    """A chunk comes to the end.
+
+    With ``as_it_stood`` it is put back as it stood in another window: it keeps its patch in first place too, as it does
+    where all before it were evicted.
+    """
 
     chunk: Chunk
     patch: Patch | None = None
+    as_it_stood: bool = False
 
     def apply(self, items: Sequence[Item]) -> list[Item | Pair]:
         """See `Change.apply`."""
-        return [*items, Pair(self.chunk, self.patch)]
+        if self.as_it_stood:
+            return [*items, Pair(self.chunk, self.patch)]
+        return _placed(items, len(items), Pair(self.chunk, self.patch))
 
     def without(self, gone: Collection[int]) -> "Append":
         """See `Change.without`."""
@@ -72,7 +89,7 @@ class Recall(Change):
         at = len(items) if self.at is None else whole_number(self.at, "at")
         if not 0 <= at <= len(items):
             raise ValueError(f"at must be in 0..{len(items)}, an entry to stand before or the end; got {at}")
-        return [*items[:at], Pair(self.chunk, self.patch), *items[at:]]
+        return _placed(items, at, Pair(self.chunk, self.patch), *items[at:])
 
     def without(self, gone: Collection[int]) -> "Recall":
         """See `Change.without`."""
@@ -81,7 +98,7 @@ class Recall(Change):
 
 @dataclass(frozen=True)
 class Evict(Change):
-    """The entries at these places leave."""
+    """The entries at these places leave; the others keep their patches, the new first one too."""
 
     places: tuple[int, ...]
 
@@ -97,7 +114,7 @@ class Evict(Change):
 
 @dataclass(frozen=True)
 class Reorder(Change):
-    """Entry ``order[i]`` comes to place i."""
+    """Entry ``order[i]`` comes to place i; the one that stood first keeps its patch if it stays there."""
 
     order: tuple[int, ...]
 
@@ -105,7 +122,9 @@ class Reorder(Change):
         """See `Change.apply`."""
         if sorted(self.order) != list(range(len(items))):
             raise ValueError(f"order must be a permutation of 0..{len(items) - 1}; got {list(self.order)}")
-        return [items[place] for place in self.order]
+        if self.order[:1] in ((), (0,)):
+            return [items[place] for place in self.order]
+        return _placed((), 0, *(items[place] for place in self.order))
 
     def without(self, gone: Collection[int]) -> "Reorder":
         """See `Change.without`."""
@@ -123,7 +142,7 @@ class Replace(Change):
     def apply(self, items: Sequence[Item]) -> list[Item | Pair]:
         """See `Change.apply`."""
         _check_entries((whole_number(self.index, "index"),), items)
-        return [*items[: self.index], Pair(self.chunk, self.patch), *items[self.index + 1 :]]
+        return _placed(items, self.index, Pair(self.chunk, self.patch), *items[self.index + 1 :])
 
     def without(self, gone: Collection[int]) -> "Replace":
         """See `Change.without`."""
@@ -145,6 +164,23 @@ def applied(items: Sequence[Item], changes: Changes) -> list[Item | Pair]:
         check_type(change, Change, "a change", remedy)
         after = change.apply(after)
     return after
+
+
+def _placed(items: Sequence[Item], at: int, *new: Item | Pair) -> list[Item | Pair]:
+    """The first ``at`` items, and what comes behind them: without its patch, where that is the first place."""
+    if at or not new:
+        return [*items[:at], *new]
+    return [_bare(new[0]), *new[1:]]
+
+
+def _bare(item: Item | Pair) -> Item | Pair:
+    """The item without its patch, if that is known to have been formed behind other chunks."""
+    if not isinstance(item, Entry | Pair) or not isinstance(item.chunk, Chunk):
+        return item
+    if not isinstance(item.patch, Patch) or not item.patch.antecedents:
+        return item
+    check_pair(item.chunk, item.patch)  # what would be refused anywhere else is not passed over here
+    return Pair(item.chunk)
 
 
 def _moved(place: int, gone: Collection[int]) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from models.hub.borders import Piece, ends_open, pieces
 from models.hub.control_tokens import ControlTokens
 from models.hub.fields import Fields, read_json
 from models.hub.tokenizers import load_tokenizer, opener, stopped_clock
@@ -290,6 +291,18 @@ class ChatTemplate:
         """
         text = self._strip(text)
         return self._in_turn(text + self._parting) if self._in_turn(text) else []
+
+    def cut(self, text: str, tokens: int) -> list[Piece]:
+        """A user's text in pieces of at most so many tokens, whose ids in a row are what `encode` gives the whole.
+
+        See `models.hub.borders.pieces`; what the template writes from the text to a next one comes to the last piece.
+        """
+        text = self._strip(text)
+        return pieces(text, self._in_turn(text + self._parting), self._in_turn, tokens)
+
+    def ends_open(self, text: str) -> bool:
+        """Whether a user's text ends in white space that the tokenizer would join to a word that follows."""
+        return not self._parting and ends_open(self._strip(text), self._in_turn)
 
     def _in_turn(self, text: str) -> list[int]:
         """Token ids of text where it follows the first kind of block, or begins the turn where there is none."""

@@ -100,12 +100,12 @@ def patches(random_vlm, chunks):
 
 @pytest.fixture(scope="session")
 def build(random_vlm):
-    """A window of (chunk, patch) pairs, appended one by one."""
+    """A window of (chunk, patch) pairs, appended one by one, or put back ``as_it_stood``."""
 
-    def build(*pairs, capacity=CAPACITY, vlm=random_vlm):
-        window = kj.Window.empty(vlm, capacity)
+    def build(*pairs, capacity=CAPACITY, vlm=random_vlm, mode="materialise", as_it_stood=False):
+        window = kj.Window.empty(vlm, capacity, mode=mode)
         for chunk, patch in pairs:
-            window = kj.append(window, chunk, patch)
+            window = kj.append(window, chunk, patch, as_it_stood=as_it_stood)
         return window
 
     return build

@@ -5,41 +5,60 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kamera_jax import KV, Chunk
+from kamera_jax import KV, Chunk, Factors, Patch
 from kamera_jax.window.edits import Append, Evict, Pair, Recall, Reorder, Replace, applied
 
 CHUNK = Chunk(KV(np.zeros((1, 16, 2)), np.zeros((1, 16, 2))), np.zeros((1, 16)), 9, 9.0, "m", None, key="c")
 
 
-def drawn(data, count):
+def patch_behind(*antecedents):
+    """A patch of the chunk that was formed behind others."""
+    factors = Factors(np.zeros((1, 1, 16), np.float32), np.zeros((1, 1, 4), np.float32), np.zeros(1, np.int32))
+    mass = np.zeros((1, len(antecedents) + 2), np.float32)
+    return Patch(factors, "c", "m", antecedents, mass, np.zeros(1, np.float32), 9)
+
+
+BEHIND = patch_behind("d" * 64)
+ALONE = patch_behind()
+
+
+def drawn(data, count, patches=(None,)):
     """Any kind of edit of a window of so many entries."""
+    patch = data.draw(st.sampled_from(patches))
     kind = data.draw(st.sampled_from(("append", "recall", "evict", "reorder", "replace")[: 5 if count else 2]))
     if kind == "append":
-        return Append(CHUNK)
+        return Append(CHUNK, patch, as_it_stood=data.draw(st.booleans()))
     if kind == "recall":
-        return Recall(CHUNK, at=data.draw(st.none() | st.integers(0, count)))
+        return Recall(CHUNK, patch, at=data.draw(st.none() | st.integers(0, count)))
     if kind == "evict":
         return Evict(tuple(data.draw(st.lists(st.integers(0, count - 1), unique=True))))
     if kind == "reorder":
         return Reorder(tuple(data.draw(st.permutations(range(count)))))
-    return Replace(data.draw(st.integers(0, count - 1)), CHUNK)
+    return Replace(data.draw(st.integers(0, count - 1)), CHUNK, patch)
 
 
 def by_list(items, edit):
-    """What an edit says, done to a list in place."""
+    """What an edit says, done to a list in place; what is placed first leaves a patch that was formed behind others."""
     items = list(items)
+    placed = False
     match edit:
-        case Append(chunk, patch):
+        case Append(chunk, patch, as_it_stood):
+            placed = not items and not as_it_stood
             items.append(Pair(chunk, patch))
         case Recall(chunk, patch, at):
+            placed = at == 0 or not items
             items.insert(len(items) if at is None else at, Pair(chunk, patch))
         case Evict(places):
             for place in sorted(places, reverse=True):
                 del items[place]
         case Reorder(order):
+            placed = bool(order) and order[0] != 0
             items = [items[i] for i in order]
         case Replace(index, chunk, patch):
+            placed = index == 0
             items[index] = Pair(chunk, patch)
+    if placed and isinstance(items[0], Pair) and items[0].patch is BEHIND:
+        items[0] = Pair(items[0].chunk, None)
     return items
 
 
@@ -49,7 +68,7 @@ def test_edits_are_those_of_a_list(data, count):
     wanted = items
     done = []
     for _ in range(3):
-        done.append(drawn(data, len(wanted)))
+        done.append(drawn(data, len(wanted), (None, BEHIND, ALONE)))
         wanted = by_list(wanted, done[-1])
     assert applied(items, done) == wanted
     assert items == list("abcde"[:count])

@@ -127,9 +127,11 @@ def test_moving_chunks_moves_no_kv(vlm, pairs, both):
         kj.reorder(window, [3, 2, 1, 0]),
         slid,
         kj.recall(slid, *b),
-        kj.recall(slid, *b, at=0),
-        kj.replace(slid, 0, *b),
-        kj.append(kj.slide(window, 4), *c),
+        kj.recall(slid, *b, at=1),
+        kj.recall(slid, *pairs[0], at=0),
+        kj.replace(slid, 1, *b),
+        kj.replace(slid, 0, *pairs[0]),
+        kj.append(kj.append(kj.slide(window, 4), b[0]), *c),
         kj.append(kj.slide(window), *pairs[0], donate=True),
     )
     for other in others:

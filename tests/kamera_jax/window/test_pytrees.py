@@ -44,14 +44,16 @@ def same(vlm, given, wanted):
     assert np.linalg.norm(a - b) <= 2e-5 * np.linalg.norm(b)
 
 
+# None brings a patched chunk to the front: in a compiled function it keeps its patch; see `test_first`.
 OPERATIONS = {
     "append": lambda w, a, p: kj.append(w, a, p),
     "append blind": lambda w, a, p: kj.append(w, a),
-    "reorder": lambda w, a, p: kj.reorder(w, [2, 0, 1]),
+    "reorder": lambda w, a, p: kj.reorder(w, [0, 2, 1]),
     "slide": lambda w, a, p: kj.slide(w),
     "recall": lambda w, a, p: kj.recall(w, a, p, at=1),
-    "replace": lambda w, a, p: kj.replace(w, 0, a, p),
-    "all": lambda w, a, p: kj.append(kj.reorder(kj.slide(kj.recall(w, a, p, at=0), 2), [1, 0]), a, p),
+    "reorder blind": lambda w, a, p: kj.reorder(kj.replace(w, 2, a), [2, 0, 1]),
+    "replace": lambda w, a, p: kj.replace(w, 1, a, p),
+    "all": lambda w, a, p: kj.append(kj.reorder(kj.slide(kj.recall(w, a, p, at=1)), [0, 2, 1]), a, p),
     "nothing": lambda w, a, p: w,
 }
 

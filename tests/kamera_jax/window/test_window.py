@@ -105,14 +105,18 @@ def test_reorder_equals_a_window_built_in_that_order(patched, chunks, patches, b
     assert_same(kj.reorder(patched, order), build(*(pairs(chunks, patches)[i] for i in order)))
 
 
-def test_reordering_back_is_as_if_nothing_happened(patched):
-    assert_same(kj.reorder(kj.reorder(patched, [2, 0, 1]), [1, 2, 0]), patched)
+def test_reordering_back_is_as_if_nothing_happened(patched, chunks, patches):
+    assert_same(kj.reorder(kj.reorder(patched, [0, 2, 1]), [0, 2, 1]), patched)
+    # But for the patch of what stood first meanwhile, until it is given again.
+    back = kj.reorder(kj.reorder(patched, [2, 0, 1]), [1, 2, 0])
+    assert [entry.patch for entry in back.entries] == [None, patches[1], None]
+    assert_same(kj.replace(back, 2, chunks[2], patches[2]), patched)
 
 
 @pytest.mark.parametrize("drop", [0, 1, 2, 3])
 def test_slide_equals_a_window_of_the_survivors(random_vlm, patched, chunks, patches, build, drop):
     slid = kj.slide(patched, drop=drop)
-    fresh = build(*pairs(chunks, patches)[drop:])
+    fresh = build(*pairs(chunks, patches)[drop:], as_it_stood=True)
     assert_same(slid, fresh)
     assert (kj.query(random_vlm, slid, QUESTION) == kj.query(random_vlm, fresh, QUESTION)).all()
 
@@ -122,7 +126,7 @@ def test_recall_puts_the_chunk_back(patched, chunks, patches, build, at):
     slid = kj.slide(patched)
     wanted = pairs(chunks, patches)[1:]
     wanted.insert(2 if at is None else at, (chunks[0], patches[0]))
-    assert_same(kj.recall(slid, chunks[0], patches[0], at=at), build(*wanted))
+    assert_same(kj.recall(slid, chunks[0], patches[0], at=at), build(*wanted, as_it_stood=True))
 
 
 def test_evicted_and_recalled_at_its_place_nothing_has_changed(patched, chunks, patches):
@@ -136,12 +140,12 @@ def test_replace_puts_another_chunk_in_place(patched, chunks, patches, build, in
     assert_same(kj.replace(patched, index, chunks[1]), build(*wanted))
 
 
-def test_two_hundred_slides_drift_no_more_than_one(patched, chunks, patches):
+def test_two_hundred_slides_drift_no_more_than_one(patched, chunks, patches, build):
     window = patched
     stock = pairs(chunks, patches)
     for i in range(200):
         window = kj.recall(kj.slide(window), *stock[i % 3])
-    assert_same(window, kj.reorder(patched, [2, 0, 1]))
+    assert_same(window, build(*(stock[i] for i in (2, 0, 1)), as_it_stood=True))
 
 
 def test_a_chunk_may_stand_twice(random_vlm, chunks, build, whole):
@@ -159,7 +163,7 @@ def test_a_chunk_may_stand_twice(random_vlm, chunks, build, whole):
     _, logits = whole(random_vlm, random_vlm.preamble, a.source, b.source, a.source, tail)
     given = np.asarray(kj.query(random_vlm, window, QUESTION))
     assert np.linalg.norm(given - logits) <= 1e-5 * np.linalg.norm(logits)
-    assert_same(kj.slide(kj.reorder(window, [0, 2, 1]), drop=2), build((b, window.entries[1].patch)))
+    assert_same(kj.slide(kj.reorder(window, [0, 2, 1]), drop=2), build((b, window.entries[1].patch), as_it_stood=True))
 
 
 def test_capacity_does_not_change_the_answer(random_vlm, patched, chunks, patches, build):

@@ -38,7 +38,7 @@ def random_chunk(vlm, rng, name, length):
     return kj.Chunk(kj.KV(rot, free), positions, length, advance, spec.fingerprint, preamble, key=name)
 
 
-def random_patch(vlm, rng, chunk, name, rank=3):
+def random_patch(vlm, rng, chunk, name, antecedents=(), rank=3):
     spec = vlm.spec
     padded = chunk.kv.rot.shape[1]
     u, v = (
@@ -50,14 +50,22 @@ def random_patch(vlm, rng, chunk, name, rank=3):
     mass = jnp.zeros(shape, jnp.float32)
     residual = jnp.zeros(spec.layers, jnp.float32)
     factors = kj.Factors(u, v, ranks)
-    return kj.Patch(factors, chunk.key, spec.fingerprint, (), mass, residual, chunk.length, key=chunk.key + name)
+    key = chunk.key + name
+    return kj.Patch(factors, chunk.key, spec.fingerprint, antecedents, mass, residual, chunk.length, key=key)
 
 
 def random_stock(vlm, seed=0):
-    """(chunk, patches and None) of several buckets."""
+    """(chunk, patches and None) of several buckets; of the patches one was formed behind others, one behind none."""
     rng = np.random.default_rng(seed)
     chunks = [random_chunk(vlm, rng, f"{i:064d}", length) for i, length in enumerate(LENGTHS)]
-    return [(chunk, (None, *(random_patch(vlm, rng, chunk, name) for name in "ab"))) for chunk in chunks]
+    behind = {"a": ("e" * 64,), "b": ()}
+    return [(chunk, (None, *(random_patch(vlm, rng, chunk, *each) for each in behind.items()))) for chunk in chunks]
+
+
+def placed_first(pairs):
+    """The pairs where the first was placed there: it leaves a patch that was formed behind others."""
+    (chunk, patch), *later = pairs
+    return [(chunk, None if patch is not None and patch.antecedents else patch), *later]
 
 
 def layout(head, chunks):
@@ -197,6 +205,8 @@ class WindowMachine(RuleBasedStateMachine):
     def append(self, number, blind, donate):
         new = self.drawn(number, blind)
         wanted = {mode: [*self.pairs[mode], new[mode]] for mode in MODES}
+        if not self.count:
+            wanted = {mode: placed_first(pairs) for mode, pairs in wanted.items()}
         if donate and fits(self.head, [chunk for chunk, _ in wanted["in_place"]]):
             self.remembered = []
         self.change(lambda mode, window: kj.append(window, *new[mode], donate=donate), wanted)
@@ -214,6 +224,8 @@ class WindowMachine(RuleBasedStateMachine):
     def reorder(self, data):
         order = data.draw(st.permutations(range(self.count)))
         wanted = {mode: [self.pairs[mode][i] for i in order] for mode in MODES}
+        if order and order[0]:
+            wanted = {mode: placed_first(pairs) for mode, pairs in wanted.items()}
         self.change(lambda mode, window: kj.reorder(window, order), wanted)
 
     @rule(data=st.data())
@@ -232,6 +244,8 @@ class WindowMachine(RuleBasedStateMachine):
         wanted = {mode: list(self.pairs[mode]) for mode in MODES}
         for mode in MODES:
             wanted[mode].insert(self.count if at is None else at, pair[mode])
+            if at == 0 or not self.count:
+                wanted[mode] = placed_first(wanted[mode])
         if self.change(lambda mode, window: kj.recall(window, *pair[mode], at=at), wanted):
             del self.evicted[which]
 
@@ -242,6 +256,8 @@ class WindowMachine(RuleBasedStateMachine):
         new = self.drawn(number, blind)
         old = {mode: self.pairs[mode][place] for mode in MODES}
         wanted = {mode: [*self.pairs[mode][:place], new[mode], *self.pairs[mode][place + 1 :]] for mode in MODES}
+        if place == 0:
+            wanted = {mode: placed_first(pairs) for mode, pairs in wanted.items()}
         if self.change(lambda mode, window: kj.replace(window, place, *new[mode]), wanted):
             self.evicted = [*self.evicted, (old, place)][-5:]
 
@@ -257,7 +273,11 @@ class WindowMachine(RuleBasedStateMachine):
         wanted = {}
         for mode in MODES:
             wanted[mode] = [self.pairs[mode][stay[i]] for i in order]
+            if order and order[0]:
+                wanted[mode] = placed_first(wanted[mode])
             wanted[mode].insert(at, new[mode])
+            if at == 0:
+                wanted[mode] = placed_first(wanted[mode])
 
         def operation(mode, window):
             return changed(window, [Evict(tuple(gone)), Reorder(tuple(order)), Recall(*new[mode], at)])

@@ -99,8 +99,8 @@ def test_a_long_video_is_cut_between_temporal_patches(vlm, tokens, frames):
 
 def test_what_is_not_cut_stays_whole(vlm):
     image = video(1, 4, 4, [0]).frames[0]
-    for item in ("a red star.", [image, video(4, 1, 1, [0, 1, 2, 3])]):
-        (part,) = vlm.cut(item, tokens=1)
+    for item, tokens in (("a red star.", 99), ([image, video(4, 1, 1, [0, 1, 2, 3])], 1), (["a", "b", "c"], 1)):
+        (part,) = vlm.cut(item, tokens=tokens)
         assert part is item
     assert [vlm.prepare(part).content for part in vlm.cut(image, tokens=1)] == [vlm.prepare(image).content]
     with pytest.raises(ValueError, match="at least 1 token; got tokens=0"):
@@ -211,6 +211,6 @@ def test_a_long_video_is_several_chunks(vlm):
     chunks = kj.encode_all(vlm, whole, tokens=1)
     assert len(chunks) == 3 and [chunk.key for chunk in chunks] == [kj.encode(vlm, part).key for part in parts]
     assert [chunk.key for chunk in kj.encode_all(vlm, whole)] == [kj.encode(vlm, whole).key]
-    assert len(kj.encode_all(vlm, "a text", tokens=1)) == 1
+    assert len(kj.encode_all(vlm, "a text", tokens=9)) == 1
     with pytest.raises(ValueError, match="tokens is 0; expected at least 1"):
         kj.encode_all(vlm, whole, tokens=0)
