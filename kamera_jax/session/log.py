@@ -68,8 +68,9 @@ class Log:
         self._all.extend(self.last)
 
 
-def served(operation: Operation, step: Step, *, encoding: float = 0.0, came: bool = True) -> Served:
-    """The record of a step that is done, of a chunk whose encoding took so many FLOPs."""
+def served(operation: Operation, step: Step, *, came: bool, encoding: float) -> Served:
+    """The record of a step that is done; ``encoding`` is what the FLOPs were of encoding the chunk that came."""
+    encoding = encoding if came else 0.0
     return Served(
         operation=operation,
         key=step.chunk.key,

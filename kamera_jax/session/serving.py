@@ -1,5 +1,6 @@
 """What a session serves a chunk with: what it has of it where the policy finds that safe, or a forward."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ from kamera_jax.errors import MissingInputsError
 from kamera_jax.guard.planning import FORWARDS, Action, Step, allowed, choose, run
 from kamera_jax.guard.policy import ReusePolicy
 from kamera_jax.patch.size import Size
+from kamera_jax.window.changes import append
 from kamera_jax.window.window import Window
 
 
@@ -44,6 +46,21 @@ class Serving:
         self._vlm = vlm
         self.policy = ReusePolicy(calibration=getattr(vlm, "calibration", None)) if policy is None else policy
         self._size = Size(rank=rank)
+
+    def steps(self, window: Window, coming: Sequence[Coming], *, keep: Window) -> tuple[Window, list[Step]]:
+        """The window with all but the last of what comes, one behind the other, and what was done for each of them.
+
+        Args:
+            window: what stands before.
+            coming: at least one.
+            keep: a window that is left alone, though it may be the same.
+        """
+        done = [self.step(window, coming[0])]
+        for each in coming[1:]:
+            own = window.mode == "materialise" and window is not keep  # in place, pools are shared
+            window = append(window, done[-1].chunk, done[-1].patch, donate=own)
+            done.append(self.step(window, each))
+        return window, done
 
     def step(self, window: Window, coming: Coming) -> Step:
         """What a chunk is served with at a window's end, its forward done where it takes one.

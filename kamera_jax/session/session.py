@@ -9,7 +9,7 @@ from typing import Any
 from kamera_jax.backbone import Backbone, forward_flops
 from kamera_jax.chunk import Chunk, Patch
 from kamera_jax.errors import ChunkNotHeldError, MissingKeyError
-from kamera_jax.guard.planning import FORWARDS, Action, Step
+from kamera_jax.guard.planning import FORWARDS, Action
 from kamera_jax.guard.policy import ReusePolicy
 from kamera_jax.identity import canonical_key
 from kamera_jax.inference.encode import encode_segment
@@ -22,7 +22,7 @@ from kamera_jax.session.serving import Coming, Serving, standing
 from kamera_jax.session.settings import MEMORY, check_key, check_settings, folder_of
 from kamera_jax.session.stats import SessionStats
 from kamera_jax.store import Store
-from kamera_jax.window.changes import append, reserved, without
+from kamera_jax.window.changes import reserved, without
 from kamera_jax.window.edits import Append, Change, Pair, Recall, Replace, applied
 from kamera_jax.window.pool import FIRST_ROWS
 from kamera_jax.window.window import Mode, Window
@@ -379,22 +379,12 @@ class Session:
         coming = [each if isinstance(each, Coming) else standing(window, each) for each in after[first:]]
         leaving = [place for place in range(len(self.keys)) if place not in (*after, moved)]
         staying = without(window, [place for place in range(len(self.keys)) if place not in after[:first]])
-        steps: list[Step] = []
-        for each in coming[:-1]:
-            steps.append(self._serving.step(staying, each))
-            # What the session has is left alone until all is done; in place, its pools are shared.
-            own = window.mode == "materialise" and staying is not window
-            staying = append(staying, steps[-1].chunk, steps[-1].patch, donate=own)
-        steps.append(self._serving.step(staying, coming[-1]))
+        staying, steps = self._serving.steps(staying, coming, keep=window)
         change = Append(steps[-1].chunk, steps[-1].patch)
         self._kept.commit(staying, leaving, list(zip(coming, steps, strict=True)), change)
         chunk = steps[came - first].chunk
         self._kept.use(chunk.key)
-        costs = [encoding if i == came - first else 0.0 for i in range(len(steps))]
-        records = [
-            served(operation, step, encoding=cost, came=step.chunk is chunk)
-            for step, cost in zip(steps, costs, strict=True)
-        ]
+        records = [served(operation, step, came=step.chunk is chunk, encoding=encoding) for step in steps]
         self._log.write(records)
         self._count(
             seen=int(operation != "recall"),
