@@ -28,6 +28,26 @@ def toy():
     return Toy()
 
 
+def test_what_stands_in_the_window_is_not_put_there_again(toy, mode):
+    """It stays where it is, and is not the next to leave."""
+    vlm, seen = forwards(toy)
+    session = kj.Session(vlm, CAPACITY, mode=mode)
+    keys = [session.add(item) for item in ITEMS[:4]]
+    window = session.window
+    before = seen()
+    assert session.add(ITEMS[0]) == session.add(None, keys[0]) == keys[0]
+    session.recall(keys[0])
+    assert session.replace(keys[1], ITEMS[1]) == keys[1]
+    assert session.keys == tuple(keys) and seen() == before and session.stats.reused == 3
+    assert [(each.action, each.reused) for each in session.log[-4:]] == [(Action.KEEP, True)] * 4
+    assert session.window is window or session.window.entries == window.entries
+    assert (kj.query(vlm, session.window, "what?") == kj.query(vlm, window, "what?")).all()
+    session.add(ITEMS[4])
+    assert session.keys[:3] == (keys[0], keys[1], keys[3])  # the third was not used for longest
+    assert session.replace(keys[3], ITEMS[1]) == keys[1]  # which then leaves
+    assert session.keys[:2] == (keys[0], keys[1]) and session.evicted == (keys[2], keys[3])
+
+
 def test_of_several_patches_the_one_that_fits_is_taken_and_nothing_is_run(toy, mode):
     """A chunk stood behind two neighbours, once behind each; it comes back behind the second, and then the first."""
     vlm, seen = forwards(toy)

@@ -142,25 +142,6 @@ def test_a_patch_formed_after_the_same_chunks_is_taken_again(toy):
     assert (np.asarray(session.window.entries[2].patch.factors.v) == np.asarray(old.factors.v)).all()
 
 
-def test_what_stands_in_the_window_is_not_put_there_again(toy, mode):
-    """It stays where it is, and is not the next to leave."""
-    vlm, seen = forwards(toy)
-    session = kj.Session(vlm, CAPACITY, mode=mode)
-    keys = [session.add(item) for item in ITEMS[:4]]
-    window = session.window
-    before = seen()
-    assert session.add(ITEMS[0]) == session.add(None, keys[0]) == keys[0]
-    session.recall(keys[0])
-    assert session.replace(keys[1], ITEMS[1]) == keys[1]
-    assert session.keys == tuple(keys) and seen() == before and session.stats.reused == 3
-    assert [(each.action, each.reused) for each in session.log[-4:]] == [(Action.KEEP, True)] * 4
-    assert_same(session.window, window)
-    session.add(ITEMS[4])
-    assert session.keys[:3] == (keys[0], keys[1], keys[3])  # the third was not used for longest
-    assert session.replace(keys[3], ITEMS[1]) == keys[1]  # which then leaves
-    assert session.keys[:2] == (keys[0], keys[1]) and session.evicted == (keys[2], keys[3])
-
-
 def test_recalling_what_stands_in_the_window_moves_it(toy, mode):
     session = kj.Session(toy, CAPACITY, mode=mode, policy=Trusting())
     keys = [session.add(item) for item in ITEMS[:4]]
