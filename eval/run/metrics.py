@@ -49,6 +49,38 @@ def mean_and_error(values: Sequence[float], clusters: Sequence[str]) -> tuple[fl
     return mean, math.sqrt(spread) / len(values)
 
 
+def eta_and_error(kl: Sequence[float], baseline: Sequence[float], clusters: Sequence[str]) -> tuple[float, float]:
+    """η of samples and its standard error, that of a ratio of sums over clusters (linearised).
+
+    Args:
+        kl: of a method, for each sample.
+        baseline: the KL that it is a share of.
+        clusters: one for each sample; see `mean_and_error`. The error of a single cluster is NaN.
+
+    Returns:
+        Both NaN where the baseline loses nothing.
+
+    Raises:
+        ValueError: no samples, or not as many of each.
+    """
+    if not len(kl) or not len(kl) == len(baseline) == len(clusters):
+        raise ValueError(
+            f"η needs samples, each with a KL, one of the baseline and a cluster; got {len(kl)}, {len(baseline)} and "
+            f"{len(clusters)}"
+        )
+    whole = math.fsum(baseline)
+    if whole <= 0:
+        return math.nan, math.nan
+    share = math.fsum(kl) / whole
+    sums: dict[str, float] = {}
+    for ours, theirs, cluster in zip(kl, baseline, clusters, strict=True):
+        sums[cluster] = sums.get(cluster, 0.0) + ours - share * theirs
+    if len(sums) == 1:
+        return 1 - share, math.nan
+    spread = math.fsum(each * each for each in sums.values()) * len(sums) / (len(sums) - 1)
+    return 1 - share, math.sqrt(spread) / whole
+
+
 def clopper_pearson(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
     """The exact two-sided confidence interval of a share (Clopper and Pearson, 1934).
 

@@ -33,7 +33,7 @@ def score(task: Task, methods: Sequence[str], contexts: Sequence[Record], sample
     """
     if not samples:
         raise ValueError("the run has no samples, so there is nothing to score; run kamera eval with more contexts")
-    scored = _scored(task, methods, samples)
+    scored = with_scores(task, methods, samples)
     learned = [sample for sample in scored if sample["learned"]]
     several = [sample for sample in learned if sample["hops"] > 1]
     compared = several or learned
@@ -51,7 +51,7 @@ def score(task: Task, methods: Sequence[str], contexts: Sequence[Record], sample
     }
 
 
-def _scored(task: Task, methods: Sequence[str], samples: Sequence[Record]) -> list[Record]:
+def with_scores(task: Task, methods: Sequence[str], samples: Sequence[Record]) -> list[Record]:
     """The samples, each with its scores by method under ``scores``; the lines stay as they are."""
     names = None
     scored = []

@@ -64,5 +64,4 @@ class Quotation(TextTask):
         what = f"the next {LENGTH} tokens of a quotation, written greedily"
         last = list(PLACES)[-1]
         found = findings.lost_and_restored(scores, last, what, oracle=True, measure="so far")
-        first, *_ = PLACES
-        return [*found, findings.at_most(scores, "blind", first, 0.1, "the next token of a quotation")]
+        return [*found, findings.at_most(scores, "blind", last, 0.1, what, measure="so far")]

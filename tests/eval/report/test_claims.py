@@ -10,6 +10,7 @@ from eval.commands.main import main
 from eval.report import claims_page
 from eval.report.claims import GROUPS, UNMEASURED, Claim, Evidence, claims
 from eval.tasks.comparison import SHARES
+from eval.tasks.text.continuation import OTHER
 from eval.tasks.text.moving import ORBIT, RECALLS
 
 ROOT = Path(__file__).parents[3]
@@ -127,6 +128,16 @@ def test_windows_of_text():
     assert own["survivors of a slide stay near re-prefill"].measured.startswith("KL 0.0200 to the present reference")
     assert own["a recalled chunk with a fresh patch"].measured.startswith("η 0.90")
     assert own["an old patch goes stale when the antecedents change"].holds
+
+
+@pytest.mark.parametrize(("blind", "holds"), [(0.49, True), (0.48, False)])
+def test_what_one_chunk_shows_is_read_from_the_tokens_that_need_no_other(blind, holds):
+    names = {"full": 0.5, "blind": blind}
+    run = {
+        "methods": {name: method(0.0, conditions={OTHER: cell(0.0, accuracy=right)}) for name, right in names.items()}
+    }
+    claim = found(Evidence("m", {"needs-context": run}))["blind reuse keeps what one chunk alone shows"]
+    assert claim.holds is holds and claim.measured.startswith(f"{blind:.3f} of 0.500")
 
 
 def test_a_quotation_is_read_from_the_demo_where_it_was_not_run():

@@ -76,10 +76,24 @@ class Moved(Known):
         return Context(context.items, context.questions, [strangers[:1], strangers])
 
 
+class Remembered(Known):
+    """The same, in a window that two chunks have left; and which of three tokens it is, is asked too."""
+
+    name = "remembered"
+
+    def draw(self, outline):
+        context = super().draw(outline)
+        questions = [
+            replace(each, among=(each.next_token, 7, (each.next_token + 1) % 90)) for each in context.questions
+        ]
+        history = [Tokens.of(drawn_ids(10 + int(outline.context[-1]), 14)), Tokens.of(drawn_ids(9, 20))]
+        return Context(context.items, questions, history=history)
+
+
 @pytest.fixture
 def known(monkeypatch):
     """The tasks under names of their own."""
-    for task in (Known(), Moved()):
+    for task in (Known(), Moved(), Remembered()):
         monkeypatch.setitem(tasks.TASKS, task.name, task)
     return tasks.TASKS["known"]
 
@@ -226,6 +240,52 @@ def test_a_run_with_antecedents_is_whole(vlm, known, tmp_path):
     evaluation_report.draw([report], tmp_path / "figures")
     runner.evaluate(vlm, replace(run, repeats=1), tmp_path / "timed")
     assert lines(tmp_path / "timed") == lines(tmp_path / "run")
+
+
+def test_what_has_left_the_window_is_remembered_by_the_reference(vlm, known, tmp_path):
+    """KL of full prefill and of blind reuse is to the prefill of everything, what has left being hidden at the end."""
+    methods = ("full", "blind", "patch:3")
+    run = runner.Run("remembered", MODEL, methods, seeds=(0,), limit=3, batch=2, repeats=0)
+    results = runner.evaluate(vlm, run, tmp_path / "run")
+    samples = iter(lines(tmp_path / "run"))
+    task = tasks.TASKS["remembered"]
+    lost = []
+    for outline in task.outline([0], 3):
+        context = task.draw(outline)
+        chunks = chunks_of(vlm, context.items)
+        everything = kj.prefill(vlm, chunks_of(vlm, [*context.history, *context.items]))
+        seen = np.asarray(everything.state.valid).copy()
+        for entry in everything.entries[:2]:
+            seen[entry.slot : entry.slot + entry.chunk.length] = False
+        state = replace(everything.state, valid=jnp.asarray(seen))
+        reference = replace(everything, state=state)
+        present = {"full": kj.prefill(vlm, chunks), "blind": filled(vlm, chunks, [None, None])}
+        for question in context.questions:
+            sample = next(samples)
+            true = windowed(vlm, reference, question)
+            for name, window in present.items():
+                log_p = windowed(vlm, window, question)
+                assert sample["methods"][name]["kl"] == pytest.approx((np.exp(true) * (true - log_p)).sum(), abs=2e-4)
+                likeliest = max(question.among, key=log_p.__getitem__)
+                assert sample["methods"][name]["chosen"] == likeliest
+            lost.append(sample["methods"]["full"]["kl"])
+    assert max(lost) > 0.01  # the present reference is another one
+    assert results["scores"]["measures"] == ["accuracy", "so far", "nll", "choice"]
+    written = [sample["methods"]["blind"]["chosen"] == sample["next_token"] for sample in lines(tmp_path / "run")]
+    assert results["scores"]["methods"]["blind"]["hops"]["1"]["choice"] == pytest.approx(np.mean(written), abs=1e-6)
+
+
+def test_histories_of_a_layout_are_of_equal_lengths(vlm, known, monkeypatch, tmp_path):
+    def draw(self, outline):
+        context = Known.draw(self, outline)
+        return Context(
+            context.items, context.questions, history=[Tokens.of(drawn_ids(1, 5 + int(outline.context[-1])))]
+        )
+
+    monkeypatch.setattr(Remembered, "draw", draw)
+    run = runner.Run("remembered", MODEL, (), seeds=(0,), limit=2, batch=2, repeats=0)
+    with pytest.raises(InvalidTaskError, match=r"histories of \[5\] and \[6\] tokens"):
+        runner.evaluate(vlm, run, tmp_path / "run")
 
 
 @pytest.mark.parametrize(

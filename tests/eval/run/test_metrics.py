@@ -1,5 +1,6 @@
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from eval.run import metrics
 
@@ -27,3 +28,23 @@ def test_eta_is_the_share_of_the_baselines_kl_that_is_closed():
 def test_accuracy():
     logits = jnp.asarray([[0.0, 1.0], [3.0, 2.0], [0.0, 5.0]])
     assert metrics.accuracy(logits, np.array([1, 1, 1])) == 2 / 3
+
+
+def test_the_error_of_eta_is_that_of_the_ratio_of_cluster_sums():
+    """Against the jackknife over clusters, which it is the first-order form of, and on cases known by hand."""
+    rng = np.random.default_rng(5)
+    clusters = [str(c) for c in range(200) for _ in range(3)]
+    blind = rng.gamma(2.0, size=600) * np.repeat(rng.gamma(2.0, size=200), 3)
+    ours = 0.3 * blind * rng.uniform(0.5, 1.5, 600)
+    eta, error = metrics.eta_and_error(ours, blind, clusters)
+    assert abs(eta - (1 - ours.sum() / blind.sum())) <= 1e-12
+    a, b = (each.reshape(200, 3).sum(1) for each in (ours, blind))
+    left_out = 1 - (a.sum() - a) / (b.sum() - b)
+    jackknife = np.sqrt(199 / 200 * np.square(left_out - left_out.mean()).sum())
+    assert abs(error - jackknife) <= 0.02 * jackknife
+    assert metrics.eta_and_error([0.5, 1.0], [1.0, 2.0], ["a", "b"]) == (0.5, 0.0)
+    (one, none) = metrics.eta_and_error([0.5, 1.0], [1.0, 1.0], ["a", "a"])
+    assert one == 0.25 and np.isnan(none)
+    assert all(np.isnan(each) for each in metrics.eta_and_error([0.0], [0.0], ["a"]))
+    with pytest.raises(ValueError, match="got 1, 2 and 1"):
+        metrics.eta_and_error([0.0], [0.0, 1.0], ["a"])
