@@ -162,7 +162,7 @@ def _section(records: Sequence[Record]) -> str:
             f"{what}: {row['measure']}",
             f"`{method}`",
             _share(cost["bytes_share"]),
-            _share(cost["recomputed_share"]),
+            "all" if method == "full" else _share(cost["recomputed_share"]),
         ]
         for rows in by_row:
             line += _figures(rows.get((what, method)))

@@ -107,7 +107,7 @@ def lost_and_restored(
         return [Finding(f"{what}: no claim, as this model cannot do it", f"full prefill is right in {full:.3f}", None)]
     found = [Finding(f"blind reuse loses {what}: ≤ 0.5 × full", f"{blind:.3f} of {full:.3f}", blind <= 0.5 * full)]
     size = f"≤ {FEW_BYTES:.0%} of the bytes" if components is None else f"≤ {components} components"
-    claim = f"a patch of {size} gives {what} back: ≥ 0.9 × full"
+    claim = f"a patch of {size} gives it back: ≥ 0.9 × full"
     small = patches(scores, FEW_BYTES) if components is None else of_components(scores, components)
     if small:
         name = max(small, key=right)

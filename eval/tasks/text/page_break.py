@@ -13,17 +13,15 @@ from eval.tasks.text.reader import BREAK, SEED, Reader
 from eval.tasks.text.task import Need, TextTask, known
 from eval.tasks.tokens import Tokens
 
-BEGINNINGS = (
-    *("The secret password is", "The magic word is", "The code word for today is"),
-    *("The word on the label is", "The answer to the riddle is", "The name of the boat is"),
+FACTS = (
+    ("My favourite city is", "Madrid Vienna Dublin Athens Moscow Lisbon Prague Oslo Helsinki Budapest"),
+    ("The name of the dog is", "Rex Daisy Charlie Rocky Bruno Toby Oscar Felix"),
+    ("The secret password is", "banana dragon winter silver monkey tiger orange ocean"),
+    ("The magic word is", "window garden pencil candle bridge rabbit coffee marble"),
+    ("The colour of the front door is", "brown pink grey gold silver orange violet beige"),
+    ("The person in charge is", "Anna Ben Carl David Emma Frank Helen Kate"),
 )
-"""Beginnings of sentences that any word may end."""
-
-WORDS = (
-    *("banana", "dragon", "winter", "silver", "monkey", "tiger", "orange", "ocean", "window", "garden"),
-    *("pencil", "candle", "bridge", "rabbit", "coffee", "marble", "pepper", "violin", "basket", "hammer"),
-)
-"""Words that may end any of them, so that none is told by its kind, as the one weekday in a window would be."""
+"""Beginnings of sentences, and the words that may end them."""
 
 FEW = 8
 """Components a layer within which a patch is to restore a fact."""
@@ -36,7 +34,7 @@ CUT = 3
 
 
 def drawn_facts(reader: Reader, rng: np.random.Generator, count: int, before: str) -> list[tuple[list[int], list[int]]]:
-    """Facts with different beginnings and different words, drawn at random.
+    """Facts with different beginnings, drawn at random.
 
     A word that the model gives a probability of `GUESSED` or more behind a beginning, with nothing but its preamble
     before that, does not end it: it could be right without having been read.
@@ -51,21 +49,21 @@ def drawn_facts(reader: Reader, rng: np.random.Generator, count: int, before: st
         Token ids of the beginning and of the word, for each fact.
 
     Raises:
-        SettingError: the model would say all the words that are left.
+        SettingError: the model would say all the words of a beginning.
     """
     facts = []
-    words = [str(word) for word in rng.permutation(WORDS)]
-    for number in rng.permutation(len(BEGINNINGS))[:count]:
-        beginning = reader.ids(before + BEGINNINGS[number])
-        guessed = reader.unprompted(beginning)
-        word = next((each for each in words if guessed[reader.ids(" " + each)[0]] < GUESSED), None)
-        if word is None:
+    for number in rng.permutation(len(FACTS))[:count]:
+        beginning, words = FACTS[number]
+        read = reader.ids(before + beginning)
+        guessed = reader.unprompted(read)
+        spelled = [reader.ids(" " + word) for word in words.split()]
+        unguessed = [word for word in spelled if guessed[word[0]] < GUESSED]
+        if not unguessed:
             raise SettingError(
-                f"the model says each of {', '.join(words)} behind {BEGINNINGS[number]!r} without having read it, with "
+                f"the model says each of {', '.join(words.split())} behind {beginning!r} without having read it, with "
                 f"a probability of {GUESSED:.0%} or more; the task needs a model that does not"
             )
-        words.remove(word)
-        facts.append((beginning, reader.ids(" " + word)))
+        facts.append((read, unguessed[int(rng.integers(len(unguessed)))]))
     return facts
 
 
