@@ -10,10 +10,9 @@ from kamera_jax.backbone import Backbone
 from kamera_jax.chunk import Chunk, Patch, describe
 from kamera_jax.errors import ModelMismatchError, StalePatchError
 from kamera_jax.guard import prior
-from kamera_jax.guard.calibration import Calibration
+from kamera_jax.guard.calibration import Calibration, difference_of
 from kamera_jax.guard.fidelity import MAX_KL
-from kamera_jax.guard.staleness import staleness
-from kamera_jax.handle import columns_of
+from kamera_jax.guard.staleness import Staleness, staleness
 from kamera_jax.identity import lineage
 from kamera_jax.inference.encode import form_patch, run_chunk
 from kamera_jax.patch.size import Size
@@ -107,38 +106,33 @@ class ReusePolicy:
             return self._judge_bare(window, chunk, place)
         if window.is_as_formed(chunk, patch, at, fresh):
             return Verdict(True, 0.0, "its antecedents are those it was formed on")
-        if calibration is not None:
-            return self._judge_calibrated(calibration, window, chunk, patch, place)
         before = window.keys[:place]
         unknown = ""
         if not patch.lineage or not window.intact or not all(before) or not all(patch.antecedents):
             unknown = "without keys it is not known whether its antecedents have changed"
-        elif patch.codec != chunk.codec:
+        elif calibration is None and patch.codec != chunk.codec:
             unknown = f"it was fitted to KV of codec {patch.codec!r}, and this is {chunk.codec!r}"
         if unknown:
-            return Verdict(False, math.inf, f"{unknown}, and the policy has no calibration of this model")
-        shares = prior.shares_of(columns_of(patch, "mass")[:, : len(patch.antecedents)])
-        return self._by_prior(prior.difference(patch.antecedents, shares, before))
-
-    def _judge_calibrated(
-        self, calibration: Calibration, window: Window, chunk: Chunk, patch: Patch, at: int
-    ) -> Verdict:
-        """The verdict where something has changed, by what was measured of the model."""
+            kind = "no calibration" if calibration is None else "a calibration"
+            return Verdict(False, math.inf, f"{unknown}, and the policy has {kind} of this model")
+        found = difference_of(patch, before)
+        if calibration is None:
+            return self._by_prior(found)
         if patch.sketch is None or patch.sketch.spec != calibration.sketch:
-            why = f"its antecedents have changed, and the patch keeps no {calibration.sketch}, "
-            return Verdict(False, math.inf, why + "which the calibration is for")
+            why = f"{found.reason}; the patch keeps no {calibration.sketch}, which the calibration is for"
+            return Verdict(False, math.inf, why)
+        return self._measured(calibration, staleness(window, chunk, patch, at), found)
+
+    def _measured(self, calibration: Calibration, stale: Staleness, found: prior.Difference) -> Verdict:
+        """The verdict where something has changed, by what was measured of the model."""
         limit = calibration.threshold(self.max_kl)
+        estimate = calibration.estimate(stale.change, found.lost, found.added, found.moved)
+        accept = estimate <= limit
+        what = f"attention changes by {stale.change:.3f}: {stale.reason}; expected {estimate:.3g} nats"
         if limit < 0:
-            why = "its antecedents have changed, and by the calibration no change is safe for "
-            return Verdict(False, math.inf, f"{why}{self.max_kl:g} nats")
-        found = staleness(window, chunk, patch, at)
-        estimate = calibration.estimate(found.change)
-        accept = found.change <= limit
-        reason = (
-            f"attention changes by {found.change:.3f}, {'within' if accept else 'above'} the {limit:.3f} "
-            f"that is safe for {self.max_kl:g} nats (expected: {estimate:.3g}): {found.reason}"
-        )
-        return Verdict(accept, estimate, reason)
+            return Verdict(False, estimate, f"{what}, and by the calibration no change is safe for {self.max_kl:g}")
+        side = "within" if accept else "above"
+        return Verdict(accept, estimate, f"{what}, {side} the {limit:.3g} that is safe for {self.max_kl:g}")
 
     def _judge_bare(self, window: Window, chunk: Chunk, at: int) -> Verdict:
         """The verdict on a chunk without a patch: canonical, or with the KV that a forward gave it."""
@@ -168,9 +162,11 @@ class ReusePolicy:
         return self._priced(prior.expected_kl(found), found.reason)
 
     def _priced(self, estimate: float, why: str) -> Verdict:
-        """The verdict by an estimate of the prior."""
+        """The verdict by an estimate of the prior, or by what was measured of chunks without patches."""
         if self.calibration is not None:
-            return Verdict(False, math.inf, f"{why}, and the calibration is of patches")
+            estimate = max(self.calibration.bare_estimate, estimate)
+            accept = self.calibration.accepts_bare(self.max_kl)
+            return Verdict(accept, estimate, f"{why}; expected {estimate:.3g} nats by the calibration")
         accept = prior.accepted(estimate, self.max_kl)
         return Verdict(accept, estimate, f"{why}; expected {estimate:.3g} nats by the prior of uncalibrated models")
 

@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -18,16 +19,16 @@ from jaxtyping import Float
 KEPT = 0.004
 """Of a patch whose antecedents are all there, but not to the bit: what its size left out."""
 
-LOST = 0.045
+LOST = 0.08
 """More where all that it was formed behind is gone."""
 
-ADDED = 0.015
+ADDED = 0.045
 """More where all that is to be absorbed now is new."""
 
-MOVED = 0.03
+MOVED = 0.035
 """More where all of the attention went to antecedents that changed places."""
 
-BARE = 0.05
+BARE = 0.075
 """Of a chunk without a patch, behind chunks that it was not run behind."""
 
 MARGIN = 2.0
@@ -68,11 +69,6 @@ class Difference:
     def nothing_left(self) -> bool:
         """Whether it was conditioned on chunks, and none of them is there."""
         return 0 < self.antecedents == len(self.gone)
-
-    @property
-    def nothing_right(self) -> bool:
-        """Whether nothing of what it is to absorb now is what it was conditioned on."""
-        return self.nothing_left or (not self.antecedents and self.present > 0)
 
     @property
     def reason(self) -> str:
@@ -166,8 +162,17 @@ def expected_kl(found: Difference) -> float:
 
     Where none of its antecedents is there this is more than `expected_bare_kl`: all that the patch adds is wrong.
     """
-    estimate = KEPT + LOST * found.lost**2 + ADDED * found.added**2 + MOVED * found.moved
-    return max(estimate, BARE + KEPT) if found.nothing_right else estimate
+    return float(expected_of(found.lost, found.added, found.moved))
+
+
+def expected_of(
+    lost: float | Float[np.ndarray, " n"],
+    added: float | Float[np.ndarray, " n"],
+    moved: float | Float[np.ndarray, " n"],
+) -> Any:
+    """As `expected_kl`, of shares alone: where one of the first two is 1, nothing of what the patch adds is right."""
+    estimate = KEPT + LOST * np.square(lost) + ADDED * np.square(added) + MOVED * np.asarray(moved)
+    return np.where(np.equal(lost, 1.0) | np.equal(added, 1.0), np.maximum(estimate, BARE + KEPT), estimate)
 
 
 def expected_bare_kl(present: int) -> float:

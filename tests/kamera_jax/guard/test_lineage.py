@@ -11,9 +11,11 @@ from eval.tiny.episodes import Recipe, draw_page
 from eval.tiny.story import sample_story
 from kamera_jax.errors import MissingSketchError, ModelMismatchError, PatchMismatchError
 from kamera_jax.forward import run
-from kamera_jax.patch.sketch import reread_jit
+from kamera_jax.patch.sketch import changes, reread_jit
+from kamera_jax.window.reuse import write_jit
 from models import load
 from tests import oracles
+from tests.kamera_jax.kept import keep
 
 CAPACITY = 128
 MODELS = ("gqa", "mla")
@@ -148,6 +150,80 @@ def test_what_was_formed_on_is_unchanged_and_counts_before_the_place_alone(gqa):
     assert other_order.match is kj.Match.PERMUTED and "order" in other_order.reason
 
 
+SPEC = kj.SketchSpec((1, 3), (1.0, 2.0), tokens=6)
+
+
+@pytest.fixture(scope="module")
+def low_rank(vlm):
+    """Two chunks, and the third's patches of one component a layer: formed on a prefill of them, and on a window."""
+    first, third, second = (kj.encode(vlm, text) for text in texts(7))
+    window = window_of(vlm, [first, third])
+    behind = kj.form_patch(vlm, second, context=window, rank=1, sketch=SPEC)
+    prefilled = kj.form_patch(vlm, second, antecedents=[first, third], rank=1, sketch=SPEC)
+    return (first, third), second, behind, prefilled
+
+
+@pytest.mark.parametrize("mode", ["materialise", "in_place"])
+def test_nothing_is_stale_where_nothing_changed_whatever_the_patch_leaves_out(vlm, low_rank, mode):
+    chunks, second, behind, prefilled = low_rank
+    window = window_of(vlm, chunks, mode, capacity=256)
+    assert kj.staleness(window, second, behind).change == 0.0
+    formed_here = kj.form_patch(vlm, second, context=window, rank=1, sketch=SPEC)
+    assert kj.staleness(window, second, formed_here).change == 0.0
+    full = kj.prefill(vlm, chunks, capacity=CAPACITY)
+    assert kj.staleness(full, second, prefilled).change == 0.0
+    as_formed = kj.staleness(window, second, behind)
+    assert as_formed.mass_now == as_formed.mass_then and as_formed.match is kj.Match.EXACT
+    assert kj.staleness(window, second, prefilled).change > 1e-3  # the chunks there have not read one another
+
+
+@pytest.mark.parametrize("mode", ["materialise", "in_place"])
+def test_what_is_reread_is_what_was_kept_where_it_is_not_known_that_nothing_changed(vlm, low_rank, mode):
+    chunks, second, behind, prefilled = low_rank
+    nameless = replace(behind, chunk=behind.chunk)  # without its lineage it is looked at
+    assert not nameless.lineage
+    window = window_of(vlm, chunks, mode, capacity=256)
+    assert kj.staleness(window, second, nameless).change <= 1e-5
+    later = kj.append(window, chunks[0])
+    assert kj.staleness(later, second, nameless, at=2).change <= 1e-5
+    full = kj.prefill(vlm, chunks, capacity=CAPACITY)
+    assert kj.staleness(full, second, replace(prefilled, chunk=prefilled.chunk)).change <= 1e-5
+    assert kj.staleness(window_of(vlm, chunks[1:], mode), second, nameless).change > 1e-2
+
+
+@pytest.mark.parametrize("by", [1.0, 500.0])
+def test_only_rounding_is_left_where_only_positions_moved(vlm, low_rank, by):
+    chunks, second, behind, _ = low_rank
+    window = window_of(vlm, chunks)
+    state = vlm.spec.empty_state(CAPACITY)
+    for entry in (window.preamble, *window.entries):
+        at = entry.chunk.positions + np.float32(entry.base + by)
+        state = write_jit(state, entry.slot, entry.chunk.kv, None, at, entry.chunk.length, spec=vlm.spec.rope)
+    here = np.asarray(SPEC.layers)
+    own = (second.kv, behind.factors, second.positions)
+    base = np.float32(window.next_position + by)
+    now, _ = reread_jit(behind.sketch, *own, state.rot[here], state.free[here], state.valid, base, spec=vlm.spec)
+    assert np.asarray(changes(behind.sketch.outputs, now)).max() <= 1e-4
+
+
+def test_in_bfloat16_what_did_not_change_is_not_stale(random_vlm_bf16):
+    first, second = (kj.encode(random_vlm_bf16, text) for text in ("the page is red", "a blue star."))
+    window = window_of(random_vlm_bf16, [first])
+    patch = kj.form_patch(random_vlm_bf16, second, context=window, rank=1, sketch=SPEC)
+    assert patch.sketch.queries.dtype == patch.sketch.outputs.dtype == window.state.rot.dtype
+    assert kj.staleness(window, second, patch).change == 0.0
+    assert kj.staleness(window, second, replace(patch, chunk=patch.chunk)).change <= 2**-8
+    assert kj.staleness(window_of(random_vlm_bf16, []), second, patch).change > 2**-5
+
+
+def test_a_chunk_of_some_rows_is_reread_as_it_is_kept(gqa):
+    first, second, _ = (kj.encode(gqa, text) for text in texts(8))
+    kept = keep(second, np.arange(0, second.length, 2))
+    window = window_of(gqa, [first])
+    patch = kj.form_patch(gqa, kept, context=window, rank=1, sketch=SPEC)
+    assert kj.staleness(window, kept, replace(patch, chunk=patch.chunk)).change <= 1e-5
+
+
 def test_a_sketch_covers_the_queries_of_a_chunk(gqa):
     first, second, _ = (kj.encode(gqa, text) for text in texts(3))
     window = window_of(gqa, [first])
@@ -228,7 +304,7 @@ def test_nothing_recompiles(gqa):
     first, second, third = (kj.encode(gqa, text) for text in texts(5))
     spec = kj.SketchSpec((0,))
     patch = kj.form_patch(gqa, second, antecedents=[first], rank=2, sketch=spec)
-    kj.staleness(window_of(gqa, [first]), second, patch)
+    kj.staleness(window_of(gqa, [third]), second, patch)
     before = reread_jit._cache_size()
     kj.staleness(window_of(gqa, [third, first]), second, patch)
     assert reread_jit._cache_size() == before

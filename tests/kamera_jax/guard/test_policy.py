@@ -24,9 +24,15 @@ def calibration(random_vlm, build, chunks, patch):
     """Safe up to half the change that the third chunk in place of the first makes; KL rises with the change."""
     stale = kj.staleness(build((chunks[2], None)), chunks[1], patch).change
     changes = tuple(stale * step / 600 for step in range(600))
-    return kj.Calibration(
-        random_vlm.fingerprint, SPEC, changes, tuple(0.001 if c < stale / 2 else 1.0 for c in changes)
-    )
+    kls = tuple(0.001 if change < stale / 2 else 1.0 for change in changes)
+    every = (1.0,) * 600  # of that drift all is lost, and all is new
+    return kj.Calibration(random_vlm.fingerprint, SPEC, changes, kls, every, every, (0.0,) * 600, kls)
+
+
+def one_more(calibration, change, kl):
+    """The calibration with another drift of that kind."""
+    more = {"changes": change, "kls": kl, "lost": 1.0, "added": 1.0, "moved": 0.0, "blind": kl}
+    return replace(calibration, **{name: (*getattr(calibration, name), value) for name, value in more.items()})
 
 
 @pytest.fixture
@@ -47,7 +53,7 @@ def test_accepts_what_is_unchanged_and_says_why_it_refuses(calibration, chunks, 
     assert not refused.accept and refused.estimate_kl > 0.05 and "above" in refused.reason
     assert chunks[0].key[:12] in refused.reason and chunks[2].key[:12] in refused.reason
     assert kj.ReusePolicy(2.0, calibration=calibration).judge(stale, chunks[1], patch).accept is False, "never seen"
-    generous = replace(calibration, changes=(*calibration.changes, 10.0), kls=(*calibration.kls, 1.0))
+    generous = one_more(calibration, 10.0, 1.0)
     within = kj.ReusePolicy(2.0, calibration=generous).judge(stale, chunks[1], patch)
     assert within.accept and "within" in within.reason
 
@@ -64,17 +70,18 @@ def test_what_the_calibration_does_not_know_is_reused_as_it_was_formed_alone(
 ):
     bare = kj.form_patch(random_vlm, chunks[1], antecedents=chunks[:1], rank=1000)
     other = replace(calibration, sketch=kj.SketchSpec((1,)))
-    few = replace(calibration, changes=(1.0,), kls=(0.0,))
+    harmful = replace(calibration, kls=(1.0,) * 600)
     for policy, given in (
         (kj.ReusePolicy(calibration=calibration), bare),
         (kj.ReusePolicy(calibration=other), patch),
-        (kj.ReusePolicy(calibration=few), patch),
+        (kj.ReusePolicy(calibration=harmful), patch),
     ):
         assert policy.judge(present, chunks[1], given) == Verdict(
             True, 0.0, "its antecedents are those it was formed on"
         )
         refused = policy.judge(stale, chunks[1], given)
-        assert not refused.accept and refused.estimate_kl == float("inf") and "calibration" in refused.reason
+        assert not refused.accept and "calibration" in refused.reason
+        assert refused.estimate_kl > 0.1 if policy.calibration is harmful else refused.estimate_kl == float("inf")
 
 
 def test_append_reuses_what_is_accepted(random_vlm, calibration, chunks, patch, present):
@@ -130,3 +137,15 @@ def test_errors(random_vlm, random_vlm_bf16, calibration, chunks, patch, stale, 
     full = build((chunks[2], None), capacity=32)
     with pytest.raises(WindowFullError):
         kj.append_checked(random_vlm, full, chunks[1], patch, policy)
+
+
+def test_with_a_calibration_a_chunk_without_a_patch_costs_what_was_measured(calibration, chunks, build, stale):
+    policy = kj.ReusePolicy(calibration=calibration)
+    assert policy.judge(build(), chunks[1], None) == Verdict(True, 0.0, "it stands behind what it was run behind")
+    refused = policy.judge(stale, chunks[1], None)
+    assert not refused.accept and refused.estimate_kl == calibration.bare_estimate
+    harmless = replace(calibration, blind=(0.001,) * 600)
+    accepted = kj.ReusePolicy(calibration=harmless).judge(stale, chunks[1], None)
+    assert (
+        accepted.accept and accepted.estimate_kl >= harmless.bare_estimate and "by the calibration" in accepted.reason
+    )
