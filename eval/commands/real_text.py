@@ -65,7 +65,7 @@ PLANS = (
     Plan(
         "continuation:tokens=256",
         ("full", "blind", "patch:5%", "patch:10%", "patch:25%", "cacheblend:0.15", "epic:16"),
-        {"pydoc": 12, "docstrings": 12},
+        {"pydoc": 4, "docstrings": 12},
     ),
     Plan("orders:tokens=64", MOVED, {"pydoc": 24, "docstrings": 24}, seeds=(0, 1)),
     Plan("slide:tokens=64,passages=13,reference=history", MOVED, {"pydoc": 10, "docstrings": 10}, seeds=(0,)),

@@ -79,8 +79,11 @@ def _neighbours(reader: Reader, seed: int, tokens: int) -> list[list[Any]]:
 WINDOW = 4
 """Passages of a window that slides."""
 
-PRESENT, HISTORY = "present", "history"
-"""References of a window that slides: see docs/design.md."""
+PRESENT = "present"
+"""The reference that is full prefill of what is in the window now."""
+
+HISTORY = "history"
+"""The reference that is full prefill of all that has been in it, what has left being hidden from what is asked."""
 
 
 def _behind(passages: Sequence[Tokens], place: int) -> list[Tokens]:

@@ -12,13 +12,13 @@ from functools import cached_property
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import kamera_jax as kj
 from eval.tasks.text.corpus import Corpus
 from eval.tasks.tokens import Tokens, ids_of, segment_of, spelling
 from kamera_jax.backbone import Backbone
+from kamera_jax.forward import run
 
 SEED = 90_000_000
 """Far from every other seed."""
@@ -96,10 +96,11 @@ class Reader:
         key = tuple(ids)
         if key not in self._unprompted:
             window = kj.Window.empty(self.vlm, max(int(self.vlm.preamble.length), 1))
-            tail = segment_of(self.vlm, Tokens(key)).at(window.next_position)
-            at = jnp.asarray([len(key) - 1], jnp.int32)
-            logits = self.vlm.forward(self.vlm.params, tail, window.state, logits_at=at).logits
-            self._unprompted[key] = np.asarray(jax.nn.softmax(logits[0]))
+            tail = segment_of(self.vlm, Tokens(key))
+            base = np.float32(window.next_position)
+            output = run(self.vlm.params, tail, window.state, base=base, forward=self.vlm.forward, last=True)
+            assert output.logits is not None
+            self._unprompted[key] = np.asarray(jax.nn.softmax(output.logits[0]))
         return self._unprompted[key]
 
     def passages(self, tokens: int, *, lead: int = 0, across: bool = False) -> list[np.ndarray]:
