@@ -198,7 +198,9 @@ def plan(
         )
         # The caller has its window, and the plan has `ready` from its first forward on; pools may be shared.
         lent = built is window or (built is ready and step.action in FORWARDS)
-        built = append(built, each.chunk, step.patch, donate=window.mode == "materialise" and not lent)
+        built = append(
+            built, each.chunk, step.patch, donate=window.mode == "materialise" and not lent, as_it_stood=True
+        )
         steps.append(step)
         if not any(step.action in FORWARDS for step in steps):
             ready = built
@@ -226,10 +228,8 @@ def execute(vlm: Backbone, plan: Plan) -> Plan:
         step = choose(vlm, window, step.chunk, step.stored, step.present, policy=plan.policy)
         step = allowed(step, plan.policy)
         step = run(vlm, window, step, policy=plan.policy)
-        # The plan keeps its window.
-        window = append(
-            window, step.chunk, step.patch, donate=window.mode == "materialise" and window is not plan.window
-        )
+        own = window.mode == "materialise" and window is not plan.window  # which the plan keeps
+        window = append(window, step.chunk, step.patch, donate=own, as_it_stood=True)
         done.append(step)
     return replace(plan, steps=tuple(done), window=window)
 
