@@ -186,6 +186,7 @@ def append_checked(
     """
     check_model(vlm, window)
     check_chunk(window, chunk)
+    check_type(patch, Patch, "patch", "what form_patch made")
     check_type(policy, ReusePolicy, "policy", "kamera_jax.ReusePolicy(max_kl=0.05)")
     check_room(window, chunk.length, chunk.advance)
     verdict = policy.judge(window, chunk, patch)
