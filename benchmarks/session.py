@@ -38,6 +38,7 @@ from kamera_jax.window.window import aligned
 from models import load
 
 ITEMS = 30
+EVERY = 6
 TURNS = 300
 WINDOW = 8
 """Items that a window has room for."""
@@ -316,7 +317,7 @@ def main() -> None:
     one = commands.add_parser("measure", help="go through the traces with one model")
     one.add_argument("--model", default="smollm2-135m")
     one.add_argument("--turns", type=int, default=TURNS)
-    one.add_argument("--every", type=int, default=3, help="ask at every so-manieth turn")
+    one.add_argument("--every", type=int, default=EVERY, help="turns from one question to the next")
     one.add_argument("--traces", nargs="+", choices=TRACES, default=list(TRACES))
     one.add_argument("--recalls", type=int, default=0, help="so many recalls to any place, on a language model")
     one.add_argument("--seed", type=int, default=0)
@@ -327,7 +328,15 @@ def main() -> None:
     options = parser.parse_args()
     if options.command == "page":
         results = [json.loads(path.read_text(encoding="utf-8")) for path in options.results]
-        numbers = {"items": ITEMS, "window": WINDOW, "tokens": TOKENS, "far": FAR, "answer": ANSWER, "behind": BEHIND}
+        numbers = {
+            "items": ITEMS,
+            "every": EVERY,
+            "window": WINDOW,
+            "tokens": TOKENS,
+            "far": FAR,
+            "answer": ANSWER,
+            "behind": BEHIND,
+        }
         options.page.write_text(page_of(results, numbers), encoding="utf-8")
         return
     vlm = load(options.model)
