@@ -13,7 +13,7 @@ from kamera_jax.guard import prior
 from kamera_jax.handle import columns_of
 from tests.kamera_jax.guard.kl_of_prior import expected
 
-A, B, C, D, X, Y = ("a" * 64, "b" * 64, "c" * 64, "d" * 64, "x" * 64, "y" * 64)
+A, B, C, D, X, Y = (letter * 64 for letter in "abcdxy")
 SHARES = (0.2, 0.3, 0.5)
 
 
