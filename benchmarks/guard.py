@@ -48,14 +48,16 @@ def candidates(layers: int) -> list[kj.SketchSpec]:
 
 def choose(measured: Measured, model: str, max_kl: float) -> kj.Calibration:
     """The calibration whose sketch lets most harmless drifts be accepted, at its own conservative threshold."""
-    kls = tuple(_rounded(max(kl, 0.0), SIGNIFICANT) for kl in measured.mean)
+    kls = (measured.mean, *measured.shares.T, measured.blind)
+    columns = [tuple(_rounded(max(float(x), 0.0), SIGNIFICANT) for x in column) for column in kls]
 
     def accepted(calibration: kj.Calibration) -> int:
-        limit = calibration.threshold(max_kl)
-        return sum(change <= limit for change in calibration.changes)
+        shares = (calibration.lost, calibration.added, calibration.moved)
+        estimates = calibration.estimates(calibration.changes, *shares)
+        return int((estimates <= calibration.threshold(max_kl)).sum())
 
     tried = [
-        kj.Calibration(model, spec, tuple(_rounded(change, SIGNIFICANT) for change in measured.change(spec)), kls)
+        kj.Calibration(model, spec, tuple(_rounded(x, SIGNIFICANT) for x in measured.change(spec)), *columns)
         for spec in candidates(measured.changes.shape[1])
     ]
     return max(tried, key=accepted)
@@ -68,7 +70,8 @@ def _rounded(value: float, digits: int) -> float:
 def assess(measured: Measured, calibration: kj.Calibration, max_kl: float) -> dict[str, Any]:
     """What the guard accepts of held-out drifts, and what that costs."""
     changes = measured.change(calibration.sketch)
-    accepted = changes <= calibration.threshold(max_kl)
+    estimates = calibration.estimates(changes, *measured.shares.T)
+    accepted = estimates <= calibration.threshold(max_kl)
     harmful = measured.mean > max_kl
 
     def share(of: np.ndarray, among: np.ndarray) -> dict[str, Any]:
@@ -103,7 +106,7 @@ def assess(measured: Measured, calibration: kj.Calibration, max_kl: float) -> di
             for i in np.flatnonzero(accepted & harmful)
         ],
         "points": {
-            "change": [_rounded(value, 3) for value in changes],
+            "estimate": [_rounded(value, 3) for value in estimates],
             "kl": [_rounded(max(value, 0.0), 3) for value in measured.mean],
         },
     }
@@ -140,11 +143,21 @@ def cost(vlm: Backbone, calibration: kj.Calibration) -> dict[str, Any]:
     }
 
 
-def run(vlm: Any, *, calibration_groups: int, groups: int, max_kl: float, progress: Progress) -> tuple[Any, ...]:
-    """Calibrate on some seeds and assess on others; gives the calibration and what ``--json`` writes."""
-    drifts = measure(vlm, CALIBRATION_SEED, calibration_groups, progress)
+def run(
+    vlm: Any, *, calibration_groups: int, groups: int, max_kl: float, progress: Progress, kept: Path | None = None
+) -> tuple[Any, ...]:
+    """Calibrate on some seeds and assess on others; gives the calibration and what ``--json`` writes.
+
+    Args:
+        vlm: the model.
+        calibration_groups, groups: of drifts, to calibrate on and held out.
+        max_kl: the budget in nats.
+        progress: told how far it is.
+        kept: files of these names, with an ending of their own, keep what was measured, and are not measured again.
+    """
+    drifts = _measured(vlm, "calibration", calibration_groups, progress, kept)
     calibration = choose(drifts, vlm.fingerprint, max_kl)
-    held_out = measure(vlm, HELD_OUT_SEED, groups, progress)
+    held_out = _measured(vlm, "held-out", groups, progress, kept)
     result = {
         "max_kl": max_kl,
         "patch_share": PATCH_SHARE,
@@ -157,6 +170,16 @@ def run(vlm: Any, *, calibration_groups: int, groups: int, max_kl: float, progre
     return calibration, result
 
 
+def _measured(vlm: Any, what: str, groups: int, progress: Progress, kept: Path | None) -> Measured:
+    path = None if kept is None else kept.with_name(f"{kept.name}-{what}.npz")
+    if path is not None and path.exists():
+        return Measured.read(path)
+    found = measure(vlm, CALIBRATION_SEED if what == "calibration" else HELD_OUT_SEED, groups, progress)
+    if path is not None:
+        found.save(path)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure what the guard of patches accepts, and what that costs.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -167,6 +190,7 @@ def main() -> None:
     one.add_argument("--max-kl", type=float, default=0.05, help="budget in nats")
     one.add_argument("--json", type=Path, required=True, help="write the result there")
     one.add_argument("--calibration", type=Path, help="write the calibration there")
+    one.add_argument("--measured", type=Path, help="keep what was measured in this folder, and do not measure it again")
     drawn = commands.add_parser("draw", help="draw results, and print them as a table")
     drawn.add_argument("results", type=Path, nargs="+")
     drawn.add_argument("--plot", type=Path, help="PNG or SVG by the ending")
@@ -189,6 +213,7 @@ def main() -> None:
         groups=options.groups,
         max_kl=options.max_kl,
         progress=progress,
+        kept=options.measured and options.measured / options.attention,
     )
     if options.calibration:
         options.calibration.write_text(calibration.to_json() + "\n", encoding="utf-8")

@@ -218,7 +218,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("measure", help="measure cases; goes on where a run was ended")
     one.add_argument("--output", type=Path, required=True, help="JSON lines, a case each")
-    one.add_argument("--texts", type=int, default=11, help=f"of each corpus; a text gives {len(KINDS)} cases")
+    one.add_argument("--texts", type=int, default=15, help=f"of each corpus; a text gives {len(KINDS)} cases")
     made = commands.add_parser("report", help="fit and assess, without the device")
     made.add_argument("cases", type=Path)
     made.add_argument("--json", type=Path, required=True)

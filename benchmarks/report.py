@@ -36,7 +36,7 @@ def _interval(share: dict[str, Any]) -> str:
 
 
 def plot(results: Sequence[dict[str, Any]], path: Path) -> None:
-    """KL against change of attention, a panel for every model, with the threshold and the budget as lines."""
+    """KL against what was expected, a panel for every model, with the threshold and the budget as lines."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -46,16 +46,25 @@ def plot(results: Sequence[dict[str, Any]], path: Path) -> None:
         1, len(results), figsize=(4.6 * len(results), 4), layout="constrained", sharey=True, squeeze=False
     )
     for axes, result in zip(panels[0], results, strict=True):
-        change, kl = (np.asarray(result["points"][name]) for name in ("change", "kl"))
+        estimate, kl = (np.asarray(result["points"][name]) for name in ("estimate", "kl"))
         for harmful, colour, marker in ((False, HARMLESS, "o"), (True, HARMFUL, "^")):
             of = (kl > result["max_kl"]) == harmful
             label = "harmful" if harmful else "harmless"
-            axes.plot(change[of], np.maximum(kl[of], FLOOR), marker, ms=3.5, alpha=0.6, color=colour, label=label)
+            axes.plot(
+                np.maximum(estimate[of], FLOOR),
+                np.maximum(kl[of], FLOOR),
+                marker,
+                ms=3.5,
+                alpha=0.6,
+                color=colour,
+                label=label,
+            )
         if result["threshold"] >= 0:
             axes.axvline(result["threshold"], color="#222222", linewidth=1.2, label="accepted to the left")
         axes.axhline(result["max_kl"], color="#777777", linewidth=1.2, linestyle="--", label="budget")
+        axes.set_xscale("log")
         axes.set_yscale("log")
-        axes.set_xlabel("change of attention, as judged")
+        axes.set_xlabel("KL expected by the calibration, nats")
         axes.set_title(result["model"], loc="left", fontsize=11)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0, 0].set_ylabel("KL to the present reference, nats")

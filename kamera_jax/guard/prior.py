@@ -16,19 +16,19 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-KEPT = 0.004
+KEPT = 0.005
 """Of a patch whose antecedents are all there, but not to the bit: what its size left out."""
 
-LOST = 0.08
+LOST = 0.094
 """More where all that it was formed behind is gone."""
 
-ADDED = 0.045
+ADDED = 0.073
 """More where all that is to be absorbed now is new."""
 
-MOVED = 0.035
+MOVED = 0.066
 """More where all of the attention went to antecedents that changed places."""
 
-BARE = 0.075
+BARE = 0.094
 """Of a chunk without a patch, behind chunks that it was not run behind."""
 
 MARGIN = 2.0

@@ -11,6 +11,7 @@ from benchmarks.drifts import FORMED, KINDS, sample_drift, sample_scene
 from eval.tiny import pages
 from eval.tiny.episodes import question_text
 from kamera_jax.batch.windows import BatchRunner
+from kamera_jax.guard.calibration import difference_of
 from models import load
 
 
@@ -63,7 +64,7 @@ def test_what_is_measured_is_what_the_library_says():
     scenes, drifts = group(60, count=2)
     runner = BatchRunner(vlm, capacity=512)
     formed = measure.Formed.of(vlm, runner, scenes)
-    kl, changes = measure.drifted(vlm, runner, formed, drifts["deletion"])
+    kl, blind, changes = measure.drifted(vlm, runner, formed, drifts["deletion"])
 
     scene = scenes[1]
     drift = drifts["deletion"][1]
@@ -80,6 +81,18 @@ def test_what_is_measured_is_what_the_library_says():
     probes = [question_text(glyph) for glyph, _ in scene.references]
     report = kj.verify(vlm, kj.append(window, judged, patch), probes)
     assert report.probe_kl == pytest.approx(kl[1], rel=1e-2, abs=1e-3)
+    bare = kj.verify(vlm, kj.append(window, judged), probes)
+    assert bare.probe_kl == pytest.approx(blind[1], rel=1e-2, abs=1e-3)
+    found = difference_of(patch, window.keys)
+    assert formed.shares(1, drift.before) == pytest.approx((found.lost, found.added, found.moved), abs=1e-4)
+
+
+def test_what_was_measured_is_kept_and_not_measured_again(tmp_path):
+    drawn, _ = measured(50)
+    drawn.save(tmp_path / "gqa-calibration.npz")
+    again = guard._measured(None, "calibration", 20, print, tmp_path / "gqa")
+    for name in ("kinds", "mean", "worst", "changes", "shares", "blind"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(drawn, name))
 
 
 def measured(count=2000, seed=0):
@@ -89,16 +102,19 @@ def measured(count=2000, seed=0):
     mean = np.where(change > 1, 1.0, 0.001)
     kinds = rng.choice(KINDS, count)
     changes = np.stack([rng.uniform(0, 2, count), change], axis=1)
-    return measure.Measured(kinds, mean, 2 * mean, changes), kj.SketchSpec((1,))
+    shares = np.tile([0.2, 0.1, 0.0], (count, 1))
+    return measure.Measured(kinds, mean, 2 * mean, changes, shares, mean), kj.SketchSpec((1,))
 
 
 def test_the_best_sketch_is_chosen_and_its_shares_are_counted(tmp_path):
     drawn, good = measured()
     calibration = guard.choose(drawn, "model", 0.05)
-    assert calibration.sketch == good and 0.98 < calibration.threshold(0.05) < 1.03
+    limit = calibration.threshold(0.05)
+    assert calibration.sketch == good
+    assert calibration.estimate(0.98, 0.2, 0.1) < limit < calibration.estimate(1.03, 0.2, 0.1)
     held_out, _ = measured(seed=1)
     result = guard.assess(held_out, calibration, 0.05)
-    accepted = held_out.change(good) <= calibration.threshold(0.05)
+    accepted = calibration.estimates(held_out.change(good), *held_out.shares.T) <= limit
     harmful = held_out.mean > 0.05
     assert result["accepted_within_budget"]["of"] == accepted.sum()
     assert result["accepted_within_budget"]["share"] == pytest.approx((~harmful)[accepted].mean())

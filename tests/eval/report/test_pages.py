@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from benchmarks import kernels, window
+from benchmarks import guard_text_page, kernels, window
 from eval.report import evaluation as evaluation_report
 from eval.report import figures as evaluation_figures
 from models import load
@@ -25,6 +25,11 @@ def test_windows_are_what_was_measured():
     guards = [read(f"guard-{name}") for name in window.ATTENTIONS]
     written = window.page([results[name] for name in window.ATTENTIONS if name in results], guards)
     assert (ROOT / "docs/window.md").read_text(encoding="utf-8") == written
+
+
+def test_what_a_patch_is_worth_elsewhere_is_what_was_measured():
+    written = guard_text_page.page(read("guard-text"))
+    assert (ROOT / "docs/guard.md").read_text(encoding="utf-8") == written
 
 
 def test_methods_are_what_was_measured():
