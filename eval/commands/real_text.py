@@ -88,9 +88,8 @@ def measure(model: str, output: Path, corpora: Sequence[str] = CORPORA) -> None:
 
     vlm: Any = None
     for corpus in corpora:
-        for plan in PLANS:
-            folder = output / plan.folder(corpus)
-            if (folder / RESULTS).is_file() and read_json(folder / RESULTS).get("complete"):
+        for plan, where, folder, done in planned(output):
+            if done or where != corpus:
                 continue
             vlm = load(model) if vlm is None else vlm
             arguments = runner.Run(
@@ -110,13 +109,22 @@ def measure(model: str, output: Path, corpora: Sequence[str] = CORPORA) -> None:
             runner.evaluate(vlm, arguments, folder, progress)
 
 
-def finished(output: Path) -> Iterator[Path]:
-    """The folders of runs that are finished, in the order of `PLANS`, each task on all its corpora."""
+def planned(output: Path) -> Iterator[tuple[Plan, str, Path, bool]]:
+    """Every task on every corpus, with its folder and whether its run is finished, in the order of `PLANS`."""
     for plan in PLANS:
         for corpus in CORPORA:
             folder = output / plan.folder(corpus)
-            if (folder / RESULTS).is_file() and read_json(folder / RESULTS).get("complete"):
-                yield folder
+            done = (folder / RESULTS).is_file() and bool(read_json(folder / RESULTS).get("complete"))
+            yield plan, corpus, folder, done
+
+
+def collected(output: Path) -> dict[str, Any]:
+    """What the page is made from: summaries of the runs that are finished, and the names of those that are not."""
+    runs = list(planned(output))
+    return {
+        "runs": [real_text.summary(folder) for _, _, folder, done in runs if done],
+        "missing": [plan.named(corpus) for plan, corpus, _, done in runs if not done],
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -131,10 +139,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     compile_cache.enable()
     measure(options.model, options.output, options.corpora)
     if options.json:
-        records = [real_text.summary(folder) for folder in finished(options.output)]
-        options.json.write_text(json.dumps(records) + "\n", encoding="utf-8")
+        measured = collected(options.output)
+        options.json.write_text(json.dumps(measured) + "\n", encoding="utf-8")
         if options.page:
-            options.page.write_text(real_text.page(records), encoding="utf-8")
+            options.page.write_text(real_text.page(measured), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -113,19 +113,24 @@ run again. Every table says how many cases it has: they are few, as an everyday 
 """
 
 
-def page(records: Sequence[Record]) -> str:
-    """The page: for each task a table with columns for each corpus, and its findings."""
+def page(measured: Record) -> str:
+    """The page: for each task a table with columns for each corpus, and its findings.
+
+    Args:
+        measured: summaries of runs under ``runs``, and under ``missing`` what was to be run and is not finished.
+    """
+    records = measured["runs"]
     tasks = {(record["task"], record["settings"]): None for record in records}
     sections = []
     for task, settings in tasks:
         own = [record for record in records if (record["task"], record["settings"]) == (task, settings)]
         sections.append(_section(own))
     models = ", ".join(f"`{name}`" for name in dict.fromkeys(record["model"] for record in records))
-    return OPENING.format(models=models, verdicts=_verdicts(records)) + "".join(sections)
+    return OPENING.format(models=models, verdicts=_verdicts(records, measured["missing"])) + "".join(sections)
 
 
-def _verdicts(records: Sequence[Record]) -> str:
-    """How many findings hold on each corpus, and those that do not."""
+def _verdicts(records: Sequence[Record], missing: Sequence[str]) -> str:
+    """How many findings hold on each corpus, those that do not, and what is not measured yet."""
     lines = []
     for corpus in dict.fromkeys(record["corpus"] for record in records):
         found = [
@@ -136,6 +141,8 @@ def _verdicts(records: Sequence[Record]) -> str:
         lines += [
             f"    - {task}: {each['claim']}: {each['measured']}" for task, each in found if each["holds"] is False
         ]
+    if missing:
+        lines.append(f"- Not measured yet: {', '.join(f'`{name}`' for name in missing)}.")
     return "\n".join(lines)
 
 

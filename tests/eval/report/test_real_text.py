@@ -56,16 +56,20 @@ def test_the_page_is_made_from_runs_and_goes_on_where_it_was_stopped(two_corpora
     files = ["--json", str(tmp_path / "real.json"), "--page", str(tmp_path / "real.md")]
     command.main([*run, "--corpora", "one", *files])
     partly = json.loads((tmp_path / "real.json").read_text(encoding="utf-8"))
-    assert [record["corpus"] for record in partly] == ["one"] * 3
+    assert [record["corpus"] for record in partly["runs"]] == ["one"] * 3
+    assert partly["missing"] == [plan.named("two") for plan in two_corpora]
+    assert f"Not measured yet: `{two_corpora[0].named('two')}`, " in (tmp_path / "real.md").read_text(encoding="utf-8")
     command.main([*run, *files])
     assert "one: " not in capsys.readouterr().err.rpartition("two: ")[2]
-    records = json.loads((tmp_path / "real.json").read_text(encoding="utf-8"))
+    measured = json.loads((tmp_path / "real.json").read_text(encoding="utf-8"))
+    records = measured["runs"]
+    assert measured["missing"] == []
     assert [(record["task"], record["corpus"]) for record in records] == [
         (name, each) for name in ("quotation", "induction", "slide") for each in ("one", "two")
     ]
-    assert records[::2] == partly
+    assert records[::2] == partly["runs"]
     page = (tmp_path / "real.md").read_text(encoding="utf-8")
-    assert page == real_text.page(records)
+    assert page == real_text.page(measured) and "Not measured yet" not in page
     assert "`one` 6 contexts with 96 questions, data seeds 0, 1, 2; `two` 3 contexts with 48 questions" in page
     quotation, induction, slide = (page.split("\n## ")[i] for i in (1, 2, 3))
     assert "| what | method | bytes | tokens | one: n | score | KL | η | two: n | score | KL | η |" in quotation
@@ -85,8 +89,10 @@ def test_the_page_is_made_from_runs_and_goes_on_where_it_was_stopped(two_corpora
 def test_the_page_is_what_was_measured():
     """Nothing is typed by hand; and the file stays small."""
     path = ROOT / "docs/results/real-text.json"
-    records = json.loads(path.read_text(encoding="utf-8"))
-    assert (ROOT / "docs/real-text.md").read_text(encoding="utf-8") == real_text.page(records)
+    measured = json.loads(path.read_text(encoding="utf-8"))
+    records = measured["runs"]
+    assert (ROOT / "docs/real-text.md").read_text(encoding="utf-8") == real_text.page(measured)
+    assert len(records) + len(measured["missing"]) == len(PLANS) * len(CORPORA)
     assert path.stat().st_size < 300_000
     limits = {(*plan.task.partition(":")[::2], name): plan.limits[name] for plan in PLANS for name in CORPORA}
     for record in records:
@@ -110,6 +116,8 @@ def test_what_does_not_hold_is_named_first():
         ],
         "findings": found,
     }
-    opening, section = real_text.page([record, {**record, "corpus": "two", "rows": []}]).split("\n## ")
+    opening, section = real_text.page({"runs": [record, {**record, "corpus": "two", "rows": []}], "missing": []}).split(
+        "\n## "
+    )
     assert "`one`: 1 findings hold, 1 do not." in opening and "quotation: it is so: 0.1" in opening
     assert "| w: nll | `full` | – | all | 1 | 2.000 | 0.0000 | – | – | – | – | – |" in section
