@@ -8,8 +8,8 @@ PAGE = """# Long sessions
 `make bench-session` measures this again. {turns} turns over {items} items, of which a window has room for {window}:
 passages of {tokens} tokens of Python's documentation for `smollm2-135m`, pages with facts and references for the
 embedded models. In *zipf* an item comes with a probability that falls as one over its rank; in *slide* items come one
-after the other, and every third turn looks back at one of the last {far}. At every {every}th turn the window is asked, and the
-next-token distributions at the {answer} tokens of the reference's greedy answer are compared.
+after the other, and every third turn looks back at one of the last {far}. At every {every}th turn the window is asked,
+and the next-token distributions at the {answer} tokens of the reference's greedy answer are compared.
 
 The reference is a window in which every chunk is run behind those that stand there when it comes, and is dropped when
 it leaves: a KV cache that slides, and reuses nothing but what still stands. *default* is a session as it is; *exact
