@@ -87,7 +87,7 @@ def test_pieces_go_between_processes_and_to_no_other_model(vlm, spaced):
 def test_a_text_that_ends_in_white_space_is_warned_of_once_a_place(spaced, tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("the page ", encoding="utf-8")
-    items = ("the page ", "the page\t", ["the first", "the page "], path)
+    items = ("the page ", "the cell ", ["the first", "the page "], path)
     for item in items:
         with pytest.warns(TrailingSpaceWarning, match="move the white space to the beginning of the next text") as seen:
             spaced.prepare(item)

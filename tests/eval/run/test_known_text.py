@@ -129,7 +129,7 @@ def chunks_of(vlm, items):
 def filled(vlm, chunks, patches):
     window = kj.Window.empty(vlm, 256)
     for chunk, patch in zip(chunks, patches, strict=True):
-        window = kj.append(window, chunk, patch) if patch is not None else kj.append(window, chunk)
+        window = kj.append(window, chunk, patch, as_it_stood=True) if patch is not None else kj.append(window, chunk)
     return window
 
 

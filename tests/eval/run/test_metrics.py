@@ -36,7 +36,7 @@ def test_the_error_of_eta_is_that_of_the_ratio_of_cluster_sums():
     clusters = [str(c) for c in range(200) for _ in range(3)]
     blind = rng.gamma(2.0, size=600) * np.repeat(rng.gamma(2.0, size=200), 3)
     ours = 0.3 * blind * rng.uniform(0.5, 1.5, 600)
-    eta, error = metrics.eta_and_error(ours, blind, clusters)
+    eta, error = metrics.eta_and_error(ours.tolist(), blind.tolist(), clusters)
     assert abs(eta - (1 - ours.sum() / blind.sum())) <= 1e-12
     a, b = (each.reshape(200, 3).sum(1) for each in (ours, blind))
     left_out = 1 - (a.sum() - a) / (b.sum() - b)
