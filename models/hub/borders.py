@@ -21,6 +21,10 @@ _OURS = (*(str(folder) for package in (kamera_jax, models) for folder in package
 """How the names of files begin that a warning does not point to."""
 
 
+_WARNED: set[tuple[str, int]] = set()
+"""Places that were warned of: file and line."""
+
+
 class TrailingSpaceWarning(UserWarning):
     """A text ends in white space that the tokenizer would join to a word that follows."""
 
@@ -47,10 +51,16 @@ def ends_open(text: str, ids: Callable[[str], list[int]]) -> bool:
 
 
 def warn_of_trailing_space() -> None:
-    """Warn of a text that ends in white space, where the project was called; by default once for each such place."""
+    """Warn of a text that ends in white space, where the project was called: once for each such place.
+
+    Python's own registry of places is forgotten whenever filters change, as they do within JAX.
+    """
     frame: FrameType = sys._getframe()
     while frame.f_back is not None and _is_ours(frame):
         frame = frame.f_back
+    place = (frame.f_code.co_filename, frame.f_lineno)
+    if place in _WARNED:
+        return
     warnings.warn_explicit(
         "the text ends in white space, which the tokenizer joins to a word that follows; where the next text begins "
         "with that word, the token ids of both are not those of the whole text: move the white space to the beginning "
@@ -59,8 +69,8 @@ def warn_of_trailing_space() -> None:
         filename=frame.f_code.co_filename,
         lineno=frame.f_lineno,
         module=frame.f_globals.get("__name__"),
-        registry=frame.f_globals.setdefault("__warningregistry__", {}),
     )
+    _WARNED.add(place)  # unless it was made an error
 
 
 def _is_ours(frame: FrameType) -> bool:

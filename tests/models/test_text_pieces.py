@@ -10,6 +10,7 @@ import pytest
 import kamera_jax as kj
 from eval.tiny.backbones import BACKBONES
 from models import load
+from models.hub import borders
 from models.hub.borders import TrailingSpaceWarning
 from models.preprocessor import Preprocessed, PreprocessedError
 from tests.models import tiny_ports
@@ -89,9 +90,12 @@ def test_a_text_that_ends_in_white_space_is_warned_of_once_a_place(spaced, tmp_p
     path.write_text("the page ", encoding="utf-8")
     items = ("the page ", "the cell ", ["the first", "the page "], path)
     for item in items:
+        borders._WARNED.clear()
         with pytest.warns(TrailingSpaceWarning, match="move the white space to the beginning of the next text") as seen:
             spaced.prepare(item)
         assert [Path(each.filename) for each in seen] == [Path(__file__)] and len(seen) == 1
+    with pytest.raises(TrailingSpaceWarning):
+        spaced.prepare("the page ")  # tests take warnings for errors, and an error is no warning that was given
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("default")
         for item in items:
