@@ -5,7 +5,7 @@ from typing import Any
 
 PAGE = """# Long sessions
 
-`make bench-session` measures this again. {turns} turns over {items} items, of which a window has room for {window}:
+`make bench-session` measures this again. Traces over {items} items, of which a window has room for {window}:
 passages of {tokens} tokens of Python's documentation for `smollm2-135m`, pages with facts and references for the
 embedded models. In *zipf* an item comes with a probability that falls as one over its rank; in *slide* items come one
 after the other, and every third turn looks back at one of the last {far}. At every {every}th turn the window is asked,
@@ -18,8 +18,8 @@ KL is what low rank costs; *blind* adds chunks as they were encoded.
 
 ## What comes back, and what it is served with
 
-| model | trace | session | returning items | without a forward | in the window | no patch | stored patch | fresh |
-|---|---|---|---|---|---|---|---|---|
+| model | trace | turns | session | returning | without a forward | in the window | no patch | stored patch | fresh |
+|---|---|---|---|---|---|---|---|---|---|
 {served}
 
 ## What that costs
@@ -75,11 +75,12 @@ def page_of(results: Sequence[dict[str, Any]], numbers: Mapping[str, int]) -> st
                     kinds = ("nothing", "no patch", "stored patch", "fresh patch")
                     counts = [str(actions.get(kind, 0)) for kind in kinds]
                     counts[1] = str(actions.get("no patch", 0) + actions.get("rotation", 0))
-                    served.append([*start, name, str(own["returning"]), f"{own['without_forward']:.2f}", *counts])
+                    shown = [str(each["turns"]), name, str(own["returning"]), f"{own['without_forward']:.2f}"]
+                    served.append([*start, *shown, *counts])
     tables = {"served": served, "costs": costs, "present": present}
     rows = {name: "\n".join(f"| {' | '.join(row)} |" for row in table) for name, table in tables.items()}
     rows["recalls"] = "".join(_recalled(result, numbers) for result in results if "recalls" in result)
-    return PAGE.format(turns=results[0]["traces"][0]["turns"], **numbers, **rows)
+    return PAGE.format(**numbers, **rows)
 
 
 def _recalled(result: Mapping[str, Any], numbers: Mapping[str, int]) -> str:
