@@ -103,6 +103,8 @@ bench-real: $(VENV)/installed-parity ## measure SmolLM2 on this CPU anew, beside
 bench-session: $(VENV)/installed-test ## measure what long sessions serve again: some forty minutes
 	mkdir -p docs/results
 	$(BIN)/python -m benchmarks.session measure --model smollm2-135m --recalls 40 --json docs/results/session-smollm2-135m.json
+	$(BIN)/python -m benchmarks.session measure --model smollm2-135m --window 12 --traces zipf \
+	    --json docs/results/session-smollm2-135m-12.json
 	for attention in $(ATTENTIONS); do \
 	    $(BIN)/python -m benchmarks.session measure --model kamera-tiny-$$attention \
 	        --json docs/results/session-kamera-tiny-$$attention.json || exit 1; \

@@ -41,7 +41,7 @@ ITEMS = 30
 EVERY = 6
 TURNS = 300
 WINDOW = 8
-"""Items that a window has room for."""
+"""Items that a window has room for, unless another number is asked for."""
 
 TOKENS = 96
 """Of a passage."""
@@ -161,13 +161,14 @@ def measure(
     every: int,
     seed: int,
     progress: Callable[[str], None],
+    room: int = WINDOW,
     compared: dict[str, kj.ReusePolicy | None] | None = None,
 ) -> dict[str, Any]:
     """One trace with every policy."""
     compared = policies(vlm) if compared is None else compared
     encoded = [each.content if isinstance(each.content, kj.Chunk) else kj.encode(vlm, each.content) for each in items]
     empty = kj.Window.empty(vlm, 64).preamble.chunk
-    capacity = aligned(empty.length) + WINDOW * aligned(max(chunk.length for chunk in encoded))
+    capacity = aligned(empty.length) + room * aligned(max(chunk.length for chunk in encoded))
     sessions = {name: kj.Session(vlm, capacity, policy=policy) for name, policy in compared.items()}
     order = trace(kind, turns, seed)
     known: set[int] = set()
@@ -207,7 +208,14 @@ def measure(
                     row[name][other] = asking.kl(session.window)
         rows.append(row)
         progress(f"{kind}: turn {turn + 1}/{turns}")
-    return {"trace": kind, "turns": turns, "rows": rows, "flops": dict(flops), **summary(rows, list(sessions))}
+    return {
+        "trace": kind,
+        "turns": turns,
+        "window": room,
+        "rows": rows,
+        "flops": dict(flops),
+        **summary(rows, list(sessions)),
+    }
 
 
 def recalls(vlm: Any, cases: int, seed: int, progress: Callable[[str], None]) -> dict[str, Any]:
@@ -319,6 +327,7 @@ def main() -> None:
     one.add_argument("--turns", type=int, default=TURNS)
     one.add_argument("--every", type=int, default=EVERY, help="turns from one question to the next")
     one.add_argument("--traces", nargs="+", choices=TRACES, default=list(TRACES))
+    one.add_argument("--window", type=int, default=WINDOW, help="items that a window has room for")
     one.add_argument("--recalls", type=int, default=0, help="so many recalls to any place, on a language model")
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("--json", type=Path, required=True)
@@ -331,7 +340,7 @@ def main() -> None:
         numbers = {
             "items": ITEMS,
             "every": EVERY,
-            "window": WINDOW,
+            "half": WINDOW // 2,
             "tokens": TOKENS,
             "far": FAR,
             "answer": ANSWER,
@@ -348,7 +357,16 @@ def main() -> None:
             print(f"{options.model}, {what}, {time.perf_counter() - start:.0f} s", flush=True)
 
     results = [
-        measure(vlm, items, kind, turns=options.turns, every=options.every, seed=options.seed, progress=progress)
+        measure(
+            vlm,
+            items,
+            kind,
+            turns=options.turns,
+            every=options.every,
+            seed=options.seed,
+            progress=progress,
+            room=options.window,
+        )
         for kind in options.traces
     ]
     written: dict[str, Any] = {"model": options.model, "traces": results}
