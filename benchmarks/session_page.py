@@ -25,9 +25,9 @@ KL is what low rank costs; *blind* adds chunks as they were encoded.
 ## What that costs
 
 *Returning*: turns whose item came before; *no forward*: the share of these that took none; *room*: items that a window
-has room for. KL in nats: mean, 99th percentile and largest of the turns that were asked. *worse*: turns whose answer is further from
-the reference than blind reuse's by more than 0.01 nats. FLOPs are shares of what others run: prefilling the window at
-each turn, a prefix cache (which runs what stands behind the first change), and the cache that slides.
+has room for. KL in nats: mean, 99th percentile and largest of the turns that were asked. *worse*: turns whose answer is
+further from the reference than blind reuse's by more than 0.01 nats. FLOPs are shares of what others run: prefilling
+the window at each turn, a prefix cache (which runs what stands behind the first change), and the cache that slides.
 
 | model | trace | room | session | KL | 99 % | largest | worse | FLOPs, of prefill | prefix cache | sliding cache |
 |---|---|---|---|---|---|---|---|---|---|---|
