@@ -254,7 +254,7 @@ A drift is a change of what stands before a patched page: order, deletion, inser
 It is harmful if reusing the stored patch, of at most {patch_share:.0%} of the page's bytes, costs more than {max_kl}
 nats, the mean over the page's multi-hop questions.
 The guard compares what a few of the page's tokens read in a layer or two, then and now; no forward is run.
-Calibrated on other seeds. Intervals are Clopper and Pearson's.{unsafe}
+Calibrated on other seeds. Intervals are Clopper and Pearson's.{older}{unsafe}
 
 ![Change of attention against KL](figures/guard.png)
 
@@ -263,6 +263,12 @@ and has not; one that other layers, heads or tokens than the sketch's would read
 calibrated on. It holds on average over a page's questions; a single question can cost more.
 """
 
+
+OLDER = """
+
+Measured before sketches kept what the patched page reads, by which staleness is 0 where nothing changed, and before the
+prior took part in calibrations: {models}. Since then the calibrations of `kamera-tiny-gqa` and `kamera-tiny-mla` were
+measured anew; that of `kamera-tiny-mha` is the old one, without shares of attention. `make guard` measures all of it."""
 
 UNSAFE = """
 
@@ -306,8 +312,15 @@ def page(results: Sequence[dict[str, Any]], guards: Sequence[dict[str, Any]]) ->
         guard=report.table(guards),
         max_kl=guards[0]["max_kl"],
         patch_share=guards[0]["patch_share"],
+        older=_older(guards),
         unsafe="".join(UNSAFE.format(model=guard["model"]) for guard in guards if guard["threshold"] < 0),
     )
+
+
+def _older(guards: Sequence[dict[str, Any]]) -> str:
+    """What is said of results that were measured with the guard as it was before."""
+    models = [f"`{guard['model']}`" for guard in guards if "estimate" not in guard["points"]]
+    return OLDER.format(models=", ".join(models)) if models else ""
 
 
 def _range(values: Sequence[float]) -> str:
