@@ -266,9 +266,10 @@ calibrated on. It holds on average over a page's questions; a single question ca
 
 OLDER = """
 
-Measured before sketches kept what the patched page reads, by which staleness is 0 where nothing changed, and before the
-prior took part in calibrations: {models}. Since then the calibrations of `kamera-tiny-gqa` and `kamera-tiny-mla` were
-measured anew; that of `kamera-tiny-mha` is the old one, without shares of attention. `make guard` measures all of it."""
+Measured before sketches kept what the patched page reads, by which staleness is 0 where nothing changed, and before
+the prior took part in calibrations: {models}. Since then the calibrations of `kamera-tiny-gqa` and `kamera-tiny-mla`
+were measured anew; that of `kamera-tiny-mha` is the old one, without shares of attention. `make guard` measures all
+of it."""
 
 UNSAFE = """
 
