@@ -5,11 +5,11 @@ import sys
 import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
 import kamera_jax
-import models
 
 TRIES = 256
 """Borders that are tried in a row, at most, before a text counts as one that cannot be cut there."""
@@ -17,7 +17,7 @@ TRIES = 256
 _END = 64
 """Letters at the end of a text that say whether its last token depends on what follows."""
 
-_OURS = (*(str(folder) for package in (kamera_jax, models) for folder in package.__path__), "<@beartype")
+_OURS = (*map(str, kamera_jax.__path__), str(Path(__file__).parents[1]), "<@beartype")
 """How the names of files begin that a warning does not point to."""
 
 
