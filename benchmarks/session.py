@@ -61,6 +61,9 @@ BEHIND = 32
 ROOM = 128
 """Slots for a question and its answer in the windows that reuse nothing."""
 
+POLICIES: dict[str, kj.ReusePolicy | None] = {"default": None, "exact only": kj.ReusePolicy(max_kl=1e-9)}
+"""What is compared: a session as it is, and stored patches behind what they were formed behind alone."""
+
 TRACES = ("zipf", "slide")
 
 
@@ -147,11 +150,6 @@ class Asking:
         return float(metrics.kl(self._full, self.logits(window)).mean())
 
 
-def policies(vlm: Any) -> dict[str, kj.ReusePolicy | None]:
-    """What is compared: the default, and patches behind what they were formed behind alone."""
-    return {"default": None, "exact only": kj.ReusePolicy(max_kl=1e-9)}
-
-
 def measure(
     vlm: Any,
     items: Sequence[Item],
@@ -162,14 +160,12 @@ def measure(
     seed: int,
     progress: Callable[[str], None],
     room: int = WINDOW,
-    compared: dict[str, kj.ReusePolicy | None] | None = None,
 ) -> dict[str, Any]:
     """One trace with every policy."""
-    compared = policies(vlm) if compared is None else compared
     encoded = [each.content if isinstance(each.content, kj.Chunk) else kj.encode(vlm, each.content) for each in items]
     empty = kj.Window.empty(vlm, 64).preamble.chunk
     capacity = aligned(empty.length) + room * aligned(max(chunk.length for chunk in encoded))
-    sessions = {name: kj.Session(vlm, capacity, policy=policy) for name, policy in compared.items()}
+    sessions = {name: kj.Session(vlm, capacity, policy=policy) for name, policy in POLICIES.items()}
     order = trace(kind, turns, seed)
     known: set[int] = set()
     rows: list[dict[str, Any]] = []

@@ -264,17 +264,22 @@ def _antecedents(
         InvalidTaskError: some contexts of the layout say so and others do not, or other numbers of chunks.
     """
     counts = [[len(behind) for behind in context.antecedents] for context in contexts]
-    for outline, own in zip(group, counts, strict=False):
-        if own != counts[0]:
-            raise InvalidTaskError(
-                f"contexts {group[0].context!r} and {outline.context!r} of the task {task.name} have the layout "
-                f"{outline.layout!r}, and antecedents of {counts[0]} and {own} chunks; give contexts that differ in "
-                "that layouts of their own"
-            )
+    _check_alike(task, group, counts, "antecedents", "chunks")
     return {
         place: _stacked(task, group, [encode(context.antecedents[place]) for context in contexts])
         for place in range(len(counts[0]))
     }
+
+
+def _check_alike(task: Task, group: Sequence[Outline], sizes: Sequence[list[int]], what: str, unit: str) -> None:
+    """Raise InvalidTaskError unless all contexts of a layout have as much of something."""
+    for outline, own in zip(group, sizes, strict=False):
+        if own != sizes[0]:
+            raise InvalidTaskError(
+                f"contexts {group[0].context!r} and {outline.context!r} of the task {task.name} have the layout "
+                f"{outline.layout!r}, and {what} of {sizes[0]} and {own} {unit}; give contexts that differ in "
+                "that layouts of their own"
+            )
 
 
 def _reference(
@@ -292,13 +297,7 @@ def _reference(
     """
     before = [[segment_of(runner.vlm, item) for item in context.history] for context in contexts]
     lengths = [[int(segment.length) for segment in own] for own in before]
-    for outline, own in zip(group, lengths, strict=False):
-        if own != lengths[0]:
-            raise InvalidTaskError(
-                f"contexts {group[0].context!r} and {outline.context!r} of the task {task.name} have the layout "
-                f"{outline.layout!r}, and histories of {lengths[0]} and {own} tokens; give contexts that differ in "
-                "that layouts of their own"
-            )
+    _check_alike(task, group, lengths, "histories", "tokens")
     if not lengths[0]:
         return batch.full
     unread = batch.chunks[0].kv  # prefill runs the tokens again: no chunk's own KV is read

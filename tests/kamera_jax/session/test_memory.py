@@ -8,14 +8,7 @@ import pytest
 import kamera_jax as kj
 from kamera_jax.record import Record
 from kamera_jax.session.memory import PATCHES, SHARE, ChunkMemory
-from tests.kamera_jax.toy import Toy
-
-ITEMS = ("a red star", "a blue moon.", "the cell", "a page of it", "which it is", "and the last", "one more")
-
-
-@pytest.fixture(scope="module")
-def toy():
-    return Toy()
+from tests.kamera_jax.session.items import ITEMS
 
 
 @pytest.fixture(scope="module")

@@ -10,22 +10,9 @@ from kamera_jax.backbone import forward_flops
 from kamera_jax.errors import MissingInputsError, StalePatchError
 from kamera_jax.guard.planning import Action, choose
 from kamera_jax.session.memory import ChunkMemory
+from tests.kamera_jax.session.items import CAPACITY, ITEMS
 from tests.kamera_jax.session.policies import Trusting
-from tests.kamera_jax.toy import Toy, forwards
-
-CAPACITY = 80  # the preamble and four items of up to 16 letters
-ITEMS = ("a red star", "a blue moon.", "the cell", "a page of it", "which it is", "and the last", "one more")
-MODES = ("materialise", "in_place")
-
-
-@pytest.fixture(params=MODES)
-def mode(request):
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def toy():
-    return Toy()
+from tests.kamera_jax.toy import forwards
 
 
 def test_what_stands_in_the_window_is_not_put_there_again(toy, mode):

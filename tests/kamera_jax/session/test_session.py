@@ -16,23 +16,10 @@ from kamera_jax.errors import (
 )
 from kamera_jax.guard.planning import Action
 from kamera_jax.library import files, snapshot
+from tests.kamera_jax.session.items import CAPACITY, ITEMS
 from tests.kamera_jax.session.policies import Trusting
 from tests.kamera_jax.toy import Toy, forwards
 from tests.kamera_jax.window.test_window_machine import assert_state
-
-CAPACITY = 80  # the preamble and four items of up to 16 letters
-ITEMS = ("a red star", "a blue moon.", "the cell", "a page of it", "which it is", "and the last", "one more")
-MODES = ("materialise", "in_place")
-
-
-@pytest.fixture(params=MODES)
-def mode(request):
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def toy():
-    return Toy()
 
 
 def assert_same(given, wanted):

@@ -9,16 +9,8 @@ import kamera_jax as kj
 from kamera_jax.errors import MissingKeyError
 from kamera_jax.session.memory import ChunkMemory
 from kamera_jax.store import Store
+from tests.kamera_jax.session.items import CAPACITY, ITEMS
 from tests.kamera_jax.session.policies import Trusting
-from tests.kamera_jax.toy import Toy
-
-CAPACITY = 80  # the preamble and four items of up to 16 letters
-ITEMS = ("a red star", "a blue moon.", "the cell", "a page of it", "which it is", "and the last", "one more")
-
-
-@pytest.fixture(scope="module")
-def toy():
-    return Toy()
 
 
 def test_a_library_is_a_store(toy, tmp_path):
