@@ -1,8 +1,8 @@
 """Train the tower of kamera-smol-vl from scratch: `make train-smol-vl`.
 
-The language model takes no part in it: the tower learns which of all drawable tokens a picture shows, from its code
-among the codes of others, of which each batch has a few thousand: those spelled alike, those that the pictures are most
-easily taken for, and some drawn at random.
+First the tower learns which of all drawable tokens a picture shows, from its code among the codes of others, of which
+each batch has a few thousand: those spelled alike, those that the pictures are most easily taken for, and some drawn at
+random. Then it reads pages of running text to the frozen language model; see `eval.smol_vl.through`.
 """
 
 import argparse
@@ -18,134 +18,31 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jaxtyping import Array, Float, Int
 
-from eval.smol_vl.words import HELD_OUT, Batch, Words
-from models.blocks.params import Params, init_params
+from eval.smol_vl.learner import Learner, random_params
+from eval.smol_vl.through import Lines, ThroughModel, tune
+from eval.smol_vl.words import HELD_OUT, Words
+from models.blocks.params import Params
 from models.hub.fields import Fields, read_json
 from models.hub.gguf.convert import hub_folder
 from models.hub.gguf.packaged import packaged
 from models.hub.tokenizers import load_tokenizer
-from models.hub.weights import save_params
+from models.hub.weights import load_params, save_params
 from models.media.typeset import Piece
 from models.ports.smol_vl.config import tower_config
 from models.ports.smol_vl.folder import pieces
-from models.ports.smol_vl.tower import Spelling, TowerConfig, codes, spelled, trained_declaration
+from models.ports.smol_vl.tower import Spelling, TowerConfig, trained_declaration
 from models.ports.smol_vl.weights import trained_table
-from models.registry import CHECKPOINTS
+from models.registry import CHECKPOINTS, load
 
 STEPS = 4500
 """Half an hour of one core. The embedded tower had 1,500 steps, a third of these."""
 
-TAKEN = 6
-"""Tokens that a picture is most easily taken for: it is told apart from these in every batch."""
+THROUGH = 300
+"""Steps through the language model: another twenty minutes."""
 
-GROUP = 48
-"""Tokens of a group, of which at most one is among those."""
-
-RANKED = 50
-"""Steps after which it is looked anew which these are."""
-
-WARM_UP = 200
-DECAY = 0.01
-"""Of weights, and of the learning rate in the end."""
-
-
-class Learner:
-    """The tower in training.
-
-    Attributes:
-        params: what is trained, as declared by `trained_declaration`, and a scale of scores.
-        average: the mean of what they were lately, which is what is kept.
-    """
-
-    def __init__(self, config: TowerConfig, spelling: Spelling, *, rate: float = 2e-3, seed: int = 0) -> None:
-        """Start from random parameters."""
-        self.config = config
-        self.rate = rate
-        params = init_params(trained_declaration(config), jax.random.key(seed))
-        for name in ("front", "back", "apart"):
-            params[name] = params[name] * 0.02 * params[name].shape[0] ** 0.5
-        self.params: Params = {**params, "scale": jnp.ones(())}
-        self.average = jax.tree.map(jnp.array, self.params)
-        self._rows = [jnp.asarray(each) for each in (spelling.front, spelling.back, spelling.apart)]
-        self._optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(b2=0.99))
-        self._state = self._optimiser.init(self.params)
-        self._steps = 0
-        self._ranked = 0
-        self._table = spelled(self.params, *self._rows)
-        self._step = jax.jit(self._updated, donate_argnums=(0, 1, 2))
-        self._best = jax.jit(lambda params, boxes, table: _best(codes(params, config, boxes) @ table.T, TAKEN))
-
-    def step(self, batch: Batch, done: float) -> tuple[jax.Array, jax.Array]:
-        """One step on a batch, where a share of the training is ``done``; its loss, and the share of tokens read."""
-        self._steps += 1
-        rate = self.rate * min(self._steps / WARM_UP, 1) * max(0.5 + 0.5 * np.cos(np.pi * min(done, 1)), DECAY)
-        self.params, self._state, self.average, *measured = self._step(
-            self.params,
-            self._state,
-            self.average,
-            (batch.boxes, batch.targets, batch.candidates, batch.offsets),
-            np.float32(rate),
-            np.float32(max(1 / self._steps, 0.005)),
-        )
-        return measured[0], measured[1]
-
-    def accuracy(self, pictures: np.ndarray, tokens: np.ndarray) -> float:
-        """The share of pictures of which the token, a place in the spelling, is read: among all that can be drawn."""
-        best = self._taken(self.average, spelled(self.average, *self._rows), pictures)
-        return float(np.mean(best[:, 0] == tokens))
-
-    def rank(self, pictures: np.ndarray) -> np.ndarray:
-        """The `TAKEN` tokens that each picture is most easily taken for, by the codes of tokens of some steps ago."""
-        if self._steps >= self._ranked + RANKED:
-            self._ranked = self._steps
-            self._table = spelled(self.params, *self._rows)
-        return self._taken(self.params, self._table, pictures)
-
-    def _taken(self, params: Params, table: jax.Array, pictures: np.ndarray) -> np.ndarray:
-        padded = np.pad(pictures, ((0, -len(pictures) % 256), (0, 0)))
-        best = [np.asarray(self._best(params, part, table)) for part in np.split(padded, len(padded) // 256)]
-        return np.concatenate(best)[: len(pictures)]
-
-    def kept(self) -> Params:
-        """What is stored: the average, with the scale in the letters' vectors."""
-        average = dict(self.average)
-        scale = average.pop("scale")
-        return {name: leaf * scale if name in ("front", "back", "apart") else leaf for name, leaf in average.items()}
-
-    def _updated(
-        self, params: Params, state: Any, average: Params, batch: Any, rate: jax.Array, share: jax.Array
-    ) -> tuple[Any, ...]:
-        (loss, right), gradient = jax.value_and_grad(self._loss, has_aux=True)(params, *batch)
-        updates, state = self._optimiser.update(gradient, state)
-        params = jax.tree.map(lambda leaf, update: leaf - rate * (update + DECAY * leaf), params, updates)
-        average = jax.tree.map(lambda mean, leaf: mean + (leaf - mean) * share, average, params)
-        return params, state, average, loss, right
-
-    def _loss(
-        self,
-        params: Params,
-        boxes: Float[Array, "n P"],
-        targets: Int[Array, " n"],
-        candidates: Int[Array, " N"],
-        offsets: Float[Array, " N"],
-    ) -> tuple[jax.Array, jax.Array]:
-        table = spelled(params, *(rows[candidates] for rows in self._rows))
-        scores = params["scale"] * codes(params, self.config, boxes) @ table.T + offsets[None]
-        loss = optax.softmax_cross_entropy_with_integer_labels(scores, targets).mean()
-        return loss, (scores.argmax(-1) == targets).mean()
-
-
-def _best(scores: Float[Array, "n V"], count: int) -> Int[Array, "n k"]:
-    """The best token of each of the ``count`` best groups, the best one first: sorting all takes far longer."""
-    groups = max(scores.shape[1] // GROUP, count)
-    padded = jnp.pad(scores, ((0, 0), (0, -scores.shape[1] % groups)), constant_values=-jnp.inf)
-    grouped = padded.reshape(len(scores), groups, -1)
-    chosen = jax.lax.top_k(grouped.max(axis=-1), count)[1]
-    within = jnp.take_along_axis(grouped, chosen[:, :, None], axis=1).argmax(axis=-1)
-    return jnp.minimum(chosen * grouped.shape[-1] + within, scores.shape[1] - 1)
+PAGE = 96
+"""Tokens of a page in these."""
 
 
 def train(
@@ -176,7 +73,7 @@ def train(
         keep: called as often with what would be stored.
     """
     words = Words(drawn, counts, seed)
-    learner = Learner(config, words.spelling, seed=seed)
+    learner = Learner(config, words.spelling, random_params(config, seed))
     measured = Words(drawn, counts, seed + 1)
     sets = {"seen faces": measured.pictures(measured.tokens(1024))}
     sets["other faces"] = measured.pictures(measured.tokens(1024), HELD_OUT)
@@ -211,6 +108,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=CHECKPOINTS / "kamera-smol-vl", help="where the weights go")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--minutes", type=float, default=0.0, help="stop after so long, the rate run down until then")
+    parser.add_argument("--through", type=int, default=THROUGH, help="steps through the language model behind these")
+    parser.add_argument("--go-on", action="store_true", help="take the weights in --output, for --through alone")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     source = CHECKPOINTS / "kamera-smol-vl"
@@ -219,29 +118,31 @@ def main() -> None:
         if arguments.output != source:
             shutil.copyfile(source / name, arguments.output / name)
     mapping = read_json(source / "config.json")
+    vlm = load(mapping["language_model"], dtype="float32")
     with hub_folder(packaged(mapping["language_model"])) as folder:
         tokenizer = load_tokenizer(folder)
-        vocabulary = read_json(folder / "config.json")["vocab_size"]
-    config = TowerConfig(vocab_size=vocabulary, **tower_config(Fields("config.json", mapping), 0))
-    counts = Counter(tokenizer.backend_tokenizer.encode(corpus(), add_special_tokens=False).ids)
-    history: list[dict[str, Any]] = []
+    config = TowerConfig(vocab_size=vlm.config.text.vocab_size, **tower_config(Fields("config.json", mapping), 0))
+    ids = tokenizer.backend_tokenizer.encode(corpus(), add_special_tokens=False).ids
+    drawn = pieces(tokenizer)
+    history_file = arguments.output / "training.json"
+    history: list[dict[str, Any]] = json.loads(history_file.read_text("utf-8")) if arguments.go_on else []
 
     def log(record: dict[str, Any]) -> None:
         history.append(record)
         print(json.dumps(record), flush=True)
 
     write = partial(save_params, arguments.output, table=trained_table(), dtype=jnp.float16)
-    train(
-        pieces(tokenizer),
-        counts,
-        config,
-        steps=arguments.steps,
-        minutes=arguments.minutes,
-        seed=arguments.seed,
-        log=log,
-        keep=write,
-    )
-    (arguments.output / "training.json").write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
+    if arguments.go_on:
+        params = load_params(arguments.output, trained_declaration(config), trained_table(), np.dtype(np.float32))
+    else:
+        limits = {"steps": arguments.steps, "minutes": arguments.minutes, "seed": arguments.seed}
+        params = train(drawn, Counter(ids), config, **limits, log=log, keep=write)
+    if arguments.through:
+        preamble = np.asarray(vlm.preamble.inputs["tokens"])[: int(vlm.preamble.length)].tolist()
+        language = (vlm.config.text, vlm.params["text"])
+        learner = ThroughModel(config, Spelling.of(drawn), params, language, preamble)
+        tune(learner, Lines(ids, drawn, PAGE, arguments.seed), arguments.through, log, write)
+    history_file.write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,8 +28,7 @@ KEPT = 64
 """Pages that batches are drawn from; every second batch, the oldest makes room for a new one."""
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """Pictures of tokens, and among which tokens each is to be recognised.
 
     Attributes:
