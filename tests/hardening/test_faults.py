@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from benchmarks.reliability_page import KINDS, page
 from tests.hardening import faults
 
 HERE = "tests.hardening.test_faults"
@@ -46,3 +47,13 @@ def test_what_never_ends_is_killed(monkeypatch):
     began = time.monotonic()
     found = faults.run("tests.hardening.endless", 2)
     assert found.failed["slow"] == 1 and found.tried == 2 and time.monotonic() - began < 60
+
+
+def test_the_page_says_what_failed():
+    found = faults.Found()
+    found.add("a case", "", 1.5, 2**28)
+    found.add("another", "lost: row 3", 0.1, 2**29)
+    written = page({"classes": {"made_up": {"what": "faults made up", **found.record()}}})
+    assert "| faults made up | 2 | 1 | 1 | 0 | 0 | 0 | 0 | 0 | 1.5 s | 512 MiB |" in written
+    assert "- made_up: `'another': lost: row 3`" in written
+    assert list(KINDS) == list(faults.FAILURES)
