@@ -71,6 +71,7 @@ class Chunk(Handle):
     DATA: ClassVar = ("kv", "positions", "length", "advance", "source")
     STATIC: ClassVar = ("model", "turn", "spec", "codec", "conditioned")
     NAMES: ClassVar = {"preamble": None, "antecedents": (), "key": "", "content": "", "lineage": ""}
+    SHOWN: ClassVar = ("key", "length", "codec")
 
     def __init__(
         self,
@@ -226,6 +227,7 @@ class Patch(Handle):
     DATA: ClassVar = ("factors", "mass", "residual", "length", "sketch")
     STATIC: ClassVar = ("model", "codec")
     NAMES: ClassVar = {"chunk": "", "antecedents": (), "key": "", "lineage": ""}
+    SHOWN: ClassVar = ("key", "length", "chunk")
 
     def __init__(
         self,
@@ -285,6 +287,7 @@ class Entry(Handle):
     place: int | None = field(default=host_scalar(int), compare=False)
 
     DATA: ClassVar = ("chunk", "patch", "base", "slot", "place")
+    SHOWN: ClassVar = ("base", "slot")
 
     def __init__(self, chunk: Chunk, patch: Patch | None, base: float, slot: int, place: int | None = None) -> None:
         """See the class."""

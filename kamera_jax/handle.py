@@ -6,6 +6,7 @@ it has no keys: they would say what is not so. Shapes and meaning stay, as a par
 
 from collections.abc import Iterable
 from copy import copy
+from dataclasses import fields
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar, no_type_check
 
 import jax
@@ -128,11 +129,13 @@ class Handle:
         DATA: fields that are leaves, or trees of them.
         STATIC: fields that are part of the tree's structure: a function is compiled for each of their values.
         NAMES: fields that no transformation keeps, and what they then are.
+        SHOWN: what ``repr`` shows beside shapes: plain numbers and texts, and of tuples how long they are.
     """
 
     DATA: ClassVar[tuple[str, ...]]
     STATIC: ClassVar[tuple[str, ...]] = ()
     NAMES: ClassVar[dict[str, Any]] = {}
+    SHOWN: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls) -> None:
         jax.tree_util.register_pytree_with_keys(cls, cls._flatten_with_keys, cls._unflatten, cls._flatten)
@@ -197,9 +200,10 @@ class Handle:
         return (key, getattr(self, "codec", "")) if key else None
 
     def __repr__(self) -> str:
-        """Shapes, and not the arrays: a window holds thousands of numbers."""
-        names = ("key", "mode", "capacity", "base", "slot")
-        shown = ", ".join(f"{name}={getattr(self, name)!r}" for name in names if hasattr(self, name))
+        """Sizes and shapes, and not the arrays: a window holds thousands of numbers."""
+        values = {name: getattr(self, name, None) for name in self.SHOWN}
+        values = {name: len(each) if isinstance(each, tuple) else each for name, each in values.items()}
+        shown = ", ".join(f"{name}={each!r}" for name, each in values.items() if isinstance(each, str | int | float))
         arrays = [leaf for leaf in jax.tree.leaves(self) if getattr(leaf, "ndim", 0)]
         leaves = ", ".join(f"{leaf.dtype.name}{list(leaf.shape)}" for leaf in arrays[:4])
         return f"<{type(self).__name__} {shown}: {leaves}{', …' if len(arrays) > 4 else ''}>"
@@ -224,6 +228,20 @@ class Handle:
         return jax.tree.unflatten(structure, [next(copies) if np.ndim(leaf) else leaf for leaf in leaves])._named_like(
             self
         )
+
+
+def shapes(tree: Any) -> str:
+    """``repr`` of a dataclass of arrays: their dtypes and shapes."""
+    values = {each.name: getattr(tree, each.name, None) for each in fields(tree)}
+    return f"{type(tree).__name__}({', '.join(f'{name}={_shape(value)}' for name, value in values.items())})"
+
+
+def _shape(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return f"({', '.join(map(_shape, value))})"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{name!r}: {_shape(each)}' for name, each in value.items())}}}"
+    return f"{value.dtype.name}{list(value.shape)}" if getattr(value, "ndim", 0) else repr(value)
 
 
 @jax.jit

@@ -13,12 +13,12 @@ from jaxtyping import Array, Bool, Float, Int, Int8
 
 from kamera_jax.dtypes import floating
 from kamera_jax.errors import ModelLengthError
-from kamera_jax.handle import traced
+from kamera_jax.handle import shapes, traced
 from kamera_jax.rope import RopeSpec
 
 
 @no_type_check  # pytrees are rebuilt with whatever a transformation puts in the leaves
-@flax.struct.dataclass(eq=False)
+@flax.struct.dataclass(eq=False, repr=False)
 class KV:
     """KV of T tokens in the position-free frame.
 
@@ -30,6 +30,8 @@ class KV:
     rot: Float[Array, "L T Fr"]
     free: Float[Array, "L T Ff"]
 
+    __repr__ = shapes
+
     @property
     def features(self) -> Float[Array, "L T F"]:
         """rot and free side by side, the frame patches live in [L, T, Fr + Ff]."""
@@ -37,7 +39,7 @@ class KV:
 
 
 @no_type_check
-@flax.struct.dataclass(eq=False)
+@flax.struct.dataclass(eq=False, repr=False)
 class Factors:
     """A low-rank change of KV: per layer ``uᵀ v`` over the first ``ranks[l]`` of m components.
 
@@ -52,6 +54,8 @@ class Factors:
     v: Float[Array, "L m F"] | Int8[Array, "L m F"]
     ranks: Int[Array, " L"]
     scale: Float[Array, "L m"] | None = None
+
+    __repr__ = shapes
 
     def floats(self, dtype: Any) -> tuple[Float[Array, "L m T"], Float[Array, "L m F"]]:
         """``u`` and ``v`` in a floating-point dtype, the scale in ``v``: what kernels take."""
@@ -87,7 +91,7 @@ class SketchSpec:
 
 
 @no_type_check
-@flax.struct.dataclass(eq=False)
+@flax.struct.dataclass(eq=False, repr=False)
 class Sketch:
     """How a few tokens of a chunk attended, in some layers, while its patch was formed.
 
@@ -103,6 +107,8 @@ class Sketch:
     tokens: Int[Array, "l K"]
     spec: SketchSpec = flax.struct.field(pytree_node=False)
 
+    __repr__ = shapes
+
     @property
     def nbytes(self) -> int:
         """Bytes as stored."""
@@ -110,7 +116,7 @@ class Sketch:
 
 
 @no_type_check
-@flax.struct.dataclass(eq=False)
+@flax.struct.dataclass(eq=False, repr=False)
 class ChunkPool:
     """P places for chunks of one bucket, whose KV and patches lie as they are: un-rotated, in no order.
 
@@ -136,6 +142,8 @@ class ChunkPool:
     v: Float[Array, "L P m F"] | None = None
     ranks: Int[Array, "L P"] | None = None
 
+    __repr__ = shapes
+
     @property
     def layers(self) -> dict[str, jax.Array]:
         """What differs from layer to layer, by name, each with L leading: for a decoder to index by its layer."""
@@ -144,7 +152,7 @@ class ChunkPool:
 
 
 @no_type_check
-@flax.struct.dataclass(eq=False)
+@flax.struct.dataclass(eq=False, repr=False)
 class WindowState:
     """What attention reads: keys rotated to absolute positions and patched, and chunks that lie in pools.
 
@@ -164,9 +172,11 @@ class WindowState:
     pools: tuple[ChunkPool, ...] = ()
     context: "WindowState | None" = None
 
+    __repr__ = shapes
+
 
 @no_type_check
-@dataclass(frozen=True, eq=False, init=False)
+@dataclass(frozen=True, eq=False, init=False, repr=False)
 class Segment:
     """Tokens ready for a backbone's forward.
 
@@ -189,6 +199,8 @@ class Segment:
     length: Int[Array, ""]
     advance: float = 0.0
     content: str = field(init=False)
+
+    __repr__ = shapes
 
     def __init__(
         self,

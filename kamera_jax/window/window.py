@@ -67,6 +67,7 @@ class Window(Handle):
     DATA: ClassVar = ("state", "entries", "preamble", "overflowed")
     STATIC: ClassVar = ("spec", "capacity", "mode")
     NAMES: ClassVar = {"indices": (), "intact": False}
+    SHOWN: ClassVar = ("mode", "capacity", "tokens", "entries")
 
     def __init__(
         self,

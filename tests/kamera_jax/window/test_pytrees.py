@@ -271,7 +271,20 @@ def test_a_window_made_inside_jit_leaves_the_model_as_it_was():
 
 def test_a_tree_of_anything_is_shown(chunks):
     assert repr(jax.tree.map(lambda _: jax.sharding.PartitionSpec("x"), chunks[0])).startswith("<Chunk key=''")
-    assert repr(chunks[0]).startswith(f"<Chunk key='{chunks[0].key}'")
+    assert repr(chunks[0]).startswith(
+        f"<Chunk key='{chunks[0].key}', length={chunks[0].length}, codec='exact': float32["
+    )
+
+
+def test_what_is_shown_is_short(window, chunks, patches):
+    """Sizes and shapes; of traced ones too."""
+    shown = [window, *chunks, *patches[1:], chunks[0].kv, patches[1].factors, window.state, chunks[0].source]
+    assert max(len(repr(each)) for each in shown) < 600
+    assert f"tokens={window.tokens}, entries={len(window.entries)}: " in repr(window)
+    assert repr(chunks[0].kv) == "KV(rot=float32[5, 16, 64], free=float32[5, 16, 64])"
+    traced = []
+    jax.jit(lambda window, kv: traced.extend([repr(window), repr(kv)]) or kv)(window, chunks[0].kv)
+    assert f"mode='{window.mode}'" in traced[0] and traced[1] == repr(chunks[0].kv)
 
 
 def test_arrays_are_all_that_jax_sees(window, chunks, patches):
