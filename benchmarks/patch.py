@@ -190,14 +190,10 @@ def _verdict(models: dict[str, Any]) -> str:
 
 def plot(models: dict[str, Any], path: Path) -> None:
     """Accuracy and η against bytes, a column for every model."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, panels = plt.subplots(
-        2, len(models), figsize=(4.6 * len(models), 6.4), layout="constrained", sharey="row", squeeze=False
-    )
+    figure = Figure(figsize=(4.6 * len(models), 6.4), layout="constrained")
+    panels = figure.subplots(2, len(models), sharey="row", squeeze=False)
     for column, (name, found) in zip(panels.T, models.items(), strict=True):
         for axes, value in zip(column, ("accuracy", "eta"), strict=True):
             for choice, colour in COLOURS.items():
@@ -212,7 +208,6 @@ def plot(models: dict[str, Any], path: Path) -> None:
     panels[1, 0].set_ylabel("η")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=4)
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def main() -> None:

@@ -249,14 +249,12 @@ def _findings(lengths: Sequence[dict[str, Any]]) -> str:
 
 def plot(result: dict[str, Any], path: Path) -> None:
     """η against bytes, a panel for every length."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     lengths = result["lengths"]
     size = (4.2 * len(lengths), 3.6)
-    figure, panels = plt.subplots(1, len(lengths), figsize=size, layout="constrained", sharey=True, squeeze=False)
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(1, len(lengths), sharey=True, squeeze=False)
     for axes, found in zip(panels[0], lengths, strict=True):
         for choice, colour in CHOICES.items():
             rows = [row for row in found["rows"] if row["choice"] == choice]
@@ -271,4 +269,3 @@ def plot(result: dict[str, Any], path: Path) -> None:
     panels[0, 0].set_ylabel("η")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=150)
-    plt.close(figure)

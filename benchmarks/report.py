@@ -37,14 +37,10 @@ def _interval(share: dict[str, Any]) -> str:
 
 def plot(results: Sequence[dict[str, Any]], path: Path) -> None:
     """KL against what was expected, a panel for every model, with the threshold and the budget as lines."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, panels = plt.subplots(
-        1, len(results), figsize=(4.6 * len(results), 4), layout="constrained", sharey=True, squeeze=False
-    )
+    figure = Figure(figsize=(4.6 * len(results), 4), layout="constrained")
+    panels = figure.subplots(1, len(results), sharey=True, squeeze=False)
     for axes, result in zip(panels[0], results, strict=True):
         estimate, kl = (np.asarray(result["points"][name]) for name in ("estimate", "kl"))
         for harmful, colour, marker in ((False, HARMLESS, "o"), (True, HARMFUL, "^")):
@@ -73,4 +69,3 @@ def plot(results: Sequence[dict[str, Any]], path: Path) -> None:
     figure.legend(*handles, frameon=False, loc="outside lower center", ncols=4, fontsize=9)
     figure.suptitle("A patch is refused where its page would read something else", x=0.01, ha="left", fontsize=12)
     figure.savefig(path, dpi=150)
-    plt.close(figure)

@@ -24,10 +24,18 @@ import os
 import subprocess
 import sys
 
-if "COLAB_RELEASE_TAG" in os.environ and not os.path.exists("kamera-jax"):
-    subprocess.run(["git", "clone", "--quiet", "https://github.com/kamera-jax/kamera-jax"], check=True)
-    subprocess.run([sys.executable, "kamera-jax/notebooks/install.py"], check=True)
-    os.chdir("kamera-jax")
+CHECKOUT = (
+    "/content/kamera-jax"  # on a hosted runtime; run again, and after a restart, this cell does what is left to do
+)
+if "COLAB_RELEASE_TAG" in os.environ:
+    if not os.path.exists(f"{CHECKOUT}/installed"):
+        if not os.path.exists(CHECKOUT):
+            subprocess.run(
+                ["git", "clone", "--quiet", "https://github.com/kamera-jax/kamera-jax", CHECKOUT], check=True
+            )
+        subprocess.run([sys.executable, f"{CHECKOUT}/notebooks/install.py"], check=True)
+        open(f"{CHECKOUT}/installed", "w").close()
+    os.chdir(CHECKOUT)
 if os.path.basename(os.getcwd()) == "notebooks":
     os.chdir("..")  # the paths below are the checkout's
 sys.path.insert(0, os.getcwd())

@@ -136,12 +136,10 @@ def print_form(result: dict[str, Any], console: Console | None = None) -> None:
 
 def plot_form(result: dict[str, Any], path: Path) -> None:
     """Draw milliseconds of every step against tokens; the file's ending says whether as PNG or SVG."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
     tokens = [row["tokens"] for row in result["rows"]]
     for step, name, colour in (
         ("reprefill", "re-prefill", COLOURS["full"]),
@@ -156,27 +154,21 @@ def plot_form(result: dict[str, Any], path: Path) -> None:
     axes.set_title("Forming a patch costs one forward; applying it next to nothing", loc="left", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def plot_demo(results: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw accuracy against patch bytes, one panel for each result, with full prefill and chance as lines."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     width = 7 if len(results) == 1 else 5 * len(results)
-    figure, panels = plt.subplots(
-        1, len(results), figsize=(width, 4.2), layout="constrained", sharey=True, squeeze=False
-    )
+    figure = Figure(figsize=(width, 4.2), layout="constrained")
+    panels = figure.subplots(1, len(results), sharey=True, squeeze=False)
     for axes, result in zip(panels[0], results, strict=True):
         _plot_panel(axes, result)
     panels[0, 0].set_ylabel("accuracy")
     panels[0, -1].legend(loc="lower right", bbox_to_anchor=(1, 0.2), frameon=False)
     figure.suptitle("Blind reuse loses the second hop; a low-rank patch gives it back", x=0.01, ha="left", fontsize=12)
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def _plot_panel(axes: Any, result: dict[str, Any]) -> None:

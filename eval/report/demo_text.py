@@ -97,14 +97,13 @@ def _one_line(text: str) -> str:
 
 def plot_text(result: dict[str, Any], path: Path) -> None:
     """Draw how quotations go on, KL against bytes, and the change by depth; PNG or SVG, by the file's ending."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
 
     settings: dict[Any, Any] = {"font.size": 10, "axes.titlesize": 11.5, "axes.labelcolor": "#333333"}
-    with plt.rc_context(settings):
-        figure, panels = plt.subplots(1, 3, figsize=(13, 4.7), layout="constrained", width_ratios=(1.1, 1, 1))
+    with rc_context(settings):
+        figure = Figure(figsize=(13, 4.7), layout="constrained")
+        panels = figure.subplots(1, 3, width_ratios=(1.1, 1, 1))
         for axes in panels:
             axes.spines[["top", "right"]].set_visible(False)
             axes.grid(color="#e6e6e6", linewidth=0.7)
@@ -124,7 +123,6 @@ def plot_text(result: dict[str, Any], path: Path) -> None:
         engine: Any = figure.get_layout_engine()
         engine.set(wspace=0.06, w_pad=0.08)
         figure.savefig(path, dpi=150)
-        plt.close(figure)
 
 
 def _spread(heights: list[float], gap: float) -> list[float]:

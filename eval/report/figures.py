@@ -78,20 +78,16 @@ def _figure(
     panel: Callable[[Any, Record, bool], None],
     size: tuple[float, float],
 ) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     width, height = size
-    figure = plt.figure(figsize=(max(width * len(runs), 6.5), height), layout="constrained")
+    figure = Figure(figsize=(max(width * len(runs), 6.5), height), layout="constrained")
     panels = figure.subfigures(1, len(runs), squeeze=False)[0]
     for part, run in zip(panels, runs, strict=True):
         part.suptitle(run["config"]["model"], x=0.02, ha="left", fontsize=11)
         panel(part, run, run is runs[-1])
     figure.suptitle(title, x=0.01, ha="left", fontsize=12)
     figure.savefig(path, dpi=130)
-    plt.close(figure)
 
 
 def _axes(part: Any, x: str, y: str) -> Any:

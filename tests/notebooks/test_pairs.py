@@ -1,6 +1,8 @@
 """Notebooks are pairs that agree, carry no outputs, and open with what a hosted runtime needs."""
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
 import jupytext
@@ -55,3 +57,36 @@ def test_it_refuses_once_jax_is_imported(monkeypatch):
     monkeypatch.setitem(install.sys.modules, "jax", object())
     with pytest.raises(SystemExit, match="restart the runtime"):
         install.main()
+
+
+def test_the_setup_is_done_once_whatever_is_run_again(tmp_path, monkeypatch):
+    """Run twice, run after the runtime was restarted, and run after an installation that failed."""
+    checkout = tmp_path / "content" / "kamera-jax"
+    lines = cells(NOTEBOOKS[0])[1][1].partition("sys.path.insert")[0].replace("/content/kamera-jax", str(checkout))
+    done = []
+
+    def run(command, check):
+        assert check
+        done.append(command[0])
+        if command[0] == "git":
+            assert command[-1] == str(checkout)
+            (checkout / "notebooks").mkdir(parents=True)
+        elif fails:
+            raise subprocess.CalledProcessError(1, command)
+
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "today")
+    monkeypatch.setattr(subprocess, "run", run)
+    start = tmp_path / "content"
+    start.mkdir()
+    monkeypatch.chdir(start)
+    fails = True
+    with pytest.raises(subprocess.CalledProcessError):
+        exec(lines, {})
+    fails = False
+    exec(lines, {})
+    exec(lines, {})
+    assert Path.cwd() == checkout
+    monkeypatch.chdir(start)
+    exec(lines, {})
+    assert Path.cwd() == checkout
+    assert done == ["git", sys.executable, sys.executable]
