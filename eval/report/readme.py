@@ -109,6 +109,10 @@ def markdown_models(parity: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+SHOWN = ("full", "blind", "patch:4", "patch:12")
+"""The demo's methods that the README has room for; `kamera demo` and its JSON show all."""
+
+
 def markdown_demo(results: Sequence[dict[str, Any]]) -> str:
     """The demo's results as Markdown tables, for the README, without times, which differ from machine to machine."""
     lines = [
@@ -116,46 +120,29 @@ def markdown_demo(results: Sequence[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for result in results:
-        for row in result["methods"]:
+        shown = [row for row in result["methods"] if row["name"] in SHOWN]
+        for row in shown:
             share = f"{kibibytes(row['patch_bytes'])}, {row['patch_share']:.1%}" if row["patch_bytes"] else "–"
             figures = f"{row['one_hop']:.3f} | {row['two_hop']:.3f} | {row['kl']:.4f} | {row['eta']:.3f}"
-            name = f"`{result['model']['name']}`" if row is result["methods"][0] else ""
+            name = f"`{result['model']['name']}`" if row is shown[0] else ""
             lines.append(f"| {name} | {row['name']} | {figures} | {share} |")
 
-    def span(rows: Sequence[dict[str, Any]], field: str) -> str:
-        values = [row[field] for row in rows]
-        return f"{min(values):.3f} – {max(values):.3f}"
-
-    lines += ["", "| window operation, two hops | model | reuse | full prefill |", "|---|---|---|---|"]
-    operations: dict[str, list[tuple[str, str]]] = {}
-    for result in results:
-        first = [row for row in result["reorder"] if row["antecedents_first"]]
-        last = [row for row in result["reorder"] if not row["antecedents_first"]]
-        slide = result["slide"]
-        recall = result["recall"]
-        for name, reuse, full in (
-            (f"reorder, {len(first)} orders: antecedents first", span(first, "two_hop"), span(first, "two_hop_full")),
-            (
-                f"reorder, {len(last)} orders: a dependant before its antecedents",
-                span(last, "two_hop"),
-                span(last, "two_hop_full"),
-            ),
-            (
-                "slide: survivors",
-                f"{slide['survivors']:.3f}",
-                f"history {slide['history']:.3f}, present {slide['present']:.3f}",
-            ),
-            (
-                "recall with its old patch",
-                f"{recall['patch']:.3f} (blind: {recall['blind']:.3f})",
-                f"{recall['full']:.3f}",
-            ),
-        ):
-            operations.setdefault(name, []).append((reuse, full))
-    for name, rows in operations.items():
-        for result, (reuse, full) in zip(results, rows, strict=True):
-            shown = name if result is results[0] else ""
-            lines.append(f"| {shown} | `{result['model']['name']}` | {reuse} | {full} |")
+    orders = [row for result in results for row in result["reorder"]]
+    first = [row for row in orders if row["antecedents_first"]]
+    last = [row for row in orders if not row["antecedents_first"]]
+    slides = [result["slide"] for result in results]
+    recalls = [result["recall"] for result in results]
+    lines += [
+        "",
+        "| window operation, two hops, all three models | reuse | full prefill |",
+        "|---|---|---|",
+        f"| reorder, antecedents first | {_span(first, 'two_hop')} | {_span(first, 'two_hop_full')} |",
+        f"| reorder, a dependant before its antecedents | {_span(last, 'two_hop')} | {_span(last, 'two_hop_full')} |",
+        f"| slide: survivors | {_span(slides, 'survivors')} | history {_span(slides, 'history')}, present "
+        f"{_span(slides, 'present')} |",
+        f"| recall with its old patch | {_span(recalls, 'patch')} (blind: {_span(recalls, 'blind')}) | "
+        f"{_span(recalls, 'full')} |",
+    ]
     episodes = sorted({(result["episodes"], result["operation_episodes"]) for result in results})
     counts = "; ".join(f"{all_of} held-out episodes, {moved} for the window operations" for all_of, moved in episodes)
     lines += [
@@ -164,6 +151,12 @@ def markdown_demo(results: Sequence[dict[str, Any]]) -> str:
         "again.",
     ]
     return "\n".join(lines)
+
+
+def _span(rows: Sequence[Mapping[str, Any]], field: str) -> str:
+    """The least and the greatest value of a field."""
+    values = [row[field] for row in rows]
+    return f"{min(values):.3f} – {max(values):.3f}"
 
 
 def put(text: str, name: str, content: str, target: str = "results") -> str:
