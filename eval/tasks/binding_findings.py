@@ -13,14 +13,24 @@ def findings(scores: Scores) -> list[Finding]:
     return [claim(scores) for claim in CLAIMS]
 
 
+def _beside_full(
+    scores: Scores, claim: str, name: str, hops: int, holds: Callable[[float, float], bool], note: str = ""
+) -> Finding:
+    """A method's score beside full prefill's; no claim where full prefill is right in nothing that was asked."""
+    ours, full = (main_score(scores, each, hops) for each in (name, "full"))
+    if not full > 0:
+        return Finding(claim, "full prefill is right in none of them, or none were asked", None)
+    return Finding(claim, f"{ours:.3f} of {full:.3f}{note}", holds(ours, full))
+
+
 def _one_hop(scores: Scores) -> Finding:
-    full, blind = (main_score(scores, name, 1) for name in ("full", "blind"))
-    return Finding("blind reuse keeps one hop: ≥ 0.97 × full", f"{blind:.3f} of {full:.3f}", blind >= 0.97 * full)
+    claim = "blind reuse keeps one hop: ≥ 0.97 × full"
+    return _beside_full(scores, claim, "blind", 1, lambda blind, full: blind >= 0.97 * full)
 
 
 def _two_hops(scores: Scores) -> Finding:
-    full, blind = (main_score(scores, name, 2) for name in ("full", "blind"))
-    return Finding("blind reuse loses two hops: ≤ 0.6 × full", f"{blind:.3f} of {full:.3f}", blind <= 0.6 * full)
+    claim = "blind reuse loses two hops: ≤ 0.6 × full"
+    return _beside_full(scores, claim, "blind", 2, lambda blind, full: blind <= 0.6 * full)
 
 
 def _patched(scores: Scores) -> Finding:
@@ -28,9 +38,8 @@ def _patched(scores: Scores) -> Finding:
     name = best(scores, patches(scores, EQUAL_COST))
     if name is None:
         return Finding(claim, "no such patch was run", None)
-    ours, full = (main_score(scores, each, 2) for each in (name, "full"))
-    share = scores["methods"][name]["cost"]["bytes_share"]
-    return Finding(claim, f"{ours:.3f} of {full:.3f} (`{name}`, {share:.1%})", ours >= 0.97 * full)
+    note = f" (`{name}`, {scores['methods'][name]['cost']['bytes_share']:.1%})"
+    return _beside_full(scores, claim, name, 2, lambda ours, full: ours >= 0.97 * full, note)
 
 
 def _tokens(scores: Scores) -> Finding:
@@ -66,14 +75,16 @@ def _oracle(scores: Scores) -> Finding:
     name = f"oracle-tokens:{EQUAL_COST:g}"
     if name not in scores["methods"]:
         return Finding(claim, "it was not run", None)
-    ours, full = (main_score(scores, each, 2) for each in (name, "full"))
-    return Finding(claim, f"{ours:.3f} of {full:.3f}", ours <= 0.97 * full)
+    return _beside_full(scores, claim, name, 2, lambda ours, full: ours <= 0.97 * full)
 
 
 def _low_rank(scores: Scores) -> Finding:
+    claim = "the change is low-rank over features, diffuse over tokens"
     components, tokens = (share_for(scores, name, 0.9) for name in ("components", "tokens"))
+    if np.isnan(components) or np.isnan(tokens):
+        return Finding(claim, "nothing changed", None)
     measured = f"90 % of its energy is in {components:.0%} of the components, in {tokens:.0%} of the tokens"
-    return Finding("the change is low-rank over features, diffuse over tokens", measured, components < tokens)
+    return Finding(claim, measured, components < tokens)
 
 
 def _deep(scores: Scores) -> Finding:

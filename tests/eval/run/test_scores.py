@@ -86,6 +86,25 @@ def test_claims_hold_and_fail():
     assert not found["a patch of ≤ 25% of the bytes keeps two hops"]
 
 
+@pytest.mark.parametrize("nothing", ["wrong", "not asked", "unchanged"])
+def test_of_what_was_not_seen_nothing_is_claimed(nothing):
+    """A model that answers nothing, a run without such questions, and chunks that absorbed nothing."""
+    found = measured(**dict.fromkeys(METHODS, 0.0) if nothing == "wrong" else {})
+    if nothing == "not asked":
+        for own in found["methods"].values():
+            own["hops"] = {}
+    if nothing == "unchanged":
+        found["absorbed"] = {"components": [[0.0] * 3], "tokens": [[0.0] * 3]}
+    found = binding_findings.findings(found)
+    claims = {each.claim.split(":")[0]: each for each in found}
+    assert not [each.measured for each in found if "nan" in each.measured or "0.000 of 0.000" in each.measured]
+    if nothing == "unchanged":
+        assert claims["the change is low-rank over features, diffuse over tokens"].holds is None
+    else:
+        assert claims["blind reuse keeps one hop"].holds is claims["blind reuse loses two hops"].holds is None
+        assert claims["a patch of ≤ 25% of the bytes keeps two hops"].holds is None
+
+
 def test_methods_over_the_budget_are_not_compared():
     found = measured()
     found["methods"]["patch:2"]["cost"]["bytes_share"] = 0.3
