@@ -11,6 +11,7 @@ import numpy as np
 
 from kamera_jax.backbone import forward_flops
 from kamera_jax.batch.windows import BatchRunner, Stack, Windows, fit
+from kamera_jax.inference.orders import mean_of, orders_of
 from kamera_jax.kv import KV, Factors
 
 
@@ -29,6 +30,7 @@ class Batch:
         blind: the baseline: chunks as encoded alone, relocated.
         antecedents: by place, the chunks that a chunk's patch is formed behind where these are not those before it in
             the window.
+        any_order: whether patches are formed behind these in several orders; see `kamera_jax.form_patch`.
     """
 
     runner: BatchRunner
@@ -37,6 +39,7 @@ class Batch:
     full: Windows
     blind: Windows
     antecedents: Mapping[int, Sequence[Stack]] = field(default_factory=dict)
+    any_order: bool = False
 
     @staticmethod
     def of(
@@ -44,11 +47,12 @@ class Batch:
         shallow: BatchRunner,
         chunks: Sequence[Stack],
         antecedents: Mapping[int, Sequence[Stack]] | None = None,
+        any_order: bool = False,
     ) -> "Batch":
         """A batch of these chunks, with the windows of the reference and of the baseline filled."""
         full = runner.prefill(chunks)
         blind = runner.reuse(chunks, [None] * len(chunks))
-        return Batch(runner, shallow, tuple(chunks), full, blind, antecedents or {})
+        return Batch(runner, shallow, tuple(chunks), full, blind, antecedents or {}, any_order)
 
     @property
     def count(self) -> int:
@@ -101,8 +105,10 @@ class Batch:
         if place not in self.antecedents:
             return self.full.conditioned[place]
         if place not in self._conditioned:
-            formed = self.runner.prefill([*self.antecedents[place], self.chunks[place]])
-            self._conditioned[place] = formed.conditioned[-1]
+            behind = self.antecedents[place]
+            orders = orders_of(behind) if self.any_order else [behind]
+            formed = [self.runner.prefill([*order, self.chunks[place]]).conditioned[-1] for order in orders]
+            self._conditioned[place] = mean_of(formed)
         return self._conditioned[place]
 
     @cached_property

@@ -359,7 +359,8 @@ def _run_group(
     chunks = _stacked(task, group, encoded)
     needed = aligned(runner.preamble_length) + sum(aligned(chunk.length) for chunk in chunks)
     _check_fits(group[0].context, needed, runner.capacity)
-    batch = Batch.of(runner, runners[1], chunks, _antecedents(task, group, padded, encode))
+    behind = _antecedents(task, group, padded, encode)
+    batch = Batch.of(runner, runners[1], chunks, behind, padded[0].any_order)
     asked = answering.asked_of(runner.vlm, padded)
     asking = 0.0
     if repeats:

@@ -140,6 +140,7 @@ class Context:
         questions: what is asked about them, at least one question.
         antecedents: for each item, what stands before it when its patch is formed, where that is something else than
             the items before it here: chunks that have left the window since, say. Empty where it is the same for all.
+        any_order: whether patches are formed behind their antecedents in several orders; see `kamera_jax.form_patch`.
         history: chunks that stood in the window before these, in order, and have left it. Where there are some,
             methods are compared with full prefill of them and the items behind them, the history then hidden from what
             is asked (the history reference), and not with full prefill of the items alone.
@@ -149,6 +150,7 @@ class Context:
     questions: Sequence[Question]
     antecedents: Sequence[Sequence[Any]] = ()
     history: Sequence[Any] = ()
+    any_order: bool = False
 
     def __post_init__(self) -> None:
         """Refuse antecedents that are not one sequence for each item."""

@@ -15,8 +15,9 @@ from kamera_jax.contract import check_segment
 from kamera_jax.errors import BackboneError, ModelMismatchError
 from kamera_jax.forward import check_forward, chunk_of, preamble_chunk, run
 from kamera_jax.handle import Columns, traced
-from kamera_jax.identity import patch_key
+from kamera_jax.identity import content_key, patch_key
 from kamera_jax.inference.forming import fit_and_share, forming_numbers, shares
+from kamera_jax.inference.orders import mean_of, orders_of
 from kamera_jax.kv import Factors, Segment, Sketch, SketchSpec, bucket_of_slots, check_length
 from kamera_jax.patch.size import Size
 from kamera_jax.patch.sketch import take_jit
@@ -164,6 +165,7 @@ def form_patch(
     max_bytes: int | None = None,
     int8: bool | None = None,
     sketch: SketchSpec | None = None,
+    any_order: bool = False,
 ) -> Patch:
     """What ``chunk`` absorbs from the chunks before it, as a low-rank patch.
 
@@ -181,15 +183,20 @@ def form_patch(
         int8: store the factors as int8 with a scale for each component, or in the KV's dtype. By default where bytes
             are what is asked for: with ``max_bytes``, and without a choice.
         sketch: which attention to keep a sketch of, for `kamera_jax.staleness`; its bytes come on top.
+        any_order: whether the patch is to serve the antecedents in whatever order they stand (an orbit patch): fitted
+            to the mean of what the chunk's KV is behind them in the order given, its rotations, and the reverse of each
+            (all orders of up to three); a prefill for each. Attention is that of the order given.
 
     Raises:
-        ValueError: not exactly one of antecedents and context, more than one of rank, energy and max_bytes, a chunk
-            that is not canonical, a size that is none, or a sketch of a layer that there is not.
+        ValueError: not exactly one of antecedents and context, any_order with the latter, more than one of rank, energy
+            and max_bytes, a chunk that is not canonical, a size that is none, or a sketch of a layer that there is not.
         ModelMismatchError, PreambleMismatchError: the chunk, an antecedent or the context comes from elsewhere.
         MissingInputsError: the chunk, or an antecedent, lost its source.
     """
     if (antecedents is None) == (context is None):
         raise ValueError("give either antecedents= (chunks to prefill before it) or context= (a window as it stands)")
+    if any_order and antecedents is None:
+        raise ValueError("any_order=True puts antecedents= in several orders; a context stands in its own")
     size = Size(rank, energy, max_bytes, int8)
     if antecedents is not None:
         check_list(antecedents, Chunk, "antecedents", "chunks that encode(vlm, item) made; for one chunk [chunk]")
@@ -206,9 +213,15 @@ def form_patch(
     window = materialised(window)  # what each chunk received cannot be distinguished in place
     numbers = packed(*forming)
     conditioned, output = run_chunk(vlm, window, chunk, collect, numbers)
+    lineages = [window.lineage]
+    if antecedents is not None and any_order:
+        others = [_prefilled(vlm, order) for order in orders_of(antecedents)[1:]]
+        lineages += [each.lineage for each in others]
+        kvs = [conditioned.kv, *(run_chunk(vlm, each, chunk)[0].kv for each in others)]
+        conditioned = conditioned.keeping(kv=mean_of(kvs))
     # Inside the forming window antecedents are conditioned and keyed as such; a patch names those its caller knows.
     keys = window.keys if antecedents is None else tuple(each.key for each in antecedents)
-    return _patch(chunk, conditioned, output, window, keys, size, sketch, numbers)
+    return _patch(chunk, conditioned, output, window, keys, size, sketch, numbers, lineages)
 
 
 def form_patches(
@@ -258,7 +271,8 @@ def form_patches(
         else:
             numbers = packed(*forming_numbers(window, canonical, size))
             conditioned, output = run_chunk(vlm, window, source, collect, numbers)
-            patches.append(_patch(canonical, conditioned, output, window, keys, size, sketch, numbers))
+            lineages = [window.lineage]
+            patches.append(_patch(canonical, conditioned, output, window, keys, size, sketch, numbers, lineages))
         keys += ((conditioned if canonical is None else canonical).key,)
         window = append(window, conditioned, donate=bool(window.entries))
     return window, tuple(patches)
@@ -301,8 +315,12 @@ def _patch(
     size: Size,
     sketch: SketchSpec | None,
     numbers: jax.Array,
+    lineages: Sequence[str],
 ) -> Patch:
-    """The patch of a chunk that a forward on ``window`` has conditioned; nothing here waits for the device."""
+    """The patch of a chunk that a forward on ``window`` has conditioned; nothing here waits for the device.
+
+    One that was formed on several windows has the lineage of none.
+    """
     rows = chunk.taken(conditioned.kv)
     by_owner = "owner_mass" in output.aux
     attended = (output.aux["owner_mass" if by_owner else "attention_mass"], numbers)
@@ -323,7 +341,7 @@ def _patch(
         ranks = jnp.where(lost, jnp.maximum(factors.ranks, 1), factors.ranks)
         factors = Factors(u, nan_if(lost, v), ranks)
         residual = nan_if(lost, residual)
-    context = window.lineage
+    context = lineages[0] if len(lineages) == 1 else content_key({"orders": lineages}) if all(lineages) else ""
     key = patch_key(chunk.key, chunk.codec, context, asdict(size), factors.u.dtype.name, sketch)
     return Patch(
         factors=factors,
@@ -336,7 +354,7 @@ def _patch(
         sketch=None if sketch is None else _sketch(chunk, output, window, factors, numbers, sketch),
         codec=chunk.codec,
         key=key,
-        lineage=context if key else "",
+        lineage=context if key and len(lineages) == 1 else "",
     )
 
 

@@ -23,7 +23,7 @@ class Orders(TextTask):
     """The same two or three passages in all their orders, and the text that goes on behind the last.
 
     Each order is met twice: with patches formed in that order, and with the one patch a passage that serves all orders,
-    formed behind the other passages in the corpus' order (an orbit patch). The passage that stands first has no patch
+    formed behind the other passages in all of theirs (an orbit patch). The passage that stands first has no patch
     in either: it stands behind nothing, as it was encoded.
 
     Attributes:
@@ -33,7 +33,7 @@ class Orders(TextTask):
     tokens: int = 128
 
     name = "orders"
-    version = 2
+    version = 3
     contexts = 48
     settings = {**TextTask.settings, "tokens": whole}
 
@@ -57,10 +57,11 @@ class Orders(TextTask):
         label = {"order": "".join(str(place + 1) for place in order)}
         questions = known(reader, passages[order[-1]][self.tokens :], outline.layout, depth=1, labels=label)
         behind: list[list[Tokens]] = []
-        if outline.layout.endswith(ORBIT):
+        orbit = outline.layout.endswith(ORBIT)
+        if orbit:
             behind = [[items[other] for other in range(count) if other != place] for place in order]
             behind[0] = []
-        return Context([items[place] for place in order], questions, behind)
+        return Context([items[place] for place in order], questions, behind, any_order=orbit)
 
     def findings(self, scores: Mapping[str, Any]) -> Sequence[Finding]:
         """How much of the KL patches close, in the order that they were formed in and in all."""

@@ -190,7 +190,8 @@ def test_other_sources_are_another_run(vlm, known, tmp_path, monkeypatch):
         runner.evaluate(vlm, run, tmp_path / "run")
 
 
-def test_patches_are_formed_behind_what_the_context_says(vlm, known):
+@pytest.mark.parametrize("any_order", [False, True])
+def test_patches_are_formed_behind_what_the_context_says(vlm, known, any_order):
     """As through the public functions, window by window; the first chunk has one too."""
     task = tasks.TASKS["moved"]
     contexts = [task.draw(outline) for outline in task.outline([0], 2)]
@@ -200,7 +201,8 @@ def test_patches_are_formed_behind_what_the_context_says(vlm, known):
     antecedents = {
         place: [Stack.of(own) for own in zip(*(each[place] for each in behind), strict=True)] for place in (0, 1)
     }
-    batch = Batch.of(*(BatchRunner(model, capacity=128) for model in (vlm, vlm.leading(2))), stacks, antecedents)
+    runners = [BatchRunner(model, capacity=128) for model in (vlm, vlm.leading(2))]
+    batch = Batch.of(*runners, stacks, antecedents, any_order)
     asked = answering.asked_of(vlm, contexts)
     for name, size in (("patch:3", {"rank": 3}), ("patch:6%", {"max_bytes": 0.06})):
         method = parse(name)
@@ -212,7 +214,7 @@ def test_patches_are_formed_behind_what_the_context_says(vlm, known):
             for chunk, own in zip(chunks[e], behind[e], strict=True):
                 bytes_ = int(0.06 * chunk.length * vlm.spec.token_bytes)
                 wanted = {"max_bytes": bytes_} if "max_bytes" in size else size
-                patches.append(kj.form_patch(vlm, chunk, antecedents=own, **wanted))
+                patches.append(kj.form_patch(vlm, chunk, antecedents=own, any_order=any_order, **wanted))
             assert stored[e] == sum(
                 kj.patch.nbytes(each.factors, chunk.length) for each, chunk in zip(patches, chunks[e], strict=True)
             )
