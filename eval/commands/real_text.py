@@ -55,7 +55,7 @@ PLANS = (
     Plan(
         "quotation",
         ("full", "blind", "patch:1", "patch:2%", "cacheblend:0.15", "epic:8", "oracle-tokens:0.5"),
-        {"pydoc": 34, "docstrings": 12},
+        {"pydoc": 34, "docstrings": 34},
     ),
     Plan(
         "page-break",
@@ -65,12 +65,12 @@ PLANS = (
     Plan(
         "continuation:tokens=256",
         ("full", "blind", "patch:5%", "patch:10%", "patch:25%", "cacheblend:0.15", "epic:16"),
-        {"pydoc": 4, "docstrings": 12},
+        {"pydoc": 34, "docstrings": 34},
     ),
     Plan("orders:tokens=64", MOVED, {"pydoc": 24, "docstrings": 24}, seeds=(0, 1)),
-    Plan("slide:tokens=64,passages=13,reference=history", MOVED, {"pydoc": 10, "docstrings": 10}, seeds=(0,)),
-    Plan("recall:tokens=64", MOVED, {"pydoc": 8, "docstrings": 8}, seeds=(0,)),
-    Plan("needs-context", ("full", "blind", "patch:2%", "patch:5%", "patch:10%"), {"pydoc": 2, "docstrings": 2}),
+    Plan("slide:tokens=64,passages=13,reference=history", MOVED, {"pydoc": 10, "docstrings": 10}),
+    Plan("recall:tokens=64", MOVED, {"pydoc": 8, "docstrings": 8}),
+    Plan("needs-context", ("full", "blind", "patch:2%", "patch:5%", "patch:10%"), {"pydoc": 12, "docstrings": 12}),
     Plan("induction", ("full", "blind", "patch:1", "patch:2", "patch:4"), {"pydoc": 12, "docstrings": 12}),
 )
 """What is measured, in this order, the most telling first. A case takes some seconds of two cores."""
