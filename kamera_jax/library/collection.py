@@ -65,9 +65,11 @@ def collect(committer: Committer) -> Collected:
         index.give_up_missing()
         index.mark_deleted(name for name, _ in dropped)
         for name, kind in dropped:
-            discard(index.folder(kind) / name, root / STAGING)
+            with contextlib.suppress(OSError):  # it is marked: nobody sees it
+                discard(index.folder(kind) / name, root / STAGING)
             for mark in (root / TOMBSTONES).glob(f"{name}.*"):
-                mark.unlink()
+                with contextlib.suppress(OSError):
+                    mark.unlink()
         index.refresh(force=True)
         index.save()
         return Collected(len(dropped), moved, before - size(root), swept, tuple(kept))
@@ -95,6 +97,6 @@ def size(root: Path) -> int:
     total = 0
     for folder, _, names in os.walk(root):
         for name in names:
-            with contextlib.suppress(FileNotFoundError):  # collected meanwhile
-                total += os.stat(os.path.join(folder, name)).st_size
+            with contextlib.suppress(OSError):  # collected meanwhile
+                total += os.lstat(os.path.join(folder, name)).st_size
     return total

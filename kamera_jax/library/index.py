@@ -4,6 +4,7 @@ A deleted mark, an empty file in the folder ``tombstones``, names a row that was
 that a collection dropped.
 """
 
+import contextlib
 import os
 import re
 import threading
@@ -15,8 +16,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 from kamera_jax.errors import LibraryCorruptError
-from kamera_jax.library.files import read_sealed, sync, write_sealed
+from kamera_jax.library.failures import reading_errors
+from kamera_jax.library.files import MALFORMED, read_sealed, sync, write_sealed
+from kamera_jax.library.forked import check_unforked
 from kamera_jax.library.manifest import KEY, Manifest
+from kamera_jax.library.opening import folder_stamp, open_regular
 from kamera_jax.library.packs import Pack
 from kamera_jax.library.rows import Kind
 
@@ -53,6 +57,7 @@ class Index:
     def __init__(self, root: Path) -> None:
         """Nothing is read yet."""
         self.root = root
+        self._pid = os.getpid()
         self.damaged: dict[str, str] = {}
         self._packs: dict[str, PackKeys] = {}
         self._missing: dict[str, PackKeys] = {}
@@ -67,9 +72,10 @@ class Index:
 
     def refresh(self, *, force: bool = False) -> None:
         """Read what has changed since, if anything has."""
-        with self._lock:
+        check_unforked(f"the library at {self.root}", self._pid)  # its lock may never be released here
+        with self._lock, reading_errors(self.root):
             now = time.time_ns()
-            stamps = tuple(os.stat(folder).st_mtime_ns for folder in self._watched)
+            stamps = tuple(map(folder_stamp, self._watched))
             before, at = self._seen
             if not force and stamps == before and at - max(stamps) > _SETTLED_NS:
                 return
@@ -111,7 +117,7 @@ class Index:
                 keys = _keys(self._opened(name, kind).manifest)
             except FileNotFoundError:  # collected meanwhile
                 return
-            except (LibraryCorruptError, ValueError, KeyError, TypeError) as error:
+            except (LibraryCorruptError, OSError, *MALFORMED) as error:
                 self.damaged[name] = str(error)
                 return
         self._packs[name] = keys
@@ -177,6 +183,11 @@ class Index:
         with self._lock:
             return tuple(self._rows.get(key, ()))
 
+    def kinds_of(self, key: str) -> set[Kind]:
+        """The kinds of the packs in which the key is alive."""
+        with self._lock:
+            return {self._packs[name].kind for name in self._rows.get(key, ())}
+
     def keys(self, kind: Kind) -> tuple[str, ...]:
         """Everything of a kind that is alive."""
         with self._lock:
@@ -209,7 +220,7 @@ class Index:
         """Write deleted marks and bring them to the disk; the caller is the one writer."""
         folder = self.root / TOMBSTONES
         for mark in marks:
-            os.close(os.open(folder / mark, os.O_WRONLY | os.O_CREAT, 0o666))
+            os.close(open_regular(folder / mark, os.O_WRONLY | os.O_CREAT))
         sync(folder)
         self.refresh(force=True)
 
@@ -223,8 +234,9 @@ class Index:
             known = self._packs | self._missing
             if known.keys() != self._indexed.keys():
                 packs = {name: {"kind": at.kind, "keys": at.keys, "chunks": at.chunks} for name, at in known.items()}
-                write_sealed(self.root / INDEX, {"packs": packs})
-                self._indexed = known
+                with contextlib.suppress(OSError, ValueError):  # the packs say the same
+                    write_sealed(self.root / INDEX, {"packs": packs})
+                    self._indexed = known
 
 
 def _keys(manifest: Manifest) -> PackKeys:
@@ -236,7 +248,7 @@ def _read_index(root: Path) -> dict[str, PackKeys]:
     try:
         packs: dict[str, Any] = read_sealed(root / INDEX)["packs"]
         listed = {name: PackKeys(at["kind"], tuple(at["keys"]), tuple(at["chunks"])) for name, at in packs.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, *MALFORMED):
         return {}
     right = all(
         PACK.fullmatch(name)
