@@ -39,7 +39,7 @@ def writer() -> ThreadPoolExecutor:
     """The one thread of this process that saves.
 
     Raises:
-        ForkedProcessError: this process was forked from one that saved: the threads of the storage library stayed there.
+        ForkedProcessError: this process was forked from one that saved, whose threads it has not.
     """
     check_unforked("writing arrays")
     if _writers and os.getpid() not in _writers:

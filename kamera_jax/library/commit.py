@@ -22,7 +22,7 @@ from kamera_jax.library.failures import LIBRARY, check_own, is_full
 from kamera_jax.library.failures import named_errors as named_errors
 from kamera_jax.library.files import locked, sync
 from kamera_jax.library.index import FOLDERS, INDEX, TOMBSTONES, Index
-from kamera_jax.library.opening import is_folder
+from kamera_jax.library.opening import is_folder, is_regular
 from kamera_jax.library.packs import write_pack
 from kamera_jax.library.rows import Kind, Row
 
@@ -196,7 +196,7 @@ class Committer:
                     shutil.rmtree(path)
                     removed += 1
         for path in sorted(self.root.iterdir()):
-            if UNFINISHED.fullmatch(path.name) and path.is_file(follow_symlinks=False):
+            if UNFINISHED.fullmatch(path.name) and is_regular(path):
                 with contextlib.suppress(OSError):
                     path.unlink()
                     removed += 1

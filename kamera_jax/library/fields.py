@@ -141,7 +141,7 @@ def check_chunk(about: Any, spec: Any, leaves: Arrays) -> None:
     """Raise ValueError unless plain fields, a model's spec (or None) and arrays make a chunk."""
     _check_fields(about, _CHUNK, "the chunk")
     if spec is not None:
-        _check_spec(spec)
+        check_spec(spec)
     check_kv(about, leaves)
     rows = leaves["kv.rot"].shape[1]
     _check_rows(about["length"], leaves, "positions", rows, "the chunk")
@@ -206,7 +206,8 @@ def check_patch(about: Any, leaves: Arrays) -> None:
         )
 
 
-def _check_spec(spec: Any) -> None:
+def check_spec(spec: Any) -> None:
+    """Raise ValueError unless plain fields make a model's spec."""
     _check_fields(spec, _SPEC, "the model's spec")
     _check_fields(spec.get("rope"), _ROPE, "the model's RoPE")
     if not _is_sizes(spec["rope"].get("unrotated", ())):

@@ -26,7 +26,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def check_unforked(what: str, pid: int | None = None) -> None:
-    """Raise ForkedProcessError in a process that was forked from one that uses JAX, or from the one that made something.
+    """Raise ForkedProcessError in a process that was forked from one that uses JAX, or from the maker of something.
 
     Args:
         what: is used, for the message.

@@ -13,10 +13,10 @@ from kamera_jax.chunk import Chunk, Patch
 from kamera_jax.errors import DonatedError, LibraryCorruptError, MissingKeyError, UnstorableError
 from kamera_jax.handle import deleted
 from kamera_jax.identity import EXACT, content_key
-from kamera_jax.kv import Factors, KVSpec, SketchSpec
+from kamera_jax.kv import KV, Factors, KVSpec, Segment, Sketch, SketchSpec
 from kamera_jax.library import int8
 from kamera_jax.library.arrays import DTYPES
-from kamera_jax.library.fields import AXES, KEY, NAME, NAME_LENGTH, check_chunk, check_kv, check_patch
+from kamera_jax.library.fields import AXES, KEY, NAME, NAME_LENGTH, check_chunk, check_kv, check_patch, check_spec
 from kamera_jax.library.files import MALFORMED, sha256
 from kamera_jax.record import Arrays, Plain, join_chunk, join_patch, spec_of, split_chunk, split_patch
 
@@ -107,17 +107,23 @@ def row_of(item: Chunk | Patch, storage: Storage) -> Row:
 
 
 def _chunk_row(chunk: Chunk, storage: Storage) -> Row:
+    for name, kind in (("kv", KV), ("source", Segment | None), ("spec", KVSpec | None)):
+        _check_kind(getattr(chunk, name), kind, name)
     given = {"kv.rot": chunk.kv.rot, "kv.free": chunk.kv.free, "positions": chunk.positions}
     if chunk.source is not None:
+        _check_kind(chunk.source.inputs, Mapping, "source.inputs")
         given |= {f"inputs.{_text(name)}": array for name, array in chunk.source.inputs.items()}
         given["source.positions"] = chunk.source.positions
     _check_arrays(given)
     _check_tuple(chunk.antecedents, "antecedents")
     about, leaves = split_chunk(chunk)
+    _check_storable(leaves)
     spec = about.pop("spec")
     plain: Plain | None = None if spec is None else _plain(spec)
-    if plain is not None and (type(chunk.spec) is not KVSpec or spec_of(plain) != chunk.spec):
-        raise ValueError(f"the model's spec comes back as another one; got {chunk.spec!r:.300}")
+    if plain is not None:
+        check_spec(plain)
+        if spec_of(plain) != chunk.spec:
+            raise ValueError(f"the model's spec comes back as another one, of other types; got {chunk.spec!r:.300}")
     about = _plain(about) | {"spec": None if plain is None else content_key(plain)}
     about |= {"storage": storage, "dtype": leaves["kv.rot"].dtype.name}
     check_kv({}, leaves)
@@ -160,8 +166,13 @@ def _number(value: Any) -> Any:
     raise ValueError(f"a field is {value!r:.80}, a {type(value).__name__}; expected texts and numbers")
 
 
-def _digests(leaves: Arrays) -> dict[str, str]:
-    """Digests of arrays, which are brought into the machine's byte order first."""
+def _check_kind(value: Any, kind: Any, name: str) -> None:
+    if not isinstance(value, kind):
+        raise ValueError(f"its {name} is a {type(value).__name__}; expected {getattr(kind, '__name__', kind)}")
+
+
+def _check_storable(leaves: Arrays) -> None:
+    """Raise ValueError for an array that would not come back; bring all into the machine's byte order."""
     for name, leaf in leaves.items():
         if leaf.dtype.name not in DTYPES:
             raise ValueError(f"array {name!r} has dtype {leaf.dtype}; stored are {', '.join(DTYPES)}")
@@ -179,6 +190,9 @@ def _digests(leaves: Arrays) -> dict[str, str]:
             )
         if leaf.ndim > AXES:
             raise ValueError(f"array {name!r} has {leaf.ndim} axes; expected at most {AXES}")
+
+
+def _digests(leaves: Arrays) -> dict[str, str]:
     return {name: digest(leaf, blocks(name, leaf.shape)) for name, leaf in leaves.items()}
 
 
@@ -189,18 +203,21 @@ def _checked(row: Row) -> Row:
 
 
 def _patch_row(patch: Patch) -> Row:
+    for name, kind in (("factors", Factors), ("sketch", Sketch | None)):
+        _check_kind(getattr(patch, name), kind, name)
     given = {f"patch.{name}": getattr(patch.factors, name) for name in ("u", "v", "ranks")}
     if patch.factors.scale is not None:
         given["patch.scale"] = patch.factors.scale
     if patch.sketch is not None:
+        _check_kind(patch.sketch.spec, SketchSpec, "sketch.spec")
         given |= {f"sketch.{name}": getattr(patch.sketch, name) for name in ("queries", "outputs", "tokens")}
-    _check_arrays(given | {"patch.residual": patch.residual})
+    mass = vars(patch)["_mass"]  # not as it is read, which may take it to the device
+    _check_arrays(given | {"patch.residual": patch.residual, "patch.mass": getattr(mass, "array", mass)})
     _check_tuple(patch.antecedents, "antecedents")
     about, leaves = split_patch(patch)
+    _check_storable(leaves)
     ranks = leaves.pop("patch.ranks")
     _check_factors(leaves, ranks)
-    if patch.sketch is not None and type(patch.sketch.spec) is not SketchSpec:
-        raise ValueError(f"its sketch is of {patch.sketch.spec!r:.200}; expected a SketchSpec")
     components, rows = leaves["patch.u"].shape[1:]
     about = _plain(about) | {"ranks": ranks.tolist(), "components": components, "rows": rows}
     _check_packable(about, leaves)
