@@ -7,7 +7,11 @@ from pathlib import Path
 
 from tests.hardening import faults
 
-CLASSES = {}
+CLASSES = {
+    "hostile_libraries": 150,
+    "odd_items": 250,
+    "disk_errors": 220,
+}
 """The module of each class of faults in this folder, and how many of them are tried."""
 
 
