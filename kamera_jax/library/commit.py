@@ -6,6 +6,7 @@ whatever else lies in ``staging`` was left by one that died.
 """
 
 import errno
+import os
 import shutil
 import threading
 import uuid
@@ -19,6 +20,7 @@ from kamera_jax.errors import LibraryFullError, LibraryReadOnlyError
 from kamera_jax.library.arrays import writer
 from kamera_jax.library.files import locked, sync
 from kamera_jax.library.index import FOLDERS, Index
+from kamera_jax.library.marks import FULL
 from kamera_jax.library.packs import write_pack
 from kamera_jax.library.rows import Kind, Row
 
@@ -27,6 +29,9 @@ LOCK = "LOCK"
 
 PACK_BYTES = 2**28
 """Rows are put into one pack until they have so many bytes."""
+
+PACK_ROWS = 2**12
+"""No pack has more rows: whoever reads one of them reads the pack's whole manifest."""
 
 PENDING_BYTES = 2**30
 """Rows that wait to be written have no more bytes than about so many: whoever puts more waits."""
@@ -41,16 +46,28 @@ def named_errors(root: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        number = error.errno if isinstance(error, OSError) else None
-        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+        if _is(error, *FULL):
             raise LibraryFullError(
                 f"the disk of {root} is full: {error}; nothing was stored. Make room, or delete chunks and collect"
             ) from error
-        if number in (errno.EROFS, errno.EACCES, errno.EPERM):
+        if _is(error, errno.EROFS, errno.EACCES, errno.EPERM):
             raise LibraryReadOnlyError(
                 f"{root} may not be written to: {error}; open it with mode='r', or give another folder"
             ) from error
         raise
+
+
+def _is(error: BaseException, *numbers: int) -> bool:
+    """Whether an error, or what caused it, has one of the system's numbers, or the system's words for one."""
+    words = tuple(os.strerror(number) for number in numbers)
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in numbers:
+            return True
+        if not isinstance(seen, OSError) and any(each in str(seen) for each in words):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
 
 
 class Committer:
@@ -89,7 +106,7 @@ class Committer:
         batch = []
         size = 0
         with self._changed:
-            while self._pending and size < PACK_BYTES:
+            while self._pending and size < PACK_BYTES and len(batch) < PACK_ROWS:
                 row, future = self._pending.popleft()
                 size += row.nbytes
                 if future.set_running_or_notify_cancel():
@@ -115,11 +132,11 @@ class Committer:
     def writing(self) -> Iterator[None]:
         """The context in which this is the library's one writer, and has read all that is there."""
         with named_errors(self.root), locked(self.root / LOCK):
-            self.index.refresh(force=True)
+            self.index.refresh(locked=True)
             yield
 
-    def write(self, kind: Kind, rows: Sequence[Row]) -> None:
-        """Write rows into a new pack; the caller is the one writer, on the writer's thread.
+    def write(self, kind: Kind, rows: Sequence[Row]) -> Path:
+        """Write rows into a new pack, and give its folder; the caller is the one writer, on the writer's thread.
 
         Raises:
             LibraryFullError: there is no room.
@@ -135,18 +152,13 @@ class Committer:
         staged = self.root / STAGING / name
         place = self.index.folder(kind)
         try:
-            write_pack(staged, kind, rows)
-            staged.rename(place / name)
+            manifest = write_pack(staged, kind, rows)
+            with self.index.changing():
+                staged.rename(place / name)
+                sync(place)
+                self.index.added(name, manifest)
         except BaseException:
             for left in staged.parent.glob(f"{name}*"):
                 shutil.rmtree(left, ignore_errors=True)
             raise
-        sync(place)
-        self.index.refresh(force=True)
-
-    def sweep(self) -> int:
-        """Remove what writers that died left, and count it; the caller is the one writer."""
-        left = list((self.root / STAGING).iterdir())
-        for path in left:
-            shutil.rmtree(path)
-        return len(left)
+        return place / name

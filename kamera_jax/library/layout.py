@@ -6,13 +6,14 @@ from pathlib import Path
 from kamera_jax.errors import LibraryCorruptError, LibraryNotFoundError, LibraryVersionError
 from kamera_jax.library.commit import LOCK, STAGING, named_errors
 from kamera_jax.library.files import locked, read_sealed, write_sealed
-from kamera_jax.library.index import FOLDERS, INDEX, TOMBSTONES
+from kamera_jax.library.index import FOLDERS, INDEX
+from kamera_jax.library.marks import CHANGES, LOG, RESERVE, TOMBSTONES
 
 FORMAT_VERSION = 2
 """In format 1 keys did not say which patches a chunk was run behind."""
 
 LIBRARY = "LIBRARY.json"
-_OWN = (*FOLDERS.values(), TOMBSTONES, STAGING, LOCK, INDEX, LIBRARY)
+_OWN = (*FOLDERS.values(), TOMBSTONES, STAGING, LOCK, INDEX, LIBRARY, LOG, CHANGES, RESERVE)
 
 
 def make(root: Path) -> None:

@@ -1,6 +1,7 @@
 """The chunk library: what was encoded once, found by its content, in every process that opens the folder."""
 
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from os import PathLike
 from pathlib import Path
@@ -18,14 +19,15 @@ from kamera_jax.errors import (
     LibraryReadOnlyError,
 )
 from kamera_jax.kv import KV
-from kamera_jax.library import bulk, collection
+from kamera_jax.library import bulk, collection, marks
 from kamera_jax.library.arrays import writer
 from kamera_jax.library.bulk import Stacked
-from kamera_jax.library.commit import LOCK, PACK_BYTES, Committer, named_errors
+from kamera_jax.library.commit import LOCK, PACK_BYTES, STAGING, Committer, named_errors
 from kamera_jax.library.facts import Collected, Item, LibraryReport, LibraryStats
 from kamera_jax.library.files import locked
 from kamera_jax.library.index import Index
 from kamera_jax.library.layout import check_format, make
+from kamera_jax.library.leftovers import size, sweep
 from kamera_jax.library.manifest import KEY
 from kamera_jax.library.packs import THREADS, Pack
 from kamera_jax.library.rows import Kind, Storage, chunk_of, kv_leaves, patch_of, row_of
@@ -83,7 +85,8 @@ class ChunkLibrary:
         library = cls(root, mode, verify)
         if mode == "a":
             with named_errors(root), locked(root / LOCK):
-                library._committer.sweep()
+                sweep(root, STAGING)
+                marks.begin(root)
         return library
 
     def put(self, item: Chunk | Patch, *, storage: Storage = "exact") -> str:
@@ -215,11 +218,30 @@ class ChunkLibrary:
     def info(self, key: str) -> Item:
         """What is stored under a key, of a chunk or of a patch; no array is read. Raises as `get`."""
         _check_key(key)
-        kind: Kind = "patches" if key in self.keys("patches") else "chunks"
+        self._index.refresh()
+        kind: Kind = "patches" if "patches" in self._index.kinds_of(key) else "chunks"
         pack, (about, spec, _) = self._pack_and_row(key, kind, wanted=lambda name: False)
-        size = sum(leaf.nbytes for leaf in pack.manifest.leaves(key).values())
         patches = self._index.patches(key) if kind == "chunks" else ()
-        return Item(key, kind, about, spec, size, pack.folder.name, patches)
+        return Item(key, kind, about, spec, pack.row_bytes(key), pack.folder.name, patches)
+
+    def items(self) -> Iterator[Item]:
+        """What is stored, of every chunk and then of every patch; see `info`. What cannot be read is left out.
+
+        What is put or deleted meanwhile may be among them or not.
+        """
+        self._index.refresh()
+        for kind in get_args(Kind):
+            for key in self._index.keys(kind):
+                with contextlib.suppress(LibraryCorruptError, ChunkNotFoundError):
+                    try:
+                        pack = self._index.find(key, kind)
+                        if pack is None:
+                            continue
+                        about, spec, _ = pack.row(key, wanted=lambda name: False)
+                        patches = self._index.patches(key) if kind == "chunks" else ()
+                        yield Item(key, kind, about, spec, pack.row_bytes(key), pack.folder.name, patches)
+                    except FileNotFoundError:  # collected meanwhile
+                        yield self.info(key)
 
     def delete(self, key: str) -> bool:
         """Remove a chunk with its patches, or a patch; whether there was something to remove.
@@ -231,15 +253,7 @@ class ChunkLibrary:
         """
         _check_key(key)
         self._check_writable()
-        with self._committer.writing():
-            marks = [
-                f"{pack}.{each}" for each in (*self._index.patches(key), key) for pack in self._index.packs_of(each)
-            ]
-            if (lost := self._index.lost().get(key)) is not None:
-                marks.append(f"{lost}.{key}")
-            if marks:
-                self._index.mark_deleted(marks)
-        return bool(marks)
+        return collection.delete(self._committer, key)
 
     def verify(self) -> LibraryReport:
         """Read everything and compare it with its digests. Raises nothing: the report says what is wrong."""
@@ -248,13 +262,14 @@ class ChunkLibrary:
     def gc(self) -> Collected:
         """Free the room of what was deleted: packs of which less than half is alive, and small ones, are put together.
 
-        Others may go on reading and putting. What is lost is given up.
+        Packs of which nothing is alive go first, and need no room. Others may go on reading, putting and deleting:
+        they wait for one pack at most. What is lost is given up.
 
         Raises:
-            LibraryReadOnlyError, LibraryFullError: see `put`.
+            LibraryReadOnlyError: see `put`.
         """
         self._check_writable()
-        return writer().submit(collection.collect, self._committer).result()
+        return collection.collect(self._committer)
 
     def stats(self) -> LibraryStats:
         """What the library holds."""
@@ -264,7 +279,7 @@ class ChunkLibrary:
             chunks=len(self._index.keys("chunks")),
             patches=len(self._index.keys("patches")),
             packs=len(packs),
-            bytes=collection.size(self.root),
+            bytes=size(self.root),
             deleted=sum(len(keys.keys) - len(self._index.live(name)) for name, keys in packs.items()),
             damaged=len(self._index.damaged),
             lost=len(self._index.lost()),
@@ -349,7 +364,7 @@ class ChunkLibrary:
         raise self._missing(key, kind)
 
     def _missing(self, key: str, kind: Kind) -> ValueError:
-        if (pack := self._index.lost().get(key)) is not None:
+        if (pack := self._index.lost_pack(key)) is not None:
             return LibraryCorruptError(f"the pack {pack} of {key[:12]} in {self.root} is gone; put it anew")
         if self._index.packs_of(key):
             other = {"chunks": "a patch: use get_patch", "patches": "a chunk: use get"}[kind]

@@ -28,7 +28,7 @@ def write_pack(place: Path, kind: Kind, rows: Iterable[Row]) -> Manifest:
     arrays.save(place, stacked)
     data = {arrays.data_file(place, name, array.ndim) for name, array in stacked.items()}
     manifest = replace(manifest, files=_others(place, data))
-    write_sealed(place / MANIFEST, manifest.body, durable=False)
+    write_sealed(place / MANIFEST, manifest.body | {"pack": place.name}, durable=False)
     sync_tree(place)
     return manifest
 
@@ -51,7 +51,10 @@ class Pack:
         """
         self.folder = folder
         try:
-            self.manifest = Manifest.parsed(read_sealed(folder / MANIFEST))
+            body = read_sealed(folder / MANIFEST)
+            if body.get("pack", folder.name) != folder.name:
+                raise ValueError("a manifest of another pack")
+            self.manifest = Manifest.parsed(body)
         except FileNotFoundError:
             if folder.exists():
                 raise LibraryCorruptError(f"pack {folder} has lost its manifest; {REMEDY}") from None
@@ -94,6 +97,11 @@ class Pack:
             read = {name: self._read(name, leaf, layers, verified) for name, leaf in leaves.items()}
             return about, self.manifest.specs.get(str(about.get("spec"))), read
 
+    def row_bytes(self, key: str) -> int:
+        """Bytes of the arrays of a row; raises as `row`."""
+        with self.manifest_errors():
+            return sum(leaf.nbytes for leaf in self.manifest.leaves(key).values())
+
     @contextmanager
     def manifest_errors(self) -> Iterator[None]:
         """Where the manifest is relied on: a LibraryCorruptError if it says what cannot be."""
@@ -102,7 +110,7 @@ class Pack:
         except LibraryCorruptError:
             raise
         except FileNotFoundError as error:
-            if (self.folder / MANIFEST).exists():
+            if self.folder.exists():
                 raise LibraryCorruptError(f"pack {self.folder} has lost data: {error}; {REMEDY}") from error
             raise
         except MALFORMED as error:
@@ -158,7 +166,11 @@ class Pack:
             return {name: buffers[name].view(dtype).reshape(shape) for name, (dtype, shape) in manifest.arrays.items()}
 
     def check(self) -> dict[str, str]:
-        """What is wrong, by the key of each row that is not as it was written, and by file; empty if nothing is."""
+        """What is wrong, by the key of each row that is not as it was written, and by file; empty if nothing is.
+
+        Raises:
+            FileNotFoundError: the pack is gone: it was collected meanwhile.
+        """
         wrong: dict[str, str] = {}
 
         def read(key: str) -> None:
@@ -172,11 +184,14 @@ class Pack:
         return wrong | self.check_files()
 
     def check_files(self) -> dict[str, str]:
-        """What is wrong with what Orbax wrote beside the data, by file; empty if nothing is."""
-        present = _others(self.folder, map(Path, self._data.values()))
+        """What is wrong with what Orbax wrote beside the data, by file; empty if nothing is; raises as `check`."""
+        with self.manifest_errors():
+            present = _others(self.folder, map(Path, self._data.values()))
         names = sorted(
             name for name in present | self.manifest.files if present.get(name) != self.manifest.files.get(name)
         )
+        if names and not self.folder.exists():
+            raise FileNotFoundError(f"pack {self.folder} is gone")
         return {name: f"{self.folder / name} is not as it was written; {REMEDY}" for name in names}
 
     def restored(self, targets: dict[str, Any] | None) -> dict[str, Any]:

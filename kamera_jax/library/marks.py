@@ -1,0 +1,201 @@
+"""Deleted marks: which rows were deleted, written twice, so that no lost or broken file brings a row back.
+
+A mark, ``<pack>.<key>``, is the name of an empty file in the folder ``tombstones`` and a line of ``deleted.log``. Either
+is enough. A mark stays until its pack is gone and no index lists it; then a collection removes both. The first line of
+the log names the last collection: whoever sees a pack gone, and another collection named, need not look for it.
+"""
+
+import contextlib
+import errno
+import os
+import re
+import uuid
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from kamera_jax.library.files import sha256, sync
+
+TOMBSTONES = "tombstones"
+LOG = "deleted.log"
+
+CHANGES = "CHANGES"
+"""An empty file that takes no room and whose length says how often the library was changed."""
+
+RESERVE = "RESERVE"
+"""A file that gives its room to deleted marks when the disk is full."""
+
+RESERVE_BYTES = 2**16
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+_MARK = re.compile(r"[0-9a-f]{32}(\.[0-9a-f]{64})?")
+_COLLECTION = re.compile(r"collection [0-9a-f]{32}")
+_CHECK = 16
+_LOG_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Every mark that either place has.
+
+    Attributes:
+        deleted: the marks.
+        collection: the name of the last collection; empty where there was none.
+        broken: what is not as it was written, by file.
+    """
+
+    deleted: frozenset[str]
+    collection: str
+    broken: dict[str, str]
+
+
+def read(root: Path) -> Marks:
+    """Read the marks of both places; what cannot be read of one is taken from the other."""
+    files: set[str] = set()
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        files = {name for name in os.listdir(root / TOMBSTONES) if _MARK.fullmatch(name)}
+    lines, whole = _lines(root / LOG)
+    collection = next((line.partition(" ")[2] for line in lines if _COLLECTION.fullmatch(line)), "")
+    logged = {line for line in lines if _MARK.fullmatch(line)}
+    broken = {}
+    if not whole:
+        broken[LOG] = f"{root / LOG} is not as it was written; gc() writes it again from what {TOMBSTONES} has"
+    # A mark of a pack alone is of an earlier version, which had no log.
+    if missing := [mark for mark in logged - files if "." in mark]:
+        broken[TOMBSTONES] = (
+            f"{root / TOMBSTONES} has lost {len(missing)} deleted marks, of which {LOG} knows; gc() writes them again"
+        )
+    return Marks(frozenset(files | logged), collection, broken)
+
+
+def _lines(path: Path) -> tuple[list[str], bool]:
+    """The lines of the log that are as they were written, and whether all are but for one that never ended."""
+    try:
+        with path.open("rb") as file:
+            written = file.read(_LOG_BYTES)
+    except (FileNotFoundError, NotADirectoryError):
+        return [], True
+    except OSError:
+        return [], False
+    *ended, _ = written.split(b"\n")
+    lines = []
+    for line in ended:
+        text, _, check = line.rpartition(b" ")
+        if check.decode("latin-1") == sha256(text)[:_CHECK]:
+            lines.append(text.decode("latin-1"))
+    begun = bool(lines) and bool(_COLLECTION.fullmatch(lines[0]))
+    return lines, len(lines) == len(ended) and begun
+
+
+def _line(text: str) -> bytes:
+    return f"{text} {sha256(text.encode())[:_CHECK]}\n".encode()
+
+
+def begin(root: Path) -> None:
+    """Make the files that a writer needs and that are not there; the caller is the one writer."""
+    if not (root / LOG).exists():
+        _write_log(root, read(root).deleted)
+    for name, size in ((CHANGES, 0), (RESERVE, RESERVE_BYTES)):
+        if not (root / name).exists():
+            with contextlib.suppress(OSError), (root / name).open("xb") as file:  # each is of use, and none is needed
+                file.write(bytes(size))
+
+
+def add(root: Path, marks: Collection[str]) -> None:
+    """Write marks and bring them to the disk; the caller is the one writer.
+
+    Raises:
+        OSError: neither place could be written, and no mark was.
+    """
+    try:
+        _add(root, marks)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        (root / RESERVE).unlink(missing_ok=True)
+        _add(root, marks)
+
+
+def _add(root: Path, marks: Collection[str]) -> None:
+    errors = []
+    ways: tuple[Callable[[Path, Collection[str]], None], ...] = (_append, _touch)
+    for way in ways:
+        try:
+            way(root, marks)
+        except OSError as error:
+            errors.append(error)
+    if len(errors) == len(ways):
+        raise errors[0]
+
+
+def _append(root: Path, marks: Iterable[str]) -> None:
+    """Write marks at the end of the log, in place of a line that never ended."""
+    descriptor = os.open(root / LOG, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        end = os.fstat(descriptor).st_size
+        tail = os.pread(descriptor, 256, max(end - 256, 0))
+        if tail and not tail.endswith(b"\n"):
+            end -= len(tail) - (tail.rfind(b"\n") + 1)
+            os.ftruncate(descriptor, end)
+        begun = end
+        payload = memoryview(b"".join(map(_line, marks)))
+        try:
+            while payload:
+                count = os.pwrite(descriptor, payload, end)
+                payload = payload[count:]
+                end += count
+            os.fsync(descriptor)
+        except OSError:
+            os.ftruncate(descriptor, begun)
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _touch(root: Path, marks: Iterable[str]) -> None:
+    """Make the files of marks that have none."""
+    made = []
+    try:
+        for mark in marks:
+            path = root / TOMBSTONES / mark
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666))
+            made.append(path)
+        sync(root / TOMBSTONES)
+    except OSError:
+        for path in made:
+            path.unlink(missing_ok=True)
+        raise
+
+
+def _write_log(root: Path, marks: Iterable[str]) -> None:
+    """Write the log again, under a new collection: all of it or nothing."""
+    beside = root / f"{LOG}.{uuid.uuid4().hex}"
+    try:
+        with beside.open("xb") as file:
+            file.write(_line(f"collection {uuid.uuid4().hex}") + b"".join(map(_line, sorted(marks))))
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(root / LOG)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
+    sync(root)
+
+
+def keep(root: Path, packs: Collection[str]) -> None:
+    """Name a new collection, and remove the marks of packs that are not among these; the caller is the one writer.
+
+    What one of the two places has lost is written again from the other.
+    """
+    deleted = read(root).deleted
+    kept = {mark for mark in deleted if mark.partition(".")[0] in packs}
+    _write_log(root, kept)
+    for mark in deleted - kept:
+        (root / TOMBSTONES / mark).unlink(missing_ok=True)
+    _touch(root, kept - set(os.listdir(root / TOMBSTONES)))
+
+
+def count_change(root: Path) -> None:
+    """Have everyone who looks see that the library has changed, whatever the times of its folders say."""
+    with contextlib.suppress(OSError):  # the times say it too
+        os.truncate(root / CHANGES, os.stat(root / CHANGES).st_size + 1)
