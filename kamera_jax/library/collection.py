@@ -1,8 +1,8 @@
 """Checking a library, deleting from it, and collecting what was deleted.
 
-A collection holds the lock for one pack at a time, and reads what is alive without it. Before a pack is dropped it makes
-sure, under the lock, that everything alive in it was copied: what was deleted meanwhile is left out, and a pack in
-which something else came alive stays.
+A collection holds the lock for one pack at a time, and reads what is alive without it. Before a pack is dropped it
+makes sure, under the lock, that everything alive in it was copied: what was deleted meanwhile is left out, and a pack
+in which something else came alive stays.
 """
 
 import contextlib
@@ -192,8 +192,8 @@ def _drop(index: Index, names: Iterable[str]) -> int:
         for name in names:
             gone.append(staging / uuid.uuid4().hex)
             os.rename(index.folder(index.names[name]) / name, gone[-1])
-        for kind in {index.names[name] for name in names}:
-            sync(index.folder(kind))
+        for folder in {index.folder(index.names[name]) for name in names}:
+            sync(folder)
         index.removed(names)
     freed = sum(map(size, gone))
     for path in gone:

@@ -107,7 +107,7 @@ class Index:
         deleted = self._marks.deleted | self._deleted
         there: dict[str, Kind] = {}
         for kind in FOLDERS:
-            there |= {name: kind for name in names(self.folder(kind)) if PACK.fullmatch(name)}
+            there |= dict.fromkeys(filter(PACK.fullmatch, names(self.folder(kind))), kind)
         for mark in deleted - self._deleted:
             pack, _, key = mark.partition(".")
             if key and pack in self._packs:

@@ -1,8 +1,8 @@
 """Deleted marks: which rows were deleted, written twice, so that no lost or broken file brings a row back.
 
-A mark, ``<pack>.<key>``, is the name of an empty file in the folder ``tombstones`` and a line of ``deleted.log``. Either
-is enough. A mark stays until its pack is gone and no index lists it; then a collection removes both. The first line of
-the log names the last collection: whoever sees a pack gone, and another collection named, need not look for it.
+A mark, ``<pack>.<key>``, is the name of an empty file in the folder ``tombstones`` and then a line of ``deleted.log``.
+Either is enough. A mark stays until its pack is gone and no index lists it; then a collection removes both. The first
+line of the log names the last collection: whoever sees a pack gone, and another collection named, need not look for it.
 """
 
 import contextlib
@@ -41,10 +41,14 @@ class Marks:
     Attributes:
         deleted: the marks.
         collection: the name of the last collection; empty where there was none.
+        unlogged: those that the log does not have.
+        unfiled: those that have no file.
         broken: what is not as it was written, by file.
     """
 
     deleted: frozenset[str]
+    unlogged: frozenset[str]
+    unfiled: frozenset[str]
     collection: str
     broken: dict[str, str]
 
@@ -60,12 +64,12 @@ def read(root: Path) -> Marks:
     broken = {}
     if not whole:
         broken[LOG] = f"{root / LOG} is not as it was written; gc() writes it again from what {TOMBSTONES} has"
-    # A mark of a pack alone is of an earlier version, which had no log.
-    if missing := [mark for mark in logged - files if "." in mark]:
+    if missing := frozenset(logged - files):
         broken[TOMBSTONES] = (
-            f"{root / TOMBSTONES} has lost {len(missing)} deleted marks, of which {LOG} knows; gc() writes them again"
+            f"{root / TOMBSTONES} has lost {len(missing)} deleted marks that {LOG} has; to open the library with "
+            "mode='a' writes them again"
         )
-    return Marks(frozenset(files | logged), collection, broken)
+    return Marks(frozenset(files | logged), frozenset(files - logged), missing, collection, broken)
 
 
 def _lines(path: Path) -> tuple[list[str], bool]:
@@ -93,12 +97,16 @@ def _line(text: str) -> bytes:
 
 def begin(root: Path) -> None:
     """Make the files that a writer needs and that are not there; the caller is the one writer."""
-    if not (root / LOG).exists():
-        _write_log(root, read(root).deleted)
-    for name, size in ((CHANGES, 0), (RESERVE, RESERVE_BYTES)):
-        if not (root / name).exists():
-            with contextlib.suppress(OSError), (root / name).open("xb") as file:  # each is of use, and none is needed
-                file.write(bytes(size))
+    marks = read(root)
+    with contextlib.suppress(OSError):  # each of these is of use, and none is needed: the disk may be full
+        if not (root / LOG).exists():
+            _write_log(root, marks.deleted)
+        elif marks.unlogged or marks.unfiled:
+            _append(root, marks.unlogged)
+            _touch(root, marks.unfiled)
+        for name, size in ((CHANGES, 0), (RESERVE, RESERVE_BYTES)):
+            if not (root / name).exists():
+                (root / name).write_bytes(bytes(size))
 
 
 def add(root: Path, marks: Collection[str]) -> None:
@@ -118,7 +126,7 @@ def add(root: Path, marks: Collection[str]) -> None:
 
 def _add(root: Path, marks: Collection[str]) -> None:
     errors = []
-    ways: tuple[Callable[[Path, Collection[str]], None], ...] = (_append, _touch)
+    ways: tuple[Callable[[Path, Collection[str]], None], ...] = (_touch, _append)
     for way in ways:
         try:
             way(root, marks)
