@@ -69,8 +69,7 @@ def delete(committer: Committer, key: str) -> bool:
                 raise
             _drop(index, packs)  # the disk has no room for a mark, and these packs need none
             with contextlib.suppress(OSError):
-                index.refresh(force=True)
-                index.mark_deleted(keys)
+                index.save()
             return True
 
 

@@ -218,30 +218,36 @@ class ChunkLibrary:
     def info(self, key: str) -> Item:
         """What is stored under a key, of a chunk or of a patch; no array is read. Raises as `get`."""
         _check_key(key)
-        self._index.refresh()
-        kind: Kind = "patches" if "patches" in self._index.kinds_of(key) else "chunks"
-        pack, (about, spec, _) = self._pack_and_row(key, kind, wanted=lambda name: False)
-        patches = self._index.patches(key) if kind == "chunks" else ()
-        return Item(key, kind, about, spec, pack.row_bytes(key), pack.folder.name, patches)
+        for attempt in range(_ATTEMPTS):
+            self._index.refresh(force=attempt > 0)
+            kinds = sorted(self._index.kinds_of(key), reverse=True)
+            try:
+                if not kinds or (pack := self._index.find(key, kinds[0])) is None:
+                    break
+                return self._item(pack, key, kinds[0])
+            except FileNotFoundError:
+                continue
+        raise self._missing(key, "chunks")
 
     def items(self) -> Iterator[Item]:
-        """What is stored, of every chunk and then of every patch; see `info`. What cannot be read is left out.
+        """What is stored under every key, of chunks and then of patches; see `info`. What cannot be read is left out.
 
-        What is put or deleted meanwhile may be among them or not.
+        What is put or deleted meanwhile is among them or not.
         """
         self._index.refresh()
         for kind in get_args(Kind):
             for key in self._index.keys(kind):
                 with contextlib.suppress(LibraryCorruptError, ChunkNotFoundError):
                     try:
-                        pack = self._index.find(key, kind)
-                        if pack is None:
-                            continue
-                        about, spec, _ = pack.row(key, wanted=lambda name: False)
-                        patches = self._index.patches(key) if kind == "chunks" else ()
-                        yield Item(key, kind, about, spec, pack.row_bytes(key), pack.folder.name, patches)
+                        if (pack := self._index.find(key, kind)) is not None:
+                            yield self._item(pack, key, kind)
                     except FileNotFoundError:  # collected meanwhile
                         yield self.info(key)
+
+    def _item(self, pack: Pack, key: str, kind: Kind) -> Item:
+        about, spec, nbytes = pack.facts(key)
+        patches = self._index.patches(key) if kind == "chunks" else ()
+        return Item(key, kind, about, spec, nbytes, pack.folder.name, patches)
 
     def delete(self, key: str) -> bool:
         """Remove a chunk with its patches, or a patch; whether there was something to remove.

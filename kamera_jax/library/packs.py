@@ -97,10 +97,12 @@ class Pack:
             read = {name: self._read(name, leaf, layers, verified) for name, leaf in leaves.items()}
             return about, self.manifest.specs.get(str(about.get("spec"))), read
 
-    def row_bytes(self, key: str) -> int:
-        """Bytes of the arrays of a row; raises as `row`."""
+    def facts(self, key: str) -> tuple[Plain, Plain | None, int]:
+        """A row's plain fields, its model's spec, and the bytes of its arrays, which are not read; raises as `row`."""
         with self.manifest_errors():
-            return sum(leaf.nbytes for leaf in self.manifest.leaves(key).values())
+            about = dict(self.manifest.entries[key]["about"])
+            size = sum(leaf.nbytes for leaf in self.manifest.leaves(key).values())
+            return about, self.manifest.specs.get(str(about.get("spec"))), size
 
     @contextmanager
     def manifest_errors(self) -> Iterator[None]:
