@@ -16,6 +16,7 @@ from kamera_jax.library import marks
 from kamera_jax.library.arrays import writer
 from kamera_jax.library.commit import PACK_BYTES, PACK_ROWS, STAGING, Committer
 from kamera_jax.library.facts import Collected, LibraryReport
+from kamera_jax.library.failures import is_full
 from kamera_jax.library.files import sync
 from kamera_jax.library.index import FOLDERS, Index
 from kamera_jax.library.leftovers import size, sweep
@@ -65,11 +66,11 @@ def delete(committer: Committer, key: str) -> bool:
         except OSError as error:
             packs = {name for each in keys for name in index.packs_of(each)}
             alive = {each for name in packs for each in index.packs()[name].keys if name in index.packs_of(each)}
-            if error.errno not in marks.FULL or not packs or not alive <= set(keys):
+            if not is_full(error) or not packs or not alive <= set(keys):
                 raise
-            _drop(index, packs)  # the disk has no room for a mark, and these packs need none
-            with contextlib.suppress(OSError):
-                index.save()
+            if _drop(index, packs)[-1]:  # the disk has no room for a mark, and these packs need none
+                raise
+            index.save()
             return True
 
 
@@ -84,6 +85,13 @@ class _Tally:
         self.swept = 0
         self.kept: list[str] = []
         self.left: list[str] = []
+
+    def drop(self, names: Iterable[str]) -> list[str]:
+        """Remove packs for good; the names of those that cannot be removed."""
+        freed, dropped, stuck = _drop(self.committer.index, names)
+        self.freed += freed
+        self.dropped += dropped
+        return stuck
 
 
 def collect(committer: Committer) -> Collected:
@@ -123,8 +131,7 @@ def _begin(tally: _Tally) -> dict[Kind, list[str]]:
         tally.swept = len(swept)
         tally.freed = sum(swept) + _beside(committer)
         dead = index.dead()
-        tally.freed += _drop(index, dead)
-        tally.dropped = len(dead)
+        tally.drop(dead)
         return {kind: _to_collect(index, kind) for kind in FOLDERS}
 
 
@@ -174,30 +181,35 @@ def _write(tally: _Tally, kind: Kind, batch: dict[str, list[Row]]) -> None:
                 done.append(name)
                 wanted += [row for row in rows if row.key in live]
         if wanted:
-            tally.freed -= size(committer.write(kind, wanted))
-        tally.freed += _drop(index, done)
-        tally.moved += len(wanted)
-        tally.dropped += len(done)
+            tally.freed -= sum(map(size, committer.write(kind, wanted)))
+            tally.moved += len(wanted)
+        if stuck := tally.drop(done):
+            index.mark_packs(stuck)
 
 
-def _drop(index: Index, names: Iterable[str]) -> int:
-    """Remove packs for good: at once for whoever looks, then their files; the bytes of them."""
-    staging = index.root / STAGING
-    gone = []
-    names = [name for name in names if name in index.names]
-    if not names:
-        return 0
+def _drop(index: Index, names: Iterable[str]) -> tuple[int, int, list[str]]:
+    """Remove packs for good: at once for whoever looks, then their files.
+
+    Returns:
+        Bytes that are free now, how many packs were removed, and the names of those that cannot be.
+    """
+    places = {name: index.folder(index.names[name]) / name for name in names if name in index.names}
+    if not places:
+        return 0, 0, []
+    gone = {}
     with index.changing():
-        for name in names:
-            gone.append(staging / uuid.uuid4().hex)
-            os.rename(index.folder(index.names[name]) / name, gone[-1])
-        for folder in {index.folder(index.names[name]) for name in names}:
+        for name, place in places.items():
+            path = index.root / STAGING / uuid.uuid4().hex
+            with contextlib.suppress(OSError):
+                os.rename(place, path)
+                gone[name] = path
+        for folder in {places[name].parent for name in gone}:
             sync(folder)
-        index.removed(names)
-    freed = sum(map(size, gone))
-    for path in gone:
+        index.removed(gone)
+    freed = sum(map(size, gone.values()))
+    for path in gone.values():
         shutil.rmtree(path, ignore_errors=True)  # the next writer sweeps away what is left
-    return freed
+    return freed, len(gone), [name for name in places if name not in gone]
 
 
 def _end(tally: _Tally) -> None:
@@ -205,12 +217,9 @@ def _end(tally: _Tally) -> None:
     committer = tally.committer
     root = committer.root
     with committer.writing():
-        try:
+        with contextlib.suppress(OSError):  # nothing depends on it
             committer.index.collected()
             marks.begin(root)
-        except OSError as error:  # nothing depends on it
-            if error.errno not in marks.FULL:
-                raise
         tally.freed -= _beside(committer)
 
 

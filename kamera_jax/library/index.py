@@ -4,45 +4,33 @@ Folder times tell of a change, where they are fine enough and old enough to be r
 changes, which no clock has a part in. Which rows were deleted say `kamera_jax.library.marks`.
 """
 
-import re
+import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
 
-from kamera_jax.errors import LibraryCorruptError
 from kamera_jax.library import marks
-from kamera_jax.library.files import read_sealed, write_sealed
-from kamera_jax.library.manifest import KEY, Manifest
+from kamera_jax.library.failures import reading_errors
+from kamera_jax.library.files import MALFORMED
+from kamera_jax.library.forked import check_unforked
+from kamera_jax.library.index_file import PACK, PackKeys, keys_of, read, write
+from kamera_jax.library.manifest import Manifest
 from kamera_jax.library.packs import Pack
 from kamera_jax.library.rows import Kind
-from kamera_jax.library.stamps import Stamps, names, settled, stamps
+from kamera_jax.library.stamps import Stamps, settled, stamps
 
 FOLDERS: dict[Kind, str] = {"chunks": "packs", "patches": "patches"}
 """The folder of the packs of each kind."""
 
-INDEX = "index.json"
-
-PACK = re.compile(r"[0-9a-f]{32}")
 OPEN_PACKS = 64
 OPEN_ROWS = 2**14
 """Manifests kept in memory, of the packs last read: so many, of no more rows together."""
 
 _SCANS = 10
 """A library that changes while it is looked at is looked at again, so many times."""
-
-
-@dataclass(frozen=True)
-class PackKeys:
-    """The keys of a pack's rows, and for each the chunk it is of: itself, or the patch's."""
-
-    kind: Kind
-    keys: tuple[str, ...]
-    chunks: tuple[str, ...]
 
 
 class Index:
@@ -57,6 +45,7 @@ class Index:
     def __init__(self, root: Path) -> None:
         """Nothing is read yet but the index file."""
         self.root = root
+        self._pid = os.getpid()
         self.damaged: dict[str, str] = {}
         self.broken: dict[str, str] = {}
         self.names: dict[str, Kind] = {}
@@ -69,12 +58,12 @@ class Index:
         self._open_rows = 0
         self._marks = marks.read(root)  # before the index file: a collection between the two is noticed
         self._deleted: frozenset[str] = frozenset()
-        self._indexed, self._index_broken = _read_index(root)
+        self._indexed, self._index_broken = read(root)
         self._missing |= self._indexed
         self._saved = frozenset(self._indexed)
         self._seen: tuple[Stamps, int] = ((), 0)
-        watched = (*FOLDERS.values(), marks.TOMBSTONES, marks.LOG, marks.CHANGES)
-        self._watched = [str(root / name) for name in watched]
+        self._folders = [str(root / name) for name in (*FOLDERS.values(), marks.TOMBSTONES)]
+        self._files = [str(root / name) for name in (marks.LOG, marks.CHANGES)]
         self._lock = threading.RLock()
 
     def refresh(self, *, force: bool = False, locked: bool = False) -> None:
@@ -84,9 +73,10 @@ class Index:
             force: look again, whatever the stamps say, and at damaged packs too.
             locked: the caller is the one writer: who writes counts the change, so no time need be old.
         """
-        with self._lock:
+        check_unforked(f"the library at {self.root}", self._pid)  # its lock may never be released here
+        with self._lock, reading_errors(self.root):
             now = time.time_ns()
-            current = stamps(self._watched)
+            current = stamps(self._folders, self._files)
             before, at = self._seen
             if not force and current == before and (locked or settled(before, at)):
                 return
@@ -96,7 +86,7 @@ class Index:
                 self._scan()
                 self._seen = (current, now)
                 now = time.time_ns()
-                if (after := stamps(self._watched)) == current:
+                if (after := stamps(self._folders, self._files)) == current:
                     break
                 current = after
 
@@ -107,7 +97,7 @@ class Index:
         deleted = self._marks.deleted | self._deleted
         there: dict[str, Kind] = {}
         for kind in FOLDERS:
-            there |= dict.fromkeys(filter(PACK.fullmatch, names(self.folder(kind))), kind)
+            there |= dict.fromkeys(filter(PACK.fullmatch, os.listdir(self.folder(kind))), kind)
         for mark in deleted - self._deleted:
             pack, _, key = mark.partition(".")
             if key and pack in self._packs:
@@ -138,10 +128,10 @@ class Index:
         keys = self._indexed.get(name)
         if keys is None or keys.kind != kind:
             try:
-                keys = _keys(self._opened(name, kind).manifest)
+                keys = keys_of(self._opened(name, kind).manifest)
             except FileNotFoundError:  # collected meanwhile
                 return
-            except (LibraryCorruptError, OSError, ValueError, KeyError, TypeError) as error:
+            except (OSError, *MALFORMED) as error:
                 self.damaged[name] = str(error)
                 return
         self._add(name, keys)
@@ -169,7 +159,7 @@ class Index:
         writer that died in between.
         """
         with self._lock:
-            known = stamps(self._watched) == self._seen[0]
+            known = stamps(self._folders, self._files) == self._seen[0]
         marks.count_change(self.root)
         try:
             yield
@@ -180,13 +170,13 @@ class Index:
             marks.count_change(self.root)
         with self._lock:
             if known:
-                self._seen = (stamps(self._watched), time.time_ns())
+                self._seen = (stamps(self._folders, self._files), time.time_ns())
 
     def added(self, name: str, manifest: Manifest) -> None:
         """Know of a pack that was written; see `changing`."""
         with self._lock:
             if name not in self._packs:
-                self._add(name, _keys(manifest))
+                self._add(name, keys_of(manifest))
                 self.names[name] = manifest.kind
                 self._missing_of = None
 
@@ -254,10 +244,10 @@ class Index:
         with self._lock:
             return self._rows.get(key, ())
 
-    def kinds_of(self, key: str) -> frozenset[Kind]:
-        """What is alive under a key."""
+    def kinds_of(self, key: str) -> set[Kind]:
+        """The kinds of the packs in which the key is alive."""
         with self._lock:
-            return frozenset(self._packs[name].kind for name in self._rows.get(key, ()))
+            return {self._packs[name].kind for name in self._rows.get(key, ())}
 
     def keys(self, kind: Kind) -> tuple[str, ...]:
         """Everything of a kind that is alive."""
@@ -320,6 +310,16 @@ class Index:
                 for name in (*self._rows.get(key, ()), *self._missing_packs().get(key, ()))
                 if f"{name}.{key}" not in self._deleted
             ]
+        self._mark(rows)
+        return bool(rows)
+
+    def mark_packs(self, packs: Iterable[str]) -> None:
+        """Delete every row of packs whose files cannot be removed; see `mark_deleted`."""
+        with self._lock:
+            rows = [(name, key) for name in packs for key in self._packs[name].keys if name in self._rows.get(key, ())]
+        self._mark(rows)
+
+    def _mark(self, rows: list[tuple[str, str]]) -> None:
         new = [f"{name}.{key}" for name, key in rows]
         if new:
             with self.changing():
@@ -328,17 +328,19 @@ class Index:
                     self._deleted |= frozenset(new)
                     for name, key in rows:
                         self._remove_row(name, key)
-        return bool(new)
 
-    def save(self) -> None:
-        """Write down which keys are where, so that the next to open need not read every manifest."""
+    def save(self) -> bool:
+        """Write down which keys are where, so that the next to open need not read every manifest; whether it is."""
         with self._lock:
             known = self._packs | self._missing
             if known.keys() != self._saved or self._index_broken:
-                packs = {name: {"kind": at.kind, "keys": at.keys, "chunks": at.chunks} for name, at in known.items()}
-                write_sealed(self.root / INDEX, {"packs": packs})
+                try:
+                    write(self.root, known)
+                except (OSError, ValueError):  # the packs say the same
+                    return False
                 self._saved = frozenset(known)
                 self._index_broken = {}
+            return True
 
     def collected(self) -> None:
         """End a collection: what is lost is given up, and marks of packs that are gone go too."""
@@ -350,34 +352,8 @@ class Index:
             with self._lock:
                 self._missing.clear()
                 self._missing_of = None
-                self.save()
-                marks.keep(self.root, self.names)
+                if self.save():
+                    marks.keep(self.root, self.names)
                 self._marks = marks.read(self.root)
                 self._deleted = self._marks.deleted
-                self.broken = dict(self._marks.broken)
-
-
-def _keys(manifest: Manifest) -> PackKeys:
-    return PackKeys(manifest.kind, manifest.keys, manifest.chunks)
-
-
-def _read_index(root: Path) -> tuple[dict[str, PackKeys], dict[str, str]]:
-    """What the index file says, and what is wrong with it: nothing is known if it is not as it was written."""
-    try:
-        packs: dict[str, Any] = read_sealed(root / INDEX)["packs"]
-        listed = {name: _listed_keys(name, at) for name, at in packs.items()}
-    except FileNotFoundError:
-        return {}, {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}, {INDEX: f"{root / INDEX} is not as it was written; gc() writes it again from what the packs say"}
-    return listed, {}
-
-
-def _listed_keys(name: str, at: Mapping[str, Any]) -> PackKeys:
-    keys = tuple(at["keys"])
-    chunks = keys if at["chunks"] == at["keys"] else tuple(at["chunks"])
-    named = keys if chunks is keys else (*keys, *chunks)
-    known = PACK.fullmatch(name) and at["kind"] in get_args(Kind) and len(keys) == len(chunks)
-    if not known or not all(isinstance(key, str) and KEY.fullmatch(key) for key in named):
-        raise ValueError(f"{name!r} is listed as no pack can be")
-    return PackKeys(at["kind"], keys, chunks)
+                self.broken = self._marks.broken | self._index_broken

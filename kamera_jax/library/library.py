@@ -1,9 +1,9 @@
 """The chunk library: what was encoded once, found by its content, in every process that opens the folder."""
 
 import contextlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from os import PathLike
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, get_args
@@ -25,6 +25,7 @@ from kamera_jax.library.bulk import Stacked
 from kamera_jax.library.commit import LOCK, PACK_BYTES, STAGING, Committer, named_errors
 from kamera_jax.library.facts import Collected, Item, LibraryReport, LibraryStats
 from kamera_jax.library.files import locked
+from kamera_jax.library.forked import check_unforked
 from kamera_jax.library.index import Index
 from kamera_jax.library.layout import check_format, make
 from kamera_jax.library.leftovers import size, sweep
@@ -50,6 +51,7 @@ class ChunkLibrary:
         """Use `open`."""
         self.root = root
         self.mode = mode
+        self._pid = os.getpid()
         self._verify = verify
         self._index = Index(root)
         self._committer = Committer(root, self._index)
@@ -77,8 +79,9 @@ class ChunkLibrary:
             raise ValueError(
                 f"mode is one of {get_args(Mode)}, verify one of {get_args(Verify)}; got {mode!r}, {verify!r}"
             )
-        check_type(path, (str, PathLike), "path", "the library's folder")
+        check_type(path, (str, os.PathLike), "path", "the library's folder")
         root = Path(path).absolute()
+        check_unforked(f"the library at {root}")
         if mode == "a":
             make(root)
         check_format(root)
@@ -103,8 +106,11 @@ class ChunkLibrary:
         Raises:
             LibraryReadOnlyError: the library was opened for reading, or may not be written to.
             LibraryFullError: the disk has no room; nothing was stored.
+            LibraryNotFoundError, LibraryDiskError: the library is gone, or its disk fails.
             MissingKeyError: it has no key: its arrays may hold anything.
-            ValueError: it is no chunk and no patch, or has arrays that cannot be stored.
+            UnstorableError: something in it cannot be stored, or would not come back as it is.
+            ForkedProcessError: the library was opened before this process was forked.
+            ValueError: it is no chunk and no patch.
         """
         return self.put_async(item, storage=storage).result()
 
@@ -119,14 +125,23 @@ class ChunkLibrary:
         return future
 
     def put_many(self, items: Iterable[Chunk | Patch], *, storage: Storage = "exact") -> list[str]:
-        """Store items in packs of 256 MiB: the way to store many. See `put`."""
+        """Store items in packs of 256 MiB: the way to store many. See `put`.
+
+        An item that cannot be stored costs no other: all others are stored before its error is raised.
+        """
         self._check_writable()
+        check_choice(storage, get_args(Storage), "storage")
         check_type(items, Iterable, "items", "chunks and patches; for one item [item]")
-        futures = []
+        futures: list[Future[str]] = []
         size = 0
         try:
             for item in items:
-                row = row_of(item, storage)
+                try:
+                    row = row_of(item, storage)
+                except ValueError as error:
+                    futures.append(Future())
+                    futures[-1].set_exception(error)
+                    continue
                 futures.append(self._committer.add(row))
                 size += row.nbytes
                 if size >= PACK_BYTES:
@@ -134,6 +149,7 @@ class ChunkLibrary:
                     size = 0
         finally:
             self._committer.flush()
+        wait(futures)
         return [future.result() for future in futures]
 
     def get(self, key: str) -> Chunk:
@@ -218,16 +234,10 @@ class ChunkLibrary:
     def info(self, key: str) -> Item:
         """What is stored under a key, of a chunk or of a patch; no array is read. Raises as `get`."""
         _check_key(key)
-        for attempt in range(_ATTEMPTS):
-            self._index.refresh(force=attempt > 0)
-            kinds = sorted(self._index.kinds_of(key), reverse=True)
-            try:
-                if not kinds or (pack := self._index.find(key, kinds[0])) is None:
-                    break
-                return self._item(pack, key, kinds[0])
-            except FileNotFoundError:
-                continue
-        raise self._missing(key, "chunks")
+        self._index.refresh()
+        kind: Kind = "patches" if "patches" in self._index.kinds_of(key) else "chunks"
+        pack, _ = self._pack_and_row(key, kind, wanted=lambda name: False)
+        return self._item(pack, key, kind)
 
     def items(self) -> Iterator[Item]:
         """What is stored under every key, of chunks and then of patches; see `info`. What cannot be read is left out.
@@ -328,6 +338,7 @@ class ChunkLibrary:
     def close(self) -> None:
         """Wait for what was put, and write down what is where, so that the next to open need not look."""
         if self.mode == "a":
+            check_unforked(f"the library at {self.root}", self._pid)
             writer().submit(lambda: None).result()
             with self._committer.writing():
                 self._index.save()
@@ -338,9 +349,11 @@ class ChunkLibrary:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
+        if self._pid == os.getpid():  # a forked process has nothing to write down
+            self.close()
 
     def _check_writable(self) -> None:
+        check_unforked(f"the library at {self.root}", self._pid)
         if self.mode == "r":
             raise LibraryReadOnlyError(f"{self.root} was opened for reading; open it with mode='a'")
 

@@ -6,7 +6,6 @@ line of the log names the last collection: whoever sees a pack gone, and another
 """
 
 import contextlib
-import errno
 import os
 import re
 import uuid
@@ -14,7 +13,10 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from kamera_jax.errors import NotRegularError
+from kamera_jax.library.failures import is_full
 from kamera_jax.library.files import sha256, sync
+from kamera_jax.library.opening import open_regular, read_regular
 
 TOMBSTONES = "tombstones"
 LOG = "deleted.log"
@@ -26,7 +28,6 @@ RESERVE = "RESERVE"
 """A file that gives its room to deleted marks when the disk is full."""
 
 RESERVE_BYTES = 2**16
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 _MARK = re.compile(r"[0-9a-f]{32}(\.[0-9a-f]{64})?")
 _COLLECTION = re.compile(r"collection [0-9a-f]{32}")
@@ -75,11 +76,10 @@ def read(root: Path) -> Marks:
 def _lines(path: Path) -> tuple[list[str], bool]:
     """The lines of the log that are as they were written, and whether all are but for one that never ended."""
     try:
-        with path.open("rb") as file:
-            written = file.read(_LOG_BYTES)
+        written = read_regular(path, _LOG_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         return [], True
-    except OSError:
+    except (OSError, ValueError):
         return [], False
     *ended, _ = written.split(b"\n")
     lines = []
@@ -99,14 +99,15 @@ def begin(root: Path) -> None:
     """Make the files that a writer needs and that are not there; the caller is the one writer."""
     marks = read(root)
     with contextlib.suppress(OSError):  # each of these is of use, and none is needed: the disk may be full
-        if not (root / LOG).exists():
+        if not os.path.lexists(root / LOG):
             _write_log(root, marks.deleted)
         elif marks.unlogged or marks.unfiled:
             _append(root, marks.unlogged)
             _touch(root, marks.unfiled)
         for name, size in ((CHANGES, 0), (RESERVE, RESERVE_BYTES)):
-            if not (root / name).exists():
-                (root / name).write_bytes(bytes(size))
+            if not os.path.lexists(root / name):
+                with os.fdopen(open_regular(root / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
+                    file.write(bytes(size))
 
 
 def add(root: Path, marks: Collection[str]) -> None:
@@ -118,7 +119,7 @@ def add(root: Path, marks: Collection[str]) -> None:
     try:
         _add(root, marks)
     except OSError as error:
-        if error.errno not in FULL:
+        if not is_full(error):
             raise
         (root / RESERVE).unlink(missing_ok=True)
         _add(root, marks)
@@ -130,7 +131,7 @@ def _add(root: Path, marks: Collection[str]) -> None:
     for way in ways:
         try:
             way(root, marks)
-        except OSError as error:
+        except (OSError, NotRegularError) as error:
             errors.append(error)
     if len(errors) == len(ways):
         raise errors[0]
@@ -138,7 +139,7 @@ def _add(root: Path, marks: Collection[str]) -> None:
 
 def _append(root: Path, marks: Iterable[str]) -> None:
     """Write marks at the end of the log, in place of a line that never ended."""
-    descriptor = os.open(root / LOG, os.O_RDWR | os.O_CLOEXEC)
+    descriptor = open_regular(root / LOG, os.O_RDWR)
     try:
         end = os.fstat(descriptor).st_size
         tail = os.pread(descriptor, 256, max(end - 256, 0))
@@ -166,7 +167,7 @@ def _touch(root: Path, marks: Iterable[str]) -> None:
     try:
         for mark in marks:
             path = root / TOMBSTONES / mark
-            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666))
+            os.close(open_regular(path, os.O_WRONLY | os.O_CREAT))
             made.append(path)
         sync(root / TOMBSTONES)
     except OSError:
@@ -179,7 +180,7 @@ def _write_log(root: Path, marks: Iterable[str]) -> None:
     """Write the log again, under a new collection: all of it or nothing."""
     beside = root / f"{LOG}.{uuid.uuid4().hex}"
     try:
-        with beside.open("xb") as file:
+        with os.fdopen(open_regular(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
             file.write(_line(f"collection {uuid.uuid4().hex}") + b"".join(map(_line, sorted(marks))))
             file.flush()
             os.fsync(file.fileno())
@@ -205,5 +206,9 @@ def keep(root: Path, packs: Collection[str]) -> None:
 
 def count_change(root: Path) -> None:
     """Have everyone who looks see that the library has changed, whatever the times of its folders say."""
-    with contextlib.suppress(OSError):  # the times say it too
-        os.truncate(root / CHANGES, os.stat(root / CHANGES).st_size + 1)
+    with contextlib.suppress(OSError, NotRegularError):  # the times say it too
+        descriptor = open_regular(root / CHANGES, os.O_WRONLY)
+        try:
+            os.ftruncate(descriptor, os.fstat(descriptor).st_size + 1)
+        finally:
+            os.close(descriptor)

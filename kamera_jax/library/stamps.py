@@ -1,7 +1,11 @@
 """When a folder has changed: its stamps, and how far the clock of its file system can be relied on."""
 
 import os
-from pathlib import Path
+import stat
+from collections.abc import Iterable
+
+from kamera_jax.errors import NotRegularError
+from kamera_jax.library.opening import kind_of
 
 Stamps = tuple[tuple[int, ...], ...]
 
@@ -14,17 +18,29 @@ _COARSE_NS = 3_000_000_000
 _SECOND_NS = 1_000_000_000
 
 
-def stamps(paths: list[str]) -> Stamps:
-    """What of folders and files changes when they do; empty for what is not there."""
-    return tuple(map(_stamp, paths))
+def stamps(folders: Iterable[str], files: Iterable[str]) -> Stamps:
+    """What of folders and files changes when they do; a file need not be there.
+
+    Raises:
+        NotRegularError: something else is in the place of a folder, such as a link to one.
+        OSError: a folder is not there, or cannot be looked at.
+    """
+    return (*map(_folder_stamp, folders), *map(_file_stamp, files))
 
 
-def _stamp(path: str) -> tuple[int, ...]:
+def _folder_stamp(path: str) -> tuple[int, ...]:
+    at = os.lstat(path)
+    if not stat.S_ISDIR(at.st_mode):
+        raise NotRegularError(f"{path} is {kind_of(at.st_mode)}; expected a folder, and no link to one")
+    return (at.st_mtime_ns, at.st_ino, at.st_nlink, at.st_size)
+
+
+def _file_stamp(path: str) -> tuple[int, ...]:
     try:
-        at = os.stat(path)
+        at = os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
         return ()
-    return (at.st_mtime_ns, at.st_ino, at.st_nlink, at.st_size)
+    return (at.st_mtime_ns, at.st_ino, at.st_size)
 
 
 def settled(seen: Stamps, at: int) -> bool:
@@ -32,11 +48,3 @@ def settled(seen: Stamps, at: int) -> bool:
     times = [stamp[0] for stamp in seen if stamp]
     coarse = any(time % _SECOND_NS == 0 for time in times)
     return at - max(times, default=at) > (_COARSE_NS if coarse else _SETTLED_NS)
-
-
-def names(folder: Path) -> list[str]:
-    """What is in a folder; nothing if it is not there."""
-    try:
-        return os.listdir(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        return []

@@ -66,17 +66,18 @@ def test_verify_while_another_collects(lib, monkeypatch, where):
 
 
 class Clock:
-    """Times of files that are all one, and a clock that stands some seconds behind it."""
+    """Times of files that are all one, perhaps with links that say nothing, and a clock some seconds behind it."""
 
-    def __init__(self, monkeypatch, seconds):
-        whole = os.stat
+    def __init__(self, monkeypatch, seconds, links=0):
         tick = int(time.time()) * 10**9
+        times = dict.fromkeys(("st_mtime_ns", "st_ctime_ns", "st_atime_ns"), tick)
+        for name in ("stat", "lstat"):
 
-        def stat(*arguments, **options):
-            found = whole(*arguments, **options)
-            return os.stat_result(list(found)[:10], {"st_mtime_ns": tick, "st_ctime_ns": tick, "st_atime_ns": tick})
+            def stat(*arguments, whole=getattr(os, name), **options):
+                fields = list(whole(*arguments, **options))[:10]
+                return os.stat_result([*fields[:3], links or fields[3], *fields[4:]], times)
 
-        monkeypatch.setattr(os, "stat", stat)
+            monkeypatch.setattr(os, name, stat)
         monkeypatch.setattr(time, "time_ns", lambda: tick + round(seconds * 1e9))
 
 
@@ -100,9 +101,7 @@ def test_folders_that_no_library_changed(tmp_path, lib, monkeypatch, seconds):
         other.put(chunk(1))
         other.delete(other.put(chunk(2)))
     reader = kj.ChunkLibrary.open(lib.root)
-    Clock(monkeypatch, seconds)
-    links = os.stat(lib.root / "packs").st_nlink
-    monkeypatch.setattr(os, "stat", fixed(os.stat, st_nlink=links, st_size=4096))
+    Clock(monkeypatch, seconds, links=1)
     lib.put(chunk(0))
     assert there(reader) == {0}
     shutil.copytree(next(each for each in (other.root / "packs").iterdir() if key_of(1) in manifest(each)), copy(lib))
@@ -117,19 +116,6 @@ def copy(lib):
     """Where the one pack that has the second chunk goes, under its own name."""
     (name,) = (each.name for each in (lib.root.parent / "other" / "packs").iterdir() if key_of(1) in manifest(each))
     return lib.root / "packs" / name
-
-
-def fixed(stat, **fields):
-    """Stamps in which some fields say nothing."""
-
-    def instead(*arguments, **options):
-        found = stat(*arguments, **options)
-        ordered = list(found)[:10]
-        ordered[3] = fields["st_nlink"]
-        times = {name: getattr(found, name) for name in ("st_mtime_ns", "st_ctime_ns", "st_atime_ns")}
-        return os.stat_result(ordered, times)
-
-    return instead
 
 
 def test_what_stands_still_is_not_read_again(lib, monkeypatch):
@@ -276,7 +262,7 @@ def test_leftovers(lib):
         for name in (*left[:3], *foreign):
             (lib.root / name).write_bytes(b"dear")
         (lib.root / left[3]).mkdir()
-        (lib.root / left[4]).write_bytes(b"dear")
+        (lib.root / left[4]).mkdir()
         swept = getattr(act(), "swept", 5)
         assert swept == 5 and not any((lib.root / name).exists() for name in left)
         assert all((lib.root / name).read_bytes() == b"dear" for name in foreign) and there(lib) == {0}
