@@ -7,7 +7,11 @@ from pathlib import Path
 
 from tests.hardening import faults
 
-CLASSES = {}
+CLASSES = {
+    "crash_points": 400,
+    "damaged_files": 560,
+    "kills": 160,
+}
 """The module of each class of faults in this folder, and how many of them are tried."""
 
 

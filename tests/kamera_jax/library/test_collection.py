@@ -71,13 +71,16 @@ class Clock:
     def __init__(self, monkeypatch, seconds, links=0):
         tick = int(time.time()) * 10**9
         times = dict.fromkeys(("st_mtime_ns", "st_ctime_ns", "st_atime_ns"), tick)
-        for name in ("stat", "lstat"):
 
-            def stat(*arguments, whole=getattr(os, name), **options):
+        def standing(whole):
+            def stat(*arguments, **options):
                 fields = list(whole(*arguments, **options))[:10]
                 return os.stat_result([*fields[:3], links or fields[3], *fields[4:]], times)
 
-            monkeypatch.setattr(os, name, stat)
+            return stat
+
+        for name in ("stat", "lstat"):
+            monkeypatch.setattr(os, name, standing(getattr(os, name)))
         monkeypatch.setattr(time, "time_ns", lambda: tick + round(seconds * 1e9))
 
 
