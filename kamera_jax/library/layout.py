@@ -13,6 +13,7 @@ from kamera_jax.library.index import FOLDERS
 from kamera_jax.library.index_file import INDEX
 from kamera_jax.library.leftovers import UNFINISHED
 from kamera_jax.library.marks import CHANGES, LOG, RESERVE, TOMBSTONES
+from kamera_jax.library.opening import is_there
 
 FORMAT_VERSION = 2
 """In format 1 keys did not say which patches a chunk was run behind."""
@@ -29,10 +30,10 @@ def make(root: Path) -> None:
         LibraryReadOnlyError, LibraryFullError, LibraryDiskError: it cannot be written.
     """
     check_path(root)
-    if root.exists() and not root.is_dir():
-        raise LibraryNotFoundError(f"{root} is a file; give a folder that is empty or a library")
     with named_errors(root):
-        if root.is_dir() and not os.path.lexists(root / LIBRARY):
+        if root.exists() and not root.is_dir():
+            raise LibraryNotFoundError(f"{root} is a file; give a folder that is empty or a library")
+        if root.is_dir() and not is_there(root / LIBRARY):
             foreign = sorted(path.name for path in root.iterdir() if not _is_own(path.name))
             if foreign:
                 raise LibraryNotFoundError(
@@ -44,10 +45,10 @@ def make(root: Path) -> None:
             raise LibraryNotFoundError(f"{root} cannot be a folder: {error}; give another path") from error
         with locked(root / LOCK):
             for name in OWN_FOLDERS:
-                if not os.path.lexists(root / name):
+                if not is_there(root / name):
                     (root / name).mkdir(exist_ok=True)
             check_own(root, OWN_FOLDERS)
-            if not os.path.lexists(root / LIBRARY):
+            if not is_there(root / LIBRARY):
                 write_sealed(root / LIBRARY, {"format_version": FORMAT_VERSION, "uuid": uuid.uuid4().hex})
 
 
@@ -75,7 +76,7 @@ def check_format(root: Path) -> None:
             f"{root} is no library: it has no {LIBRARY}; open it with mode='a' to make one"
         ) from error
     except OSError as error:
-        if not root.is_dir():
+        if not os.path.isdir(root):
             raise LibraryNotFoundError(f"{root} is no library: {error}; give a library's folder") from error
         raise LibraryCorruptError(
             f"{root / LIBRARY} cannot be read: {error}; check the disk, and who may read it"

@@ -100,6 +100,11 @@ def is_regular(path: str | Path) -> bool:
     return stat.S_ISREG(_mode_there(path))
 
 
+def is_there(path: str | Path) -> bool:
+    """Whether anything is there, a link to nothing too; see `is_folder`."""
+    return _mode_there(path) != 0
+
+
 def _mode_there(path: str | Path) -> int:
     try:
         return os.lstat(path).st_mode

@@ -1,4 +1,4 @@
-"""What flipped bits and crowds do to a library: nothing. `make soak` has the long forms, tests/hardening the crashes."""
+"""What flipped bits and crowds do to a library: nothing. `make soak` has the long forms."""
 
 import pytest
 
