@@ -5,8 +5,6 @@ is not there, after that it is there for good. One writer at a time, over all pr
 whatever else lies in ``staging`` was left by one that died.
 """
 
-import contextlib
-import re
 import shutil
 import threading
 import uuid
@@ -18,11 +16,11 @@ from pathlib import Path
 
 from kamera_jax.errors import LibraryDiskError, LibraryFullError, UnstorableError
 from kamera_jax.library.arrays import writer
-from kamera_jax.library.failures import LIBRARY, check_own, is_full
+from kamera_jax.library.failures import check_own, is_forbidden, is_full
 from kamera_jax.library.failures import named_errors as named_errors
 from kamera_jax.library.files import locked, sync
-from kamera_jax.library.index import FOLDERS, INDEX, TOMBSTONES, Index
-from kamera_jax.library.opening import is_folder, is_regular
+from kamera_jax.library.index import FOLDERS, Index
+from kamera_jax.library.marks import TOMBSTONES
 from kamera_jax.library.packs import write_pack
 from kamera_jax.library.rows import Kind, Row
 
@@ -31,6 +29,9 @@ LOCK = "LOCK"
 
 PACK_BYTES = 2**28
 """Rows are put into one pack until they have so many bytes."""
+
+PACK_ROWS = 2**12
+"""No pack has more rows: whoever reads one of them reads the pack's whole manifest."""
 
 PENDING_BYTES = 2**30
 """Rows that wait to be written have no more bytes than about so many: whoever puts more waits."""
@@ -42,9 +43,6 @@ _DESCRIBED = 2**26
 """Bytes of what the rows of a pack say of themselves, about: no manifest is too long to be read."""
 
 OWN_FOLDERS = (*FOLDERS.values(), STAGING, TOMBSTONES)
-
-_STAGED = re.compile(r"[0-9a-f]{32}(\..*)?")
-UNFINISHED = re.compile(rf"({re.escape(LIBRARY)}|{re.escape(INDEX)})\.[0-9a-f]{{32}}")
 
 
 class Committer:
@@ -83,7 +81,7 @@ class Committer:
         batch = []
         size = 0
         with self._changed:
-            while self._pending and size < PACK_BYTES:
+            while self._pending and size < PACK_BYTES and len(batch) < PACK_ROWS:
                 row, future = self._pending.popleft()
                 size += row.nbytes
                 if future.set_running_or_notify_cancel():
@@ -122,7 +120,11 @@ class Committer:
         try:
             self.write(kind, rows)
         except Exception as error:
-            if isinstance(error, OSError | LibraryFullError | LibraryDiskError) or is_full(error):
+            if (
+                isinstance(error, OSError | LibraryFullError | LibraryDiskError)
+                or is_full(error)
+                or is_forbidden(error)
+            ):
                 raise
             if len(rows) == 1:
                 failed[rows[0].key] = UnstorableError(f"{rows[0].key[:12]} cannot be stored: {error}")
@@ -138,28 +140,29 @@ class Committer:
             check_own(self.root, OWN_FOLDERS)
             with locked(self.root / LOCK):
                 check_own(self.root, OWN_FOLDERS)
-                self.index.refresh(force=True)
+                self.index.refresh(locked=True)
                 yield
 
-    def write(self, kind: Kind, rows: Sequence[Row]) -> None:
-        """Write rows into new packs; the caller is the one writer, on the writer's thread.
+    def write(self, kind: Kind, rows: Sequence[Row]) -> list[Path]:
+        """Write rows into new packs, and give their folders; the caller is the one writer, on the writer's thread.
 
         Raises:
             LibraryFullError: there is no room.
             UnstorableError: they would not be read back.
         """
+        places = []
         part: list[Row] = []
         described = 0
         for row in rows:
             if part and described + row.described > _DESCRIBED:
-                self._write_pack(kind, part)
+                places.append(self._write_pack(kind, part))
                 part = []
                 described = 0
             part.append(row)
             described += row.described
-        self._write_pack(kind, part)
+        return [*places, self._write_pack(kind, part)]
 
-    def _write_pack(self, kind: Kind, rows: Sequence[Row]) -> None:
+    def _write_pack(self, kind: Kind, rows: Sequence[Row]) -> Path:
         needed = sum(row.nbytes for row in rows) + _ROOM
         free = shutil.disk_usage(self.root).free
         if needed > free:
@@ -171,33 +174,17 @@ class Committer:
         staged = self.root / STAGING / name
         place = self.index.folder(kind)
         try:
-            write_pack(staged, kind, rows)
-            staged.rename(place / name)
-            try:
-                sync(place)
-            except OSError:  # it may not outlast a power failure: nobody is to rely on it
-                (place / name).rename(staged)
-                raise
+            manifest = write_pack(staged, kind, rows)
+            with self.index.changing():
+                staged.rename(place / name)
+                try:
+                    sync(place)
+                except OSError:  # it may not outlast a power failure: nobody is to rely on it
+                    (place / name).rename(staged)
+                    raise
+                self.index.added(name, manifest)
         except BaseException:
             for left in staged.parent.glob(f"{name}*"):
                 shutil.rmtree(left, ignore_errors=True)
             raise
-        self.index.refresh(force=True)
-
-    def sweep(self) -> int:
-        """Remove what writers that died left, and count it; the caller is the one writer.
-
-        What no writer makes there is left alone, and so is what cannot be removed.
-        """
-        removed = 0
-        for path in sorted((self.root / STAGING).iterdir()):
-            if _STAGED.fullmatch(path.name) and is_folder(path):
-                with contextlib.suppress(OSError):
-                    shutil.rmtree(path)
-                    removed += 1
-        for path in sorted(self.root.iterdir()):
-            if UNFINISHED.fullmatch(path.name) and is_regular(path):
-                with contextlib.suppress(OSError):
-                    path.unlink()
-                    removed += 1
-        return removed
+        return place / name

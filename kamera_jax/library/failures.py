@@ -20,10 +20,32 @@ LIBRARY = "LIBRARY.json"
 """A library's first file."""
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+_FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
 def is_full(error: BaseException) -> bool:
-    """Whether an error says that the disk is full; the storage library says it in words."""
-    number = error.errno if isinstance(error, OSError) else None
-    return number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+    """Whether an error says that the disk, or the user's part of it, is full."""
+    return _says(error, FULL)
+
+
+def is_forbidden(error: BaseException) -> bool:
+    """Whether an error says that something may not be written to."""
+    return _says(error, _FORBIDDEN)
+
+
+def _says(error: BaseException, numbers: tuple[int, ...]) -> bool:
+    """Whether an error, or one that it came of, has one of the system's numbers; the storage library has its words."""
+    words = tuple(map(os.strerror, numbers))
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno is not None:
+            if seen.errno in numbers:
+                return True
+        elif any(each in str(seen) for each in words):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
 
 
 @contextmanager
@@ -45,12 +67,12 @@ def _named(root: Path, error: Exception) -> ValueError | None:
         )
     if isinstance(error, NotRegularError):
         return _irregular(root, error)
-    if not isinstance(error, OSError):
-        return None
-    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+    if is_forbidden(error):
         return LibraryReadOnlyError(
             f"{root} may not be written to: {error}; open it with mode='r', or give another folder"
         )
+    if not isinstance(error, OSError):
+        return None
     if isinstance(error, FileNotFoundError | NotADirectoryError) and not _is_there(root):
         return _moved(root)
     return LibraryDiskError(

@@ -5,17 +5,20 @@ import uuid
 from pathlib import Path
 
 from kamera_jax.errors import LibraryCorruptError, LibraryNotFoundError, LibraryVersionError
-from kamera_jax.library.commit import LOCK, OWN_FOLDERS, UNFINISHED, named_errors
+from kamera_jax.library.commit import LOCK, OWN_FOLDERS, named_errors
 from kamera_jax.library.failures import LIBRARY as LIBRARY
 from kamera_jax.library.failures import check_own
 from kamera_jax.library.files import locked, read_sealed, write_sealed
-from kamera_jax.library.index import FOLDERS, INDEX, TOMBSTONES
+from kamera_jax.library.index import FOLDERS
+from kamera_jax.library.index_file import INDEX
+from kamera_jax.library.leftovers import UNFINISHED
+from kamera_jax.library.marks import CHANGES, LOG, RESERVE, TOMBSTONES
 from kamera_jax.library.opening import is_there
 
 FORMAT_VERSION = 2
 """In format 1 keys did not say which patches a chunk was run behind."""
 
-_OWN = (*OWN_FOLDERS, LOCK, INDEX, LIBRARY)
+_OWN = (*OWN_FOLDERS, LOCK, INDEX, LIBRARY, LOG, CHANGES, RESERVE)
 
 
 def make(root: Path) -> None:

@@ -35,10 +35,10 @@ def write_pack(place: Path, kind: Kind, rows: Iterable[Row]) -> Manifest:
     arrays.save(place, stacked)
     data = {arrays.data_file(place, name, array.ndim) for name, array in stacked.items()}
     manifest = replace(manifest, files=_others(place, data))
-    write_sealed(place / MANIFEST, manifest.body, durable=False)
+    write_sealed(place / MANIFEST, manifest.body | {"pack": place.name}, durable=False)
     try:
         again = Manifest.parsed(read_sealed(place / MANIFEST))
-        same = json.dumps(again.body) == json.dumps(json.loads(json.dumps(manifest.body, sort_keys=True)))
+        same = json.dumps(again.body, sort_keys=True) == json.dumps(manifest.body, sort_keys=True)
         for key in again.keys:
             again.leaves(key)
     except MALFORMED as error:
@@ -68,7 +68,10 @@ class Pack:
         self.folder = folder
         try:
             folder_stamp(folder)
-            self.manifest = Manifest.parsed(read_sealed(folder / MANIFEST))
+            body = read_sealed(folder / MANIFEST)
+            if body.get("pack", folder.name) != folder.name:
+                raise ValueError("a manifest of another pack")
+            self.manifest = Manifest.parsed(body)
         except FileNotFoundError:
             if os.path.lexists(folder):
                 raise LibraryCorruptError(f"pack {folder} has lost its manifest; {REMEDY}") from None
@@ -114,6 +117,13 @@ class Pack:
             read = {name: self._read(name, leaf, layers, verified) for name, leaf in leaves.items()}
             return about, self.manifest.specs.get(str(about.get("spec"))), read
 
+    def facts(self, key: str) -> tuple[Plain, Plain | None, int]:
+        """A row's plain fields, its model's spec, and the bytes of its arrays, which are not read; raises as `row`."""
+        with self.manifest_errors():
+            about = dict(self.manifest.entries[key]["about"])
+            size = sum(leaf.nbytes for leaf in self.manifest.leaves(key).values())
+            return about, self.manifest.specs.get(str(about.get("spec"))), size
+
     @contextmanager
     def manifest_errors(self) -> Iterator[None]:
         """Where the manifest is relied on: a LibraryCorruptError if it says what cannot be."""
@@ -122,7 +132,7 @@ class Pack:
         except LibraryCorruptError:
             raise
         except FileNotFoundError as error:
-            if os.path.lexists(self.folder / MANIFEST):
+            if os.path.lexists(self.folder):
                 raise LibraryCorruptError(f"pack {self.folder} has lost data: {error}; {REMEDY}") from error
             raise
         except (NotRegularError, OSError) as error:
@@ -188,7 +198,11 @@ class Pack:
             return {name: buffers[name].view(dtype).reshape(shape) for name, (dtype, shape) in manifest.arrays.items()}
 
     def check(self) -> dict[str, str]:
-        """What is wrong, by the key of each row that is not as it was written, and by file; empty if nothing is."""
+        """What is wrong, by the key of each row that is not as it was written, and by file; empty if nothing is.
+
+        Raises:
+            FileNotFoundError: the pack is gone: it was collected meanwhile.
+        """
         wrong: dict[str, str] = {}
 
         def read(key: str) -> None:
@@ -202,11 +216,13 @@ class Pack:
         return wrong | self.check_files()
 
     def check_files(self) -> dict[str, str]:
-        """What is wrong with what Orbax wrote beside the data, by file; empty if nothing is."""
+        """What is wrong with what Orbax wrote beside the data, by file; empty if nothing is; raises as `check`."""
         present = _others(self.folder, (self.folder / place for place in self._data.values()))
         names = sorted(
             name for name in present | self.manifest.files if present.get(name) != self.manifest.files.get(name)
         )
+        if names and not os.path.lexists(self.folder):
+            raise FileNotFoundError(f"pack {self.folder} is gone")
         return {name: f"{self.folder / name} is not as it was written; {REMEDY}" for name in names}
 
     def restored(self, targets: dict[str, Any] | None) -> dict[str, Any]:

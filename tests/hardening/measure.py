@@ -11,6 +11,9 @@ CLASSES = {
     "hostile_libraries": 150,
     "odd_items": 250,
     "disk_errors": 220,
+    "crash_points": 400,
+    "damaged_files": 560,
+    "kills": 160,
 }
 """The module of each class of faults in this folder, and how many of them are tried."""
 
