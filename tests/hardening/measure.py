@@ -9,7 +9,14 @@ from pathlib import Path
 from benchmarks.reliability_page import page
 from tests.hardening import faults
 
-CLASSES = {}
+CLASSES = {
+    "hostile_libraries": 150,
+    "odd_items": 250,
+    "disk_errors": 220,
+    "crash_points": 400,
+    "damaged_files": 560,
+    "kills": 160,
+}
 """The module of each class of faults in this folder, and how many of them are tried."""
 
 

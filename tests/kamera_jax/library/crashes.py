@@ -134,45 +134,66 @@ def journal(lines, chunks, patches):
     return {"chunks": sorted(chunks), "patches": sorted(patches), "perhaps": sorted(perhaps)}, during
 
 
-def main(folder, count, seed):
-    """The process that forks."""
-    from orbax.checkpoint import v1  # noqa: F401  (what a writer would import, once)
+class Victims:
+    """One library, and the writers that are killed in it; no thread may run in this process."""
 
-    import tests.kamera_jax.library.made  # noqa: F401
+    def __init__(self, folder, seed):
+        from orbax.checkpoint import v1  # noqa: F401  (what a writer would import, once)
 
-    rng = random.Random(seed)
-    there = {"chunks": [], "patches": []}
-    during = dict.fromkeys((*KINDS, "between"), 0)
-    rows = 0
-    took = {}
-    for trial in range(1, count + 1):
-        child, told = forked(lambda say, trial=trial: write(folder, seed + trial, say))
+        import tests.kamera_jax.library.made  # noqa: F401
+
+        self.folder = folder
+        self.seed = seed
+        self.there = {"chunks": [], "patches": []}
+        self.during = dict.fromkeys((*KINDS, "between"), 0)
+        self.rows = 0
+        self._trials = 0
+        self._rng = random.Random(seed)
+        self._took = {}
+
+    def kill(self):
+        """Kill one more, and check what it left; "" or what went wrong."""
+        self._trials += 1
+        trial = self._trials
+        child, told = forked(lambda say: write(self.folder, self.seed + trial, say))
         lines = [told.readline()]
-        assert lines[0].startswith(b"open"), "a writer could not open the library"
+        if not lines[0].startswith(b"open"):
+            return "a writer could not open the library"
         victim = KINDS[trial % len(KINDS)]
         begun = 0.0
         seen = 0
         while seen < 1 + trial % STEPS:
             lines.append(told.readline())
+            if not lines[-1]:
+                return "a writer failed"
             stage, act = lines[-1].decode().split()[:2]
             if stage == "begin":
                 begun = time.monotonic()
                 seen += act == victim
             else:
-                took[act] = time.monotonic() - begun
-        time.sleep(rng.uniform(0, took.get(victim, SHORT)))
+                self._took[act] = time.monotonic() - begun
+        time.sleep(self._rng.uniform(0, self._took.get(victim, SHORT)))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         lines += told.readlines()
-        wanted, doing = journal([line.decode() for line in lines[1:]], **there)
-        during[doing] += 1
-        reader, said = forked(lambda say, wanted=wanted: check(folder, wanted, say))
+        wanted, doing = journal([line.decode() for line in lines[1:]], **self.there)
+        self.during[doing] += 1
+        reader, said = forked(lambda say: check(self.folder, wanted, say))
         answer = said.read()
         if os.waitpid(reader, 0)[1]:
-            sys.exit(f"after kill {trial}, during {doing}")
-        there = json.loads(answer)  # what was under way is there or not, from now on
-        rows += len(there["chunks"]) + len(there["patches"])
-    print(json.dumps({"kills": count, "during": during, "rows_read_back": rows}))
+            return f"after kill {trial}, during {doing}"
+        self.there = json.loads(answer)  # what was under way is there or not, from now on
+        self.rows += len(self.there["chunks"]) + len(self.there["patches"])
+        return ""
+
+
+def main(folder, count, seed):
+    """The process that forks."""
+    victims = Victims(folder, seed)
+    for _ in range(count):
+        if wrong := victims.kill():
+            sys.exit(wrong)
+    print(json.dumps({"kills": count, "during": victims.during, "rows_read_back": victims.rows}))
 
 
 if __name__ == "__main__":
