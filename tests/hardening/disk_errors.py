@@ -10,6 +10,11 @@ import os
 import shutil
 
 import numpy as np
+from orbax.checkpoint import v1  # noqa: F401  (what the first put would import)
+
+import kamera_jax as kj
+from kamera_jax.library import arrays
+from tests.kamera_jax.library.made import bits, chunk, key_of, patch
 
 OPERATIONS = ("open a", "open r", "put", "put_many", "delete", "gc", "close", "get", "verify", "patches")
 NUMBERS = ("EIO", "ENOSPC", "EDQUOT", "EROFS", "EACCES")
@@ -35,8 +40,6 @@ FAILED = 40
 
 def cases(folder, count, seed):
     """``count`` of all that there are, drawn without order; the library that they are done to is made once."""
-    import kamera_jax as kj
-    from tests.kamera_jax.library.made import chunk, key_of, patch
 
     if not (folder / "template").exists():
         with kj.ChunkLibrary.open(folder / "template", mode="a") as lib:
@@ -94,7 +97,6 @@ class Failing:
         return call
 
     def __enter__(self):
-        from kamera_jax.library import arrays
 
         self.saved = [(os, name, getattr(os, name)) for name in CALLS]
         self.saved += [(io, "open", io.open), (builtins, "open", builtins.open), (arrays, "save", arrays.save)]
@@ -112,8 +114,6 @@ OPEN = os.open
 
 def judge(case, folder):
     """Let one call fail, and read everything back."""
-    import kamera_jax as kj
-    from tests.kamera_jax.library.made import bits, chunk, key_of, patch
 
     operation, number, call, then = case
     root = folder / "lib"

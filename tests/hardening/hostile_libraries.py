@@ -8,7 +8,13 @@ import os
 import shutil
 import socket
 
+import jax
 import numpy as np
+from orbax.checkpoint import v1  # noqa: F401  (what the first put would import)
+
+import kamera_jax as kj
+from kamera_jax.library.files import write_sealed
+from tests.kamera_jax.library.made import bits, chunk, key_of, patch
 
 IN_A = (0, 1, 2)
 """Chunks of the pack that is spoilt, or of whose folder all is; the others lie in packs of their own."""
@@ -58,8 +64,6 @@ HUGE = (2**20, 2**26, 2**31 - 1, 2**40)
 
 def cases(folder, count, seed):
     """``count`` of all that there are, drawn without order; the library that they are done to is made once."""
-    import kamera_jax as kj
-    from tests.kamera_jax.library.made import chunk, patch
 
     if not (folder / "template").exists():
         with kj.ChunkLibrary.open(folder / "template", mode="a") as lib:
@@ -176,7 +180,6 @@ def _put_instead(root, path, what, outside):
 
 
 def _craft(root, pack, where, value):
-    from kamera_jax.library.files import write_sealed
 
     word, _, name = where.partition(" ")
     if word == "zarr":
@@ -246,10 +249,6 @@ def _seen(folder):
 
 def _do_all(root, trusting, spared):
     """Everything that a library can do; what went wrong, or nothing."""
-    import jax
-
-    import kamera_jax as kj
-    from tests.kamera_jax.library.made import bits, chunk, key_of, patch
 
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     chunks = {key_of(i): chunk(i, tokens=20 if i == IN_B else 12) for i in (*IN_A, IN_B)}

@@ -8,6 +8,9 @@ from pathlib import Path
 from tests.hardening import faults
 
 CLASSES = {
+    "hostile_libraries": 150,
+    "odd_items": 250,
+    "disk_errors": 220,
     "crash_points": 400,
     "damaged_files": 560,
     "kills": 160,

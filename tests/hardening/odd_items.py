@@ -3,7 +3,18 @@
 Its neighbours, put with it, are stored in any case.
 """
 
+from dataclasses import fields
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
+from orbax.checkpoint import v1  # noqa: F401  (what the first put would import)
+
+import kamera_jax as kj
+from kamera_jax.kv import KV, Sketch, SketchSpec
+from tests.kamera_jax.library.made import SPEC as MADE
+from tests.kamera_jax.library.made import bits, chunk, key_of, named, patch
 
 NEIGHBOURS = (1, 2)
 
@@ -24,9 +35,6 @@ def _scalars():
 
 def _arrays(like):
     """Arrays in place of another one, of its shape where they can be."""
-    import jax
-    import jax.numpy as jnp
-    import ml_dtypes
 
     numbers = np.asarray(like).astype(np.float32)
     dtypes = (
@@ -44,7 +52,7 @@ def _arrays(like):
     found |= {
         "structured": np.zeros(numbers.shape, [("a", "i4"), ("b", "f4")]),
         "masked": np.ma.masked_array(numbers, numbers > 0),
-        "matrix": np.matrix(np.ones((2, 2))),
+        "matrix": np.ones((2, 2)).view(np.matrix),
         "Fortran": np.asfortranarray(numbers),
         "strided": np.repeat(numbers, 2, axis=-1)[..., ::2],
         "reversed": numbers[..., ::-1],
@@ -132,12 +140,6 @@ def cases(folder, count, seed):
 
 def made(case):
     """The odd item of a case, or None where it cannot even be made."""
-    from dataclasses import fields
-
-    import kamera_jax as kj
-    from kamera_jax.kv import KV, Sketch, SketchSpec
-    from tests.kamera_jax.library.made import SPEC as MADE
-    from tests.kamera_jax.library.made import chunk, named, patch
 
     what, field, value, _ = case
     base = chunk(0, tokens=12)
@@ -194,7 +196,6 @@ def made(case):
 
 def differences(given, back, storage):
     """What came back otherwise than it was put; empty if nothing did."""
-    import kamera_jax as kj
 
     is_chunk = isinstance(given, kj.Chunk)
     names = ("length", "model", "antecedents", "codec", "key", "lineage")
@@ -238,7 +239,8 @@ def _same_array(old, new):
         return old is new
     if not hasattr(old, "dtype") or not hasattr(new, "dtype"):
         return False
-    old, new = np.asarray(old), np.asarray(new)
+    old = np.asarray(old)
+    new = np.asarray(new)
     if old.dtype.newbyteorder("=") != new.dtype or old.shape != new.shape:
         return False
     old = old.astype(new.dtype)
@@ -247,8 +249,6 @@ def _same_array(old, new):
 
 def judge(case, folder):
     """Put an odd item between others, and read everything back."""
-    import kamera_jax as kj
-    from tests.kamera_jax.library.made import bits, chunk, key_of
 
     item = made(case)
     if item is None:
