@@ -25,8 +25,8 @@ from kamera_jax.library.stamps import Stamps, settled, stamps
 FOLDERS: dict[Kind, str] = {"chunks": "packs", "patches": "patches"}
 """The folder of the packs of each kind."""
 
-OPEN_PACKS = 64
-OPEN_ROWS = 2**14
+OPEN_PACKS = 256
+OPEN_ROWS = 2**15
 """Manifests kept in memory, of the packs last read: so many, of no more rows together."""
 
 _SCANS = 10
