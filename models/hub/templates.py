@@ -14,9 +14,11 @@ from functools import lru_cache, wraps
 from typing import Any
 
 from jinja2 import Template, TemplateError, TemplateRuntimeError, nodes
+from jinja2.compiler import CodeGenerator
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 
 SECONDS = 2.0
 """A rendering takes no longer."""
@@ -35,6 +37,9 @@ MEMORY = 2**28
 
 NUMBER = 100_000
 """No number that a template gives to a method or a filter is larger: it is a width or a count."""
+
+VALUES = 200_000
+"""Values in a list or mapping of a template, those in the lists within it counted wherever they stand."""
 
 _FILENAME = "<template>"
 _WIDTH = re.compile(r"\d{6}|\*")
@@ -106,6 +111,9 @@ class _Bounds:
             self._exceeded(f"{MEMORY} bytes of memory")
         if time.monotonic() > self._until:
             self._exceeded(f"{SECONDS:g} seconds")
+        for value in frame.f_locals.values():
+            if isinstance(value, _NESTED) and _is_large(value):
+                self._exceeded(f"{VALUES} values")
         return self._step
 
     def _exceeded(self, what: str) -> None:
@@ -119,6 +127,51 @@ def _peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+_NESTED = (list, tuple, dict, Namespace)
+
+
+def _is_large(value: Any) -> bool:
+    """Whether a value is long, or has very many values in it, as it would be written or compared."""
+    budget = VALUES
+    characters = TEXT
+    waiting = [value]
+    while waiting:
+        each = waiting.pop()
+        budget -= 1
+        if isinstance(each, Namespace):
+            each = getattr(each, "_Namespace__attrs", {})
+        if isinstance(each, dict):
+            each = [*each.keys(), *each.values()]
+        if isinstance(each, list | tuple):
+            budget -= len(each)
+            if budget >= 0:
+                waiting += each
+        elif isinstance(each, str | bytes):
+            characters -= len(each)
+        if budget < 0 or characters < 0:
+            return True
+    return False
+
+
+def _small(value: Any) -> Any:
+    """The value, if it is not large."""
+    if isinstance(value, (str, *_NESTED)) and _is_large(value):
+        raise SecurityError(f"a {type(value).__name__} is too large for a chat template")
+    return value
+
+
+class _Generator(CodeGenerator):
+    """Code of templates in which texts are joined by `_Environment.joined`."""
+
+    def visit_Concat(self, node: nodes.Concat, frame: Any) -> None:  # noqa: N802  as jinja2 has it
+        """Write the code of ``a ~ b``."""
+        self.write("environment.joined((")
+        for part in node.nodes:
+            self.visit(part, frame)
+            self.write(", ")
+        self.write("))")
+
+
 class _Environment(ImmutableSandboxedEnvironment):
     """Jinja's sandbox, in which no single step makes much of little."""
 
@@ -128,13 +181,29 @@ class _Environment(ImmutableSandboxedEnvironment):
         """Do an operation of two values, if what comes of it is small."""
         if operator == "**" and not (_bits(left) * max(_bits(right), 1) < 64 and abs(right) < 1024):
             raise SecurityError(f"{_kind(left)} ** {_kind(right)} is too large for a chat template")
-        if operator == "*" and _product(left, right) > TEXT:
+        if operator == "*" and _product(left, right) > _most(left, right):
             raise SecurityError(f"{_kind(left)} * {_kind(right)} is too large for a chat template")
         if operator == "+" and _size(left) + _size(right) > TEXT:
             raise SecurityError(f"{_kind(left)} + {_kind(right)} is too large for a chat template")
         if operator == "%" and isinstance(left, str) and _WIDTH.search(left):
             raise SecurityError("a format of such a width is too large for a chat template")
         return super().call_binop(context, operator, left, right)
+
+    code_generator_class = _Generator
+
+    def joined(self, values: Sequence[Any]) -> str:
+        """Texts of values, one behind the other."""
+        texts = [str(_small(value)) for value in values]
+        if sum(map(len, texts)) > TEXT:
+            raise SecurityError(f"a text of over {TEXT} characters is too large for a chat template")
+        return "".join(texts)
+
+    def wrap_str_format(self, value: Any) -> Any:
+        """``format`` of a text that asks for no large width."""
+        wrapped = super().wrap_str_format(value)
+        if wrapped is not None and _WIDTH.search(value.__self__):
+            raise SecurityError("a format of such a width is too large for a chat template")
+        return wrapped
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805  as jinja2 has it
         """Call a function or a method, if its arguments are small."""
@@ -147,6 +216,8 @@ def _check_arguments(function: Any, args: Sequence[Any], kwargs: Mapping[str, An
     values = (*args, *kwargs.values())
     if any(isinstance(value, int) and abs(value) > NUMBER for value in values):
         raise SecurityError(f"an argument above {NUMBER} is too large for a chat template")
+    for value in values:
+        _small(value)
     own = getattr(function, "__self__", None)
     texts = [_size(value) + 1 for value in (own, *values) if isinstance(value, str | list | tuple)]
     name = getattr(function, "__name__", "")
@@ -173,6 +244,10 @@ def _product(left: Any, right: Any) -> int:
         if _size(sequence) and isinstance(count, int):
             return _size(sequence) * max(count, 0)
     return _bits(left) * _bits(right) if isinstance(left, int) and isinstance(right, int) else 0
+
+
+def _most(left: Any, right: Any) -> int:
+    return VALUES if isinstance(left, list | tuple) or isinstance(right, list | tuple) else TEXT
 
 
 def _kind(value: Any) -> str:
@@ -214,7 +289,9 @@ def _to_json(
 @lru_cache(maxsize=32)
 def _compiled(template: str) -> Template:
     """The template, in the environment that transformers gives it."""
-    environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+    environment = _Environment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols], finalize=_small
+    )
     environment.filters["tojson"] = _to_json
     environment.filters = {name: _guarded(each) for name, each in environment.filters.items()}
     environment.globals["raise_exception"] = _raise

@@ -30,7 +30,10 @@ MODES = ("materialise", "in_place")
 def cases(folder, count, seed):
     """Operation, mode, whether at a bytecode or in real time, and at what share of the operation."""
     rng = random.Random(seed)
-    kinds = [("add", "recall")[number % 2] if number % 4 < 2 else OPERATIONS[number % 5 if number % 50 else 5] for number in range(count)]
+    kinds = [
+        ("add", "recall")[number % 2] if number % 4 < 2 else OPERATIONS[number % 5 if number % 50 else 5]
+        for number in range(count)
+    ]
     return [(kind, MODES[n // 2 % 2], n % 5 != 4, rng.random()) for n, kind in enumerate(kinds)]
 
 
@@ -76,8 +79,10 @@ def state_of(session):
     if window.mode == "in_place":
         return [np.asarray(entry.chunk.kv.rot) for entry in window.entries]
     valid = np.asarray(window.state.valid)
-    return [np.asarray(leaf)[..., valid] if leaf.ndim == 2 else np.asarray(leaf)[:, valid] for leaf in (
-        window.state.rot, window.state.free, window.state.positions)]
+    return [
+        np.asarray(leaf)[..., valid] if leaf.ndim == 2 else np.asarray(leaf)[:, valid]
+        for leaf in (window.state.rot, window.state.free, window.state.positions)
+    ]
 
 
 def goes_on(session):
@@ -180,7 +185,11 @@ def judge(case, folder):
         operate(session, kind, folder)
         now = facts(session)
     if now != ended:
-        different = [name for name, a, b in zip(("keys", "evicted", "stats", "log", "last", "pinned"), now, ended, strict=True) if a != b]
+        different = [
+            name
+            for name, a, b in zip(("keys", "evicted", "stats", "log", "last", "pinned"), now, ended, strict=True)
+            if a != b
+        ]
         return f"wrong: {different} are neither those from before nor those from after"
     if wrong := memory_of(session):
         return wrong
