@@ -13,7 +13,7 @@ from jinja2 import TemplateError
 from models.hub.borders import Piece, ends_open, pieces
 from models.hub.control_tokens import ControlTokens
 from models.hub.fields import Fields, read_json
-from models.hub.templates import TemplateBoundError, render
+from models.hub.templates import ChatTemplateError, render, template_of
 from models.hub.tokenizers import load_tokenizer, opener, stopped_clock
 
 _MARK = "kamera-chunks-go-here"
@@ -26,10 +26,6 @@ _STARTS = ("", "x", "1", ".", "\n")
 """What stands before a text within a turn, to see what it becomes there: one of them joins no token of it."""
 _PLAIN = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 """What a language model without a chat template reads: texts and question as they are, one after another."""
-
-
-class ChatTemplateError(ValueError):
-    """A chat template that cannot be split into preamble, chunks and tail."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +88,7 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         self.eos = tuple(eos)
         self._variables = dict(variables or {})
-        template = self._template = _template_of(tokenizer)
+        template = self._template = template_of(tokenizer)
         if not template:
             if kinds:
                 raise ChatTemplateError(
@@ -197,10 +193,7 @@ class ChatTemplate:
             messages = [{**each, "content": "".join(part["text"] for part in each["content"])} for each in messages]
         variables = {**self._tokenizer.special_tokens_map, **self._variables}
         template = variables.pop("chat_template", None)
-        try:
-            return render(self._template if template is None else template, messages, variables)
-        except TemplateBoundError as error:
-            raise ChatTemplateError(str(error)) from error
+        return render(self._template if template is None else template, messages, variables)
 
     def _takes_strings(self) -> bool:
         """Whether a language model's template is given strings: wherever lists of parts are not written alike.
@@ -386,25 +379,6 @@ class ChatTemplate:
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of token ids, without special tokens."""
         return self._tokenizer.decode(list(tokens), skip_special_tokens=True)
-
-
-def _template_of(tokenizer: Any) -> str:
-    """A tokenizer's chat template; empty if it has none.
-
-    Raises:
-        ChatTemplateError: it is no text, or there are several and none is the default.
-    """
-    template = getattr(tokenizer, "chat_template", None) or ""
-    if isinstance(template, Mapping):
-        if "default" not in template:
-            raise ChatTemplateError(
-                f"the tokenizer has the chat templates {', '.join(map(str, template))}, and none is called 'default'; "
-                "name one so"
-            )
-        template = template["default"]
-    if not isinstance(template, str):
-        raise ChatTemplateError(f"the chat template is a {type(template).__name__}; expected a text")
-    return template
 
 
 def _turn(role: str, *content: str | Block) -> dict[str, Any]:

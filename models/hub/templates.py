@@ -46,8 +46,31 @@ _WIDTH = re.compile(r"\d{6}|\*")
 """A width in a format string that is too large, or is given beside it."""
 
 
-class TemplateBoundError(ValueError):
+class ChatTemplateError(ValueError):
+    """A chat template that cannot be split into preamble, chunks and tail."""
+
+
+class TemplateBoundError(ChatTemplateError):
     """A chat template that does not come to an end, or takes too much memory."""
+
+
+def template_of(tokenizer: Any) -> str:
+    """A tokenizer's chat template; empty if it has none.
+
+    Raises:
+        ChatTemplateError: it is no text, or there are several and none is the default.
+    """
+    template = getattr(tokenizer, "chat_template", None) or ""
+    if isinstance(template, Mapping):
+        if "default" not in template:
+            raise ChatTemplateError(
+                f"the tokenizer has the chat templates {', '.join(map(str, template))}, and none is called 'default'; "
+                "name one so"
+            )
+        template = template["default"]
+    if not isinstance(template, str):
+        raise ChatTemplateError(f"the chat template is a {type(template).__name__}; expected a text")
+    return template
 
 
 def render(template: str, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
@@ -289,12 +312,11 @@ def _to_json(
 @lru_cache(maxsize=32)
 def _compiled(template: str) -> Template:
     """The template, in the environment that transformers gives it."""
-    environment = _Environment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols], finalize=_small
-    )
+    extensions = [_Generation, loopcontrols]
+    environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=extensions, finalize=_small)
     environment.filters["tojson"] = _to_json
     environment.filters = {name: _guarded(each) for name, each in environment.filters.items()}
     environment.globals["raise_exception"] = _raise
-    environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     environment.globals.pop("lipsum", None)
     return environment.from_string(template)

@@ -7,11 +7,9 @@ import random
 import signal
 import sys
 import time
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-import jax
 import numpy as np
 
 import kamera_jax as kj

@@ -7,6 +7,7 @@ import math
 import mmap
 import os
 import re
+import stat
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,7 +37,14 @@ AGAIN = "fetch the file again"
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING = 8
 _ARRAY = 9
+MOST_VALUES = 2**23
+"""Values of all arrays of the metadata, at most: a vocabulary of 250,000 tokens has a million with its merges."""
+
+MOST_TENSORS = 2**17
+"""Tensors of a file at most."""
+
 _DEEPEST = 4
+_LONGEST = 2**20
 _MOST_DIMENSIONS = 4
 _PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
 
@@ -84,8 +92,8 @@ class GgufFile:
         self.path = Path(path)
         if (part := _PART.search(self.path.name)) and int(part[1]) > 1:
             raise SplitGgufError(_split_message(self.path))
-        with self.path.open("rb") as file:
-            size = self.path.stat().st_size
+        with _opened(self.path) as file:
+            size = os.fstat(file.fileno()).st_size
             if size < 24:
                 start = file.read(4)
                 kind = NotGgufError if start != MAGIC[: len(start)] or not start else TruncatedGgufError
@@ -109,6 +117,20 @@ class GgufFile:
     def dequantise(self, name: str, rows: np.ndarray) -> np.ndarray:
         """Float32 values of rows of a tensor's bytes."""
         return dequantise(self.tensors[name].kind, rows)
+
+
+def _opened(path: Path) -> Any:
+    """The file, open for reading; nothing else than a file blocks or is read.
+
+    Raises:
+        NotGgufError: it is a folder, pipe or device.
+        OSError: it is not there, or cannot be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise NotGgufError(f"{path} is a folder, pipe or device; expected a GGUF file")
+    return os.fdopen(descriptor, "rb")
 
 
 def dequantise(kind: int, rows: np.ndarray) -> np.ndarray:
@@ -174,6 +196,7 @@ class _Header:
         self.path = path
         self.data = data
         self.at = 0
+        self._values = 0
 
     def opening(self) -> tuple[int, int]:
         """Numbers of tensors and of key-value pairs."""
@@ -210,6 +233,8 @@ class _Header:
         """The tensors, each right behind the one before, but for padding."""
         if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
             raise CorruptGgufError(f"{self.path}: general.alignment is {alignment!r}; expected a power of 2; {AGAIN}")
+        if count > MOST_TENSORS:
+            raise CorruptGgufError(f"{self.path} has {count} tensors; expected at most {MOST_TENSORS}: {AGAIN}")
         declared = [self._tensor() for _ in range(count)]
         base = -(-self.at // alignment) * alignment
         tensors: dict[str, TensorInfo] = {}
@@ -264,9 +289,14 @@ class _Header:
         if kind == _ARRAY and depth < _DEEPEST:
             inner = self._number("<I")
             count = self._number("<Q")
+            self._values += min(count, len(self.data))
+            if self._values > MOST_VALUES:
+                raise CorruptGgufError(
+                    f"{self.path}: {key[:80]!r} has {count} values; expected at most {MOST_VALUES} in all: {AGAIN}"
+                )
             if inner not in _SCALARS:
                 return [self._value(key, inner, depth + 1) for _ in range(count)]
-            width = struct.calcsize(_SCALARS[inner])
+            width = struct.calcsize(_SCALARS[inner])  # as many as the file has bytes for, before they are made
             self._reach(count * width)
             values = struct.unpack_from(f"<{count}{_SCALARS[inner][1]}", self.data, self.at)
             self.at += count * width
@@ -276,6 +306,8 @@ class _Header:
     def _text(self) -> str:
         size = self._number("<Q")
         self._reach(size)
+        if size > _LONGEST:
+            raise CorruptGgufError(f"{self.path} has a text of {size} bytes; expected at most {_LONGEST}: {AGAIN}")
         raw = self.data[self.at : self.at + size]
         self.at += size
         try:

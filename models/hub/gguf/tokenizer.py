@@ -11,6 +11,12 @@ from models.hub.gguf.errors import GgufTokenizerError
 from models.hub.gguf.file import GgufFile
 from models.hub.gguf.pre_tokenizers import pre_tokenizer
 
+TOKENS = 1_000_000
+"""Tokens of a vocabulary, at most."""
+
+TOKEN_CHARACTERS = 1024
+"""Characters of a token, at most: every cut of it may be tried."""
+
 _CONTROL = 3
 _USER_DEFINED = 4
 _ENDS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>", "<EOT>")
@@ -42,6 +48,12 @@ class Vocabulary:
         self.tokens: list[str] = [
             token or f"[EMPTY_{number}]" for number, token in enumerate(self.texts("tokens", required=True))
         ]
+        longest = max(self.tokens, key=len)
+        if len(self.tokens) > TOKENS or len(longest) > TOKEN_CHARACTERS:
+            raise GgufTokenizerError(
+                f"{file.path} has {len(self.tokens)} tokens, of up to {len(longest)} characters; expected at most "
+                f"{TOKENS} of {TOKEN_CHARACTERS}: {_AGAIN}"
+            )
         self.kinds: Sequence[int] = file.metadata.get("tokenizer.ggml.token_type", [1] * len(self.tokens))
         if not isinstance(self.kinds, list) or len(self.kinds) != len(self.tokens):
             count = len(self.kinds) if isinstance(self.kinds, list) else 0

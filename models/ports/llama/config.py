@@ -7,7 +7,7 @@ from typing import Any
 from models.architecture import Config
 from models.blocks.attention import GroupedQuery
 from models.blocks.decoder import DecoderConfig
-from models.hub.fields import Fields, UnsupportedConfigError
+from models.hub.fields import LAYERS, WIDTH, Fields, UnsupportedConfigError
 from models.hub.text_config import IGNORED, read_rope, top_fields
 
 
@@ -80,7 +80,7 @@ def config_from_hf(mapping: Mapping[str, Any]) -> Config:
     fields.expect("hidden_act", "silu")
     fields.expect("rope_interleaved", False)
     attention = _attention(fields, family, mapping)
-    layers = fields.size("num_hidden_layers", family.layers)
+    layers = fields.size("num_hidden_layers", family.layers, most=LAYERS)
     unrotated = _unrotated(fields, layers) if family.nope else ()
     rope = read_rope(fields, family.theta, attention.head_dim, family.max_positions)
     window = _window(fields, family, mapping, layers, unrotated)
@@ -120,7 +120,7 @@ def _attention(fields: Fields, family: Family, mapping: Mapping[str, Any]) -> Gr
         raise UnsupportedConfigError(
             f"{fields.section}: width {hidden}, {heads} query heads, {kv_heads} KV heads; each must divide the last"
         )
-    head_dim = fields.size("head_dim", family.head_dim or hidden // heads)
+    head_dim = fields.size("head_dim", family.head_dim or hidden // heads, most=WIDTH)
     if family.bias is None:
         bias = fields.take("attention_bias", bool, False)
         return GroupedQuery(heads, kv_heads, head_dim, bias=bias, output_bias=bias)

@@ -1,4 +1,4 @@
-"""Chat templates that do not come to an end, or make much of little; and that others are written as transformers does."""
+"""Chat templates that do not come to an end, or make much of little; and others are as transformers has them."""
 
 import time
 
@@ -15,8 +15,10 @@ HARMLESS = (
     "{%- set n = namespace(s='', i=0) -%}{% for m in messages %}{% set n.i = n.i + 1 %}{% set n.s = n.s ~ m.role %}"
     "{% if loop.last %}{{ n.s ~ n.i ~ '%03d' % n.i }}{% endif %}{% endfor %}",
     "{{ messages | tojson(indent=2) }}{{ 2 ** 10 }}{{ '=' * 20 }}{{ 3 * 2.5 }}{{ 7 % 3 }}{{ [1] * 3 }}",
-    "{% macro f(x, y='z') %}<{{ x }}{{ y }}>{% endmacro %}{{ f(1) }}{{ f('a', y=none) }}{% if not undefined_name %}n{% endif %}",
-    "{% for i in range(30) %}{% if i == 3 %}{% break %}{% endif %}{{ i }}{% endfor %}{{ messages[0].content.replace('h', 'H') }}",
+    "{% macro f(x, y='z') %}<{{ x }}{{ y }}>{% endmacro %}{{ f(1) }}{{ f('a', y=none) }}"
+    "{% if not undefined_name %}n{% endif %}",
+    "{% for i in range(30) %}{% if i == 3 %}{% break %}{% endif %}{{ i }}{% endfor %}"
+    "{{ messages[0].content.replace('h', 'H') }}",
     "{% generation %}{{ messages[0]['content'] }}{% endgeneration %}{{ bos_token }}{{ messages | length }}",
     "{{ messages[::-1] | map(attribute='role') | join(', ') }}{{ 'a b'.split(' ') | last | trim | upper }}",
     "{{ '{:>8}'.format('x') }}{{ '%5.1f' | format(2.25) }}{{ 'x' | indent(4, true) }}{{ 'x' | center(9) }}",
