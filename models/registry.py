@@ -29,7 +29,7 @@ EMBEDDED = ("kamera-tiny-gqa", "kamera-tiny-mla", "kamera-tiny-mha")
 TOWERS = ("kamera-smol-vl",)
 """Of which the tower is embedded, and the language model in a package of PyPI."""
 
-_LONGEST = 4096
+_LONGEST = 200
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 ARCHITECTURES = {port.name: port for port in (QWEN2_5_VL, KIMI_VL, DEEPSEEK_VL, LLAVA, SMOL_VL, *LANGUAGE_MODELS)}
 
@@ -79,7 +79,7 @@ def load(
         text = os.fspath(name)
     except TypeError:
         text = None
-    if not isinstance(text, str) or "\0" in text or len(text) > _LONGEST:
+    if not isinstance(text, str) or "\0" in text or max(map(len, text.split("/"))) > _LONGEST:
         raise UnknownModelError(
             f"no model {short(name)}; expected a name, a folder in hub format, a GGUF file or a hub id"
         )
@@ -113,14 +113,16 @@ def _opened(name: str | Path, *, alone: bool = True) -> Iterator[Path]:
             return
         if not alone or (language not in PACKAGED and Path(language).exists()):
             raise UnknownModelError(
-                f"{folder / 'config.json'} names the language model {language!r}; expected {' or '.join(PACKAGED)}, or "
-                "a hub id"
+                f"{folder / 'config.json'} names the language model {short(language)}; expected "
+                f"{' or '.join(PACKAGED)}, or a hub id"
             )
         with _opened(language, alone=False) as text, whole_folder(folder, text) as whole:
             yield whole
         return
     if not file.exists():
-        raise UnknownModelError(f"no file {str(name)!r}; expected a GGUF file, a folder in hub format, or a hub id")
+        raise UnknownModelError(
+            f"no file {short(str(name))}; expected a GGUF file, a folder in hub format, or a hub id"
+        )
     from models.hub.gguf.convert import hub_folder
 
     with hub_folder(file) as folder:
@@ -134,8 +136,8 @@ def _folder(name: str | Path) -> Path:
         return Path(name)
     if str(name).count("/") != 1 or Path(name).exists():
         raise UnknownModelError(
-            f"no model {str(name)!r}: expected one of {', '.join((*EMBEDDED, *TOWERS, *PACKAGED))}, a folder in hub "
-            "format, a GGUF file, or a hub id owner/name"
+            f"no model {short(str(name))}: expected one of {', '.join((*EMBEDDED, *TOWERS, *PACKAGED))}, a folder in "
+            "hub format, a GGUF file, or a hub id owner/name"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -144,5 +146,5 @@ def _folder(name: str | Path) -> Path:
         return Path(snapshot_download(str(name), allow_patterns=HUB_FILES))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UnknownModelError(
-            f"the hub gave no model {str(name)!r} ({type(error).__name__}): check the id and the network"
+            f"the hub gave no model {short(str(name))} ({type(error).__name__}): check the id and the network"
         ) from error

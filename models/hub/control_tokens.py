@@ -83,7 +83,14 @@ class ControlTokens:
                 f"the text contains {text[error.start]!r}, half of a character cut in two; expected whole ones: "
                 "text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace') mends it"
             ) from error
-        return self._copy.encode(text, add_special_tokens=opened).ids
+        try:
+            return self._copy.encode(text, add_special_tokens=opened).ids
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # what tokenizers makes of a vocabulary that lacks something; it may panic
+            raise TokenizerError(
+                f"the tokenizer cannot encode text ({type(error).__name__}: {str(error)[:200]}); fetch it again"
+            ) from error
 
     def ends_with_one(self, text: str) -> bool:
         """Whether text ends with a control token that `written` gave out."""

@@ -1,5 +1,6 @@
 """A checkpoint's tokenizer, as its folder describes it."""
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from datetime import date
@@ -9,9 +10,10 @@ from typing import Any
 from models.errors import ConfigError
 from models.hub.files import JSON_BYTES, VOCABULARY_BYTES, check_folder, read_bytes, read_json
 
-_WHOLE = ("tokenizer.json",)
+_WHOLE = "tokenizer.json"
 _JSON = ("vocab.json", "added_tokens.json", "special_tokens_map.json", "config.json", "generation_config.json")
 
+_LONGEST = 10_000
 _GENERAL = ("PreTrainedTokenizerFast", "TokenizersBackend")
 """Names of the class whose tokenizer.json says everything, in transformers 4 and 5."""
 
@@ -24,6 +26,13 @@ _CLOCK = """{%- macro strftime_now(format) -%}
 {%- endmacro %}
 """
 """In place of transformers' function, whose answer changes while a model is in use."""
+
+
+TOKENS = 500_000
+"""Tokens of a vocabulary in tokenizer.json, at most."""
+
+_SHORT = 6 * 2**20
+"""A file of so many bytes has no more tokens than that."""
 
 
 class TokenizerFilesError(ConfigError):
@@ -69,8 +78,8 @@ def _check_files(folder: Path, settings: Mapping[str, Any]) -> None:
         ConfigError: a file is too long, no JSON, or nested too deeply; or a field is of another type than it may be.
     """
     for path in sorted(folder.iterdir()):
-        if path.name in _WHOLE:
-            read_bytes(path, VOCABULARY_BYTES)
+        if path.name == _WHOLE:
+            _check_vocabulary(path, read_bytes(path, VOCABULARY_BYTES))
         elif path.name in _JSON and path.exists():
             read_json(path)
         elif path.name.endswith((".model", ".vocab")) or path.name in ("merges.txt", "vocab.txt"):
@@ -78,6 +87,26 @@ def _check_files(folder: Path, settings: Mapping[str, Any]) -> None:
     if not isinstance(settings.get("tokenizer_class", ""), str):
         raise TokenizerFilesError(
             f"{folder / 'tokenizer_config.json'}: tokenizer_class is {settings['tokenizer_class']!r}; expected a name"
+        )
+
+
+def _check_vocabulary(path: Path, content: bytes) -> None:
+    """Refuse a vocabulary that is too large to be read in good time."""
+    if len(content) <= _SHORT:
+        return
+    if content.count(b"[") + content.count(b"{") > 5 * TOKENS:
+        raise TokenizerFilesError(f"{path} has over {5 * TOKENS} lists and objects; fetch the model's folder again")
+    try:
+        model = json.loads(content)["model"]
+        vocabulary, merges = model["vocab"], model.get("merges", ())
+        counts = (len(vocabulary), len(merges))
+        longest = max((len(str(each)) for each in vocabulary), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, MemoryError) as error:
+        raise TokenizerFilesError(f"{path} is no tokenizer ({error!r:.200}); fetch the model's folder again") from error
+    if counts[0] > TOKENS or counts[1] > 4 * TOKENS or longest > _LONGEST:
+        raise TokenizerFilesError(
+            f"{path} has {counts[0]} tokens of up to {longest} characters and {counts[1]} merges; expected at most "
+            f"{TOKENS} tokens of {_LONGEST} characters, and {4 * TOKENS} merges: fetch the model's folder again"
         )
 
 
