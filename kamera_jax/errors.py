@@ -111,3 +111,7 @@ class NoFileLocksError(ValueError):
 
 class ForkedProcessError(ValueError):
     """A forked process that would use what only the process it was forked from has: its threads, its devices."""
+
+
+class UnstorableError(ValueError):
+    """A chunk or patch with something that a library cannot store and give back as it is."""

@@ -44,7 +44,6 @@ def whole_key(lib: kj.ChunkLibrary, start: str) -> str:
 
 def _ls(options: Namespace) -> dict[str, Any]:
     lib = kj.ChunkLibrary.open(options.library)
-    items = [lib.info(key) for key in (*lib.keys(), *lib.keys("patches"))]
     rows = [
         {
             "key": item.key,
@@ -55,9 +54,11 @@ def _ls(options: Namespace) -> dict[str, Any]:
             "model": item.fields["model"],
             "of": item.fields.get("chunk"),
         }
-        for item in items
+        for item in lib.items()
     ]
     stats = lib.stats()
+    if unread := stats.chunks + stats.patches - len(rows):
+        print(f"{unread} more cannot be read: see kamera library verify {options.library}", file=sys.stderr)
     show(
         _console(),
         f"{stats.chunks} chunks and {stats.patches} patches in {stats.packs} packs, {kibibytes(stats.bytes)}",
@@ -115,6 +116,15 @@ def _gc(options: Namespace) -> dict[str, Any]:
     kj.ChunkLibrary.open(options.library)  # which makes none
     done = kj.ChunkLibrary.open(options.library, mode="a").gc()
     print(f"{done.dropped} packs dropped, {done.moved} rows moved, {kibibytes(done.freed)} freed")
+    if done.left:
+        print(
+            f"{len(done.left)} packs left as they are for lack of room: collect again once there is more",
+            file=sys.stderr,
+        )
+    if done.kept:
+        print(
+            f"{len(done.kept)} packs kept: what is alive in them is not as it was written, see verify", file=sys.stderr
+        )
     return {"library": str(options.library), **asdict(done)}
 
 

@@ -11,6 +11,10 @@ COLOURS = {"full": "#222222", "blind": "#d55e00", "patch": "#0072b2", "one_hop":
 """Colours of Okabe and Ito, which colour-blind readers can distinguish."""
 
 
+PLAIN_ROWS = 500
+"""Tables of more rows are written without colours."""
+
+
 def show(
     console: Console,
     title: str,
@@ -30,6 +34,10 @@ def show(
         note: printed below it.
         right: whether all columns but the first are aligned to the right.
     """
+    if len(rows) > PLAIN_ROWS:
+        console.print(title, style="bold")
+        _show_plain(console, [columns, *rows], note, right=right)
+        return
     table = Table(box=None, pad_edge=False)
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if right and i else "left", no_wrap=True)
@@ -40,6 +48,18 @@ def show(
     if note:
         console.print(note, style="dim")
     console.print()
+
+
+def _show_plain(console: Console, rows: Sequence[Sequence[str]], note: str, *, right: bool) -> None:
+    """The table as it is, one line a row: laying out takes rich seconds for some thousand rows."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (
+            text.rjust(width) if right and i else text.ljust(width)
+            for i, (text, width) in enumerate(zip(row, widths, strict=True))
+        )
+        console.file.write("  ".join(cells).rstrip() + "\n")
+    console.file.write(f"{note}\n\n" if note else "\n")
 
 
 def kibibytes(count: int | float) -> str:

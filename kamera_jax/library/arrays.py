@@ -3,6 +3,7 @@
 Orbax loses or hangs some saves when several threads of a process save at once, so all of them go through `writer`.
 """
 
+import json
 import logging
 import os
 from collections.abc import Mapping
@@ -12,6 +13,9 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+
+from kamera_jax.library.forked import check_unforked
+from kamera_jax.library.opening import read_regular
 
 STATE = "state"
 """Folder of the arrays in a checkpoint, which is Orbax's to name."""
@@ -32,9 +36,15 @@ _writers: dict[int, ThreadPoolExecutor] = {}
 
 
 def writer() -> ThreadPoolExecutor:
-    """The one thread of this process that saves; a forked process gets its own."""
-    if os.getpid() not in _writers:
-        _writers.clear()
+    """The one thread of this process that saves.
+
+    Raises:
+        ForkedProcessError: this process was forked from one that saved, whose threads it has not.
+    """
+    check_unforked("writing arrays")
+    if _writers and os.getpid() not in _writers:
+        check_unforked("the thread that writes arrays", next(iter(_writers)))
+    if not _writers:
         _writers[os.getpid()] = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kamera-library")
     return _writers[os.getpid()]
 
@@ -70,6 +80,19 @@ def load(place: Path, targets: Mapping[str, Any] | None = None) -> dict[str, Any
     from orbax.checkpoint import v1 as ocp
 
     return ocp.load(str(place), targets)
+
+
+def check_layout(place: Path, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless a checkpoint says of an array what `save` does: one uncompressed file, of this shape.
+
+    The storage library makes room for whatever is said there.
+    """
+    said: Any = json.loads(read_regular(place / STATE / name / ".zarray", 2**16))
+    stored = dtype.name if dtype.isbuiltin == 2 else dtype.newbyteorder("<").str  # 2: of ml_dtypes
+    wanted: dict[str, Any] = {"zarr_format": 2, "dtype": stored, "order": "C", "compressor": None, "filters": None}
+    wanted |= {"shape": list(shape), "chunks": list(shape), "dimension_separator": "."}
+    if not isinstance(said, dict) or any(repr(said.get(key)) != repr(value) for key, value in wanted.items()):
+        raise ValueError(f"array {name} is said to be {str(said)[:200]}; expected {wanted}")
 
 
 def data_file(place: Path, name: str, axes: int) -> Path:

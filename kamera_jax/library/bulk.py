@@ -7,10 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kamera_jax import int8
 from kamera_jax.chunk import Chunk
-from kamera_jax.errors import LibraryCorruptError
+from kamera_jax.errors import ChunkNotFoundError, LibraryCorruptError
+from kamera_jax.library.fields import check_kv
 from kamera_jax.library.packs import Pack
 from kamera_jax.library.rows import chunk_of, codec_of
 from kamera_jax.record import Plain
@@ -49,6 +51,10 @@ def restore(
             "SingleDeviceSharding(device) or NamedSharding(mesh, PartitionSpec(...)), or None"
         )
     manifest = pack.manifest
+    if manifest.kind != "chunks":
+        raise ChunkNotFoundError(f"pack {pack.folder.name} has {manifest.kind} and no chunks; see packs()")
+    with pack.manifest_errors():
+        groups = _groups(pack)
     if sharding is None:
         loaded = {name: jax.device_put(array, may_alias=True) for name, array in pack.whole(verified=verified).items()}
     else:
@@ -58,12 +64,32 @@ def restore(
             loaded = pack.restored(targets)
             for message in {} if checking is None else checking.result().values():
                 raise LibraryCorruptError(message)
-    groups: dict[str, list[str]] = {}
     with pack.manifest_errors():
-        rots = {key: manifest.leaves(key)["kv.rot"] for key in manifest.entries}
-        for key in sorted(rots, key=lambda key: rots[key].start):
-            groups.setdefault(rots[key].array.partition(".")[0], []).append(key)
         return tuple(_stacked(pack, group, keys, loaded, frozenset(live)) for group, keys in groups.items())
+
+
+def _groups(pack: Pack) -> dict[str, list[str]]:
+    """The keys of the chunks that are stacked in the same arrays, in the order of their rows there.
+
+    Raises:
+        ValueError: the manifest does not say which row is whose.
+    """
+    manifest = pack.manifest
+    leaves = {key: manifest.leaves(key) for key in manifest.entries}
+    groups: dict[str, list[str]] = {}
+    for key in sorted(leaves, key=lambda key: leaves[key]["kv.rot"].start):
+        check_kv(manifest.entries[key]["about"], leaves[key])
+        groups.setdefault(leaves[key]["kv.rot"].array.partition(".")[0], []).append(key)
+    for group, keys in groups.items():
+        for row, key in enumerate(keys):
+            for name, leaf in leaves[key].items():
+                stacked = (leaf.dtype, (len(keys), *leaf.shape))
+                if leaf.array and leaf.dtype == np.bool_:
+                    stacked = (np.dtype(np.uint8), stacked[1])
+                at = (leaf.array, leaf.start, manifest.arrays.get(leaf.array))
+                if leaf.array and at != (f"{group}.{name}", row * leaf.nbytes, stacked):
+                    raise ValueError(f"array {name!r} of {key[:12]} is not row {row} of what is stacked")
+    return groups
 
 
 def _target(name: str, dtype: Any, shape: tuple[int, ...], sharding: jax.sharding.Sharding) -> Any:

@@ -1,84 +1,148 @@
-"""Checking a library against its digests, and collecting what was deleted: packs that are not worth their room."""
+"""Checking a library, deleting from it, and collecting what was deleted.
+
+A collection holds the lock for one pack at a time, and reads what is alive without it. Before a pack is dropped it
+makes sure, under the lock, that everything alive in it was copied: what was deleted meanwhile is left out, and a pack
+in which something else came alive stays.
+"""
 
 import contextlib
 import os
-from collections.abc import Iterator
-from pathlib import Path
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
 
-from kamera_jax.errors import LibraryCorruptError
-from kamera_jax.library.commit import PACK_BYTES, STAGING, Committer
+from kamera_jax.errors import LibraryCorruptError, LibraryFullError
+from kamera_jax.library import marks
+from kamera_jax.library.arrays import writer
+from kamera_jax.library.commit import PACK_BYTES, PACK_ROWS, STAGING, Committer
 from kamera_jax.library.facts import Collected, LibraryReport
-from kamera_jax.library.files import discard
-from kamera_jax.library.index import FOLDERS, TOMBSTONES, Index
+from kamera_jax.library.failures import is_full
+from kamera_jax.library.files import sync
+from kamera_jax.library.index import FOLDERS, Index
+from kamera_jax.library.leftovers import size, sweep
 from kamera_jax.library.rows import Kind, Row
 
 SMALL_ROWS = 16
 """Packs of fewer rows are put together."""
 
+_LOOKS = 8
+"""Times that packs are checked which a collection made while others were checked."""
+
 
 def checked(index: Index) -> LibraryReport:
-    """Read everything and compare it with its digests."""
+    """Read everything and compare it with its digests; of what is collected meanwhile, the copy."""
     index.refresh(force=True)
-    damaged = dict(index.damaged)
-    rows = 0
+    found: dict[str, dict[str, str]] = {}
+    for _ in range(_LOOKS):
+        fresh = [name for name in index.packs() if name not in found]
+        for name in fresh:
+            try:
+                found[name] = index.pack(name).check()
+            except (FileNotFoundError, KeyError):  # collected meanwhile
+                continue
+            except LibraryCorruptError as error:
+                found[name] = {name: str(error)}
+        index.refresh(force=True)
+        if not fresh:
+            break
     packs = index.packs()
-    for name, keys in packs.items():
-        try:
-            wrong = index.pack(name).check()
-        except (FileNotFoundError, KeyError):  # collected meanwhile
-            continue
-        except LibraryCorruptError as error:
-            damaged[name] = str(error)
-            continue
-        rows += len(keys.keys)
-        alive = set(index.live(name))
-        damaged |= {what: message for what, message in wrong.items() if what in alive or what not in keys.keys}
+    damaged = index.damaged | index.broken
+    for name, wrong in found.items():
+        if name in packs:
+            alive = set(index.live(name))
+            dead = set(packs[name].keys) - alive
+            damaged |= {what: message for what, message in wrong.items() if what not in dead}
+    rows = sum(len(packs[name].keys) for name in found if name in packs)
     return LibraryReport(len(packs), rows, damaged, index.lost())
 
 
-def collect(committer: Committer) -> Collected:
-    """Drop packs of which less than half is alive, and put small ones together; on the writer's thread."""
+def delete(committer: Committer, key: str) -> bool:
+    """Delete a chunk with its patches, or a patch; whether there was something to delete."""
     index = committer.index
-    root = committer.root
     with committer.writing():
-        swept = committer.sweep()
-        before = size(root)
-        moved = 0
-        dropped = []
-        kept = []
-        for kind in FOLDERS:
-            rows: list[Row] = []
-            for name in _to_collect(index, kind):
-                try:
-                    taken = list(_rows(index, name, kind))
-                except LibraryCorruptError:
-                    kept.append(name)
-                    continue
-                rows += taken
-                moved += len(taken)
-                dropped.append((name, kind))
-                if sum(row.nbytes for row in rows) >= PACK_BYTES:
-                    committer.write(kind, rows)
-                    rows = []
-            if rows:
-                committer.write(kind, rows)
-        index.give_up_missing()
-        index.mark_deleted(name for name, _ in dropped)
-        for name, kind in dropped:
-            discard(index.folder(kind) / name, root / STAGING)
-            for mark in (root / TOMBSTONES).glob(f"{name}.*"):
-                mark.unlink()
-        index.refresh(force=True)
-        index.save()
-        return Collected(len(dropped), moved, before - size(root), swept, tuple(kept))
+        keys = (*index.patches(key), key)
+        try:
+            return index.mark_deleted(keys)
+        except OSError as error:
+            packs = {name for each in keys for name in index.packs_of(each)}
+            alive = {each for name in packs for each in index.packs()[name].keys if name in index.packs_of(each)}
+            if not is_full(error) or not packs or not alive <= set(keys):
+                raise
+            if _drop(index, packs)[-1]:  # the disk has no room for a mark, and these packs need none
+                raise
+            index.save()
+            return True
+
+
+class _Tally:
+    """What a collection has done so far."""
+
+    def __init__(self, committer: Committer) -> None:
+        self.committer = committer
+        self.dropped = 0
+        self.moved = 0
+        self.freed = 0
+        self.swept = 0
+        self.kept: list[str] = []
+        self.left: list[str] = []
+
+    def drop(self, names: Iterable[str]) -> list[str]:
+        """Remove packs for good; the names of those that cannot be removed."""
+        freed, dropped, stuck = _drop(self.committer.index, names)
+        self.freed += freed
+        self.dropped += dropped
+        return stuck
+
+
+def collect(committer: Committer) -> Collected:
+    """Drop packs of which less than half is alive, and put small ones together.
+
+    The steps that change the library run on the writer's thread, one by one.
+    """
+    tally = _Tally(committer)
+    plan = writer().submit(_begin, tally).result()
+    for kind, names in plan.items():
+        batch: dict[str, list[Row]] = {}
+        for name in names:
+            try:
+                batch[name] = list(_rows(committer.index, name, kind))
+            except LibraryCorruptError:
+                tally.kept.append(name)
+            except (FileNotFoundError, KeyError):  # another process has collected it
+                continue
+            rows = [row for each in batch.values() for row in each]
+            if sum(row.nbytes for row in rows) >= PACK_BYTES or len(rows) >= PACK_ROWS:
+                _replace(tally, kind, batch)
+                batch = {}
+        if batch:
+            _replace(tally, kind, batch)
+    writer().submit(_end, tally).result()
+    return Collected(
+        tally.dropped, tally.moved, tally.freed, tally.swept, tuple(tally.kept), tuple(sorted(set(tally.left)))
+    )
+
+
+def _begin(tally: _Tally) -> dict[Kind, list[str]]:
+    """Sweep, drop the packs of which nothing is alive, which needs no room, and say which are to be rewritten."""
+    committer = tally.committer
+    index = committer.index
+    with committer.writing():
+        swept = sweep(committer.root, STAGING)
+        tally.swept = len(swept)
+        tally.freed = sum(swept) + _beside(committer)
+        dead = index.dead()
+        tally.drop(dead)
+        return {kind: _to_collect(index, kind) for kind in FOLDERS}
 
 
 def _to_collect(index: Index, kind: Kind) -> list[str]:
     """Packs of which less than half is alive, and those of few rows where there are several."""
-    live = {name: len(index.live(name)) for name, keys in index.packs().items() if keys.kind == kind}
-    half = [name for name, count in live.items() if 2 * count < len(index.packs()[name].keys)]
-    small = [name for name, count in live.items() if count < SMALL_ROWS and name not in half]
-    return half + (small if len(small) > 1 or any(live[name] for name in half) else [])
+    packs = index.packs()
+    live = {name: len(index.live(name)) for name, keys in packs.items() if keys.kind == kind}
+    half = [name for name, count in live.items() if 2 * count < len(packs[name].keys)]
+    sparse = set(half)
+    small = [name for name, count in live.items() if count < SMALL_ROWS and name not in sparse]
+    return half + (small if len(small) > 1 or half else [])
 
 
 def _rows(index: Index, name: str, kind: Kind) -> Iterator[Row]:
@@ -90,11 +154,75 @@ def _rows(index: Index, name: str, kind: Kind) -> Iterator[Row]:
         yield Row(key, kind, about, spec, leaves, digests)
 
 
-def size(root: Path) -> int:
-    """Bytes of all files of a library."""
-    total = 0
-    for folder, _, names in os.walk(root):
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):  # collected meanwhile
-                total += os.stat(os.path.join(folder, name)).st_size
-    return total
+def _replace(tally: _Tally, kind: Kind, batch: dict[str, list[Row]]) -> None:
+    """Have one pack in place of several; where there is no room for that, in place of each by itself."""
+    try:
+        writer().submit(_write, tally, kind, batch).result()
+    except LibraryFullError:
+        packs = tally.committer.index.packs()
+        for name in sorted(batch, key=lambda name: sum(row.nbytes for row in batch[name])):
+            rows = batch[name]
+            if len(batch) > 1 and name in packs and len(rows) < len(packs[name].keys):
+                _replace(tally, kind, {name: rows})
+            else:
+                tally.left.append(name)
+
+
+def _write(tally: _Tally, kind: Kind, batch: dict[str, list[Row]]) -> None:
+    committer = tally.committer
+    index = committer.index
+    with committer.writing():
+        packs = index.packs()
+        wanted: list[Row] = []
+        done = []
+        for name, rows in batch.items():
+            live = set(index.live(name))
+            if name in packs and live <= {row.key for row in rows}:
+                done.append(name)
+                wanted += [row for row in rows if row.key in live]
+        if wanted:
+            tally.freed -= sum(map(size, committer.write(kind, wanted)))
+            tally.moved += len(wanted)
+        if stuck := tally.drop(done):
+            index.mark_packs(stuck)
+
+
+def _drop(index: Index, names: Iterable[str]) -> tuple[int, int, list[str]]:
+    """Remove packs for good: at once for whoever looks, then their files.
+
+    Returns:
+        Bytes that are free now, how many packs were removed, and the names of those that cannot be.
+    """
+    places = {name: index.folder(index.names[name]) / name for name in names if name in index.names}
+    if not places:
+        return 0, 0, []
+    gone = {}
+    with index.changing():
+        for name, place in places.items():
+            path = index.root / STAGING / uuid.uuid4().hex
+            with contextlib.suppress(OSError):
+                os.rename(place, path)
+                gone[name] = path
+        for folder in {places[name].parent for name in gone}:
+            sync(folder)
+        index.removed(gone)
+    freed = sum(map(size, gone.values()))
+    for path in gone.values():
+        shutil.rmtree(path, ignore_errors=True)  # the next writer sweeps away what is left
+    return freed, len(gone), [name for name in places if name not in gone]
+
+
+def _end(tally: _Tally) -> None:
+    """Write down what is where, and let go of marks whose packs are gone."""
+    committer = tally.committer
+    root = committer.root
+    with committer.writing():
+        with contextlib.suppress(OSError):  # nothing depends on it
+            committer.index.collected()
+            marks.begin(root)
+        tally.freed -= _beside(committer)
+
+
+def _beside(committer: Committer) -> int:
+    """Bytes of the files that lie beside the packs."""
+    return sum(size(path) for path in committer.root.iterdir() if path.is_file())

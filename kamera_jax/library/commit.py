@@ -5,7 +5,6 @@ is not there, after that it is there for good. One writer at a time, over all pr
 whatever else lies in ``staging`` was left by one that died.
 """
 
-import errno
 import shutil
 import threading
 import uuid
@@ -15,10 +14,13 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 
-from kamera_jax.errors import LibraryFullError, LibraryReadOnlyError
+from kamera_jax.errors import LibraryDiskError, LibraryFullError, UnstorableError
 from kamera_jax.library.arrays import writer
+from kamera_jax.library.failures import check_own, is_forbidden, is_full
+from kamera_jax.library.failures import named_errors as named_errors
 from kamera_jax.library.files import locked, sync
 from kamera_jax.library.index import FOLDERS, Index
+from kamera_jax.library.marks import TOMBSTONES
 from kamera_jax.library.packs import write_pack
 from kamera_jax.library.rows import Kind, Row
 
@@ -28,29 +30,19 @@ LOCK = "LOCK"
 PACK_BYTES = 2**28
 """Rows are put into one pack until they have so many bytes."""
 
+PACK_ROWS = 2**12
+"""No pack has more rows: whoever reads one of them reads the pack's whole manifest."""
+
 PENDING_BYTES = 2**30
 """Rows that wait to be written have no more bytes than about so many: whoever puts more waits."""
 
 _ROOM = 2**24
 """Bytes of the disk that are left alone."""
 
+_DESCRIBED = 2**26
+"""Bytes of what the rows of a pack say of themselves, about: no manifest is too long to be read."""
 
-@contextmanager
-def named_errors(root: Path) -> Iterator[None]:
-    """Give a full disk and a folder that may not be changed their names."""
-    try:
-        yield
-    except Exception as error:
-        number = error.errno if isinstance(error, OSError) else None
-        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
-            raise LibraryFullError(
-                f"the disk of {root} is full: {error}; nothing was stored. Make room, or delete chunks and collect"
-            ) from error
-        if number in (errno.EROFS, errno.EACCES, errno.EPERM):
-            raise LibraryReadOnlyError(
-                f"{root} may not be written to: {error}; open it with mode='r', or give another folder"
-            ) from error
-        raise
+OWN_FOLDERS = (*FOLDERS.values(), STAGING, TOMBSTONES)
 
 
 class Committer:
@@ -89,7 +81,7 @@ class Committer:
         batch = []
         size = 0
         with self._changed:
-            while self._pending and size < PACK_BYTES:
+            while self._pending and size < PACK_BYTES and len(batch) < PACK_ROWS:
                 row, future = self._pending.popleft()
                 size += row.nbytes
                 if future.set_running_or_notify_cancel():
@@ -99,31 +91,78 @@ class Committer:
         return batch
 
     def _commit(self, kind: Kind, batch: Sequence[tuple[Row, "Future[str]"]]) -> None:
+        failed: dict[str, BaseException] = {}
         try:
             with self.writing():
-                fresh = {row.key: row for row, _ in batch if not self.index.packs_of(row.key)}
-                if fresh:
-                    self.write(kind, list(fresh.values()))
+                fresh: dict[str, Row] = {}
+                for row, _ in batch:
+                    kinds = self.index.kinds_of(row.key)
+                    if kinds - {kind}:
+                        failed[row.key] = UnstorableError(
+                            f"{row.key[:12]} is the key of one of the {', '.join(kinds)} in {self.root}, and a key is "
+                            f"of one item; one of the {kind} needs another"
+                        )
+                    elif not kinds:
+                        fresh[row.key] = row
+                self._write_apart(kind, list(fresh.values()), failed)
         except BaseException as error:
-            for _, future in batch:
-                future.set_exception(error)
-        else:
-            for row, future in batch:
+            failed = {row.key: error for row, _ in batch}
+        for row, future in batch:
+            if row.key in failed:
+                future.set_exception(failed[row.key])
+            else:
                 future.set_result(row.key)
+
+    def _write_apart(self, kind: Kind, rows: list[Row], failed: dict[str, BaseException]) -> None:
+        """Write rows; those that cannot be written, for what they are, cost no other row."""
+        if not rows:
+            return
+        try:
+            self.write(kind, rows)
+        except Exception as error:
+            if (
+                isinstance(error, OSError | LibraryFullError | LibraryDiskError)
+                or is_full(error)
+                or is_forbidden(error)
+            ):
+                raise
+            if len(rows) == 1:
+                failed[rows[0].key] = UnstorableError(f"{rows[0].key[:12]} cannot be stored: {error}")
+                failed[rows[0].key].__cause__ = error
+                return
+            for row in rows:
+                self._write_apart(kind, [row], failed)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
         """The context in which this is the library's one writer, and has read all that is there."""
-        with named_errors(self.root), locked(self.root / LOCK):
-            self.index.refresh(force=True)
-            yield
+        with named_errors(self.root):
+            check_own(self.root, OWN_FOLDERS)
+            with locked(self.root / LOCK):
+                check_own(self.root, OWN_FOLDERS)
+                self.index.refresh(locked=True)
+                yield
 
-    def write(self, kind: Kind, rows: Sequence[Row]) -> None:
-        """Write rows into a new pack; the caller is the one writer, on the writer's thread.
+    def write(self, kind: Kind, rows: Sequence[Row]) -> list[Path]:
+        """Write rows into new packs, and give their folders; the caller is the one writer, on the writer's thread.
 
         Raises:
             LibraryFullError: there is no room.
+            UnstorableError: they would not be read back.
         """
+        places = []
+        part: list[Row] = []
+        described = 0
+        for row in rows:
+            if part and described + row.described > _DESCRIBED:
+                places.append(self._write_pack(kind, part))
+                part = []
+                described = 0
+            part.append(row)
+            described += row.described
+        return [*places, self._write_pack(kind, part)]
+
+    def _write_pack(self, kind: Kind, rows: Sequence[Row]) -> Path:
         needed = sum(row.nbytes for row in rows) + _ROOM
         free = shutil.disk_usage(self.root).free
         if needed > free:
@@ -135,18 +174,17 @@ class Committer:
         staged = self.root / STAGING / name
         place = self.index.folder(kind)
         try:
-            write_pack(staged, kind, rows)
-            staged.rename(place / name)
+            manifest = write_pack(staged, kind, rows)
+            with self.index.changing():
+                staged.rename(place / name)
+                try:
+                    sync(place)
+                except OSError:  # it may not outlast a power failure: nobody is to rely on it
+                    (place / name).rename(staged)
+                    raise
+                self.index.added(name, manifest)
         except BaseException:
             for left in staged.parent.glob(f"{name}*"):
                 shutil.rmtree(left, ignore_errors=True)
             raise
-        sync(place)
-        self.index.refresh(force=True)
-
-    def sweep(self) -> int:
-        """Remove what writers that died left, and count it; the caller is the one writer."""
-        left = list((self.root / STAGING).iterdir())
-        for path in left:
-            shutil.rmtree(path)
-        return len(left)
+        return place / name

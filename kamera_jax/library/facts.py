@@ -82,6 +82,7 @@ class Collected:
         freed: bytes, less those of the copies.
         swept: unfinished writes of processes that died.
         kept: packs left as they are, because what is alive in them is not as it was written.
+        left: packs left as they are for lack of room; collect again once there is more.
     """
 
     dropped: int
@@ -89,3 +90,4 @@ class Collected:
     freed: int
     swept: int
     kept: tuple[str, ...]
+    left: tuple[str, ...] = ()

@@ -1,46 +1,36 @@
 """Which pack holds which key. The packs are the truth: this is what was seen of them, seen again when they change.
 
-A deleted mark, an empty file in the folder ``tombstones``, names a row that was deleted, ``<pack>.<key>``, or a pack
-that a collection dropped.
+Folder times tell of a change, where they are fine enough and old enough to be relied on, and so does a counter of
+changes, which no clock has a part in. Which rows were deleted say `kamera_jax.library.marks`.
 """
 
 import os
-import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_args
 
-from kamera_jax.errors import LibraryCorruptError
-from kamera_jax.library.files import read_sealed, sync, write_sealed
-from kamera_jax.library.manifest import KEY, Manifest
+from kamera_jax.library import marks
+from kamera_jax.library.failures import reading_errors
+from kamera_jax.library.files import MALFORMED
+from kamera_jax.library.forked import check_unforked
+from kamera_jax.library.index_file import PACK, PackKeys, keys_of, read, write
+from kamera_jax.library.manifest import Manifest
 from kamera_jax.library.packs import Pack
 from kamera_jax.library.rows import Kind
+from kamera_jax.library.stamps import Stamps, settled, stamps
 
 FOLDERS: dict[Kind, str] = {"chunks": "packs", "patches": "patches"}
 """The folder of the packs of each kind."""
 
-TOMBSTONES = "tombstones"
-INDEX = "index.json"
-
-PACK = re.compile(r"[0-9a-f]{32}")
 OPEN_PACKS = 64
-"""Manifests kept in memory, of the packs last read."""
+OPEN_ROWS = 2**14
+"""Manifests kept in memory, of the packs last read: so many, of no more rows together."""
 
-_SETTLED_NS = 100_000_000
-"""Two changes of a folder within a tick of the file system's clock look like one: no younger time is relied on."""
-
-
-@dataclass(frozen=True)
-class PackKeys:
-    """The keys of a pack's rows, and for each the chunk it is of: itself, or the patch's."""
-
-    kind: Kind
-    keys: tuple[str, ...]
-    chunks: tuple[str, ...]
+_SCANS = 10
+"""A library that changes while it is looked at is looked at again, so many times."""
 
 
 class Index:
@@ -48,89 +38,160 @@ class Index:
 
     Attributes:
         damaged: packs whose manifest cannot be read, and why.
+        broken: other files that are not as they were written, though nothing is lost with them, and what to do.
+        names: every pack that is there, readable or not.
     """
 
     def __init__(self, root: Path) -> None:
-        """Nothing is read yet."""
+        """Nothing is read yet but the index file."""
         self.root = root
+        self._pid = os.getpid()
         self.damaged: dict[str, str] = {}
+        self.broken: dict[str, str] = {}
+        self.names: dict[str, Kind] = {}
         self._packs: dict[str, PackKeys] = {}
         self._missing: dict[str, PackKeys] = {}
-        self._rows: dict[str, dict[str, None]] = {}  # the packs of a key, the first seen first
+        self._rows: dict[str, tuple[str, ...]] = {}  # the packs of a key, the first seen first
         self._patches: dict[str, dict[str, None]] = {}  # the patches of a chunk
-        self._deleted: set[str] = set()
+        self._missing_of: dict[str, list[str]] | None = None  # the packs of a key that are missing
         self._open: OrderedDict[str, Pack] = OrderedDict()
-        self._indexed: dict[str, PackKeys] = _read_index(root)
-        self._seen: tuple[tuple[int, ...], int] = ((), 0)
-        self._watched = [str(root / name) for name in (*FOLDERS.values(), TOMBSTONES)]
+        self._open_rows = 0
+        self._marks = marks.read(root)  # before the index file: a collection between the two is noticed
+        self._deleted: frozenset[str] = frozenset()
+        self._indexed, self._index_broken = read(root)
+        self._missing |= self._indexed
+        self._saved = frozenset(self._indexed)
+        self._seen: tuple[Stamps, int] = ((), 0)
+        self._folders = [str(root / name) for name in (*FOLDERS.values(), marks.TOMBSTONES)]
+        self._files = [str(root / name) for name in (marks.LOG, marks.CHANGES)]
         self._lock = threading.RLock()
 
-    def refresh(self, *, force: bool = False) -> None:
-        """Read what has changed since, if anything has."""
-        with self._lock:
+    def refresh(self, *, force: bool = False, locked: bool = False) -> None:
+        """Read what has changed since, if anything has.
+
+        Args:
+            force: look again, whatever the stamps say, and at damaged packs too.
+            locked: the caller is the one writer: who writes counts the change, so no time need be old.
+        """
+        check_unforked(f"the library at {self.root}", self._pid)  # its lock may never be released here
+        with self._lock, reading_errors(self.root):
             now = time.time_ns()
-            stamps = tuple(os.stat(folder).st_mtime_ns for folder in self._watched)
+            current = stamps(self._folders, self._files)
             before, at = self._seen
-            if not force and stamps == before and at - max(stamps) > _SETTLED_NS:
+            if not force and current == before and (locked or settled(before, at)):
                 return
-            self._scan()
-            self._seen = (stamps, now)
+            if force:
+                self.damaged.clear()
+            for _ in range(_SCANS):
+                self._scan()
+                self._seen = (current, now)
+                now = time.time_ns()
+                if (after := stamps(self._folders, self._files)) == current:
+                    break
+                current = after
 
     def _scan(self) -> None:
-        # Deleted marks first: of what is collected meanwhile the copy is seen, or the old pack, not yet marked.
-        deleted = set(os.listdir(self.root / TOMBSTONES))
+        last = self._marks
+        self._marks = marks.read(self.root)
+        # Marks first, and those of the look before too: one goes away only after its pack.
+        deleted = self._marks.deleted | self._deleted
         there: dict[str, Kind] = {}
         for kind in FOLDERS:
-            there |= {name: kind for name in os.listdir(self.folder(kind)) if PACK.fullmatch(name)}
+            there |= dict.fromkeys(filter(PACK.fullmatch, os.listdir(self.folder(kind))), kind)
+        for mark in deleted - self._deleted:
+            pack, _, key = mark.partition(".")
+            if key and pack in self._packs:
+                self._remove_row(pack, key)
+        self._deleted = deleted
         for name, kind in there.items():
             if name not in self._packs and name not in self.damaged and name not in deleted:
                 self._see(name, kind)
         for name in [name for name in self._packs if name not in there or name in deleted]:
             keys = self._packs.pop(name)
-            self._open.pop(name, None)
-            self._remove_pack(name, keys)
-            if name not in deleted:
-                self._missing[name] = keys
+            self._close(name)
+            for key in keys.keys:
+                self._remove_row(name, key)
+            self._missing[name] = keys
         for name in [name for name in self.damaged if name not in there]:
             del self.damaged[name]
-        for name, keys in self._indexed.items():  # in the index file, and perhaps never seen
-            if name not in there and name not in deleted:
-                self._missing.setdefault(name, keys)
-        for mark in deleted - self._deleted:
-            pack, _, key = mark.partition(".")
-            if key and pack in self._packs:
-                self._remove_row(pack, key)
-            if not key:
-                self._missing.pop(pack, None)
-        self._deleted = deleted
+        if self._marks.collection != last.collection:  # what is gone was collected, or given up
+            self._missing.clear()
+            self._indexed = {}
+        for name in [name for name in self._missing if name in there or name in deleted]:
+            del self._missing[name]
+        self._deleted = self._marks.deleted
+        self.names = there
+        self.broken = self._marks.broken | self._index_broken
+        self._missing_of = None
 
     def _see(self, name: str, kind: Kind) -> None:
         keys = self._indexed.get(name)
         if keys is None or keys.kind != kind:
             try:
-                keys = _keys(self._opened(name, kind).manifest)
+                keys = keys_of(self._opened(name, kind).manifest)
             except FileNotFoundError:  # collected meanwhile
                 return
-            except (LibraryCorruptError, ValueError, KeyError, TypeError) as error:
+            except (OSError, *MALFORMED) as error:
                 self.damaged[name] = str(error)
                 return
+        self._add(name, keys)
+
+    def _add(self, name: str, keys: PackKeys) -> None:
         self._packs[name] = keys
-        self._missing.pop(name, None)
         for key, chunk in zip(keys.keys, keys.chunks, strict=True):
             if f"{name}.{key}" not in self._deleted:
-                self._rows.setdefault(key, {})[name] = None
-                if kind == "patches":
+                self._rows[key] = (*self._rows.get(key, ()), name)
+                if keys.kind == "patches":
                     self._patches.setdefault(chunk, {})[key] = None
 
-    def _remove_pack(self, name: str, keys: PackKeys) -> None:
-        for key in keys.keys:
-            self._remove_row(name, key)
-
     def _remove_row(self, name: str, key: str) -> None:
-        packs = self._rows.get(key, {})
-        packs.pop(name, None)
-        if not packs:
+        packs = tuple(each for each in self._rows.get(key, ()) if each != name)
+        if packs:
+            self._rows[key] = packs
+        else:
             self._rows.pop(key, None)
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """The context in which the caller, the one writer, changes the library and says so here.
+
+        The change is counted before and after: whoever looks in between looks again, and so does whoever comes after a
+        writer that died in between.
+        """
+        with self._lock:
+            known = stamps(self._folders, self._files) == self._seen[0]
+        marks.count_change(self.root)
+        try:
+            yield
+        except BaseException:
+            self._seen = ((), 0)
+            raise
+        finally:
+            marks.count_change(self.root)
+        with self._lock:
+            if known:
+                self._seen = (stamps(self._folders, self._files), time.time_ns())
+
+    def added(self, name: str, manifest: Manifest) -> None:
+        """Know of a pack that was written; see `changing`."""
+        with self._lock:
+            if name not in self._packs:
+                self._add(name, keys_of(manifest))
+                self.names[name] = manifest.kind
+                self._missing_of = None
+
+    def removed(self, names: Iterable[str]) -> None:
+        """Forget packs that were collected; see `changing`."""
+        with self._lock:
+            for name in names:
+                self._close(name)
+                self.names.pop(name, None)
+                self.damaged.pop(name, None)
+                self._missing.pop(name, None)
+                if (keys := self._packs.pop(name, None)) is not None:
+                    for key in keys.keys:
+                        self._remove_row(name, key)
+            self._missing_of = None
 
     def folder(self, kind: Kind) -> Path:
         """The folder of the packs of a kind."""
@@ -144,18 +205,24 @@ class Index:
             FileNotFoundError: it is gone since it was seen.
         """
         with self._lock:
-            for name in self._rows.get(key, {}):
+            for name in self._rows.get(key, ()):
                 if self._packs[name].kind == kind:
                     return self._opened(name, kind)
             return None
 
     def _opened(self, name: str, kind: Kind) -> Pack:
         if name not in self._open:
-            self._open[name] = Pack(self.folder(kind) / name)
-            while len(self._open) > OPEN_PACKS:
-                self._open.popitem(last=False)
+            pack = Pack(self.folder(kind) / name)
+            self._open[name] = pack
+            self._open_rows += len(pack.manifest.entries)
+            while len(self._open) > 1 and (len(self._open) > OPEN_PACKS or self._open_rows > OPEN_ROWS):
+                self._close(next(iter(self._open)))
         self._open.move_to_end(name)
         return self._open[name]
+
+    def _close(self, name: str) -> None:
+        if (pack := self._open.pop(name, None)) is not None:
+            self._open_rows -= len(pack.manifest.entries)
 
     def pack(self, name: str) -> Pack:
         """A pack by its name.
@@ -175,7 +242,12 @@ class Index:
     def packs_of(self, key: str) -> tuple[str, ...]:
         """Packs in which the key is alive."""
         with self._lock:
-            return tuple(self._rows.get(key, ()))
+            return self._rows.get(key, ())
+
+    def kinds_of(self, key: str) -> set[Kind]:
+        """The kinds of the packs in which the key is alive."""
+        with self._lock:
+            return {self._packs[name].kind for name in self._rows.get(key, ())}
 
     def keys(self, kind: Kind) -> tuple[str, ...]:
         """Everything of a kind that is alive."""
@@ -193,56 +265,95 @@ class Index:
         """Keys whose first living row is in the pack."""
         with self._lock:
             keys = self._packs[name].keys if name in self._packs else ()
-            return tuple(key for key in keys if next(iter(self._rows.get(key, ())), None) == name)
+            return tuple(key for key in keys if self._rows.get(key, ("",))[0] == name)
+
+    def dead(self) -> list[str]:
+        """Packs of which no row is alive, and those that an earlier version dropped and did not remove."""
+        with self._lock:
+            dead = [
+                name for name, at in self._packs.items() if not any(name in self._rows.get(key, ()) for key in at.keys)
+            ]
+            return dead + [name for name in self.names if name in self._deleted]
 
     def lost(self) -> dict[str, str]:
         """Keys that are alive in no pack because theirs is gone, and the pack."""
         with self._lock:
-            return {
-                key: name
-                for name, keys in self._missing.items()
-                for key in keys.keys
-                if key not in self._rows and f"{name}.{key}" not in self._deleted
-            }
+            return {key: pack for key in self._missing_packs() if (pack := self.lost_pack(key)) is not None}
 
-    def mark_deleted(self, marks: Iterable[str]) -> None:
-        """Write deleted marks and bring them to the disk; the caller is the one writer."""
-        folder = self.root / TOMBSTONES
-        for mark in marks:
-            os.close(os.open(folder / mark, os.O_WRONLY | os.O_CREAT, 0o666))
-        sync(folder)
-        self.refresh(force=True)
+    def lost_pack(self, key: str) -> str | None:
+        """The pack with which a key was lost; None if it is alive, was deleted, or was never there."""
+        with self._lock:
+            packs = () if key in self._rows else self._missing_packs().get(key, ())
+            return next((name for name in packs if f"{name}.{key}" not in self._deleted), None)
 
-    def give_up_missing(self) -> None:
-        """Give up what is lost."""
-        self.mark_deleted(self._missing)
+    def _missing_packs(self) -> dict[str, list[str]]:
+        if self._missing_of is None:
+            self._missing_of = {}
+            for name, at in self._missing.items():
+                for key in at.keys:
+                    self._missing_of.setdefault(key, []).append(name)
+        return self._missing_of
 
-    def save(self) -> None:
-        """Write down which keys are where, so that the next to open need not read every manifest."""
+    def mark_deleted(self, keys: Iterable[str]) -> bool:
+        """Delete the rows of keys, those of packs that are gone too; the caller is the one writer.
+
+        Returns:
+            Whether there was a row to delete.
+
+        Raises:
+            OSError: the marks cannot be written, and nothing is deleted.
+        """
+        with self._lock:
+            rows = [
+                (name, key)
+                for key in dict.fromkeys(keys)
+                for name in (*self._rows.get(key, ()), *self._missing_packs().get(key, ()))
+                if f"{name}.{key}" not in self._deleted
+            ]
+        self._mark(rows)
+        return bool(rows)
+
+    def mark_packs(self, packs: Iterable[str]) -> None:
+        """Delete every row of packs whose files cannot be removed; see `mark_deleted`."""
+        with self._lock:
+            rows = [(name, key) for name in packs for key in self._packs[name].keys if name in self._rows.get(key, ())]
+        self._mark(rows)
+
+    def _mark(self, rows: list[tuple[str, str]]) -> None:
+        new = [f"{name}.{key}" for name, key in rows]
+        if new:
+            with self.changing():
+                marks.add(self.root, new)
+                with self._lock:
+                    self._deleted |= frozenset(new)
+                    for name, key in rows:
+                        self._remove_row(name, key)
+
+    def save(self) -> bool:
+        """Write down which keys are where, so that the next to open need not read every manifest; whether it is."""
         with self._lock:
             known = self._packs | self._missing
-            if known.keys() != self._indexed.keys():
-                packs = {name: {"kind": at.kind, "keys": at.keys, "chunks": at.chunks} for name, at in known.items()}
-                write_sealed(self.root / INDEX, {"packs": packs})
-                self._indexed = known
+            if known.keys() != self._saved or self._index_broken:
+                try:
+                    write(self.root, known)
+                except (OSError, ValueError):  # the packs say the same
+                    return False
+                self._saved = frozenset(known)
+                self._index_broken = {}
+            return True
 
-
-def _keys(manifest: Manifest) -> PackKeys:
-    return PackKeys(manifest.kind, manifest.keys, manifest.chunks)
-
-
-def _read_index(root: Path) -> dict[str, PackKeys]:
-    """What the index file says; nothing if it is not there or not as it was written."""
-    try:
-        packs: dict[str, Any] = read_sealed(root / INDEX)["packs"]
-        listed = {name: PackKeys(at["kind"], tuple(at["keys"]), tuple(at["chunks"])) for name, at in packs.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
-    right = all(
-        PACK.fullmatch(name)
-        and each.kind in get_args(Kind)
-        and len(each.keys) == len(each.chunks)
-        and all(isinstance(key, str) and KEY.fullmatch(key) for key in (*each.keys, *each.chunks))
-        for name, each in listed.items()
-    )
-    return listed if right else {}
+    def collected(self) -> None:
+        """End a collection: what is lost is given up, and marks of packs that are gone go too."""
+        with self._lock:
+            gone = any(mark.partition(".")[0] not in self.names for mark in self._deleted)
+            if not (gone or self._missing or self.broken or self._saved != self._packs.keys()):
+                return
+        with self.changing():
+            with self._lock:
+                self._missing.clear()
+                self._missing_of = None
+                if self.save():
+                    marks.keep(self.root, self.names)
+                self._marks = marks.read(self.root)
+                self._deleted = self._marks.deleted
+                self.broken = self._marks.broken | self._index_broken

@@ -1,8 +1,9 @@
 """The chunk library: what was encoded once, found by its content, in every process that opens the folder."""
 
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from os import PathLike
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, get_args
@@ -18,14 +19,16 @@ from kamera_jax.errors import (
     LibraryReadOnlyError,
 )
 from kamera_jax.kv import KV
-from kamera_jax.library import bulk, collection
+from kamera_jax.library import bulk, collection, marks
 from kamera_jax.library.arrays import writer
 from kamera_jax.library.bulk import Stacked
-from kamera_jax.library.commit import LOCK, PACK_BYTES, Committer, named_errors
+from kamera_jax.library.commit import LOCK, PACK_BYTES, STAGING, Committer, named_errors
 from kamera_jax.library.facts import Collected, Item, LibraryReport, LibraryStats
 from kamera_jax.library.files import locked
+from kamera_jax.library.forked import check_unforked
 from kamera_jax.library.index import Index
 from kamera_jax.library.layout import check_format, make
+from kamera_jax.library.leftovers import size, sweep
 from kamera_jax.library.manifest import KEY
 from kamera_jax.library.packs import THREADS, Pack
 from kamera_jax.library.rows import Kind, Storage, chunk_of, kv_leaves, patch_of, row_of
@@ -48,6 +51,7 @@ class ChunkLibrary:
         """Use `open`."""
         self.root = root
         self.mode = mode
+        self._pid = os.getpid()
         self._verify = verify
         self._index = Index(root)
         self._committer = Committer(root, self._index)
@@ -75,15 +79,17 @@ class ChunkLibrary:
             raise ValueError(
                 f"mode is one of {get_args(Mode)}, verify one of {get_args(Verify)}; got {mode!r}, {verify!r}"
             )
-        check_type(path, (str, PathLike), "path", "the library's folder")
+        check_type(path, (str, os.PathLike), "path", "the library's folder")
         root = Path(path).absolute()
+        check_unforked(f"the library at {root}")
         if mode == "a":
             make(root)
         check_format(root)
         library = cls(root, mode, verify)
         if mode == "a":
             with named_errors(root), locked(root / LOCK):
-                library._committer.sweep()
+                sweep(root, STAGING)
+                marks.begin(root)
         return library
 
     def put(self, item: Chunk | Patch, *, storage: Storage = "exact") -> str:
@@ -100,8 +106,11 @@ class ChunkLibrary:
         Raises:
             LibraryReadOnlyError: the library was opened for reading, or may not be written to.
             LibraryFullError: the disk has no room; nothing was stored.
+            LibraryNotFoundError, LibraryDiskError: the library is gone, or its disk fails.
             MissingKeyError: it has no key: its arrays may hold anything.
-            ValueError: it is no chunk and no patch, or has arrays that cannot be stored.
+            UnstorableError: something in it cannot be stored, or would not come back as it is.
+            ForkedProcessError: the library was opened before this process was forked.
+            ValueError: it is no chunk and no patch.
         """
         return self.put_async(item, storage=storage).result()
 
@@ -116,14 +125,23 @@ class ChunkLibrary:
         return future
 
     def put_many(self, items: Iterable[Chunk | Patch], *, storage: Storage = "exact") -> list[str]:
-        """Store items in packs of 256 MiB: the way to store many. See `put`."""
+        """Store items in packs of 256 MiB: the way to store many. See `put`.
+
+        An item that cannot be stored costs no other: all others are stored before its error is raised.
+        """
         self._check_writable()
+        check_choice(storage, get_args(Storage), "storage")
         check_type(items, Iterable, "items", "chunks and patches; for one item [item]")
-        futures = []
+        futures: list[Future[str]] = []
         size = 0
         try:
             for item in items:
-                row = row_of(item, storage)
+                try:
+                    row = row_of(item, storage)
+                except ValueError as error:
+                    futures.append(Future())
+                    futures[-1].set_exception(error)
+                    continue
                 futures.append(self._committer.add(row))
                 size += row.nbytes
                 if size >= PACK_BYTES:
@@ -131,6 +149,7 @@ class ChunkLibrary:
                     size = 0
         finally:
             self._committer.flush()
+        wait(futures)
         return [future.result() for future in futures]
 
     def get(self, key: str) -> Chunk:
@@ -215,11 +234,30 @@ class ChunkLibrary:
     def info(self, key: str) -> Item:
         """What is stored under a key, of a chunk or of a patch; no array is read. Raises as `get`."""
         _check_key(key)
-        kind: Kind = "patches" if key in self.keys("patches") else "chunks"
-        pack, (about, spec, _) = self._pack_and_row(key, kind, wanted=lambda name: False)
-        size = sum(leaf.nbytes for leaf in pack.manifest.leaves(key).values())
+        self._index.refresh()
+        kind: Kind = "patches" if "patches" in self._index.kinds_of(key) else "chunks"
+        pack, _ = self._pack_and_row(key, kind, wanted=lambda name: False)
+        return self._item(pack, key, kind)
+
+    def items(self) -> Iterator[Item]:
+        """What is stored under every key, of chunks and then of patches; see `info`. What cannot be read is left out.
+
+        What is put or deleted meanwhile is among them or not.
+        """
+        self._index.refresh()
+        for kind in get_args(Kind):
+            for key in self._index.keys(kind):
+                with contextlib.suppress(LibraryCorruptError, ChunkNotFoundError):
+                    try:
+                        if (pack := self._index.find(key, kind)) is not None:
+                            yield self._item(pack, key, kind)
+                    except FileNotFoundError:  # collected meanwhile
+                        yield self.info(key)
+
+    def _item(self, pack: Pack, key: str, kind: Kind) -> Item:
+        about, spec, nbytes = pack.facts(key)
         patches = self._index.patches(key) if kind == "chunks" else ()
-        return Item(key, kind, about, spec, size, pack.folder.name, patches)
+        return Item(key, kind, about, spec, nbytes, pack.folder.name, patches)
 
     def delete(self, key: str) -> bool:
         """Remove a chunk with its patches, or a patch; whether there was something to remove.
@@ -231,15 +269,7 @@ class ChunkLibrary:
         """
         _check_key(key)
         self._check_writable()
-        with self._committer.writing():
-            marks = [
-                f"{pack}.{each}" for each in (*self._index.patches(key), key) for pack in self._index.packs_of(each)
-            ]
-            if (lost := self._index.lost().get(key)) is not None:
-                marks.append(f"{lost}.{key}")
-            if marks:
-                self._index.mark_deleted(marks)
-        return bool(marks)
+        return collection.delete(self._committer, key)
 
     def verify(self) -> LibraryReport:
         """Read everything and compare it with its digests. Raises nothing: the report says what is wrong."""
@@ -248,13 +278,14 @@ class ChunkLibrary:
     def gc(self) -> Collected:
         """Free the room of what was deleted: packs of which less than half is alive, and small ones, are put together.
 
-        Others may go on reading and putting. What is lost is given up.
+        Packs of which nothing is alive go first, and need no room. Others may go on reading, putting and deleting:
+        they wait for one pack at most. What is lost is given up.
 
         Raises:
-            LibraryReadOnlyError, LibraryFullError: see `put`.
+            LibraryReadOnlyError: see `put`.
         """
         self._check_writable()
-        return writer().submit(collection.collect, self._committer).result()
+        return collection.collect(self._committer)
 
     def stats(self) -> LibraryStats:
         """What the library holds."""
@@ -264,7 +295,7 @@ class ChunkLibrary:
             chunks=len(self._index.keys("chunks")),
             patches=len(self._index.keys("patches")),
             packs=len(packs),
-            bytes=collection.size(self.root),
+            bytes=size(self.root),
             deleted=sum(len(keys.keys) - len(self._index.live(name)) for name, keys in packs.items()),
             damaged=len(self._index.damaged),
             lost=len(self._index.lost()),
@@ -307,6 +338,7 @@ class ChunkLibrary:
     def close(self) -> None:
         """Wait for what was put, and write down what is where, so that the next to open need not look."""
         if self.mode == "a":
+            check_unforked(f"the library at {self.root}", self._pid)
             writer().submit(lambda: None).result()
             with self._committer.writing():
                 self._index.save()
@@ -317,9 +349,11 @@ class ChunkLibrary:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
+        if self._pid == os.getpid():  # a forked process has nothing to write down
+            self.close()
 
     def _check_writable(self) -> None:
+        check_unforked(f"the library at {self.root}", self._pid)
         if self.mode == "r":
             raise LibraryReadOnlyError(f"{self.root} was opened for reading; open it with mode='a'")
 
@@ -349,7 +383,7 @@ class ChunkLibrary:
         raise self._missing(key, kind)
 
     def _missing(self, key: str, kind: Kind) -> ValueError:
-        if (pack := self._index.lost().get(key)) is not None:
+        if (pack := self._index.lost_pack(key)) is not None:
             return LibraryCorruptError(f"the pack {pack} of {key[:12]} in {self.root} is gone; put it anew")
         if self._index.packs_of(key):
             other = {"chunks": "a patch: use get_patch", "patches": "a chunk: use get"}[kind]

@@ -5,7 +5,6 @@ anything of that size is made.
 """
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -13,13 +12,9 @@ from typing import Any, get_args
 import numpy as np
 
 from kamera_jax.library.arrays import DTYPES
+from kamera_jax.library.fields import AXES, NAME, NAME_LENGTH
+from kamera_jax.library.fields import KEY as KEY
 from kamera_jax.library.rows import Kind, Row, blocks
-
-KEY = re.compile(r"[0-9a-f]{64}")
-"""Of chunks and patches."""
-
-_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
-_AXES = 8
 
 
 @dataclass(frozen=True)
@@ -71,11 +66,21 @@ class Manifest:
             ValueError: it is no such thing.
         """
         arrays = {_name(name): (_dtype(dtype), _shape(shape)) for name, (dtype, shape) in body["arrays"].items()}
-        if body["kind"] not in get_args(Kind) or not all(KEY.fullmatch(key) for key in body["entries"]):
+        entries = body["entries"]
+        if body["kind"] not in get_args(Kind) or not all(KEY.fullmatch(key) for key in entries):
             raise ValueError("a manifest of unknown rows")
-        if body["kind"] == "chunks" and any(entry["about"]["key"] != key for key, entry in body["entries"].items()):
-            raise ValueError("a manifest that gives a chunk another's key")
-        return Manifest(body["kind"], arrays, body["entries"], dict(body["specs"]), dict(body["files"]))
+        for key, entry in entries.items():
+            if not isinstance(entry["about"], dict) or not isinstance(entry["leaves"], dict):
+                raise ValueError(f"row {key[:12]} has no fields or arrays by name")
+            if entry["about"]["key"] != key:
+                raise ValueError("a manifest that gives a row another's key")
+            if body["kind"] == "patches":
+                _key(entry["about"]["chunk"])
+        if not all(isinstance(spec, dict) for spec in body["specs"].values()):
+            raise ValueError("a manifest of models that have no fields")
+        if not all(isinstance(digest, str) and KEY.fullmatch(digest) for digest in body["files"].values()):
+            raise ValueError("a manifest of files that have no digests")
+        return Manifest(body["kind"], arrays, entries, body["specs"], body["files"])
 
     @property
     def body(self) -> dict[str, Any]:
@@ -153,7 +158,7 @@ def arranged(kind: Kind, rows: Iterable[Row]) -> tuple[dict[str, np.ndarray], Ma
 
 
 def _name(name: Any) -> str:
-    if not isinstance(name, str) or not _NAME.fullmatch(name) or len(name) > 200:
+    if not isinstance(name, str) or not NAME.fullmatch(name) or len(name) > NAME_LENGTH + 50:  # with its group or dtype
         raise ValueError(f"{name!r} is no name of an array")
     return name
 
@@ -171,7 +176,7 @@ def _dtype(name: Any) -> np.dtype:
 
 
 def _shape(shape: Any) -> tuple[int, ...]:
-    if not isinstance(shape, list) or len(shape) > _AXES:
+    if not isinstance(shape, list) or len(shape) > AXES + 1:  # those of a row, and which row
         raise ValueError(f"{shape!r} is no shape")
     return tuple(_size(size) for size in shape)
 

@@ -92,10 +92,19 @@ def is_folder(path: str | Path) -> bool:
     Raises:
         OSError: it cannot be found out.
     """
+    return stat.S_ISDIR(_mode_there(path))
+
+
+def is_regular(path: str | Path) -> bool:
+    """Whether a regular file is there; see `is_folder`."""
+    return stat.S_ISREG(_mode_there(path))
+
+
+def _mode_there(path: str | Path) -> int:
     try:
-        return stat.S_ISDIR(os.lstat(path).st_mode)
+        return os.lstat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
-        return False
+        return 0
 
 
 def folder_stamp(path: str | Path) -> int:

@@ -1,6 +1,7 @@
 """Immutable packs: an Orbax checkpoint with its manifest, whose rows are read without the rest."""
 
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -10,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from kamera_jax.errors import LibraryCorruptError
+from kamera_jax.errors import LibraryCorruptError, NotRegularError, UnstorableError
 from kamera_jax.library import arrays
-from kamera_jax.library.files import MALFORMED, digests, read_sealed, sha256, sync_tree, write_sealed
+from kamera_jax.library.files import MALFORMED, SEALED_BYTES, digests, read_sealed, sha256, sync_tree, write_sealed
 from kamera_jax.library.manifest import Leaf, Manifest, arranged
+from kamera_jax.library.opening import check_folders, folder_stamp, kind_of, open_regular
 from kamera_jax.library.rows import REMEDY, Kind, Row, blocks
 from kamera_jax.record import Arrays, Plain
 
@@ -23,12 +25,23 @@ THREADS = 4
 
 
 def write_pack(place: Path, kind: Kind, rows: Iterable[Row]) -> Manifest:
-    """Write a pack to a folder that is not there yet, and bring it to the disk; on the writer alone."""
+    """Write a pack to a folder that is not there yet, and bring it to the disk; on the writer alone.
+
+    Raises:
+        UnstorableError: it would not be read back as it is.
+    """
     stacked, manifest = arranged(kind, rows)
     arrays.save(place, stacked)
     data = {arrays.data_file(place, name, array.ndim) for name, array in stacked.items()}
     manifest = replace(manifest, files=_others(place, data))
-    write_sealed(place / MANIFEST, manifest.body, durable=False)
+    write_sealed(place / MANIFEST, manifest.body | {"pack": place.name}, durable=False)
+    try:
+        again = Manifest.parsed(read_sealed(place / MANIFEST))
+        same = again == manifest and [again.leaves(key) for key in again.keys]
+    except MALFORMED as error:
+        raise UnstorableError(f"{len(manifest.keys)} {kind} would not be read back: {error}") from error
+    if not same:
+        raise UnstorableError(f"{len(manifest.keys)} {kind} would be read back otherwise; put them one by one")
     sync_tree(place)
     return manifest
 
@@ -36,7 +49,7 @@ def write_pack(place: Path, kind: Kind, rows: Iterable[Row]) -> Manifest:
 def _others(place: Path, data: Iterable[Path]) -> dict[str, str]:
     """Digests of a pack's files but for the data, and the manifest that holds them."""
     known = {path.relative_to(place).as_posix() for path in data} | {MANIFEST}
-    return digests(place, but=known)
+    return digests(place, but=known, most=SEALED_BYTES)
 
 
 class Pack:
@@ -51,16 +64,23 @@ class Pack:
         """
         self.folder = folder
         try:
-            self.manifest = Manifest.parsed(read_sealed(folder / MANIFEST))
+            folder_stamp(folder)
+            body = read_sealed(folder / MANIFEST)
+            if body.get("pack", folder.name) != folder.name:
+                raise ValueError("a manifest of another pack")
+            self.manifest = Manifest.parsed(body)
         except FileNotFoundError:
-            if folder.exists():
+            if os.path.lexists(folder):
                 raise LibraryCorruptError(f"pack {folder} has lost its manifest; {REMEDY}") from None
             raise
+        except (NotRegularError, OSError) as error:
+            raise LibraryCorruptError(f"pack {folder} cannot be read: {error}; {REMEDY}") from error
         except MALFORMED as error:
             raise LibraryCorruptError(f"the manifest of pack {folder} is not as it was written; {REMEDY}") from error
 
         self._data = {
-            name: str(arrays.data_file(folder, name, len(shape))) for name, (_, shape) in self.manifest.arrays.items()
+            name: arrays.data_file(Path(), name, len(shape)).as_posix()
+            for name, (_, shape) in self.manifest.arrays.items()
         }
 
     @property
@@ -94,6 +114,13 @@ class Pack:
             read = {name: self._read(name, leaf, layers, verified) for name, leaf in leaves.items()}
             return about, self.manifest.specs.get(str(about.get("spec"))), read
 
+    def facts(self, key: str) -> tuple[Plain, Plain | None, int]:
+        """A row's plain fields, its model's spec, and the bytes of its arrays, which are not read; raises as `row`."""
+        with self.manifest_errors():
+            about = dict(self.manifest.entries[key]["about"])
+            size = sum(leaf.nbytes for leaf in self.manifest.leaves(key).values())
+            return about, self.manifest.specs.get(str(about.get("spec"))), size
+
     @contextmanager
     def manifest_errors(self) -> Iterator[None]:
         """Where the manifest is relied on: a LibraryCorruptError if it says what cannot be."""
@@ -102,9 +129,11 @@ class Pack:
         except LibraryCorruptError:
             raise
         except FileNotFoundError as error:
-            if (self.folder / MANIFEST).exists():
+            if os.path.lexists(self.folder):
                 raise LibraryCorruptError(f"pack {self.folder} has lost data: {error}; {REMEDY}") from error
             raise
+        except (NotRegularError, OSError) as error:
+            raise LibraryCorruptError(f"pack {self.folder} cannot be read: {error}; {REMEDY}") from error
         except MALFORMED as error:
             raise LibraryCorruptError(f"the manifest of pack {self.folder} says what cannot be; {REMEDY}") from error
 
@@ -123,12 +152,15 @@ class Pack:
             start = start + first * (leaf.nbytes // parts)
         if into is None:
             into = _aligned(self._size(leaf.array, leaf.nbytes // parts * count))
-        descriptor = os.open(path := self._data[leaf.array], os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            if os.preadv(descriptor, [into.data], start) != into.size:
-                raise LibraryCorruptError(f"{path} is not as long as it was written; {REMEDY}")
-        finally:
-            os.close(descriptor)
+        path = self.folder / self._data[leaf.array]
+        with os.fdopen(open_regular(path), "rb", buffering=0) as file:
+            file.seek(start)
+            room = into.data
+            while room.nbytes:  # a system reads no more than some 2 GiB at once
+                read = file.readinto(room)
+                if not read:
+                    raise LibraryCorruptError(f"{path} is not as long as it was written; {REMEDY}")
+                room = room[read:]
         if verified and count:
             wanted = leaf.sha256[64 * first : 64 * (first + count)]
             if "".join(sha256(part) for part in into.reshape(count, -1)) != wanted:
@@ -137,8 +169,13 @@ class Pack:
 
     def _size(self, array: str, size: int) -> int:
         """The size, once it is known to be no more than there is."""
-        if os.stat(path := self._data[array]).st_size != self.manifest.nbytes(array):
-            raise LibraryCorruptError(f"{path} is not as long as it was written; {REMEDY}")
+        place = self._data[array]
+        check_folders(self.folder, place)
+        status = os.lstat(self.folder / place)
+        if not stat.S_ISREG(status.st_mode):
+            raise NotRegularError(f"{self.folder / place} is {kind_of(status.st_mode)}; expected a regular file")
+        if status.st_size != self.manifest.nbytes(array):
+            raise LibraryCorruptError(f"{self.folder / place} is not as long as it was written; {REMEDY}")
         return size
 
     def whole(self, *, verified: bool) -> Arrays:
@@ -158,7 +195,11 @@ class Pack:
             return {name: buffers[name].view(dtype).reshape(shape) for name, (dtype, shape) in manifest.arrays.items()}
 
     def check(self) -> dict[str, str]:
-        """What is wrong, by the key of each row that is not as it was written, and by file; empty if nothing is."""
+        """What is wrong, by the key of each row that is not as it was written, and by file; empty if nothing is.
+
+        Raises:
+            FileNotFoundError: the pack is gone: it was collected meanwhile.
+        """
         wrong: dict[str, str] = {}
 
         def read(key: str) -> None:
@@ -172,11 +213,13 @@ class Pack:
         return wrong | self.check_files()
 
     def check_files(self) -> dict[str, str]:
-        """What is wrong with what Orbax wrote beside the data, by file; empty if nothing is."""
-        present = _others(self.folder, map(Path, self._data.values()))
+        """What is wrong with what Orbax wrote beside the data, by file; empty if nothing is; raises as `check`."""
+        present = _others(self.folder, (self.folder / place for place in self._data.values()))
         names = sorted(
             name for name in present | self.manifest.files if present.get(name) != self.manifest.files.get(name)
         )
+        if names and not os.path.lexists(self.folder):
+            raise FileNotFoundError(f"pack {self.folder} is gone")
         return {name: f"{self.folder / name} is not as it was written; {REMEDY}" for name in names}
 
     def restored(self, targets: dict[str, Any] | None) -> dict[str, Any]:
@@ -188,10 +231,10 @@ class Pack:
         """
         for message in self.check_files().values():
             raise LibraryCorruptError(message)
-        for array, name in self._data.items():  # of files that are not whole Orbax leaves reads behind
-            path = self.folder / name
-            if not path.is_file() or path.stat().st_size != self.manifest.nbytes(array):
-                raise LibraryCorruptError(f"{path} is not as it was written; {REMEDY}")
+        with self.manifest_errors():
+            for array, (dtype, shape) in self.manifest.arrays.items():
+                self._size(array, 0)  # of files that are not whole Orbax leaves reads behind
+                arrays.check_layout(self.folder, array, dtype, shape)
         try:
             return arrays.load(self.folder, targets)
         except Exception as error:  # whatever the storage library makes of missing or broken files, or of the targets

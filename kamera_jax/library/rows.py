@@ -1,20 +1,24 @@
 """Chunks and patches as rows of a pack: plain fields, arrays, digests, and the key that the index has."""
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
+import jax
 import numpy as np
 
 from kamera_jax.chunk import Chunk, Patch
-from kamera_jax.errors import LibraryCorruptError, MissingKeyError
+from kamera_jax.errors import DonatedError, LibraryCorruptError, MissingKeyError, UnstorableError
+from kamera_jax.handle import deleted
 from kamera_jax.identity import EXACT, content_key
-from kamera_jax.kv import Factors
+from kamera_jax.kv import KV, Factors, KVSpec, Segment, Sketch, SketchSpec
 from kamera_jax.library import int8
 from kamera_jax.library.arrays import DTYPES
+from kamera_jax.library.fields import AXES, KEY, NAME, NAME_LENGTH, check_chunk, check_kv, check_patch, check_spec
 from kamera_jax.library.files import MALFORMED, sha256
-from kamera_jax.record import Arrays, Plain, join_chunk, join_patch, split_chunk, split_patch
+from kamera_jax.record import Arrays, Plain, join_chunk, join_patch, spec_of, split_chunk, split_patch
 
 Storage = Literal["exact", "int8"]
 """How a chunk's KV is stored: bit for bit, or as `kamera_jax.library.int8` says."""
@@ -23,6 +27,9 @@ Kind = Literal["chunks", "patches"]
 
 _FACTORS = tuple(f"patch.{field.name}" for field in fields(Factors) if field.name != "ranks")
 _TOKENS_LAST = ("patch.u",)
+
+DESCRIBED_BYTES = 2**24
+"""What a row says of itself beside its arrays is no longer, as JSON: manifests are read whole."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,11 @@ class Row:
         """Bytes of the arrays."""
         return sum(leaf.nbytes for leaf in self.leaves.values())
 
+    @property
+    def described(self) -> int:
+        """Bytes of all the rest, as JSON has it, about."""
+        return len(json.dumps([self.about, self.spec, self.digests])) + 150 * len(self.leaves)
+
 
 def blocks(name: str, shape: tuple[int, ...]) -> int:
     """How many digests a leaf has: one a layer where layers can be read apart, else one."""
@@ -63,52 +75,184 @@ def digest(array: np.ndarray, count: int) -> str:
 
 
 def row_of(item: Chunk | Patch, storage: Storage) -> Row:
-    """A copy that shares nothing with the device.
+    """A copy that shares nothing with the device, of an item that comes back as it is.
 
     Raises:
-        ValueError: neither a chunk nor a patch, an unknown storage, or arrays that cannot be stored.
+        ValueError: neither a chunk nor a patch, or an unknown storage.
         MissingKeyError: it has no key.
+        UnstorableError: something in it cannot be stored, or would not come back as it is.
+        DonatedError: its arrays were given away.
     """
-    if storage not in get_args(Storage):
+    if not isinstance(storage, str) or storage not in get_args(Storage):
         raise ValueError(f"storage must be one of {get_args(Storage)}; got {storage!r}")
     if not isinstance(item, Chunk | Patch):
         raise ValueError(f"a library stores chunks and patches; got {type(item).__name__}: encode it first")
-    if not item.key:
-        what = type(item).__name__.lower()
+    what = type(item).__name__.lower()
+    if item.key is None or (isinstance(item.key, str) and not item.key):
         raise MissingKeyError(
             f"the {what} has no key, so nothing says how its arrays were computed: it, or what it was run behind, was "
             "built by hand or went through a JAX transformation or dataclasses.replace; put what encode or form_patch "
             "gave, and move that with its .to(...)"
         )
-    if isinstance(item, Patch):
-        return _patch_row(item)
-    about, leaves = split_chunk(item)
+    if not isinstance(item.key, str) or not KEY.fullmatch(item.key):
+        raise UnstorableError(f"the {what}'s key is {item.key!r}; expected 64 hexadecimal digits in lower case")
+    try:
+        if deleted(item):
+            raise DonatedError(f"the arrays of {what} {item.key[:12]} were donated; put what took their place")
+        return _chunk_row(item, storage) if isinstance(item, Chunk) else _patch_row(item)
+    except DonatedError:
+        raise
+    except (*MALFORMED, RuntimeError) as error:  # whatever comes of fields of other types than they have
+        raise UnstorableError(f"{what} {item.key[:12]} cannot be stored: {error}") from error
+
+
+def _chunk_row(chunk: Chunk, storage: Storage) -> Row:
+    for name, kind in (("kv", KV), ("source", Segment | None), ("spec", KVSpec | None)):
+        _check_kind(getattr(chunk, name), kind, name)
+    given = {"kv.rot": chunk.kv.rot, "kv.free": chunk.kv.free, "positions": chunk.positions}
+    if chunk.source is not None:
+        _check_kind(chunk.source.inputs, Mapping, "source.inputs")
+        given |= {f"inputs.{_text(name)}": array for name, array in chunk.source.inputs.items()}
+        given["source.positions"] = chunk.source.positions
+    _check_arrays(given)
+    _check_tuple(chunk.antecedents, "antecedents")
+    about, leaves = split_chunk(chunk)
+    _check_storable(leaves)
     spec = about.pop("spec")
-    about |= {"spec": None if spec is None else content_key(spec)}
+    plain: Plain | None = None if spec is None else _plain(spec)
+    if plain is not None:
+        check_spec(plain)
+        if spec_of(plain) != chunk.spec:
+            raise ValueError(f"the model's spec comes back as another one, of other types; got {chunk.spec!r:.300}")
+    about = _plain(about) | {"spec": None if plain is None else content_key(plain)}
     about |= {"storage": storage, "dtype": leaves["kv.rot"].dtype.name}
+    check_kv({}, leaves)
+    if not leaves["kv.rot"].size or not leaves["kv.free"].size:
+        raise ValueError(f"its KV, {leaves['kv.rot'].shape} and {leaves['kv.free'].shape}, has no values")
     if storage == "int8":
-        leaves |= int8.quantised(leaves["kv.rot"], leaves["kv.free"], item.length)
-    return Row(item.key, "chunks", about, spec, leaves, _digests(item.key, leaves))
+        if leaves["kv.rot"].dtype != leaves["kv.free"].dtype:
+            raise ValueError("kv.rot and kv.free have different dtypes, of which eight bits keep one; put it as it is")
+        leaves |= int8.quantised(leaves["kv.rot"], leaves["kv.free"], chunk.length)
+    check_chunk(about, plain, leaves)
+    return _checked(Row(chunk.key, "chunks", about, plain, leaves, _digests(leaves)))
 
 
-def _digests(key: str, leaves: Mapping[str, np.ndarray]) -> dict[str, str]:
+def _check_arrays(given: Mapping[str, Any]) -> None:
+    """Before they are copied, which makes an array of anything."""
+    for name, array in given.items():
+        if not isinstance(array, jax.Array | np.ndarray) or isinstance(array, np.ma.MaskedArray):
+            raise ValueError(f"{name} is a {type(array).__name__}; expected an array, of JAX or numpy")
+
+
+def _check_tuple(value: Any, name: str) -> None:
+    if type(value) is not tuple:
+        raise ValueError(f"{name} is {value!r:.80}; expected a tuple of keys")
+
+
+def _text(name: Any) -> str:
+    if not isinstance(name, str):
+        raise ValueError(f"an input has the name {name!r:.80}; expected a text")
+    return name
+
+
+def _plain(fields: Any) -> Any:
+    """Fields as JSON gives them back; numbers of numpy are Python's."""
+    return json.loads(json.dumps(fields, default=_number))
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, np.integer | np.floating | np.bool_):
+        return value.item()
+    raise ValueError(f"a field is {value!r:.80}, a {type(value).__name__}; expected texts and numbers")
+
+
+def _check_kind(value: Any, kind: Any, name: str) -> None:
+    if not isinstance(value, kind):
+        raise ValueError(f"its {name} is a {type(value).__name__}; expected {getattr(kind, '__name__', kind)}")
+
+
+def _check_storable(leaves: Arrays) -> None:
+    """Raise ValueError for an array that would not come back; bring all into the machine's byte order."""
     for name, leaf in leaves.items():
         if leaf.dtype.name not in DTYPES:
-            raise ValueError(f"array {name!r} of {key[:12]} has dtype {leaf.dtype}; stored are {', '.join(DTYPES)}")
+            raise ValueError(f"array {name!r} has dtype {leaf.dtype}; stored are {', '.join(DTYPES)}")
+        if not leaf.dtype.isnative:
+            leaves[name] = leaf = leaf.astype(leaf.dtype.newbyteorder("="))
+        if (kept := jax.dtypes.canonicalize_dtype(leaf.dtype)) != leaf.dtype:
+            raise ValueError(
+                f"array {name!r} has dtype {leaf.dtype}, and would come back as {kept}: JAX has no more bits unless "
+                f"jax_enable_x64 is set; make it {kept}"
+            )
+        if not NAME.fullmatch(name) or len(name) > NAME_LENGTH:
+            raise ValueError(
+                f"array {name!r:.200} has a name that cannot be stored; expected letters from A to Z, digits and "
+                f"underscores, with dots between them, at most {NAME_LENGTH} in all"
+            )
+        if leaf.ndim > AXES:
+            raise ValueError(f"array {name!r} has {leaf.ndim} axes; expected at most {AXES}")
+
+
+def _digests(leaves: Arrays) -> dict[str, str]:
     return {name: digest(leaf, blocks(name, leaf.shape)) for name, leaf in leaves.items()}
 
 
+def _checked(row: Row) -> Row:
+    if row.described > DESCRIBED_BYTES:
+        raise ValueError(f"its plain fields take {row.described} bytes; expected at most {DESCRIBED_BYTES}")
+    return row
+
+
 def _patch_row(patch: Patch) -> Row:
+    for name, kind in (("factors", Factors), ("sketch", Sketch | None)):
+        _check_kind(getattr(patch, name), kind, name)
+    given = {f"patch.{name}": getattr(patch.factors, name) for name in ("u", "v", "ranks")}
+    if patch.factors.scale is not None:
+        given["patch.scale"] = patch.factors.scale
+    if patch.sketch is not None:
+        _check_kind(patch.sketch.spec, SketchSpec, "sketch.spec")
+        given |= {f"sketch.{name}": getattr(patch.sketch, name) for name in ("queries", "outputs", "tokens")}
+    mass = vars(patch)["_mass"]  # not as it is read, which may take it to the device
+    _check_arrays(given | {"patch.residual": patch.residual, "patch.mass": getattr(mass, "array", mass)})
+    _check_tuple(patch.antecedents, "antecedents")
     about, leaves = split_patch(patch)
+    _check_storable(leaves)
     ranks = leaves.pop("patch.ranks")
-    about |= {"ranks": ranks.tolist(), "components": leaves["patch.u"].shape[1], "rows": leaves["patch.u"].shape[2]}
+    _check_factors(leaves, ranks)
+    components, rows = leaves["patch.u"].shape[1:]
+    about = _plain(about) | {"ranks": ranks.tolist(), "components": components, "rows": rows}
+    _check_packable(about, leaves)
     used = _used(about)
+    whole = dict(leaves)
     for name in _FACTORS:
         if name in leaves:
             packed = leaves[name][used]
             leaves[name] = np.ascontiguousarray(packed[:, : patch.length] if name in _TOKENS_LAST else packed)
-    digests = _digests(patch.key, leaves)
-    return Row(patch.key, "patches", about, None, leaves, digests)
+    check_patch(about, leaves)
+    for name in _FACTORS:
+        if name in whole and np.count_nonzero(whole[name]) != np.count_nonzero(leaves[name]):
+            raise ValueError(f"{name} has values in components or tokens that are not in use; make them 0")
+    return _checked(Row(patch.key, "patches", about, None, leaves, _digests(leaves)))
+
+
+def _check_packable(about: Plain, leaves: Arrays) -> None:
+    """Raise ValueError unless a length and ranks are of a patch's factors."""
+    length = about["length"]
+    if type(length) is not int or not 0 <= length <= about["rows"]:
+        raise ValueError(f"its length is {length!r}; expected a whole number of at most its {about['rows']} rows")
+    if not about["ranks"] or not all(0 <= rank <= about["components"] for rank in about["ranks"]):
+        raise ValueError(f"its ranks are {about['ranks']!r:.80}; expected 0 to {about['components']} for each layer")
+
+
+def _check_factors(leaves: Arrays, ranks: np.ndarray) -> None:
+    u = leaves["patch.u"]
+    v = leaves["patch.v"]
+    scale = leaves.get("patch.scale")
+    if u.ndim != 3 or v.ndim != 3 or u.shape[:2] != v.shape[:2] or ranks.shape != u.shape[:1]:
+        raise ValueError(f"its factors are u {u.shape}, v {v.shape}, ranks {ranks.shape}; expected [L, m, ·] and [L]")
+    if scale is not None and scale.shape != u.shape[:2]:
+        raise ValueError(f"the scales of its factors are {scale.shape}; expected {u.shape[:2]}")
+    if ranks.dtype != np.int32:
+        raise ValueError(f"its ranks are {ranks.dtype}; expected int32")
 
 
 def _used(about: Mapping[str, Any]) -> np.ndarray:
@@ -123,13 +267,16 @@ REMEDY = "delete its key and put it anew"
 def _wellformed(what: str) -> Iterator[None]:
     try:
         yield
-    except MALFORMED as error:
-        raise LibraryCorruptError(f"what is stored of {what} does not make one; {REMEDY}") from error
+    except LibraryCorruptError:
+        raise
+    except (*MALFORMED, RuntimeError) as error:  # of the device too, for shapes that it cannot have
+        raise LibraryCorruptError(f"what is stored of {what} does not make one: {error}; {REMEDY}") from error
 
 
 def chunk_of(about: Mapping[str, Any], spec: Plain | None, leaves: Mapping[str, Any]) -> Chunk:
     """The chunk of a row, on the device; its codec says what storing it did to the KV."""
     with _wellformed("a chunk"):
+        check_chunk(about, spec if about["spec"] else None, leaves)
         about = {**about, "codec": codec_of(about["codec"], about["storage"])}
         return join_chunk({**about, "spec": spec if about["spec"] else None}, {**leaves, **kv_leaves(about, leaves)})
 
@@ -144,6 +291,7 @@ def codec_of(codec: str, storage: Storage) -> str:
 def kv_leaves(about: Mapping[str, Any], leaves: Mapping[str, Any]) -> dict[str, Any]:
     """``kv.rot`` and ``kv.free`` of a row in the model's dtype; of any layers of it."""
     with _wellformed("a chunk"):
+        check_kv(about, leaves)
         if about["storage"] == "int8":
             return int8.restored(leaves, DTYPES[about["dtype"]])
         return {name: leaves[name] for name in ("kv.rot", "kv.free")}
@@ -152,6 +300,7 @@ def kv_leaves(about: Mapping[str, Any], leaves: Mapping[str, Any]) -> dict[str, 
 def patch_of(about: Mapping[str, Any], leaves: Arrays) -> Patch:
     """The patch of a row, on the device; what its packing left out is zero."""
     with _wellformed("a patch"):
+        check_patch(about, leaves)
         return join_patch(about, _unpacked(about, leaves))
 
 

@@ -4,9 +4,10 @@ The arrays lie in a folder of their own, named in the description, which is writ
 once they are complete. Whatever a killed process leaves is no part of the snapshot, and the next one sweeps it away.
 """
 
+import re
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ SCHEMA = 3
 
 _DESCRIPTION = "description.json"
 _ARRAYS = "arrays-"
+_OWN = re.compile(r"description\.json(\.[0-9a-f]{32})?|arrays-[0-9a-f]{32}(\.[A-Za-z0-9_.-]*)?")
+"""Names that a snapshot's files and folders have, and those of one that was never finished."""
 
 
 def write(folder: Path, description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
@@ -36,28 +39,46 @@ def write(folder: Path, description: Mapping[str, Any], arrays: Mapping[str, np.
     """
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    foreign = [path.name for path in folder.iterdir() if not path.name.startswith((_DESCRIPTION, _ARRAYS))]
+    foreign = [path.name for path in folder.iterdir() if not _OWN.fullmatch(path.name)]
     if foreign:
         raise ValueError(
             f"{folder} holds {', '.join(sorted(foreign)[:3])}; give a folder that is empty or a snapshot's"
         )
     name = f"{_ARRAYS}{uuid.uuid4().hex}"
-    if stored := {key: array for key, array in arrays.items() if array.size}:
-        storage.writer().submit(storage.save, folder / name, stored).result()
-        sync_tree(folder / name)
-    whole = {
-        "schema": SCHEMA,
-        "description": description,
-        "folder": name,
-        "arrays": {key: _about(array) for key, array in arrays.items()},
-        "files": digests(folder / name),
-    }
-    write_sealed(folder / _DESCRIPTION, whole)
-    for path in folder.iterdir():  # of the snapshot before this one, and of those that never came to an end
-        if path.name.startswith(_ARRAYS) and path.name != name:
-            shutil.rmtree(path)
-        elif path.name.startswith(f"{_DESCRIPTION}."):
-            path.unlink()
+    try:
+        if stored := {key: array for key, array in arrays.items() if array.size}:
+            storage.writer().submit(storage.save, folder / name, stored).result()
+            sync_tree(folder / name)
+        whole = {
+            "schema": SCHEMA,
+            "description": description,
+            "folder": name,
+            "arrays": {key: _about(array) for key, array in arrays.items()},
+            "files": digests(folder / name),
+        }
+        write_sealed(folder / _DESCRIPTION, whole)
+    except BaseException:
+        if not _describes(folder, name):
+            _remove(path for path in folder.iterdir() if path.name.startswith(name))
+        raise
+    kept = (_DESCRIPTION, name)  # not the snapshot before this one, and those that never came to an end
+    _remove(path for path in folder.iterdir() if path.name not in kept and _OWN.fullmatch(path.name))
+
+
+def _describes(folder: Path, name: str) -> bool:
+    """Whether the snapshot that is there has its arrays in the folder of this name."""
+    try:
+        return read_sealed(folder / _DESCRIPTION).get("folder") == name
+    except (OSError, ValueError):
+        return False
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in list(paths):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)  # the next snapshot removes what is left
+        else:
+            path.unlink(missing_ok=True)
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
