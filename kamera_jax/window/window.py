@@ -192,7 +192,7 @@ def _check_memory(spec: KVSpec, capacity: int, mode: Mode) -> None:
 def _host_bytes() -> float:
     """Bytes of the machine's memory; infinite where it does not say."""
     try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     except (AttributeError, ValueError, OSError):
         return math.inf
 

@@ -57,7 +57,7 @@ class ControlTokens:
         for content, name in self._names.items():
             if self._copy.token_to_id(name) != backend.token_to_id(content):
                 raise TokenizerError(
-                    f"the tokenizer gives the control token {content!r} no id of its own; expected one"
+                    f"the tokenizer gives the control token {content!r:.200} no id of its own; expected one"
                 )
         longest_first = sorted(self._names, key=len, reverse=True)
         self._written = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
@@ -80,7 +80,7 @@ class ControlTokens:
             text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(
-                f"the text contains {text[error.start]!r}, half of a character cut in two; expected whole ones: "
+                f"the text contains {text[error.start]!r:.200}, half of a character cut in two; expected whole ones: "
                 "text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace') mends it"
             ) from error
         try:

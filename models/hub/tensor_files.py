@@ -70,7 +70,7 @@ def open_tensors(folder: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     for shard in sorted(set(placed.values())):
         if Path(shard).name != shard or "\0" in shard or "\\" in shard:
             raise CorruptFileError(
-                f"{folder / INDEX} names the shard {shard!r}; expected a file name in the same folder"
+                f"{folder / INDEX} names the shard {shard!r:.200}; expected a file name in the same folder"
             )
         if not is_regular(folder / shard):
             raise MissingFileError(f"{folder / INDEX} names the shard {shard}, which is not there; fetch it again")
@@ -112,7 +112,9 @@ def _open_file(path: Path) -> Iterator[tuple[str, np.ndarray]]:
         ]
         declared = start + max((stop for *_, (_, stop) in entries), default=0)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CorruptFileError(f"{path} has a header that is not safetensors ({error!r}); fetch it again") from error
+        raise CorruptFileError(
+            f"{path} has a header that is not safetensors ({error!r:.200}); fetch it again"
+        ) from error
     if declared > size:
         raise TruncatedFileError(f"{path} has {size} bytes and declares {declared}; fetch it again")
     if declared < size:

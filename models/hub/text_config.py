@@ -183,7 +183,7 @@ def top_fields(mapping: Mapping[str, Any], model_type: str) -> Fields:
     """
     top = Fields("config.json", mapping)
     if "model_type" not in top.rest:
-        raise MissingConfigFieldError(f"config.json has no 'model_type'; expected {model_type!r}")
+        raise MissingConfigFieldError(f"config.json has no 'model_type'; expected {model_type!r:.200}")
     top.expect("model_type", model_type)
     top.expect("quantization_config", None)
     top.ignore("ignore_index", *IGNORED)
@@ -270,8 +270,8 @@ def read_rope(fields: Fields, theta: float, head_dim: int, max_positions: int, *
     if kind not in ("default", "mrope") and int(head_dim * min(partial, 2.0)) != head_dim:
         # Where the type is the default, transformers rotates every dim of these architectures whatever the factor is.
         raise UnsupportedRopeError(
-            f"{fields.section}: partial_rotary_factor is {partial} with rope_type {kind!r}; these architectures rotate "
-            "whole heads, and transformers cannot run this either: set it to 1"
+            f"{fields.section}: partial_rotary_factor is {partial} with rope_type {kind!r:.200}; these architectures "
+            "rotate whole heads, and transformers cannot run this either: set it to 1"
         )
     declared = fields.size("max_position_embeddings", max_positions)
     spec = spec_from_config(parameters, head_dim=head_dim, max_positions=declared)

@@ -91,7 +91,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     for name in ("additional_special_tokens", "extra_special_tokens"):
         names = fields.rest.pop(name, [])
         if not isinstance(names, list | Mapping):
-            raise UnsupportedConfigError(f"tokenizer_config.json: {name} is {names!r}; expected a list of tokens")
+            raise UnsupportedConfigError(f"tokenizer_config.json: {name} is {names!r:.200}; expected a list of tokens")
         special.update(map(_content, names.values() if isinstance(names, Mapping) else names))
     template = fields.rest.pop("chat_template", None)
     if (folder / "chat_template.jinja").exists():
@@ -116,8 +116,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     for number, token in enumerate(tokens, len(ranks)):
         if tokenizer.token_to_id(token.content) != number:
             raise SpecialTokenError(
-                f"{folder}: the special token {token.content!r} is also an ordinary token or a special one of another "
-                f"id than {number}; expected one id per token: fetch the model's folder again"
+                f"{folder}: the special token {token.content!r:.200} is also an ordinary token or a special one of "
+                f"another id than {number}; expected one id per token: fetch the model's folder again"
             )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, chat_template=template, clean_up_tokenization_spaces=False, **roles
@@ -150,17 +150,19 @@ def read_ranks(path: Path) -> dict[bytes, int]:
                 raise ValueError(f"the token has {len(token)} bytes; expected at most {TOKEN_BYTES}")
         except (ValueError, binascii.Error) as error:
             raise CorruptLineError(
-                f"{path}, line {number} is {line[:80]!r}; expected a token in base64 and its rank ({error}): "
+                f"{path}, line {number} is {line[:80]!r:.200}; expected a token in base64 and its rank ({error}): "
                 "fetch the file again"
             ) from error
         if token in ranks:
-            raise DuplicateRankError(f"{path}, line {number}: the token {token!r} has rank {ranks[token]} already")
+            raise DuplicateRankError(f"{path}, line {number}: the token {token!r:.200} has rank {ranks[token]} already")
         ranks[token] = int(rank)
 
     ordered = sorted(ranks.items(), key=lambda entry: entry[1])
     for expected, (token, rank) in enumerate(ordered):
         if rank < expected:
-            raise DuplicateRankError(f"{path}: {token!r} and {ordered[expected - 1][0]!r} both have rank {rank}")
+            raise DuplicateRankError(
+                f"{path}: {token!r:.200} and {ordered[expected - 1][0]!r:.200} both have rank {rank}"
+            )
         if rank > expected:
             raise MissingRankError(f"{path}: no token has rank {expected}; expected every rank from 0 to the highest")
     if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
@@ -202,7 +204,7 @@ def _added_tokens(declared: Mapping[str, Any], first: int, special: set[str]) ->
     for key, entry in declared.items():
         if not (key.isdecimal() and len(key) < 10 and int(key) in tokens):
             raise SpecialTokenError(
-                f"tokenizer_config.json: added_tokens_decoder has the id {key!r}; expected {first} to "
+                f"tokenizer_config.json: added_tokens_decoder has the id {key!r:.200}; expected {first} to "
                 f"{first + RESERVED - 1}, as tiktoken.model has {first} ranks: fetch both files again"
             )
         token = Fields(

@@ -86,7 +86,8 @@ def _check_files(folder: Path, settings: Mapping[str, Any]) -> None:
             read_bytes(path, JSON_BYTES)
     if not isinstance(settings.get("tokenizer_class", ""), str):
         raise TokenizerFilesError(
-            f"{folder / 'tokenizer_config.json'}: tokenizer_class is {settings['tokenizer_class']!r}; expected a name"
+            f"{folder / 'tokenizer_config.json'}: tokenizer_class is {settings['tokenizer_class']!r:.200}; expected a "
+            "name"
         )
 
 
@@ -131,7 +132,9 @@ def stopped_clock(template: str, moment: Any) -> dict[str, Any]:
         ValueError: the moment is no date.
     """
     if not isinstance(moment, date):
-        raise ValueError(f"strftime_now is {moment!r}; expected a datetime.date or datetime.datetime to be written")
+        raise ValueError(
+            f"strftime_now is {moment!r:.200}; expected a datetime.date or datetime.datetime to be written"
+        )
     return {"chat_template": _CLOCK + template, "stopped_clock": dict(_directives(moment))}
 
 

@@ -20,7 +20,9 @@ def activation_name(fields: Fields, name: str, default: str) -> str:
     """
     value = fields.take(name, str, default)
     if value not in ACTIVATIONS:
-        raise UnsupportedConfigError(f"{fields.section}: {name} is {value!r}; expected one of {sorted(ACTIVATIONS)}")
+        raise UnsupportedConfigError(
+            f"{fields.section}: {name} is {value!r:.200}; expected one of {sorted(ACTIVATIONS)}"
+        )
     return value
 
 

@@ -98,7 +98,7 @@ class GgufFile:
                 start = file.read(4)
                 kind = NotGgufError if start != MAGIC[: len(start)] or not start else TruncatedGgufError
                 raise kind(
-                    f"{self.path} has {size} bytes; a GGUF file begins with {MAGIC!r} and 20 bytes more: {AGAIN}"
+                    f"{self.path} has {size} bytes; a GGUF file begins with {MAGIC!r:.200} and 20 bytes more: {AGAIN}"
                 )
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 header = _Header(self.path, data)
@@ -225,14 +225,16 @@ class _Header:
         for _ in range(count):
             key = self._text()
             if key in seen:
-                raise CorruptGgufError(f"{self.path} has the key {key!r} twice; {AGAIN}")
+                raise CorruptGgufError(f"{self.path} has the key {key!r:.200} twice; {AGAIN}")
             seen.add(key)
             yield key, self._value(key, self._number("<I"), 0)
 
     def tensors(self, count: int, alignment: Any) -> dict[str, TensorInfo]:
         """The tensors, each right behind the one before, but for padding."""
         if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
-            raise CorruptGgufError(f"{self.path}: general.alignment is {alignment!r}; expected a power of 2; {AGAIN}")
+            raise CorruptGgufError(
+                f"{self.path}: general.alignment is {alignment!r:.200}; expected a power of 2; {AGAIN}"
+            )
         if count > MOST_TENSORS:
             raise CorruptGgufError(f"{self.path} has {count} tensors; expected at most {MOST_TENSORS}: {AGAIN}")
         declared = [self._tensor() for _ in range(count)]
@@ -241,7 +243,7 @@ class _Header:
         expected = 0
         for name, shape, kind, offset in declared:
             if name in tensors:
-                raise CorruptGgufError(f"{self.path} has the tensor {name!r} twice; {AGAIN}")
+                raise CorruptGgufError(f"{self.path} has the tensor {name!r:.200} twice; {AGAIN}")
             info = self._placed(name, shape, kind, base + offset)
             if offset != expected:
                 raise GgufTensorSizeError(
@@ -274,11 +276,11 @@ class _Header:
         dimensions = self._number("<I")
         if not 1 <= dimensions <= _MOST_DIMENSIONS:
             raise CorruptGgufError(
-                f"{self.path}: {name!r} has {dimensions} dimensions; expected 1 to {_MOST_DIMENSIONS}: {AGAIN}"
+                f"{self.path}: {name!r:.200} has {dimensions} dimensions; expected 1 to {_MOST_DIMENSIONS}: {AGAIN}"
             )
         shape = tuple(self._number("<Q") for _ in range(dimensions))[::-1]
         if min(shape) < 1 or math.prod(shape) >= 2**60:
-            raise CorruptGgufError(f"{self.path}: {name!r} has the shape {list(shape)}; {AGAIN}")
+            raise CorruptGgufError(f"{self.path}: {name!r:.200} has the shape {list(shape)}; {AGAIN}")
         return name, shape, self._number("<I"), self._number("<Q")
 
     def _value(self, key: str, kind: int, depth: int) -> Any:
@@ -292,7 +294,7 @@ class _Header:
             self._values += min(count, len(self.data))
             if self._values > MOST_VALUES:
                 raise CorruptGgufError(
-                    f"{self.path}: {key[:80]!r} has {count} values; expected at most {MOST_VALUES} in all: {AGAIN}"
+                    f"{self.path}: {key[:80]!r:.200} has {count} values; expected at most {MOST_VALUES} in all: {AGAIN}"
                 )
             if inner not in _SCALARS:
                 return [self._value(key, inner, depth + 1) for _ in range(count)]
@@ -301,7 +303,9 @@ class _Header:
             values = struct.unpack_from(f"<{count}{_SCALARS[inner][1]}", self.data, self.at)
             self.at += count * width
             return list(values)
-        raise CorruptGgufError(f"{self.path}: {key!r} has a value of type {kind}, which the format has not; {AGAIN}")
+        raise CorruptGgufError(
+            f"{self.path}: {key!r:.200} has a value of type {kind}, which the format has not; {AGAIN}"
+        )
 
     def _text(self) -> str:
         size = self._number("<Q")

@@ -105,7 +105,9 @@ def vision_config_from_hf(top: Fields, out_hidden_size: int) -> VisionConfig:
     fields.expect("model_type", "moonvit")
     merge = fields.sizes("merge_kernel_size", [2, 2])
     if len(merge) != 2 or merge[0] != merge[1]:
-        raise UnsupportedConfigError(f"vision_config: merge_kernel_size is {list(merge)}; expected twice the same size")
+        raise UnsupportedConfigError(
+            f"vision_config: merge_kernel_size is {list(merge)!r:.200}; expected twice the same size"
+        )
     config = VisionConfig(
         depth=fields.size("num_hidden_layers", 27, most=LAYERS),
         hidden_size=fields.size("hidden_size", 1152),

@@ -138,8 +138,8 @@ def _unrotated(fields: Fields, layers: int) -> tuple[int, ...]:
     rotated = fields.sizes("no_rope_layers", [int((i + 1) % interval != 0) for i in range(layers)], least=0)
     if len(rotated) < layers or not set(rotated) <= {0, 1}:
         raise UnsupportedConfigError(
-            f"{fields.section}: no_rope_layers is {list(rotated)}; expected {layers} numbers, one a layer: 1 with "
-            "RoPE, 0 without"
+            f"{fields.section}: no_rope_layers is {list(rotated)!r:.200}; expected {layers} numbers, one a layer: 1 "
+            "with RoPE, 0 without"
         )
     return tuple(i for i in range(layers) if not rotated[i])
 
@@ -168,7 +168,8 @@ def _window(
     accepted = ("full_attention",) if window is None else ("full_attention", "sliding_attention")
     if len(types) != layers or any(each not in accepted for each in types):
         raise UnsupportedConfigError(
-            f"{fields.section}: layer_types is {types!r}; expected {layers} times {' or '.join(map(repr, accepted))}"
+            f"{fields.section}: layer_types is {types!r:.200}; expected {layers} times "
+            + " or ".join(map(repr, accepted))
             + ("" if window is not None else " (use_sliding_window is false, or there is no sliding_window)")
         )
     return window if "sliding_attention" in types else None

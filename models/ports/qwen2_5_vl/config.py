@@ -106,7 +106,8 @@ def _text_config(nested: Mapping[str, Any], flat: Mapping[str, Any]) -> DecoderC
     for name in flat.keys() & nested.keys() - {"sliding_window", "max_window_layers", "tie_word_embeddings"}:
         if _plain(flat[name]) != _plain(nested[name]):
             raise UnsupportedConfigError(
-                f"config.json says {name} twice: {flat[name]!r}, and {nested[name]!r} in text_config; expected one"
+                f"config.json says {name} twice: {flat[name]!r:.200}, and {nested[name]!r:.200} in text_config; "
+                "expected one"
             )
     if nested.keys() & _ROPE_FIELDS:
         flat = {
@@ -121,7 +122,7 @@ def _text_config(nested: Mapping[str, Any], flat: Mapping[str, Any]) -> DecoderC
     types = fields.take("layer_types", list, None)
     if types is not None and (len(types) != layers or any(each != "full_attention" for each in types)):
         raise UnsupportedConfigError(
-            f"{fields.section}: layer_types is {types!r}; only {layers} times 'full_attention' is supported"
+            f"{fields.section}: layer_types is {types!r:.200}; only {layers} times 'full_attention' is supported"
         )
     hidden = fields.size("hidden_size", 8192)
     heads = fields.size("num_attention_heads", 64)
