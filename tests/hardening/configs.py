@@ -18,6 +18,7 @@ from models.hub import fields as reading
 from models.hub.weights import save_params
 from models.registry import ARCHITECTURES, CHECKPOINTS, EMBEDDED
 from tests.hardening.named import unnamed
+from tests.hardening.warm import cached
 from tests.models import tiny_llava
 
 TEXT = {
@@ -139,8 +140,14 @@ def known_fields(port, config):
     return sorted(names | written)
 
 
+def prepare():
+    """Compile and import what loading takes."""
+    load(EMBEDDED[0])
+
+
 def cases(folder, count, seed):
     """Port, file, and the paths and values that are put into it."""
+    cached()
     rng = random.Random(seed)
     made = []
     paths = {}

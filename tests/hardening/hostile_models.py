@@ -47,9 +47,9 @@ TEXTS = {
     "nan": b'{"a": [1, {"b": NaN}]}',
     "long number": b'{"a": ' + b"9" * 100_000 + b"}",
     "large exponent": b'{"a": 1e999}',
-    "wide": b'{"a": [' + b"[]," * 5_000_000 + b"1]}",
+    "wide": b'{"a": [' + b"[]," * 3_000_000 + b"1]}",
     "many names": b"{" + b",".join(b'"%d":1' % n for n in range(300_000)) + b"}",
-    "long text": b'{"a": "' + b"x" * 40_000_000 + b'"}',
+    "long text": b'{"a": "' + b"x" * 34_000_000 + b'"}',
     "surrogates": b'{"\\ud800": "\\udfff", "model_type": "\\ud800"}',
     "zeros": bytes(1_000_000),
 }
@@ -188,7 +188,7 @@ def spoil_tokenizer(folder, rng):
     path.unlink()
     kind = rng.randrange(10)
     if kind == 0:
-        content["model"]["vocab"] = {f"t{n}": n for n in range(1_500_000)}
+        content["model"]["vocab"] = {f"t{n}": n for n in range(600_000)}
     elif kind == 1:
         content["model"]["merges"] = [["no", "such"], ["a"], "x", 7]
     elif kind == 2:
@@ -287,7 +287,7 @@ def spoil_tiktoken(folder, rng):
             [base64.b64encode(b"ab") + b" 10000000000000000000000"],
             [base64.b64encode(b"ab") + b" 999"],
             [base64.b64encode(b"a" * 5_000_000) + b" 256"],
-            [base64.b64encode(b"%d" % n) + b" %d" % n for n in range(256, 1_300_000)],
+            [base64.b64encode(b"%d" % n) + b" %d" % n for n in range(256, 1_100_000)],
             [base64.b64encode(b"ab") + b" 256"] * 2,
             [b"\xff\xff\xff 256"],
             [bytes(1_000_000)],
@@ -366,6 +366,11 @@ KINDS = {
     "gguf": None,
 }
 OFTEN = ("header", "json", "kind", "gguf", "template", "tokenizer")
+
+
+def prepare():
+    """Compile and import what loading takes."""
+    load(PORT)
 
 
 def cases(folder, count, seed):

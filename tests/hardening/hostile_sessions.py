@@ -8,6 +8,7 @@ import json
 import os
 import random
 import shutil
+import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import kamera_jax as kj
 from kamera_jax.library import arrays as storage
 from kamera_jax.library.files import digests, read_sealed, write_sealed
 from tests.hardening.named import unnamed
+from tests.hardening.warm import cached
 from tests.kamera_jax.toy import Toy
 
 ITEMS = ("alpha " * 5, "beta " * 6, "gamma " * 5, "delta " * 6)
@@ -65,8 +67,17 @@ def put(content, path, value):
         inner[path[-1]] = value
 
 
+def prepare():
+    """Compile what a session runs."""
+    with tempfile.TemporaryDirectory() as folder:
+        restored = kj.Session.restore(toy(), base(Path(folder)))
+        restored.add("one more")
+        restored.ask("what?", max_new_tokens=2)
+
+
 def cases(folder, count, seed):
     """A kind of attack, and the seed of what is drawn for it."""
+    cached()
     base(folder)
     return [(KINDS[number % len(KINDS)], seed * 1_000_003 + number) for number in range(count)]
 

@@ -4,8 +4,10 @@ After each the session is as before the operation or as after it, goes on, and a
 """
 
 import random
+import shutil
 import signal
 import sys
+import tempfile
 import time
 from functools import cache
 from pathlib import Path
@@ -13,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 import kamera_jax as kj
+from tests.hardening.warm import cached
 from tests.kamera_jax.toy import Toy
 
 ROOMS = tuple(str(Path(kj.__file__).parent / room) for room in ("session", "window", "inference"))
@@ -25,8 +28,17 @@ OPERATIONS = ("add", "recall", "move", "ask", "replace", "save")
 MODES = ("materialise", "in_place")
 
 
+def prepare():
+    """Compile what the operations run."""
+    for kind in OPERATIONS:
+        for mode in MODES:
+            undisturbed(kind, mode)
+
+
 def cases(folder, count, seed):
     """Operation, mode, whether at a bytecode or in real time, and at what share of the operation."""
+    cached()
+    prepare()
     rng = random.Random(seed)
     kinds = [
         ("add", "recall")[number % 2] if number % 4 < 2 else OPERATIONS[number % 5 if number % 50 else 5]
@@ -93,8 +105,9 @@ def goes_on(session):
 
 
 @cache
-def undisturbed(kind, mode, folder):
+def undisturbed(kind, mode):
     """Facts before and after, what comes of both, how many bytecodes and seconds the operation takes."""
+    folder = Path(tempfile.mkdtemp(prefix="kamera-interrupts-"))
     operate(built(mode), kind, folder)  # compiled
     before = built(mode)
     goes_on(before)
@@ -107,6 +120,8 @@ def undisturbed(kind, mode, folder):
     window = session.window
     del window
     then = goes_on(session)
+    if kind == "save":
+        shutil.rmtree(folder)
     counted = built(mode)
     with Interrupt(None) as interrupt:
         operate(counted, kind, folder)
@@ -171,7 +186,7 @@ def interrupted(operation, at, seconds):
 def judge(case, folder):
     """Interrupt one operation."""
     kind, mode, by_bytecode, share = case
-    begun, ended, then, count, seconds = undisturbed(kind, mode, folder.parent)
+    begun, ended, then, count, seconds = undisturbed(kind, mode)
     session = built(mode)
     at = 1 + int(share * count) if by_bytecode else None
     interrupted(lambda: operate(session, kind, folder), at, share * seconds)

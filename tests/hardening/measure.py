@@ -7,7 +7,12 @@ from pathlib import Path
 
 from tests.hardening import faults
 
-CLASSES = {}
+CLASSES = {
+    "interrupts": 1000,
+    "hostile_sessions": 120,
+    "hostile_models": 190,
+    "configs": 200,
+}
 """The module of each class of faults in this folder, and how many of them are tried."""
 
 
