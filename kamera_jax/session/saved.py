@@ -176,7 +176,8 @@ class _Described:
             stats["evicted_bytes"] = stats.pop("held_bytes")
         if unknown := stats.keys() - {each.name for each in fields(SessionStats)}:
             raise ValueError(f"the statistics have {sorted(unknown)!r:.200}, which sessions do not count")
-        memory_bytes, rank = described["memory_bytes"], described["rank"]
+        memory_bytes = described["memory_bytes"]
+        rank = described["rank"]
         if described["mode"] not in get_args(Mode):
             raise ValueError(f"mode is {described['mode']!r:.80}; expected one of {get_args(Mode)}")
         return _Described(

@@ -99,7 +99,8 @@ def _check_vocabulary(path: Path, content: bytes) -> None:
         raise TokenizerFilesError(f"{path} has over {5 * TOKENS} lists and objects; fetch the model's folder again")
     try:
         model = json.loads(content)["model"]
-        vocabulary, merges = model["vocab"], model.get("merges", ())
+        vocabulary = model["vocab"]
+        merges = model.get("merges", ())
         counts = (len(vocabulary), len(merges))
         longest = max((len(str(each)) for each in vocabulary), default=0)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, MemoryError) as error:

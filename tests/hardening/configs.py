@@ -116,7 +116,8 @@ def known_fields(port, config):
     names = set()
     sections = [()] + [(name,) for name, value in config.items() if isinstance(value, dict)]
 
-    take, expect = reading.Fields.take, reading.Fields.expect
+    take = reading.Fields.take
+    expect = reading.Fields.expect
 
     def note(fields, name):
         names.update((*section, name) for section in sections if not section or section[-1] == fields.section)
@@ -131,11 +132,13 @@ def known_fields(port, config):
         note(self, name)
         return expect(self, name, *accepted)
 
-    reading.Fields.take, reading.Fields.expect = taking, expecting
+    reading.Fields.take = taking
+    reading.Fields.expect = expecting
     try:
         ARCHITECTURES[config["model_type"]].config_from_hf(config)
     finally:
-        reading.Fields.take, reading.Fields.expect = take, expect
+        reading.Fields.take = take
+        reading.Fields.expect = expect
     written = {(name,) for name in config} | {(*s, name) for s in sections if s for name in config[s[0]]}
     return sorted(names | written)
 

@@ -4,7 +4,6 @@ After each the session is as before the operation or as after it, goes on, and a
 """
 
 import random
-import shutil
 import signal
 import sys
 import tempfile
@@ -107,7 +106,11 @@ def goes_on(session):
 @cache
 def undisturbed(kind, mode):
     """Facts before and after, what comes of both, how many bytecodes and seconds the operation takes."""
-    folder = Path(tempfile.mkdtemp(prefix="kamera-interrupts-"))
+    with tempfile.TemporaryDirectory() as folder:
+        return _undisturbed(kind, mode, Path(folder))
+
+
+def _undisturbed(kind, mode, folder):
     operate(built(mode), kind, folder)  # compiled
     before = built(mode)
     goes_on(before)
@@ -120,8 +123,6 @@ def undisturbed(kind, mode):
     window = session.window
     del window
     then = goes_on(session)
-    if kind == "save":
-        shutil.rmtree(folder)
     counted = built(mode)
     with Interrupt(None) as interrupt:
         operate(counted, kind, folder)
