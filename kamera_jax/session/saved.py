@@ -246,7 +246,10 @@ def _check_record(record: Record, spec: KVSpec) -> None:
     if about["model"] != spec.fingerprint:
         raise ValueError(f"a chunk is of model {about['model']:.12}; expected {spec.fingerprint:.12}, the session's")
     rows = record.arrays["kv.rot"].shape[1]
-    wanted = {"kv.rot": (spec.layers, rows, spec.rot_dim), "kv.free": (spec.layers, rows, spec.free_dim)}
+    wanted: dict[str, tuple[int, ...]] = {
+        "kv.rot": (spec.layers, rows, spec.rot_dim),
+        "kv.free": (spec.layers, rows, spec.free_dim),
+    }
     wanted["positions"] = (spec.rope.axes, rows)
     for name, shape in wanted.items():
         dtype = "float32" if name == "positions" else spec.dtype

@@ -8,7 +8,6 @@ import shutil
 import struct
 
 import numpy as np
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from models import load
 from models.registry import CHECKPOINTS
