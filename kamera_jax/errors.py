@@ -33,6 +33,10 @@ class ModelLengthError(WindowFullError):
     """What is to be added would stand beyond the positions that the model is for."""
 
 
+class NonFiniteError(ValueError):
+    """Numbers that are NaN or infinite where a model must have finite ones: its weights, or what it computes."""
+
+
 class MissingInputsError(ValueError):
     """A chunk whose source was dropped cannot be run through the model again."""
 

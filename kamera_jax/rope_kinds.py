@@ -108,32 +108,36 @@ class Parameters:
         self.name = self.rest.pop("rope_type", None) or named or "default"
         self.kind = {"su": "longrope", "mrope": "default"}.get(self.name, self.name) if _is(self.name, str) else ""
         if self.kind not in KINDS:
-            raise UnsupportedRopeError(f"unknown rope_type {self.name!r}; expected mrope, su or {', '.join(KINDS)}")
+            raise UnsupportedRopeError(
+                f"unknown rope_type {self.name!r:.200}; expected mrope, su or {', '.join(KINDS)}"
+            )
 
     def _take(self, name: str, default: Any) -> Any:
         if name not in self.rest and default is None:
-            raise UnsupportedRopeError(f"rope_type {self.name!r} needs {name!r}; got only {sorted(self.rest)}")
+            raise UnsupportedRopeError(
+                f"rope_type {self.name!r:.200} needs {name!r:.200}; got only {sorted(self.rest)!r:.200}"
+            )
         return self.rest.pop(name, default)
 
     def number(self, name: str, default: float | None = None, *, or_zero: bool = False) -> float:
         """A number above 0 that f32 can hold; the default also for 0, where 0 counts as absent."""
         value = self._take(name, default)
         if not is_positive(value) and not (or_zero and _is(value, int, float) and value == 0):
-            raise UnsupportedRopeError(f"{name} is {value!r}; expected a finite number above 0")
+            raise UnsupportedRopeError(f"{name} is {value!r:.200}; expected a finite number above 0")
         return float(default if default and not value else value)
 
     def length(self, name: str, default: int) -> int:
         """A number of positions."""
         value = self._take(name, default)
         if not is_positive(value) or value != int(value) or value < 2:
-            raise UnsupportedRopeError(f"{name} is {value!r}; expected a whole number of positions, at least 2")
+            raise UnsupportedRopeError(f"{name} is {value!r:.200}; expected a whole number of positions, at least 2")
         return int(value)
 
     def flag(self, name: str, default: bool) -> bool:
         """A switch."""
         value = self._take(name, default)
         if not isinstance(value, bool):
-            raise UnsupportedRopeError(f"{name} is {value!r}; expected true or false")
+            raise UnsupportedRopeError(f"{name} is {value!r:.200}; expected true or false")
         return value
 
     def factors(self, name: str, count: int) -> np.ndarray:
@@ -141,7 +145,7 @@ class Parameters:
         values = self._take(name, None)
         if not _is(values, list, tuple) or len(values) != count or not all(map(is_positive, values)):
             raise UnsupportedRopeError(
-                f"{name} is {values!r}; expected {count} finite numbers above 0, one for each pair"
+                f"{name} is {values!r:.200}; expected {count} finite numbers above 0, one for each pair"
             )
         return np.asarray(values, np.float32)
 
@@ -151,13 +155,13 @@ class Parameters:
         if values is None:
             return None
         if not _is(values, list, tuple) or not values or not all(_is(value, int) and value >= 0 for value in values):
-            raise UnsupportedRopeError(f"{name} is {values!r}; expected how many pairs each position axis turns")
+            raise UnsupportedRopeError(f"{name} is {values!r:.200}; expected how many pairs each position axis turns")
         return tuple(values)
 
     def close(self) -> None:
         """Refuse what was not taken."""
         if self.rest:
-            raise UnsupportedRopeError(f"unknown fields for rope_type {self.name!r}: {sorted(self.rest)}")
+            raise UnsupportedRopeError(f"unknown fields for rope_type {self.name!r:.200}: {sorted(self.rest)!r:.200}")
 
 
 def _is(value: Any, *kinds: type) -> bool:

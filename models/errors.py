@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+from kamera_jax.errors import NonFiniteError
+
 
 class ConfigError(ValueError):
     """A configuration cannot be read as the port needs it."""
@@ -53,6 +55,10 @@ class TensorDtypeError(WeightsError):
 
 class TensorRangeError(WeightsError):
     """A tensor has values that the parameters' dtype does not reach."""
+
+
+class NonFiniteWeightsError(WeightsError, NonFiniteError):
+    """A tensor has values that are NaN or infinite."""
 
 
 def few(names: Iterable[str], shown: int = 4) -> str:

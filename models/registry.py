@@ -1,5 +1,6 @@
 """Loading a model by name: an embedded one, a local folder, or a hub id."""
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,8 +8,10 @@ from typing import Any
 
 import jax
 
+from kamera_jax.arguments import short
 from models.blocks.sharding import MeshError, Rules
 from models.hub.fields import read_json
+from models.hub.files import check_folder
 from models.hub.gguf.packaged import NAMES as PACKAGED
 from models.hub.gguf.packaged import packaged
 from models.hub.refusals import UnknownModelError, check_architecture
@@ -26,6 +29,7 @@ EMBEDDED = ("kamera-tiny-gqa", "kamera-tiny-mla", "kamera-tiny-mha")
 TOWERS = ("kamera-smol-vl",)
 """Of which the tower is embedded, and the language model in a package of PyPI."""
 
+_LONGEST = 200
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 ARCHITECTURES = {port.name: port for port in (QWEN2_5_VL, KIMI_VL, DEEPSEEK_VL, LLAVA, SMOL_VL, *LANGUAGE_MODELS)}
 
@@ -71,9 +75,18 @@ def load(
         raise MeshError(f"device is {device} and mesh is {mesh}; give the one or the other")
     if mesh is None and rules is not None:
         raise MeshError(f"rules are {dict(rules)}, and mesh is None; give the mesh that the rules are about")
-    with _opened(name) as folder:
+    try:
+        text = os.fspath(name)
+    except TypeError:
+        text = None
+    if not isinstance(text, str) or "\0" in text or max(map(len, text.split("/"))) > _LONGEST:
+        raise UnknownModelError(
+            f"no model {short(name)}; expected a name, a folder in hub format, a GGUF file or a hub id"
+        )
+    with _opened(text) as folder:
         mapping = read_json(folder / "config.json")
         check_architecture(str(name), mapping, ARCHITECTURES)
+        check_folder(folder)
         port = ARCHITECTURES[mapping["model_type"]]
         return VisionLanguageModel.load(
             port,
@@ -88,8 +101,8 @@ def load(
 
 
 @contextmanager
-def _opened(name: str | Path) -> Iterator[Path]:
-    """The model's folder in hub format, for as long as the context lasts."""
+def _opened(name: str | Path, *, alone: bool = True) -> Iterator[Path]:
+    """The model's folder in hub format, for as long as the context lasts; ``alone``: it is not another's part."""
     local = str(name) != "" and Path(name).exists()
     file = packaged(str(name)) if str(name) in PACKAGED and not local else Path(name)
     if not (file.is_file() or (file.suffix.lower() == ".gguf" and not file.is_dir())):
@@ -98,11 +111,18 @@ def _opened(name: str | Path) -> Iterator[Path]:
         if language is None:
             yield folder
             return
-        with _opened(language) as text, whole_folder(folder, text) as whole:
+        if not alone or (language not in PACKAGED and Path(language).exists()):
+            raise UnknownModelError(
+                f"{folder / 'config.json'} names the language model {short(language)}; expected "
+                f"{' or '.join(PACKAGED)}, or a hub id"
+            )
+        with _opened(language, alone=False) as text, whole_folder(folder, text) as whole:
             yield whole
         return
     if not file.exists():
-        raise UnknownModelError(f"no file {str(name)!r}; expected a GGUF file, a folder in hub format, or a hub id")
+        raise UnknownModelError(
+            f"no file {short(str(name))}; expected a GGUF file, a folder in hub format, or a hub id"
+        )
     from models.hub.gguf.convert import hub_folder
 
     with hub_folder(file) as folder:
@@ -116,8 +136,8 @@ def _folder(name: str | Path) -> Path:
         return Path(name)
     if str(name).count("/") != 1 or Path(name).exists():
         raise UnknownModelError(
-            f"no model {str(name)!r}: expected one of {', '.join((*EMBEDDED, *TOWERS, *PACKAGED))}, a folder in hub "
-            "format, a GGUF file, or a hub id owner/name"
+            f"no model {short(str(name))}: expected one of {', '.join((*EMBEDDED, *TOWERS, *PACKAGED))}, a folder in "
+            "hub format, a GGUF file, or a hub id owner/name"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -126,5 +146,5 @@ def _folder(name: str | Path) -> Path:
         return Path(snapshot_download(str(name), allow_patterns=HUB_FILES))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UnknownModelError(
-            f"the hub gave no model {str(name)!r} ({type(error).__name__}): check the id and the network"
+            f"the hub gave no model {short(str(name))} ({type(error).__name__}): check the id and the network"
         ) from error

@@ -77,11 +77,17 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Run the command; returns what ``--json`` writes."""
     import kamera_jax as kj
     from eval.commands.library import named
+    from kamera_jax.errors import ModelLengthError
     from models import load
 
     lib = None if options.library is None else kj.ChunkLibrary.open(options.library)
     items = [item for text in options.items for item in named(text, lib, dpi=options.dpi, frames=options.frames)]
     vlm = load(options.model)
+    limit = vlm.spec.max_positions
+    if limit is not None and options.max_new_tokens > limit:  # before a window is made for them
+        raise ModelLengthError(
+            f"--max-new-tokens is {options.max_new_tokens}, and the model is for {limit} positions; ask for fewer"
+        )
     if options.model.startswith(EMBEDDED):
         print(
             "The embedded model knows only its own pages of coloured glyphs: it was trained on nothing else.",

@@ -138,6 +138,11 @@ def generated(
     """
     vlm = batch.runner.vlm
     tails = [int(vlm.tail(question.text).length) for context in contexts for question in context.questions]
+    limit = vlm.spec.max_positions
+    if limit is not None and max_new_tokens > limit:  # before room is made for them
+        raise ModelLengthError(
+            f"max_new_tokens is {max_new_tokens}, and the model is for {limit} positions; expected fewer"
+        )
     room = bucket(max(tails) + max_new_tokens)
     answers = []
     for each, context in enumerate(contexts):

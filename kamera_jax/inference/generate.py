@@ -116,6 +116,7 @@ def generate(
         ValueError: a negative temperature, one without a key, no tokens asked for, or an empty question.
         ModelMismatchError: the window belongs to another model.
         WindowFullError: question, answer and what closes the turn do not fit the window, or the model's length.
+        NonFiniteError: the model's logits are NaN or infinite.
     """
     decoding = Decoding(max_new_tokens, temperature, key, stop, stream, keep)
     answer, turn = generate_turn(vlm, window, text, decoding)

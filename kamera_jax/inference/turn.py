@@ -10,12 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from kamera_jax.backbone import Backbone, Output, call, with_defaults
+from kamera_jax.errors import NonFiniteError
 from kamera_jax.kv import KV, ChunkPool, KVSpec, Segment, WindowState, bucket_of_slots
 from kamera_jax.transfer import numbers, to_device, unpacked
 from kamera_jax.types import Params
 from kamera_jax.window.changes import turn_state
 from kamera_jax.window.reuse import write
 from kamera_jax.window.window import Window
+
+_NONE = -1
+"""In place of a token: there is none, as no logit is the largest."""
 
 LEAST_ROWS = 64
 """Rows of a turn's state at least: turns of nearly the same length share what is compiled."""
@@ -117,14 +121,14 @@ class Turn:
         tail, (self._behind, self._sampling, base) = to_device((tail, self._host))  # one transfer
         given = (self._params, self._behind, self._sampling, self._state, tail, base)
         self._written = written = _ask(*given, **sizes, **self._static)
-        return int(jax.device_get(written.token))
+        return _token(written)
 
     def next_token(self) -> int:
         """Run the last token; the one after it."""
         assert self._written is not None
         self._written = written = _next(self._params, self._behind, self._sampling, self._written, **self._static)
         self.answered += 1
-        return int(jax.device_get(written.token))
+        return _token(written)
 
     def close(self, tokens: Sequence[int], answered: int) -> None:
         """Run what follows the first ``answered`` tokens of the answer; what was run after them is forgotten."""
@@ -133,6 +137,22 @@ class Turn:
         ids[: len(tokens)] = tokens
         ids, counts = to_device((ids, np.asarray([len(tokens), answered], np.int32)))
         self._written = _close(self._params, self._behind, self._written, ids, counts, **self._static)
+
+
+def _token(written: Written) -> int:
+    """The token that was chosen, which the host waits for.
+
+    Raises:
+        NonFiniteError: it was chosen by logits that are not numbers.
+    """
+    token = int(jax.device_get(written.token))
+    if token == _NONE:
+        raise NonFiniteError(
+            f"the model's logits are NaN or infinite, so they name no token (KV of dtype {written.kv.rot.dtype.name}): "
+            "its weights have such values, or what it computes exceeds its dtype; check the weights, and load the "
+            'model in a dtype of more range: load(…, dtype="float32"), or "bfloat16" in place of "float16"'
+        )
+    return token
 
 
 @partial(jax.jit, static_argnames=("slots", "room", "forward", "spec"), donate_argnames="state")
@@ -220,6 +240,7 @@ def _step(
     if sampling is not None:
         key = jax.random.fold_in(sampling.key, done)
         token = jax.random.categorical(key, output.logits[0] / sampling.temperature).astype(jnp.int32)
+    token = jnp.where(jnp.isfinite(jnp.max(output.logits[0])), token, jnp.int32(_NONE))
     # A token's slot is no multiple of 16, which the kernels write from.
     length = segment.length
     state = write(state, slot, output.kv, None, segment.positions, length, spec.rope, implementation="xla")

@@ -4,6 +4,7 @@ The arrays lie in a folder of their own, named in the description, which is writ
 once they are complete. Whatever a killed process leaves is no part of the snapshot, and the next one sweeps it away.
 """
 
+import math
 import re
 import shutil
 import uuid
@@ -15,7 +16,9 @@ import numpy as np
 
 from kamera_jax.errors import SnapshotCorruptError, SnapshotNotFoundError, SnapshotVersionError
 from kamera_jax.library import arrays as storage
-from kamera_jax.library.files import digests, read_sealed, sync_tree, write_sealed
+from kamera_jax.library.fields import AXES, NAME, NAME_LENGTH
+from kamera_jax.library.files import MALFORMED, digests, read_sealed, sync_tree, write_sealed
+from kamera_jax.library.opening import check_folders, folder_stamp
 
 SCHEMA = 3
 """Up to 2, keys did not say which patches a chunk was run behind."""
@@ -94,28 +97,73 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         whole = read_sealed(folder / _DESCRIPTION)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise SnapshotNotFoundError(f"there is no snapshot in {folder}: it has no {_DESCRIPTION}") from error
-    except ValueError as error:
-        raise SnapshotCorruptError(f"{folder / _DESCRIPTION} is not as it was written; use another snapshot") from error
+    except (ValueError, OSError) as error:
+        raise SnapshotCorruptError(
+            f"{folder / _DESCRIPTION} is not as it was written, or cannot be read ({error}); use another snapshot"
+        ) from error
     if whole.get("schema") != SCHEMA:
         raise SnapshotVersionError(
-            f"the snapshot in {folder} is of schema {whole.get('schema')}; this version reads schema {SCHEMA}: begin a "
-            "new session and save that, or restore it with the version of kamera-jax that saved it"
+            f"the snapshot in {folder} is of schema {whole.get('schema')!r:.80}; this version reads schema {SCHEMA}: "
+            "begin a new session and save that, or restore it with the version of kamera-jax that saved it"
         )
-    stored: dict[str, np.ndarray] = {}
-    if any(np.prod(about["shape"]) for about in whole["arrays"].values()):
-        # Before the storage library sees them: of broken files it leaves reads behind.
-        if digests(folder / whole["folder"]) != whole["files"]:
-            raise SnapshotCorruptError(
-                f"the arrays of the snapshot in {folder} are not as they were written; use another"
-            )
-        stored = _restored(folder / whole["folder"])
+    try:
+        shapes = _shapes(whole)
+        stored: dict[str, np.ndarray] = {}
+        if any(math.prod(shape) for shape, _ in shapes.values()):
+            # Before the storage library sees them: of broken files it leaves reads behind, and it makes room for
+            # whatever they say.
+            _check_files(folder / whole["folder"], shapes, whole["files"])
+            stored = _restored(folder / whole["folder"])
+    except SnapshotCorruptError:
+        raise
+    except (*MALFORMED, OSError) as error:
+        raise SnapshotCorruptError(
+            f"the snapshot in {folder} is not as it was written ({error!r:.300}); use another"
+        ) from error
     arrays = {}
-    for key, about in whole["arrays"].items():
-        array = stored.get(key, np.zeros(about["shape"], about["dtype"]))
-        if _about(array) != about:
+    for key, (shape, dtype) in shapes.items():
+        array = stored[key] if key in stored else np.zeros(shape if 0 in shape else 0, dtype)
+        if (array.shape, array.dtype) != (shape, dtype):
             raise SnapshotCorruptError(f"array {key!r} of the snapshot in {folder} is not as it was written")
         arrays[key] = array
     return whole["description"], arrays
+
+
+def _shapes(whole: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shapes and dtypes of a snapshot's arrays, by name.
+
+    Raises:
+        ValueError: names, shapes or dtypes that no array has.
+    """
+    if not isinstance(whole["description"], dict) or not isinstance(whole["arrays"], dict):
+        raise ValueError("it has no description, or no arrays")
+    shapes: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
+    for key, about in whole["arrays"].items():
+        shape = tuple(about["shape"])
+        if not NAME.fullmatch(key) or len(key) > NAME_LENGTH or len(shape) > AXES:
+            raise ValueError(f"array {key!r:.80} has a name or a shape that it cannot have")
+        if not all(type(extent) is int and 0 <= extent < 2**31 for extent in shape) or math.prod(shape) >= 2**62:
+            raise ValueError(f"array {key!r} has the shape {list(shape)!r:.80}; expected whole numbers")
+        shapes[key] = shape, storage.DTYPES[about["dtype"]]
+    if not isinstance(whole["folder"], str) or not _OWN.fullmatch(whole["folder"]) or "." in whole["folder"]:
+        raise ValueError(f"its arrays are said to be in {whole['folder']!r:.80}; expected a folder of its own")
+    return shapes
+
+
+def _check_files(folder: Path, shapes: Mapping[str, tuple[tuple[int, ...], np.dtype]], files: Any) -> None:
+    """Raise ValueError unless a folder has the files of these arrays, as long as the arrays are, and as written."""
+    folder_stamp(folder)  # a folder, and no link to one
+    for key, (shape, dtype) in shapes.items():
+        if not (nbytes := math.prod(shape) * dtype.itemsize):
+            continue
+        file = storage.data_file(folder, key, len(shape))
+        check_folders(folder, file.relative_to(folder).as_posix())
+        if file.lstat().st_size != nbytes:
+            raise ValueError(f"{file} has {file.lstat().st_size} bytes; expected {nbytes}, those of {list(shape)}")
+        storage.check_layout(folder, key, dtype, shape)
+    most = max((math.prod(shape) * dtype.itemsize for shape, dtype in shapes.values()), default=0)
+    if digests(folder, most=max(most, 2**24)) != files:
+        raise ValueError("its arrays are not as they were written")
 
 
 def _restored(folder: Path) -> dict[str, np.ndarray]:

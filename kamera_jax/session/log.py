@@ -1,7 +1,5 @@
 """What a session did for its chunks, and why."""
 
-from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,24 +46,6 @@ class Served:
         """One line."""
         encoded = "encoded, " if self.encoded else ""
         return f"{self.operation} {self.key[:12]}: {encoded}{self.action.value}: {self.reason}"
-
-
-class Log:
-    """The latest records, and those of the last operation."""
-
-    def __init__(self) -> None:
-        self.last: tuple[Served, ...] = ()
-        self._all: deque[Served] = deque(maxlen=KEPT)
-
-    @property
-    def all(self) -> tuple[Served, ...]:
-        """Up to `KEPT` records, the oldest first."""
-        return tuple(self._all)
-
-    def write(self, records: Iterable[Served]) -> None:
-        """Note what an operation did."""
-        self.last = tuple(records)
-        self._all.extend(self.last)
 
 
 def served(operation: Operation, step: Step, *, came: bool, encoding: float) -> Served:

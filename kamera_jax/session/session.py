@@ -14,8 +14,8 @@ from kamera_jax.guard.policy import ReusePolicy
 from kamera_jax.identity import canonical_key
 from kamera_jax.inference.encode import encode_segment
 from kamera_jax.inference.generate import Decoding, Generation, generate_turn, question_tail, turn_slots
-from kamera_jax.session.kept import Kept
-from kamera_jax.session.log import Log, Operation, Served, served
+from kamera_jax.session.kept import Kept, Note, State
+from kamera_jax.session.log import Operation, Served, served
 from kamera_jax.session.memory import ChunkMemory
 from kamera_jax.session.saved import SavedSession, load_session, save_session
 from kamera_jax.session.serving import Coming, Serving, standing
@@ -71,10 +71,8 @@ class Session:
         self._memory_bytes = memory_bytes
         self._rank = rank
         window = reserved(Window.empty(vlm, capacity, mode=mode), FIRST_ROWS)
-        self._kept = Kept(window, ChunkMemory(memory_bytes) if store is None else store)
+        self._kept = Kept(State(window), ChunkMemory(memory_bytes) if store is None else store)
         self._serving = Serving(vlm, policy, rank)
-        self._log = Log()
-        self._stats = SessionStats()
 
     @property
     def window(self) -> Window:
@@ -89,7 +87,7 @@ class Session:
     @property
     def evicted(self) -> tuple[str, ...]:
         """Keys of the evicted chunks that can be recalled, the least recently used first."""
-        return tuple(key for key in self._kept.evicted if self._kept.store.has(key))
+        return tuple(key for key in self._kept.state.evicted if self._kept.store.has(key))
 
     @property
     def held(self) -> tuple[str, ...]:
@@ -100,20 +98,21 @@ class Session:
     @property
     def last(self) -> tuple[Served, ...]:
         """What the last `add`, `recall` or `replace` did for each chunk it touched, and why."""
-        return self._log.last
+        return self._kept.state.last
 
     @property
     def log(self) -> tuple[Served, ...]:
         """The same of all operations, the latest thousand records."""
-        return self._log.all
+        return self._kept.state.log
 
     @property
     def stats(self) -> SessionStats:
         """What the session has done so far."""
+        stats = self._kept.state.stats
         store = self._kept.store
         if not isinstance(store, ChunkMemory):
-            return self._stats
-        return replace(self._stats, forgotten=self._stats.forgotten + store.dropped, evicted_bytes=store.nbytes)
+            return stats
+        return replace(stats, forgotten=stats.forgotten + store.dropped, evicted_bytes=store.nbytes)
 
     def add(self, item: Any, key: str | None = None, *, patch: bool = True, pin: bool = False) -> str:
         """Put an item at the window's end.
@@ -141,13 +140,10 @@ class Session:
         """
         chunk, patches, encoding = self._chunk(item, key)
         if chunk.key in self.keys:
-            self._stay("add", chunk.key)
-            self._count(seen=1, reused=1)
-        else:
-            chunk = self._put("add", Append(chunk), patches, patch=patch, encoding=encoding)
-        if pin:
-            self.pin(chunk.key)
-        return chunk.key
+            pinned = chunk.key if pin else None
+            self._kept.note(replace(_stays("add", chunk.key), pin=pinned, counts={"seen": 1, "reused": 1}))
+            return chunk.key
+        return self._put("add", Append(chunk), patches, patch=patch, encoding=encoding, pin=pin).key
 
     def ask(self, text: str, *, max_new_tokens: int = 16, keep: bool = True, **options: Any) -> Generation:
         """Answer a question about the window.
@@ -170,8 +166,7 @@ class Session:
         answer, turn = generate_turn(self._vlm, window, text, decoding)
         if turn is None:
             return replace(answer, window=self._kept.lent.lend(window))
-        self._kept.commit(window, gone, change=Append(turn))
-        self._count(turns=1, evicted=len(gone))
+        self._kept.commit(window, gone, Note(counts={"turns": 1, "evicted": len(gone)}), change=Append(turn))
         return replace(answer, window=self.window)
 
     def recall(self, key: str, at: int | None = None, *, patch: bool = True) -> None:
@@ -202,10 +197,9 @@ class Session:
         if key not in self.keys:
             self._put("recall", Recall(chunk, None, at), patches, patch=patch)
         elif at is None:
-            self._stay("recall", key)
+            self._kept.note(replace(_stays("recall", key), counts={"recalls": 1}))
         else:
             self._move(key, at, patch=patch)
-        self._count(recalls=1)
 
     def replace(self, key: str, item: Any, *, patch: bool = True) -> str:
         """Put an item in place of a chunk of the window: an edited page.
@@ -229,15 +223,12 @@ class Session:
         place = self.keys.index(key)
         if chunk.key in self.keys:
             gone = [place] if chunk.key != key else []
-            self._kept.commit(without(self._kept.window, gone), gone)
-            self._stay("replace", chunk.key)
-            self._count(seen=1, reused=1, evicted=len(gone))
-        else:
-            change = Replace(place, chunk)
-            chunk = self._put("replace", change, patches, patch=patch, encoding=encoding)
-        if pinned:
-            self.pin(chunk.key)
-        return chunk.key
+            counts = {"seen": 1, "reused": 1, "evicted": len(gone)}
+            note = replace(_stays("replace", chunk.key), pin=chunk.key if pinned else None, counts=counts)
+            self._kept.commit(without(self._kept.window, gone), gone, note)
+            return chunk.key
+        change = Replace(place, chunk)
+        return self._put("replace", change, patches, patch=patch, encoding=encoding, pin=pinned).key
 
     def pin(self, key: str, pinned: bool = True) -> None:
         """Keep a chunk in the window when others are evicted (instructions, a page in work), or keep it no more.
@@ -246,7 +237,7 @@ class Session:
             ChunkNotHeldError: the window holds no such chunk.
         """
         self._check_there(key)
-        self._kept.pinned = self._kept.pinned | {key} if pinned else self._kept.pinned - {key}
+        self._kept.pin(key, pinned)
 
     def save(self, folder: str | Path) -> None:
         """Write the session to a folder: its window, and the evicted chunks in host memory.
@@ -256,15 +247,15 @@ class Session:
         Raises:
             ValueError: the folder holds something else.
         """
-        kept = self._kept
-        memory = kept.store if isinstance(kept.store, ChunkMemory) else None
+        state = self._kept.state
+        memory = self._kept.store if isinstance(self._kept.store, ChunkMemory) else None
         saved = SavedSession(
-            window=kept.window,
+            window=state.window,
             memory=() if memory is None else memory.records,
             patches=() if memory is None else memory.patch_records,
-            used=kept.used,
+            used=state.used,
             evicted=self.evicted,
-            pinned=tuple(sorted(kept.pinned)),
+            pinned=tuple(sorted(state.pinned)),
             memory_bytes=self._memory_bytes,
             rank=self._rank,
             stats=asdict(self.stats),
@@ -294,12 +285,9 @@ class Session:
             policy=policy,
             store=memory,
         )
-        kept = session._kept
-        kept.window = window
-        kept.used = saved.used
-        kept.evicted = saved.evicted
-        kept.pinned = frozenset(saved.pinned)
-        session._stats = SessionStats(**saved.stats)
+        pinned = frozenset(saved.pinned)
+        state = State(window, saved.evicted, pinned, saved.used, SessionStats(**saved.stats))
+        session._kept = Kept(state, memory)
         return session
 
     def _chunk(self, item: Any, key: str | None) -> tuple[Chunk, Sequence[Patch], float]:
@@ -329,13 +317,15 @@ class Session:
         if key not in self.keys:
             raise ChunkNotHeldError(f"the window has no chunk {key[:12]}; recall it first, or add the item")
 
-    def _stay(self, operation: Operation, key: str) -> None:
-        """Note that a chunk which stands in the window is used again."""
-        self._kept.use(key)
-        self._log.write([Served(operation, key, Action.KEEP, "it stands in the window already")])
-
     def _put(
-        self, operation: Operation, change: Change, patches: Sequence[Patch], *, patch: bool, encoding: float = 0.0
+        self,
+        operation: Operation,
+        change: Change,
+        patches: Sequence[Patch],
+        *,
+        patch: bool,
+        encoding: float = 0.0,
+        pin: bool = False,
     ) -> Chunk:
         """Do an edit by which one chunk comes, and give that chunk as it then stands."""
         gone = self._kept.in_the_way(change)
@@ -344,7 +334,7 @@ class Session:
         for each in applied(staying, change.without(gone)):
             new = operation != "recall"
             after.append(Coming(each.chunk, None, tuple(patches), patch, new) if isinstance(each, Pair) else each)
-        return self._arrange(operation, after, encoding=encoding)
+        return self._arrange(operation, after, encoding=encoding, pin=pin)
 
     def _move(self, key: str, at: int, *, patch: bool) -> None:
         """Move a chunk of the window before another of its entries, or to its end."""
@@ -356,12 +346,18 @@ class Session:
             if each != place:
                 after.append(coming if isinstance(each, Pair) else each)
         if after.index(coming) == place:
-            self._stay("recall", key)
+            self._kept.note(replace(_stays("recall", key), counts={"recalls": 1}))
         else:
             self._arrange("recall", after, moved=place)
 
     def _arrange(
-        self, operation: Operation, after: Sequence[int | Coming], *, encoding: float = 0.0, moved: int | None = None
+        self,
+        operation: Operation,
+        after: Sequence[int | Coming],
+        *,
+        encoding: float = 0.0,
+        moved: int | None = None,
+        pin: bool = False,
     ) -> Chunk:
         """Make the window of some of its entries and one chunk that comes, and give that chunk as it then stands.
 
@@ -372,6 +368,7 @@ class Session:
             after: what the window is to have: the places of its entries, and what comes.
             encoding: FLOPs that what comes took to be encoded.
             moved: its place in the window as it is, if it has one.
+            pin: whether it is pinned.
         """
         window = self._kept.window
         came = next(i for i, each in enumerate(after) if isinstance(each, Coming))
@@ -381,19 +378,21 @@ class Session:
         staying = without(window, [place for place in range(len(self.keys)) if place not in after[:first]])
         staying, steps = self._serving.steps(staying, coming, keep=window)
         change = Append(steps[-1].chunk, steps[-1].patch)
-        self._kept.commit(staying, leaving, list(zip(coming, steps, strict=True)), change)
         chunk = steps[came - first].chunk
-        self._kept.use(chunk.key)
-        records = [served(operation, step, came=step.chunk is chunk, encoding=encoding) for step in steps]
-        self._log.write(records)
-        self._count(
-            seen=int(operation != "recall"),
-            encoded=int(encoding > 0),
-            patched=sum(step.action in FORWARDS for step in steps),
-            reused=int(records[came - first].reused),
-            evicted=len(leaving),
-        )
+        records = tuple(served(operation, step, came=step.chunk is chunk, encoding=encoding) for step in steps)
+        counts = {
+            "recalls": int(operation == "recall"),
+            "seen": int(operation != "recall"),
+            "encoded": int(encoding > 0),
+            "patched": sum(step.action in FORWARDS for step in steps),
+            "reused": int(records[came - first].reused),
+            "evicted": len(leaving),
+        }
+        note = Note(use=chunk.key, pin=chunk.key if pin else None, records=records, counts=counts)
+        self._kept.commit(staying, leaving, note, list(zip(coming, steps, strict=True)), change)
         return chunk
 
-    def _count(self, **more: int) -> None:
-        self._stats = replace(self._stats, **{name: getattr(self._stats, name) + n for name, n in more.items()})
+
+def _stays(operation: Operation, key: str) -> Note:
+    """What is noted of a chunk which stands in the window and is used again."""
+    return Note(use=key, records=(Served(operation, key, Action.KEEP, "it stands in the window already"),))

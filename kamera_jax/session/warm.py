@@ -1,10 +1,11 @@
 """Compiling the programs of a session before its first turn."""
 
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from kamera_jax.arguments import whole_number
 from kamera_jax.backbone import Backbone
+from kamera_jax.errors import WindowFullError
 from kamera_jax.inference.generate import Decoding, compile_turns, question_tail, turn_slots
 from kamera_jax.kv import bucket
 from kamera_jax.session.session import Session
@@ -56,11 +57,14 @@ def warm(
     for name, given in (("items", items), ("questions", questions)):
         if not isinstance(given, Sequence) or isinstance(given, str):
             raise ValueError(f"{name} must be a list of stand-ins, one of each size; got {given!r}: put it in a list")
-    if operator.index(max_new_tokens) < 1:
-        raise ValueError(f"max_new_tokens must be at least 1; got {max_new_tokens}")
+    max_new_tokens = whole_number(max_new_tokens, "max_new_tokens", 1)
     if progress is not None and not callable(progress):
         raise ValueError(f"progress must be a function of (step, steps, what is compiled); got {progress!r}")
     session = Session(vlm, capacity, mode=mode, rank=rank)
+    if max_new_tokens > capacity:  # before its sizes are counted up
+        raise WindowFullError(
+            f"max_new_tokens is {max_new_tokens}; a window of {capacity} slots holds no answer of so many tokens"
+        )
     stand_ins = list(items) or _texts(vlm, session, SIZES)
     asked = list(questions)
     turns = _texts(vlm, session, _turn_sizes(vlm, session, asked, max_new_tokens), "turn")

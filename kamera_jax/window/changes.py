@@ -153,6 +153,21 @@ def materialised(window: Window) -> Window:
     return _poisoned(window.keeping(state=state, entries=entries, mode="materialise", indices=()))
 
 
+def rewritten(window: Window) -> Window:
+    """The same window, written again from its entries, where its buffers were given away and nothing came of that.
+
+    In place, its chunks may come to lie in other places of their pools.
+    """
+    state = put_first(window.spec, window.state.valid.shape[0], window.preamble)
+    if window.mode == "materialise":
+        if window.entries:
+            state = put(window.spec, state, window.entries, donate=True)
+        return window.keeping(state=state)
+    rows = [pool.rot.shape[2] for pool in window.state.pools]
+    entries = tuple(replace(entry, place=None) for entry in window.entries)
+    return _allocated(reserved(window.keeping(state=state, entries=entries, indices=()), rows))
+
+
 def turn_state(window: Window, tokens: int) -> tuple[WindowState, int]:
     """A state without pools for a turn of ``tokens`` to be written to, and the slot to begin at.
 

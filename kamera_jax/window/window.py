@@ -1,5 +1,7 @@
 """Windows: ordered chunks behind a pinned preamble. Every operation returns a new window; none runs the model."""
 
+import math
+import os
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, TypeVar, get_args, no_type_check
@@ -20,6 +22,8 @@ from kamera_jax.window.slots import put_first
 Mode = Literal["materialise", "in_place"]
 """Write chunks rotated and patched, once for every place they come to, or read them where they lie."""
 
+
+_MOST_SLOTS = 2**31
 
 Count = TypeVar("Count", int, jax.Array)
 """A number that is known, or one that is traced."""
@@ -96,11 +100,13 @@ class Window(Handle):
 
         Raises:
             WindowFullError: the preamble does not fit ``capacity`` slots, or the model's length.
-            ValueError: an unknown mode, or a model that cannot attend to chunks in place.
+            ValueError: an unknown mode, a model that cannot attend to chunks in place, or a capacity that takes more
+                memory than there is.
         """
         if mode not in get_args(Mode):
             raise ValueError(f"mode must be one of {get_args(Mode)}; got {mode!r}")
         capacity = whole_number(capacity, "capacity", 1)
+        _check_memory(vlm.spec, capacity, mode)
         if mode == "in_place" and not with_defaults(vlm).attends_in_place:
             raise ValueError(
                 f"{type(vlm).__name__} does not say attends_in_place = True, so its forward may not read chunks that "
@@ -170,6 +176,26 @@ class Window(Handle):
     def tokens(self) -> int:
         """Valid tokens, the preamble's included."""
         return self.preamble.chunk.length + sum(entry.chunk.length for entry in self.entries)
+
+
+def _check_memory(spec: KVSpec, capacity: int, mode: Mode) -> None:
+    """Raise ValueError if no machine like this one can have a window of so many slots."""
+    if capacity >= _MOST_SLOTS:
+        raise ValueError(f"capacity is {capacity}; expected fewer than 2**31 slots, which is what indices reach")
+    needed = capacity * spec.token_bytes if mode == "materialise" else 0  # in place, pools grow with what comes
+    if jax.default_backend() == "cpu" and needed > (there := _host_bytes()):
+        raise ValueError(
+            f"capacity is {capacity}: its KV takes {needed / 2**30:.0f} GiB, and this machine has "
+            f"{there / 2**30:.0f} GiB of memory; expected fewer slots"
+        )
+
+
+def _host_bytes() -> float:
+    """Bytes of the machine's memory; infinite where it does not say."""
+    try:
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, ValueError, OSError):
+        return math.inf
 
 
 def _of_preamble(vlm: Backbone, capacity: int, slots: int | None, mode: Mode = "materialise") -> Window:

@@ -13,6 +13,7 @@ from jinja2 import TemplateError
 from models.hub.borders import Piece, ends_open, pieces
 from models.hub.control_tokens import ControlTokens
 from models.hub.fields import Fields, read_json
+from models.hub.templates import ChatTemplateError, render, template_of
 from models.hub.tokenizers import load_tokenizer, opener, stopped_clock
 
 _MARK = "kamera-chunks-go-here"
@@ -25,10 +26,6 @@ _STARTS = ("", "x", "1", ".", "\n")
 """What stands before a text within a turn, to see what it becomes there: one of them joins no token of it."""
 _PLAIN = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 """What a language model without a chat template reads: texts and question as they are, one after another."""
-
-
-class ChatTemplateError(ValueError):
-    """A chat template that cannot be split into preamble, chunks and tail."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +88,7 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         self.eos = tuple(eos)
         self._variables = dict(variables or {})
-        template = getattr(tokenizer, "chat_template", None)
+        template = self._template = template_of(tokenizer)
         if not template:
             if kinds:
                 raise ChatTemplateError(
@@ -99,8 +96,8 @@ class ChatTemplate:
                 )
             self._variables |= {"chat_template": _PLAIN}
         moment = self._variables.pop("strftime_now", None) or datetime.now()
-        if template and "strftime_now" in str(template):
-            self._variables |= stopped_clock(tokenizer.get_chat_template(), moment)
+        if "strftime_now" in template:
+            self._variables |= stopped_clock(template, moment)
         # An empty system text has nothing to keep apart, and templates may ask whether there is one.
         self._system = [] if system is None else [_turn("system", _SYSTEM if system else "")]
         self._strings = not kinds and self._takes_strings()
@@ -180,7 +177,7 @@ class ChatTemplate:
         messages = [*(self._system if system else ()), _turn("user", *content), *turns]
         try:
             return self._write(messages)
-        except (TemplateError, TypeError) as error:
+        except TemplateError as error:
             if optional:
                 return ""
             roles = ", ".join(message["role"] for message in messages)
@@ -194,9 +191,9 @@ class ChatTemplate:
     def _write(self, messages: list[dict[str, Any]]) -> str:
         if self._strings:
             messages = [{**each, "content": "".join(part["text"] for part in each["content"])} for each in messages]
-        return self._tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, **self._variables
-        )
+        variables = {**self._tokenizer.special_tokens_map, **self._variables}
+        template = variables.pop("chat_template", None)
+        return render(self._template if template is None else template, messages, variables)
 
     def _takes_strings(self) -> bool:
         """Whether a language model's template is given strings: wherever lists of parts are not written alike.
@@ -279,9 +276,13 @@ class ChatTemplate:
         if eos is None and (folder / "config.json").exists():
             eos = read_json(folder / "config.json").get("eos_token_id")
         fields = Fields("generation_config.json", {"eos_token_id": eos})
-        if isinstance(eos, list):
-            return cls(tokenizer, fields.sizes("eos_token_id", least=0), system, kinds, variables)
-        return cls(tokenizer, [fields.size("eos_token_id", least=0)], system, kinds, variables)
+        ends = (
+            fields.sizes("eos_token_id", least=0) if isinstance(eos, list) else (fields.size("eos_token_id", least=0),)
+        )
+        try:
+            return cls(tokenizer, ends, system, kinds, variables)
+        except TemplateError as error:
+            raise ChatTemplateError(f"the chat template cannot be used ({error}); use the model's own") from error
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a user's text within the turn, and of what the template writes from it to a next one.

@@ -57,7 +57,7 @@ class ControlTokens:
         for content, name in self._names.items():
             if self._copy.token_to_id(name) != backend.token_to_id(content):
                 raise TokenizerError(
-                    f"the tokenizer gives the control token {content!r} no id of its own; expected one"
+                    f"the tokenizer gives the control token {content!r:.200} no id of its own; expected one"
                 )
         longest_first = sorted(self._names, key=len, reverse=True)
         self._written = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
@@ -80,10 +80,17 @@ class ControlTokens:
             text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(
-                f"the text contains {text[error.start]!r}, half of a character cut in two; expected whole ones: "
+                f"the text contains {text[error.start]!r:.200}, half of a character cut in two; expected whole ones: "
                 "text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace') mends it"
             ) from error
-        return self._copy.encode(text, add_special_tokens=opened).ids
+        try:
+            return self._copy.encode(text, add_special_tokens=opened).ids
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # what tokenizers makes of a vocabulary that lacks something; it may panic
+            raise TokenizerError(
+                f"the tokenizer cannot encode text ({type(error).__name__}: {str(error)[:200]}); fetch it again"
+            ) from error
 
     def ends_with_one(self, text: str) -> bool:
         """Whether text ends with a control token that `written` gave out."""

@@ -1,9 +1,6 @@
 """Strict reading of the JSON files of a Hugging Face folder: every field is used, checked or ignored by name."""
 
-import json
-import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from kamera_jax.rope import is_positive
@@ -14,6 +11,7 @@ from models.errors import (
     UnknownConfigFieldError,
     UnsupportedConfigError,
 )
+from models.hub.files import read_json
 
 __all__ = [
     "ConfigError",
@@ -26,6 +24,13 @@ __all__ = [
 ]
 
 _REQUIRED = object()
+_MOST = 2**31 - 1
+
+LAYERS = 4096
+"""Layers that a model may have, or experts in one: none has so many, and a wrong number must not fill the memory."""
+
+WIDTH = 2**16
+"""Width of a head at most, for each two of which a frequency is kept."""
 
 
 class Fields:
@@ -53,10 +58,10 @@ class Fields:
         value = self.rest.pop(name)
         accepted = (int, float) if kind is float else kind
         if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-            raise UnsupportedConfigError(f"{self.section}: {name} is {value!r}; expected {kind.__name__}")
+            raise UnsupportedConfigError(f"{self.section}: {name} is {shown(value)}; expected {kind.__name__}")
         if kind is float and not (value == 0 or is_positive(abs(value))):
             raise UnsupportedConfigError(
-                f"{self.section}: {name} is {value!r}; expected a number that f32 can represent"
+                f"{self.section}: {name} is {shown(value)}; expected a number that f32 can represent"
             )
         return kind(value)
 
@@ -81,14 +86,14 @@ class Fields:
             raise UnsupportedConfigError(f"{self.section}: {name} is {value}; expected a number above 0")
         return value
 
-    def size(self, name: str, default: Any = _REQUIRED, *, least: int = 1) -> int:
+    def size(self, name: str, default: Any = _REQUIRED, *, least: int = 1, most: int = _MOST) -> int:
         """A field that counts something: at least 1, or ``least``.
 
         Raises:
             MissingConfigFieldError: it is absent and there is no default.
-            UnsupportedConfigError: it is no such integer, or one that needs more than 32 bits.
+            UnsupportedConfigError: it is no such integer, or more than ``most``, by default what 32 bits hold.
         """
-        return _counted(self.take(name, int, default), f"{self.section}: {name}", least)
+        return _counted(self.take(name, int, default), f"{self.section}: {name}", least, most)
 
     def sizes(self, name: str, default: Any = _REQUIRED, *, least: int = 1) -> tuple[int, ...]:
         """A field that is a list of such integers.
@@ -99,8 +104,8 @@ class Fields:
         """
         values = self.take(name, list, default)
         if not all(type(value) is int for value in values):
-            raise UnsupportedConfigError(f"{self.section}: {name} is {values!r}; expected integers")
-        return tuple(_counted(value, f"{self.section}: {name}", least) for value in values)
+            raise UnsupportedConfigError(f"{self.section}: {name} is {shown(values)}; expected integers")
+        return tuple(_counted(value, f"{self.section}: {name}", least, _MOST) for value in values)
 
     def expect(self, name: str, *accepted: Any) -> None:
         """Check a field whose other values would need another computation; absent means the first accepted one.
@@ -112,7 +117,7 @@ class Fields:
         # To Python 1 is True, and 0 is False.
         if not any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in accepted):
             expected = " or ".join(repr(each) for each in accepted)
-            raise UnsupportedConfigError(f"{self.section}: {name} is {value!r}; only {expected} is supported")
+            raise UnsupportedConfigError(f"{self.section}: {name} is {shown(value)}; only {expected} is supported")
 
     def ignore(self, *names: str) -> None:
         """Drop fields that do not change what the port computes."""
@@ -127,47 +132,19 @@ class Fields:
         """
         if self.rest:
             raise UnknownConfigFieldError(
-                f"{self.section} has unknown fields {sorted(self.rest)}; they may change the computation: "
+                f"{self.section} has unknown fields {shown(sorted(self.rest))}; they may change the computation: "
                 "remove them if they do not, or add them to the port if they do"
             )
 
 
-def _counted(value: int, named: str, least: int) -> int:
-    if not least <= value < 2**31:
-        raise UnsupportedConfigError(f"{named} is {value}; expected at least {least}, and less than 2**31")
+def shown(value: Any) -> str:
+    """A value in a message: long ones are cut."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
+def _counted(value: int, named: str, least: int, most: int) -> int:
+    if not least <= value <= most:
+        limit = "less than 2**31" if most == _MOST else f"at most {most}"
+        raise UnsupportedConfigError(f"{named} is {shown(value)}; expected at least {least}, and {limit}")
     return value
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file of a model's folder.
-
-    Raises:
-        MissingConfigFileError: it is not there.
-        ConfigError: it is not a JSON object, or contains NaN or an infinity, which JSON does not have.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise MissingConfigFileError(
-            f"{path.parent} has no {path.name}; expected a Hugging Face model folder"
-        ) from error
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON ({error}); fetch the model's folder again") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} is a {type(content).__name__}; expected a JSON object")
-    if strange := _not_finite(content):
-        raise ConfigError(f"{path}: {strange}; expected a finite number: fetch the model's folder again")
-    return content
-
-
-def _not_finite(value: Any, name: str = "") -> str:
-    """The first number in a JSON value that is none, by its name; empty if there is none."""
-    if isinstance(value, float):
-        return "" if math.isfinite(value) else f"{name} is {value}"
-    if isinstance(value, dict):
-        inner = ((f"{name}.{key}" if name else key, each) for key, each in value.items())
-    elif isinstance(value, list):
-        inner = ((f"{name}[{index}]", each) for index, each in enumerate(value))
-    else:
-        return ""
-    return next(filter(None, (_not_finite(each, key) for key, each in inner)), "")

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from kamera_jax.arguments import short
+
 
 class UnknownModelError(ValueError):
     """Neither an embedded model, a folder, nor something the hub has; or an architecture that is not served."""
@@ -33,4 +35,4 @@ def check_architecture(name: str, mapping: Mapping[str, Any], served: Mapping[st
             "splits an image block has other KV than the whole, and its sliding layers drop what leaves their window; "
             "this version does not serve it"
         )
-    raise UnknownModelError(f"{name} is a {kind!r} model; this version serves {', '.join(sorted(served))}")
+    raise UnknownModelError(f"{name} is a {short(kind)} model; this version serves {', '.join(sorted(served))}")

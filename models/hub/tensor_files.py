@@ -11,6 +11,8 @@ import ml_dtypes
 import numpy as np
 
 from models.errors import WeightsError, few
+from models.hub.files import JSON_BYTES as HEADER_BYTES
+from models.hub.files import is_regular, parsed, read_bytes
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -51,24 +53,26 @@ def open_tensors(folder: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         MissingFileError, TruncatedFileError, CorruptFileError: the files are not whole.
     """
     folder = Path(folder)
-    if (folder / SINGLE).is_file():
+    if is_regular(folder / SINGLE):
         return dict(_open_file(folder / SINGLE))
-    if not (folder / INDEX).is_file():
+    if not is_regular(folder / INDEX):
         raise MissingFileError(
             f"{folder} has neither {SINGLE} nor {INDEX}; expected a Hugging Face folder of safetensors"
         )
     try:
-        index = json.loads((folder / INDEX).read_text())
+        index = parsed(read_bytes(folder / INDEX, HEADER_BYTES), folder / INDEX, unique=True)
         placed = {name: os.fspath(shard) for name, shard in index["weight_map"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CorruptFileError(f"{folder / INDEX} is not an index with a weight_map; fetch it again") from error
+        raise CorruptFileError(
+            f"{folder / INDEX} is not an index with a weight_map ({error}); fetch it again"
+        ) from error
     tensors: dict[str, np.ndarray] = {}
     for shard in sorted(set(placed.values())):
-        if Path(shard).name != shard:
+        if Path(shard).name != shard or "\0" in shard or "\\" in shard:
             raise CorruptFileError(
-                f"{folder / INDEX} names the shard {shard!r}; expected a file name in the same folder"
+                f"{folder / INDEX} names the shard {shard!r:.200}; expected a file name in the same folder"
             )
-        if not (folder / shard).is_file():
+        if not is_regular(folder / shard):
             raise MissingFileError(f"{folder / INDEX} names the shard {shard}, which is not there; fetch it again")
         for name, tensor in _open_file(folder / shard):
             if placed.get(name) != shard:
@@ -93,29 +97,56 @@ def _open_file(path: Path) -> Iterator[tuple[str, np.ndarray]]:
         )
     raw = np.memmap(path, np.uint8, "r")
     start = 8 + int.from_bytes(raw[:8].tobytes(), "little")
+    if start - 8 > HEADER_BYTES:
+        raise CorruptFileError(
+            f"{path} declares a header of {start - 8} bytes; expected at most {HEADER_BYTES}: fetch it again"
+        )
     if start > size:
         raise TruncatedFileError(f"{path} has {size} bytes and declares a header up to byte {start}; fetch it again")
     try:
-        header = json.loads(raw[8:start].tobytes())
+        header = parsed(raw[8:start].tobytes(), path, unique=True)
         entries = [
-            (name, DTYPES[entry["dtype"]], tuple(map(int, entry["shape"])), tuple(map(int, entry["data_offsets"])))
+            (name, DTYPES[entry["dtype"]], _whole(entry["shape"]), _whole(entry["data_offsets"]))
             for name, entry in header.items()
             if name != "__metadata__"
         ]
         declared = start + max((stop for *_, (_, stop) in entries), default=0)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CorruptFileError(f"{path} has a header that is not safetensors ({error!r}); fetch it again") from error
+        raise CorruptFileError(
+            f"{path} has a header that is not safetensors ({error!r:.200}); fetch it again"
+        ) from error
     if declared > size:
         raise TruncatedFileError(f"{path} has {size} bytes and declares {declared}; fetch it again")
     if declared < size:
         raise CorruptFileError(f"{path} has {size} bytes and declares only {declared}; fetch it again")
     data = raw[start:]
+    ended = 0
+    for name, _, _, (first, stop) in sorted(entries, key=lambda entry: entry[3]):
+        if first != ended:
+            raise CorruptFileError(
+                f"{path} gives {name} bytes {first} to {stop}; expected them from {ended} on, where the tensor before "
+                "ends: fetch it again"
+            )
+        ended = stop
     for name, dtype, shape, (first, stop) in entries:
-        if min(first, *shape) < 0 or stop - first != math.prod(shape) * dtype.itemsize:
+        if stop - first != math.prod(shape) * dtype.itemsize:
             raise CorruptFileError(
                 f"{path} gives {name} bytes {first} to {stop} for {dtype}{list(shape)}; fetch it again"
             )
         yield name, np.asarray(data[first:stop]).view(dtype).reshape(shape)
+
+
+def _whole(values: Any) -> tuple[int, ...]:
+    """A list of sizes or offsets.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not isinstance(values, list) or len(values) > 16 or not all(type(each) is int and each >= 0 for each in values):
+        raise ValueError(f"{str(values)[:100]} where whole numbers are expected")
+    if any(each >= 2**62 for each in values):
+        raise ValueError(f"{max(values)} is more than a file has")
+    return tuple(values)
 
 
 def write_tensors(

@@ -8,7 +8,7 @@ from kamera_jax.rope import RopeSpec, UnsupportedRopeError, magnitude, position_
 from models.blocks.attention import GroupedQuery, Latent
 from models.blocks.decoder import DecoderConfig
 from models.blocks.moe import Experts
-from models.hub.fields import Fields, MissingConfigFieldError, UnsupportedConfigError
+from models.hub.fields import LAYERS, WIDTH, Fields, MissingConfigFieldError, UnsupportedConfigError
 
 Vision = TypeVar("Vision")
 """A port's configuration of its tower."""
@@ -67,13 +67,13 @@ def llama_config(mapping: Mapping[str, Any]) -> DecoderConfig:
         raise UnsupportedConfigError(
             f"text_config: width {hidden}, {heads} query heads, {kv_heads} KV heads; each must divide the last"
         )
-    head_dim = fields.size("head_dim", hidden // heads)
+    head_dim = fields.size("head_dim", hidden // heads, most=WIDTH)
     rope = read_rope(fields, 10000.0, head_dim, 2048)
     config = DecoderConfig(
         vocab_size=fields.size("vocab_size", 32000),
         hidden_size=hidden,
         intermediate_size=fields.size("intermediate_size", 11008),
-        num_hidden_layers=fields.size("num_hidden_layers", 32),
+        num_hidden_layers=fields.size("num_hidden_layers", 32, most=LAYERS),
         rms_norm_eps=fields.positive("rms_norm_eps", 1e-6),
         attention=GroupedQuery(heads, kv_heads, head_dim),
         rope=rope.spec,
@@ -106,11 +106,11 @@ def deepseek_v3_config(mapping: Mapping[str, Any]) -> DecoderConfig:
     fields.expect("rope_interleave", True)
     heads = fields.size("num_attention_heads")
     fields.expect("num_key_value_heads", heads)
-    rope_dim = fields.size("qk_rope_head_dim")
+    rope_dim = fields.size("qk_rope_head_dim", most=WIDTH)
     nope_dim = fields.size("qk_nope_head_dim")
     fields.expect("head_dim", rope_dim, rope_dim + nope_dim)
     fields.expect("qk_head_dim", rope_dim + nope_dim)
-    layers = fields.size("num_hidden_layers")
+    layers = fields.size("num_hidden_layers", most=LAYERS)
     dense_layers = fields.size("first_k_dense_replace", least=0)
     if dense_layers > layers:
         raise UnsupportedConfigError(
@@ -146,7 +146,7 @@ def deepseek_v3_config(mapping: Mapping[str, Any]) -> DecoderConfig:
 
 
 def _experts(fields: Fields) -> Experts:
-    count = fields.size("n_routed_experts")
+    count = fields.size("n_routed_experts", most=WIDTH)
     groups = fields.size("n_group", 1)
     inner = fields.size("moe_intermediate_size")
     experts = Experts(
@@ -183,7 +183,7 @@ def top_fields(mapping: Mapping[str, Any], model_type: str) -> Fields:
     """
     top = Fields("config.json", mapping)
     if "model_type" not in top.rest:
-        raise MissingConfigFieldError(f"config.json has no 'model_type'; expected {model_type!r}")
+        raise MissingConfigFieldError(f"config.json has no 'model_type'; expected {model_type!r:.200}")
     top.expect("model_type", model_type)
     top.expect("quantization_config", None)
     top.ignore("ignore_index", *IGNORED)
@@ -256,6 +256,8 @@ def read_rope(fields: Fields, theta: float, head_dim: int, max_positions: int, *
     Raises:
         UnsupportedConfigError, UnsupportedRopeError: a field is none that this serves, named.
     """
+    if head_dim > WIDTH:
+        raise UnsupportedConfigError(f"{fields.section}: heads of width {head_dim}; expected at most {WIDTH}")
     parameters = _rope_parameters(fields, theta)
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
     if not sections:
@@ -268,8 +270,8 @@ def read_rope(fields: Fields, theta: float, head_dim: int, max_positions: int, *
     if kind not in ("default", "mrope") and int(head_dim * min(partial, 2.0)) != head_dim:
         # Where the type is the default, transformers rotates every dim of these architectures whatever the factor is.
         raise UnsupportedRopeError(
-            f"{fields.section}: partial_rotary_factor is {partial} with rope_type {kind!r}; these architectures rotate "
-            "whole heads, and transformers cannot run this either: set it to 1"
+            f"{fields.section}: partial_rotary_factor is {partial} with rope_type {kind!r:.200}; these architectures "
+            "rotate whole heads, and transformers cannot run this either: set it to 1"
         )
     declared = fields.size("max_position_embeddings", max_positions)
     spec = spec_from_config(parameters, head_dim=head_dim, max_positions=declared)

@@ -9,7 +9,14 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from models.hub.fields import Fields, MissingConfigFileError, read_json
+from models.hub.fields import Fields, MissingConfigFileError, UnsupportedConfigError, read_json
+from models.hub.files import JSON_BYTES, read_bytes, read_text
+
+TOKENS = 1_000_000
+"""Tokens of a vocabulary, at most."""
+
+TOKEN_BYTES = 1024
+"""Bytes of a token, at most: every cut of it is tried."""
 
 RESERVED = 256
 """Ids after the ranks, for special tokens; those without a name are ``<|reserved_token_ID|>``."""
@@ -83,10 +90,12 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     special = set()
     for name in ("additional_special_tokens", "extra_special_tokens"):
         names = fields.rest.pop(name, [])
+        if not isinstance(names, list | Mapping):
+            raise UnsupportedConfigError(f"tokenizer_config.json: {name} is {names!r:.200}; expected a list of tokens")
         special.update(map(_content, names.values() if isinstance(names, Mapping) else names))
     template = fields.rest.pop("chat_template", None)
     if (folder / "chat_template.jinja").exists():
-        template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        template = read_text(folder / "chat_template.jinja")
     tokens = _added_tokens(fields.take("added_tokens_decoder", dict), len(ranks), special)
     fields.close()
     if missing := {*roles.values()} - {token.content for token in tokens}:
@@ -107,8 +116,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     for number, token in enumerate(tokens, len(ranks)):
         if tokenizer.token_to_id(token.content) != number:
             raise SpecialTokenError(
-                f"{folder}: the special token {token.content!r} is also an ordinary token or a special one of another "
-                f"id than {number}; expected one id per token: fetch the model's folder again"
+                f"{folder}: the special token {token.content!r:.200} is also an ordinary token or a special one of "
+                f"another id than {number}; expected one id per token: fetch the model's folder again"
             )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, chat_template=template, clean_up_tokenization_spaces=False, **roles
@@ -123,9 +132,11 @@ def read_ranks(path: Path) -> dict[bytes, int]:
         CorruptLineError, DuplicateRankError, MissingRankError, MissingByteError: it is no whole vocabulary.
     """
     try:
-        lines = path.read_bytes().splitlines()
-    except FileNotFoundError as error:
+        lines = read_bytes(path, JSON_BYTES).splitlines()
+    except MissingConfigFileError as error:
         raise MissingConfigFileError(f"{path.parent} has no {path.name}; expected a Kimi model folder") from error
+    if len(lines) > TOKENS:
+        raise VocabularyError(f"{path} has {len(lines)} lines; expected at most {TOKENS}: fetch the file again")
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -133,21 +144,25 @@ def read_ranks(path: Path) -> dict[bytes, int]:
         try:
             encoded, rank = line.split()
             token = base64.b64decode(encoded, validate=True)
-            if not rank.isdigit():
-                raise ValueError("the rank is no number")
+            if not rank.isdigit() or len(rank) > 9:
+                raise ValueError("the rank is no number that a token may have")
+            if len(token) > TOKEN_BYTES:
+                raise ValueError(f"the token has {len(token)} bytes; expected at most {TOKEN_BYTES}")
         except (ValueError, binascii.Error) as error:
             raise CorruptLineError(
-                f"{path}, line {number} is {line[:80]!r}; expected a token in base64 and its rank ({error}): "
+                f"{path}, line {number} is {line[:80]!r:.200}; expected a token in base64 and its rank ({error}): "
                 "fetch the file again"
             ) from error
         if token in ranks:
-            raise DuplicateRankError(f"{path}, line {number}: the token {token!r} has rank {ranks[token]} already")
+            raise DuplicateRankError(f"{path}, line {number}: the token {token!r:.200} has rank {ranks[token]} already")
         ranks[token] = int(rank)
 
     ordered = sorted(ranks.items(), key=lambda entry: entry[1])
     for expected, (token, rank) in enumerate(ordered):
         if rank < expected:
-            raise DuplicateRankError(f"{path}: {token!r} and {ordered[expected - 1][0]!r} both have rank {rank}")
+            raise DuplicateRankError(
+                f"{path}: {token!r:.200} and {ordered[expected - 1][0]!r:.200} both have rank {rank}"
+            )
         if rank > expected:
             raise MissingRankError(f"{path}: no token has rank {expected}; expected every rank from 0 to the highest")
     if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
@@ -187,9 +202,9 @@ def _added_tokens(declared: Mapping[str, Any], first: int, special: set[str]) ->
         for number in range(first, first + RESERVED)
     }
     for key, entry in declared.items():
-        if not key.isdigit() or int(key) not in tokens:
+        if not (key.isdecimal() and len(key) < 10 and int(key) in tokens):
             raise SpecialTokenError(
-                f"tokenizer_config.json: added_tokens_decoder has the id {key!r}; expected {first} to "
+                f"tokenizer_config.json: added_tokens_decoder has the id {key!r:.200}; expected {first} to "
                 f"{first + RESERVED - 1}, as tiktoken.model has {first} ranks: fetch both files again"
             )
         token = Fields(

@@ -1,13 +1,19 @@
 """A checkpoint's tokenizer, as its folder describes it."""
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from models.hub.fields import read_json
+from models.errors import ConfigError
+from models.hub.files import JSON_BYTES, VOCABULARY_BYTES, check_folder, read_bytes, read_json
 
+_WHOLE = "tokenizer.json"
+_JSON = ("vocab.json", "added_tokens.json", "special_tokens_map.json", "config.json", "generation_config.json")
+
+_LONGEST = 10_000
 _GENERAL = ("PreTrainedTokenizerFast", "TokenizersBackend")
 """Names of the class whose tokenizer.json says everything, in transformers 4 and 5."""
 
@@ -22,21 +28,88 @@ _CLOCK = """{%- macro strftime_now(format) -%}
 """In place of transformers' function, whose answer changes while a model is in use."""
 
 
+TOKENS = 500_000
+"""Tokens of a vocabulary in tokenizer.json, at most."""
+
+_SHORT = 6 * 2**20
+"""A file of so many bytes has no more tokens than that."""
+
+
+class TokenizerFilesError(ConfigError):
+    """The files of a tokenizer cannot be read."""
+
+
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a Hugging Face folder."""
+    """The tokenizer of a Hugging Face folder.
+
+    Raises:
+        ConfigError: its files cannot be read; `TokenizerFilesError` where no library makes a tokenizer of them.
+    """
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    check_folder(folder)
     if (folder / "tiktoken.model").exists() and not (folder / "tokenizer.json").exists():
         from models.hub import tiktoken
 
         return tiktoken.load_tokenizer(folder)
+    described = folder / "tokenizer_config.json"
+    settings = read_json(described) if described.exists() else {}
+    _check_files(folder, settings)
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    described = folder / "tokenizer_config.json"
-    if described.exists() and read_json(described).get("tokenizer_class") in _GENERAL:
-        # AutoTokenizer warns of model types that it has never heard of, and builds the tokenizer of others, such as
-        # qwen2, anew from the vocabulary alone.
-        return PreTrainedTokenizerFast.from_pretrained(folder)
-    return AutoTokenizer.from_pretrained(folder)
+    try:
+        if settings.get("tokenizer_class") in _GENERAL:
+            # AutoTokenizer warns of model types that it has never heard of, and builds the tokenizer of others, such
+            # as qwen2, anew from the vocabulary alone.
+            return PreTrainedTokenizerFast.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (KeyboardInterrupt, SystemExit, ConfigError):
+        raise
+    except BaseException as error:  # whatever the libraries make of broken files; one of them panics
+        raise TokenizerFilesError(
+            f"the tokenizer in {folder} cannot be read ({type(error).__name__}: {str(error)[:300]}); fetch the model's "
+            "folder again"
+        ) from error
+
+
+def _check_files(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse what the libraries that read tokenizers would not come to an end with.
+
+    Raises:
+        ConfigError: a file is too long, no JSON, or nested too deeply; or a field is of another type than it may be.
+    """
+    for path in sorted(folder.iterdir()):
+        if path.name == _WHOLE:
+            _check_vocabulary(path, read_bytes(path, VOCABULARY_BYTES))
+        elif path.name in _JSON and path.exists():
+            read_json(path)
+        elif path.name.endswith((".model", ".vocab")) or path.name in ("merges.txt", "vocab.txt"):
+            read_bytes(path, JSON_BYTES)
+    if not isinstance(settings.get("tokenizer_class", ""), str):
+        raise TokenizerFilesError(
+            f"{folder / 'tokenizer_config.json'}: tokenizer_class is {settings['tokenizer_class']!r:.200}; expected a "
+            "name"
+        )
+
+
+def _check_vocabulary(path: Path, content: bytes) -> None:
+    """Refuse a vocabulary that is too large to be read in good time."""
+    if len(content) <= _SHORT:
+        return
+    if content.count(b"[") + content.count(b"{") > 5 * TOKENS:
+        raise TokenizerFilesError(f"{path} has over {5 * TOKENS} lists and objects; fetch the model's folder again")
+    try:
+        model = json.loads(content)["model"]
+        vocabulary = model["vocab"]
+        merges = model.get("merges", ())
+        counts = (len(vocabulary), len(merges))
+        longest = max((len(str(each)) for each in vocabulary), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, MemoryError) as error:
+        raise TokenizerFilesError(f"{path} is no tokenizer ({error!r:.200}); fetch the model's folder again") from error
+    if counts[0] > TOKENS or counts[1] > 4 * TOKENS or longest > _LONGEST:
+        raise TokenizerFilesError(
+            f"{path} has {counts[0]} tokens of up to {longest} characters and {counts[1]} merges; expected at most "
+            f"{TOKENS} tokens of {_LONGEST} characters, and {4 * TOKENS} merges: fetch the model's folder again"
+        )
 
 
 def opener(tokenizer: Any) -> str:
@@ -60,7 +133,9 @@ def stopped_clock(template: str, moment: Any) -> dict[str, Any]:
         ValueError: the moment is no date.
     """
     if not isinstance(moment, date):
-        raise ValueError(f"strftime_now is {moment!r}; expected a datetime.date or datetime.datetime to be written")
+        raise ValueError(
+            f"strftime_now is {moment!r:.200}; expected a datetime.date or datetime.datetime to be written"
+        )
     return {"chat_template": _CLOCK + template, "stopped_clock": dict(_directives(moment))}
 
 

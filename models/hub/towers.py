@@ -3,7 +3,7 @@
 from typing import Any
 
 from models.blocks.vit import ACTIVATIONS
-from models.hub.fields import Fields, UnsupportedConfigError
+from models.hub.fields import LAYERS, Fields, UnsupportedConfigError
 from models.hub.text_config import IGNORED
 from models.hub.text_weights import dense_rows
 from models.hub.weight_table import Row
@@ -20,7 +20,9 @@ def activation_name(fields: Fields, name: str, default: str) -> str:
     """
     value = fields.take(name, str, default)
     if value not in ACTIVATIONS:
-        raise UnsupportedConfigError(f"{fields.section}: {name} is {value!r}; expected one of {sorted(ACTIVATIONS)}")
+        raise UnsupportedConfigError(
+            f"{fields.section}: {name} is {value!r:.200}; expected one of {sorted(ACTIVATIONS)}"
+        )
     return value
 
 
@@ -31,7 +33,7 @@ def square_fields(fields: Fields, *, patch_size: int, hidden_act: str, layer_nor
         UnsupportedConfigError: a value that asks for another computation, named.
     """
     return {
-        "depth": fields.size("num_hidden_layers", 12),
+        "depth": fields.size("num_hidden_layers", 12, most=LAYERS),
         "hidden_size": fields.size("hidden_size", 768),
         "intermediate_size": fields.size("intermediate_size", 3072),
         "num_heads": fields.size("num_attention_heads", 12),

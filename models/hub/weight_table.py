@@ -10,6 +10,7 @@ A port writes one `Row` a kind of tensor:
 - ``Either(…)``: the same parameters in one of several layouts.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -168,6 +169,14 @@ class WeightTable:
         """Whether a tensor of this name is not a parameter."""
         return any(re.fullmatch(pattern, name) for pattern in self.ignored)
 
+    def least(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
+        """How many tensors there are at least, of leaves of these shapes; they are not counted up."""
+        counts = []
+        for row in self.rows:
+            options = row.options if isinstance(row, Either) else ((row,),)
+            counts.append(min(sum(_count(each, shapes) for each in rows) for rows in options))
+        return sum(counts)
+
     def tensors(
         self, shapes: Mapping[str, tuple[int, ...]], present: Mapping[str, tuple[int, ...]] | None = None
     ) -> dict[str, HubTensor]:
@@ -202,6 +211,11 @@ class WeightTable:
                 f"weight table and parameters do not agree: no row for {few(unfilled)}, no parameter for "
                 f"{few(unknown)}, several rows for {few(twice)}"
             )
+
+
+def _count(row: Row, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """How many tensors a row is, if its leaves are there."""
+    return math.prod(shapes.get(row.paths[0], ())[: row.name.count("{}")])
 
 
 def _beside(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ from kamera_jax.dtypes import DtypeError, floating, named
 from models.blocks.params import ParamInfo, Params, is_info
 from models.errors import (
     MissingTensorError,
+    NonFiniteWeightsError,
     TensorDtypeError,
     TensorRangeError,
     TensorShapeError,
@@ -103,12 +104,18 @@ def load_params(
         MissingFileError, TruncatedFileError, CorruptFileError: the files are not whole.
         MissingTensorError, UnexpectedTensorError: some leaf would not be filled, or some tensor not used.
         TensorShapeError, TensorDtypeError, TensorRangeError: a tensor does not fit its place.
+        NonFiniteWeightsError: a tensor has values that are NaN or infinite.
         DtypeError: parameters cannot have the dtype.
     """
     dtype = floating(dtype)
     infos, treedef = _flatten(declaration, is_leaf=is_info)
     stored = _renamed(open_tensors(folder), table)
     shapes = {path: info.shape for path, info in infos.items()}
+    if (least := table.least(shapes)) > 4 * len(stored) + 1000:  # before they are counted up
+        raise MissingTensorError(
+            f"{folder} has {len(stored)} tensors, and the configuration asks for {least} at least; check that "
+            "config.json and the weights are of the same model"
+        )
     tensors = table.tensors(shapes, {name: tensor.shape for name, tensor in stored.items()})
     _check(folder, tensors, stored, table)
 
@@ -156,6 +163,7 @@ def _read(
         with np.errstate(over="ignore"):
             values[place] = given
         _check_range(part, given, values[place])
+        _check_finite(part, values[place])
     return values
 
 
@@ -249,6 +257,25 @@ def _check_range(part: Part, given: np.ndarray, cast: np.ndarray) -> None:
         raise TensorRangeError(
             f"{part.label} has values up to {float(np.abs(given).max()):.3g}, and {cast.dtype} ends at "
             f"{float(jnp.finfo(cast.dtype).max):.3g}; use bfloat16 or float32"
+        )
+
+
+def _check_finite(part: Part, values: np.ndarray) -> None:
+    """Refuse NaN and infinity, which would make every answer empty; two passes at the speed of memory.
+
+    In their order as whole numbers, those of which all bits of the exponent are set come after all others.
+    """
+    if not values.size or values.dtype.kind in "iub":
+        return
+    bits = 8 * values.dtype.itemsize
+    infinite = int(np.asarray(np.inf, values.dtype).view(f"u{bits // 8}"))
+    largest = values.view(f"i{bits // 8}").max()  # of those without a sign, if there are any
+    signed = values.view(f"u{bits // 8}").max()
+    if largest >= infinite or signed >= infinite + 2 ** (bits - 1):
+        count = int(np.count_nonzero(~np.isfinite(values)))
+        raise NonFiniteWeightsError(
+            f"{part.label} has {count} of {values.size} values that are NaN or infinite; fetch the weights again, or "
+            "take a checkpoint from before training diverged"
         )
 
 

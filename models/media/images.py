@@ -136,12 +136,12 @@ def take_per_channel(
     """
     values = fields.take(name, list, list(default))
     if len(values) != 3:
-        raise UnsupportedConfigError(f"{fields.section}: {name} is {values!r}; expected 3 numbers (RGB)")
+        raise UnsupportedConfigError(f"{fields.section}: {name} is {values!r:.200}; expected 3 numbers (RGB)")
     each = Fields(fields.section, {f"{name}[{place}]": value for place, value in enumerate(values)})
     channels = tuple((each.positive if above_zero else each.number)(f"{name}[{place}]") for place in range(3))
     if colour and not all(0 <= value <= 1 for value in channels):
         raise UnsupportedConfigError(
-            f"{fields.section}: {name} is {values!r}; expected numbers from 0 to 1: it is the colour of padding"
+            f"{fields.section}: {name} is {values!r:.200}; expected numbers from 0 to 1: it is the colour of padding"
         )
     return channels
 

@@ -2,7 +2,8 @@
 
 A module of faults has ``WHAT``, which says in some words what is tried; ``cases(folder, count, seed)``, which makes
 descriptions that can be pickled; and ``judge(case, folder)``, which tries one in a fresh folder and returns "" where
-all is as it should be, or one of `FAILURES` with what happened behind a colon. `run` gives the cases to worker
+all is as it should be, or one of `FAILURES` with what happened behind a colon. If it has ``prepare()``, a process calls
+that before its first fault, to compile and import what no fault is to wait for. `run` gives the cases to worker
 processes and counts.
 """
 
@@ -100,7 +101,7 @@ def _started(module):
     process = multiprocessing.get_context("spawn").Process(target=_serve, args=(module, there), daemon=True)
     process.start()
     there.close()
-    assert here.poll(PATIENCE) and here.recv() == "ready", f"{module} cannot be imported"
+    assert here.poll(5 * PATIENCE) and here.recv() == "ready", f"{module} cannot be imported"
     return process, here
 
 
@@ -111,7 +112,9 @@ def _stop(worker):
 
 
 def _serve(module, pipe):
-    judge = importlib.import_module(module).judge
+    faulty = importlib.import_module(module)
+    judge = faulty.judge
+    getattr(faulty, "prepare", lambda: None)()
     pipe.send("ready")
     while True:
         try:

@@ -16,6 +16,10 @@ CLASSES = {
     "crash_points": 400,
     "damaged_files": 560,
     "kills": 160,
+    "interrupts": 1000,
+    "hostile_sessions": 120,
+    "hostile_models": 190,
+    "configs": 200,
 }
 """The module of each class of faults in this folder, and how many of them are tried."""
 

@@ -7,6 +7,7 @@ import math
 import mmap
 import os
 import re
+import stat
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,7 +37,14 @@ AGAIN = "fetch the file again"
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING = 8
 _ARRAY = 9
+MOST_VALUES = 2**23
+"""Values of all arrays of the metadata, at most: a vocabulary of 250,000 tokens has a million with its merges."""
+
+MOST_TENSORS = 2**17
+"""Tensors of a file at most."""
+
 _DEEPEST = 4
+_LONGEST = 2**20
 _MOST_DIMENSIONS = 4
 _PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
 
@@ -84,13 +92,13 @@ class GgufFile:
         self.path = Path(path)
         if (part := _PART.search(self.path.name)) and int(part[1]) > 1:
             raise SplitGgufError(_split_message(self.path))
-        with self.path.open("rb") as file:
-            size = self.path.stat().st_size
+        with _opened(self.path) as file:
+            size = os.fstat(file.fileno()).st_size
             if size < 24:
                 start = file.read(4)
                 kind = NotGgufError if start != MAGIC[: len(start)] or not start else TruncatedGgufError
                 raise kind(
-                    f"{self.path} has {size} bytes; a GGUF file begins with {MAGIC!r} and 20 bytes more: {AGAIN}"
+                    f"{self.path} has {size} bytes; a GGUF file begins with {MAGIC!r:.200} and 20 bytes more: {AGAIN}"
                 )
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 header = _Header(self.path, data)
@@ -109,6 +117,20 @@ class GgufFile:
     def dequantise(self, name: str, rows: np.ndarray) -> np.ndarray:
         """Float32 values of rows of a tensor's bytes."""
         return dequantise(self.tensors[name].kind, rows)
+
+
+def _opened(path: Path) -> Any:
+    """The file, open for reading; nothing else than a file blocks or is read.
+
+    Raises:
+        NotGgufError: it is a folder, pipe or device.
+        OSError: it is not there, or cannot be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise NotGgufError(f"{path} is a folder, pipe or device; expected a GGUF file")
+    return os.fdopen(descriptor, "rb")
 
 
 def dequantise(kind: int, rows: np.ndarray) -> np.ndarray:
@@ -174,6 +196,7 @@ class _Header:
         self.path = path
         self.data = data
         self.at = 0
+        self._values = 0
 
     def opening(self) -> tuple[int, int]:
         """Numbers of tensors and of key-value pairs."""
@@ -202,21 +225,25 @@ class _Header:
         for _ in range(count):
             key = self._text()
             if key in seen:
-                raise CorruptGgufError(f"{self.path} has the key {key!r} twice; {AGAIN}")
+                raise CorruptGgufError(f"{self.path} has the key {key!r:.200} twice; {AGAIN}")
             seen.add(key)
             yield key, self._value(key, self._number("<I"), 0)
 
     def tensors(self, count: int, alignment: Any) -> dict[str, TensorInfo]:
         """The tensors, each right behind the one before, but for padding."""
         if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
-            raise CorruptGgufError(f"{self.path}: general.alignment is {alignment!r}; expected a power of 2; {AGAIN}")
+            raise CorruptGgufError(
+                f"{self.path}: general.alignment is {alignment!r:.200}; expected a power of 2; {AGAIN}"
+            )
+        if count > MOST_TENSORS:
+            raise CorruptGgufError(f"{self.path} has {count} tensors; expected at most {MOST_TENSORS}: {AGAIN}")
         declared = [self._tensor() for _ in range(count)]
         base = -(-self.at // alignment) * alignment
         tensors: dict[str, TensorInfo] = {}
         expected = 0
         for name, shape, kind, offset in declared:
             if name in tensors:
-                raise CorruptGgufError(f"{self.path} has the tensor {name!r} twice; {AGAIN}")
+                raise CorruptGgufError(f"{self.path} has the tensor {name!r:.200} twice; {AGAIN}")
             info = self._placed(name, shape, kind, base + offset)
             if offset != expected:
                 raise GgufTensorSizeError(
@@ -249,11 +276,11 @@ class _Header:
         dimensions = self._number("<I")
         if not 1 <= dimensions <= _MOST_DIMENSIONS:
             raise CorruptGgufError(
-                f"{self.path}: {name!r} has {dimensions} dimensions; expected 1 to {_MOST_DIMENSIONS}: {AGAIN}"
+                f"{self.path}: {name!r:.200} has {dimensions} dimensions; expected 1 to {_MOST_DIMENSIONS}: {AGAIN}"
             )
         shape = tuple(self._number("<Q") for _ in range(dimensions))[::-1]
         if min(shape) < 1 or math.prod(shape) >= 2**60:
-            raise CorruptGgufError(f"{self.path}: {name!r} has the shape {list(shape)}; {AGAIN}")
+            raise CorruptGgufError(f"{self.path}: {name!r:.200} has the shape {list(shape)}; {AGAIN}")
         return name, shape, self._number("<I"), self._number("<Q")
 
     def _value(self, key: str, kind: int, depth: int) -> Any:
@@ -264,18 +291,27 @@ class _Header:
         if kind == _ARRAY and depth < _DEEPEST:
             inner = self._number("<I")
             count = self._number("<Q")
+            self._values += min(count, len(self.data))
+            if self._values > MOST_VALUES:
+                raise CorruptGgufError(
+                    f"{self.path}: {key[:80]!r:.200} has {count} values; expected at most {MOST_VALUES} in all: {AGAIN}"
+                )
             if inner not in _SCALARS:
                 return [self._value(key, inner, depth + 1) for _ in range(count)]
-            width = struct.calcsize(_SCALARS[inner])
+            width = struct.calcsize(_SCALARS[inner])  # as many as the file has bytes for, before they are made
             self._reach(count * width)
             values = struct.unpack_from(f"<{count}{_SCALARS[inner][1]}", self.data, self.at)
             self.at += count * width
             return list(values)
-        raise CorruptGgufError(f"{self.path}: {key!r} has a value of type {kind}, which the format has not; {AGAIN}")
+        raise CorruptGgufError(
+            f"{self.path}: {key!r:.200} has a value of type {kind}, which the format has not; {AGAIN}"
+        )
 
     def _text(self) -> str:
         size = self._number("<Q")
         self._reach(size)
+        if size > _LONGEST:
+            raise CorruptGgufError(f"{self.path} has a text of {size} bytes; expected at most {_LONGEST}: {AGAIN}")
         raw = self.data[self.at : self.at + size]
         self.at += size
         try:

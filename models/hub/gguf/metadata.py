@@ -56,7 +56,7 @@ def architecture(file: GgufFile) -> str:
     kind = file.metadata.get("general.architecture")
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise UnknownGgufArchitectureError(
-            f"{file.path} holds a model of the architecture {kind!r}; of GGUF files this version serves "
+            f"{file.path} holds a model of the architecture {kind!r:.200}; of GGUF files this version serves "
             f"{', '.join(FAMILIES)} (and Mistral, as llama)"
         )
     return kind
@@ -188,13 +188,15 @@ def _rope_scaling(file: GgufFile, fields: Fields, config: Mapping[str, Any]) -> 
         scaling = {"rope_type": kind, "factor": factor}
     elif kind not in ("linear", "none"):
         raise GgufMetadataError(
-            f"{fields.section}: rope.scaling.type is {kind!r}; only none, linear and yarn are served (and Llama 3.1's "
-            f"factors, in {FREQUENCIES})"
+            f"{fields.section}: rope.scaling.type is {kind!r:.200}; only none, linear and yarn are served (and "
+            f"Llama 3.1's factors, in {FREQUENCIES})"
         )
     if FREQUENCIES not in file.tensors:
         return scaling
     if scaling:
-        raise GgufMetadataError(f"{fields.section}: {FREQUENCIES} beside rope.scaling of type {kind!r}; expected one")
+        raise GgufMetadataError(
+            f"{fields.section}: {FREQUENCIES} beside rope.scaling of type {kind!r:.200}; expected one"
+        )
     return _llama3(file, config)
 
 

@@ -87,7 +87,7 @@ def pre_tokenizer(path: object, name: object) -> PreTokenizer:
     """
     if isinstance(name, str) and name in KINDS:
         return KINDS[name]
-    given = "no tokenizer.ggml.pre" if name is None else f"the tokenizer.ggml.pre {name!r}"
+    given = "no tokenizer.ggml.pre" if name is None else f"the tokenizer.ggml.pre {name!r:.200}"
     raise UnknownPreTokenizerError(
         f"{path} has {given}, which says how text is split before it is merged to tokens; expected one of "
         f"{', '.join(sorted(KINDS))}. Another one would give other tokens than the model was trained on: load the "

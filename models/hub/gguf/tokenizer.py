@@ -11,6 +11,12 @@ from models.hub.gguf.errors import GgufTokenizerError
 from models.hub.gguf.file import GgufFile
 from models.hub.gguf.pre_tokenizers import pre_tokenizer
 
+TOKENS = 1_000_000
+"""Tokens of a vocabulary, at most."""
+
+TOKEN_CHARACTERS = 1024
+"""Characters of a token, at most: every cut of it may be tried."""
+
 _CONTROL = 3
 _USER_DEFINED = 4
 _ENDS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>", "<EOT>")
@@ -42,6 +48,12 @@ class Vocabulary:
         self.tokens: list[str] = [
             token or f"[EMPTY_{number}]" for number, token in enumerate(self.texts("tokens", required=True))
         ]
+        longest = max(self.tokens, key=len)
+        if len(self.tokens) > TOKENS or len(longest) > TOKEN_CHARACTERS:
+            raise GgufTokenizerError(
+                f"{file.path} has {len(self.tokens)} tokens, of up to {len(longest)} characters; expected at most "
+                f"{TOKENS} of {TOKEN_CHARACTERS}: {_AGAIN}"
+            )
         self.kinds: Sequence[int] = file.metadata.get("tokenizer.ggml.token_type", [1] * len(self.tokens))
         if not isinstance(self.kinds, list) or len(self.kinds) != len(self.tokens):
             count = len(self.kinds) if isinstance(self.kinds, list) else 0
@@ -51,7 +63,7 @@ class Vocabulary:
         self.ids = {token: number for number, token in enumerate(self.tokens)}
         if len(self.ids) != len(self.tokens):
             twice = next(token for number, token in enumerate(self.tokens) if self.ids[token] != number)
-            raise GgufTokenizerError(f"{file.path} has the token {twice!r} twice; expected each once: {_AGAIN}")
+            raise GgufTokenizerError(f"{file.path} has the token {twice!r:.200} twice; expected each once: {_AGAIN}")
 
     def texts(self, name: str, *, required: bool = False) -> list[str]:
         """A list of texts in the metadata of tokenizers.
@@ -81,7 +93,7 @@ class Vocabulary:
             return None
         if type(number) is not int or not 0 <= number < len(self.tokens):
             raise GgufTokenizerError(
-                f"{self._file.path}: tokenizer.ggml.{name}_token_id is {number!r}; expected an id of one of the "
+                f"{self._file.path}: tokenizer.ggml.{name}_token_id is {number!r:.200}; expected an id of one of the "
                 f"{len(self.tokens)} tokens: {_AGAIN}"
             )
         return self.tokens[number]
@@ -110,7 +122,7 @@ def tokenizer_of(file: GgufFile) -> Tokenizer:
     kind = file.metadata.get("tokenizer.ggml.model")
     if kind not in ("gpt2", "llama"):
         raise GgufTokenizerError(
-            f"{file.path} has a tokenizer of the kind {kind!r}; only 'gpt2' (byte-level BPE) and 'llama' "
+            f"{file.path} has a tokenizer of the kind {kind!r:.200}; only 'gpt2' (byte-level BPE) and 'llama' "
             "(SentencePiece) are served: load the model from a folder in hub format"
         )
     try:
@@ -202,7 +214,7 @@ def _in_file(file: GgufFile, message: str) -> str:
 def _split_merges(merges: Sequence[str]) -> list[tuple[str, str]]:
     pairs = [(merge[:cut], merge[cut + 1 :]) for merge in merges for cut in [merge.find(" ", 1)]]
     if wrong := next((merge for merge, pair in zip(merges, pairs, strict=True) if " ".join(pair) != merge), None):
-        raise GgufTokenizerError(f"a merge is {wrong!r}; expected two parts with a space between: {_AGAIN}")
+        raise GgufTokenizerError(f"a merge is {wrong!r:.200}; expected two parts with a space between: {_AGAIN}")
     return pairs
 
 

@@ -54,7 +54,8 @@ class ImageConfig(PatchConfig):
         merge = fields.sizes("merge_kernel_size", [2, 2])
         if len(merge) != 2:
             raise UnsupportedConfigError(
-                f"preprocessor_config.json: merge_kernel_size is {list(merge)}; expected rows and columns, at least 1"
+                f"preprocessor_config.json: merge_kernel_size is {list(merge)!r:.200}; expected rows and columns, at "
+                "least 1"
             )
         config = cls(
             patch_size=fields.size("patch_size", patch_size),

@@ -25,7 +25,7 @@ from models.blocks.vit import (
     pad_patches,
     run_blocks,
 )
-from models.hub.fields import Fields, UnsupportedConfigError
+from models.hub.fields import LAYERS, Fields, UnsupportedConfigError
 from models.hub.towers import UNUSED_FIELDS
 from models.media.images import check_merged_grid
 
@@ -105,9 +105,11 @@ def vision_config_from_hf(top: Fields, out_hidden_size: int) -> VisionConfig:
     fields.expect("model_type", "moonvit")
     merge = fields.sizes("merge_kernel_size", [2, 2])
     if len(merge) != 2 or merge[0] != merge[1]:
-        raise UnsupportedConfigError(f"vision_config: merge_kernel_size is {list(merge)}; expected twice the same size")
+        raise UnsupportedConfigError(
+            f"vision_config: merge_kernel_size is {list(merge)!r:.200}; expected twice the same size"
+        )
     config = VisionConfig(
-        depth=fields.size("num_hidden_layers", 27),
+        depth=fields.size("num_hidden_layers", 27, most=LAYERS),
         hidden_size=fields.size("hidden_size", 1152),
         intermediate_size=fields.size("intermediate_size", 4304),
         num_heads=fields.size("num_attention_heads", 16),

@@ -7,7 +7,7 @@ from typing import Any
 from models.architecture import Config
 from models.blocks.attention import GroupedQuery
 from models.blocks.decoder import DecoderConfig
-from models.hub.fields import Fields, UnsupportedConfigError
+from models.hub.fields import LAYERS, WIDTH, Fields, UnsupportedConfigError
 from models.hub.text_config import IGNORED, read_rope, top_fields
 
 
@@ -80,7 +80,7 @@ def config_from_hf(mapping: Mapping[str, Any]) -> Config:
     fields.expect("hidden_act", "silu")
     fields.expect("rope_interleaved", False)
     attention = _attention(fields, family, mapping)
-    layers = fields.size("num_hidden_layers", family.layers)
+    layers = fields.size("num_hidden_layers", family.layers, most=LAYERS)
     unrotated = _unrotated(fields, layers) if family.nope else ()
     rope = read_rope(fields, family.theta, attention.head_dim, family.max_positions)
     window = _window(fields, family, mapping, layers, unrotated)
@@ -120,7 +120,7 @@ def _attention(fields: Fields, family: Family, mapping: Mapping[str, Any]) -> Gr
         raise UnsupportedConfigError(
             f"{fields.section}: width {hidden}, {heads} query heads, {kv_heads} KV heads; each must divide the last"
         )
-    head_dim = fields.size("head_dim", family.head_dim or hidden // heads)
+    head_dim = fields.size("head_dim", family.head_dim or hidden // heads, most=WIDTH)
     if family.bias is None:
         bias = fields.take("attention_bias", bool, False)
         return GroupedQuery(heads, kv_heads, head_dim, bias=bias, output_bias=bias)
@@ -138,8 +138,8 @@ def _unrotated(fields: Fields, layers: int) -> tuple[int, ...]:
     rotated = fields.sizes("no_rope_layers", [int((i + 1) % interval != 0) for i in range(layers)], least=0)
     if len(rotated) < layers or not set(rotated) <= {0, 1}:
         raise UnsupportedConfigError(
-            f"{fields.section}: no_rope_layers is {list(rotated)}; expected {layers} numbers, one a layer: 1 with "
-            "RoPE, 0 without"
+            f"{fields.section}: no_rope_layers is {list(rotated)!r:.200}; expected {layers} numbers, one a layer: 1 "
+            "with RoPE, 0 without"
         )
     return tuple(i for i in range(layers) if not rotated[i])
 
@@ -168,7 +168,8 @@ def _window(
     accepted = ("full_attention",) if window is None else ("full_attention", "sliding_attention")
     if len(types) != layers or any(each not in accepted for each in types):
         raise UnsupportedConfigError(
-            f"{fields.section}: layer_types is {types!r}; expected {layers} times {' or '.join(map(repr, accepted))}"
+            f"{fields.section}: layer_types is {types!r:.200}; expected {layers} times "
+            + " or ".join(map(repr, accepted))
             + ("" if window is not None else " (use_sliding_window is false, or there is no sliding_window)")
         )
     return window if "sliding_attention" in types else None

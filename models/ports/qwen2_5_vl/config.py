@@ -7,7 +7,7 @@ from typing import Any
 from models.architecture import Config
 from models.blocks.attention import GroupedQuery
 from models.blocks.decoder import DecoderConfig
-from models.hub.fields import Fields, MissingConfigFieldError, UnsupportedConfigError
+from models.hub.fields import LAYERS, Fields, MissingConfigFieldError, UnsupportedConfigError
 from models.hub.text_config import IGNORED, Rope, read_rope, top_fields
 
 
@@ -106,7 +106,8 @@ def _text_config(nested: Mapping[str, Any], flat: Mapping[str, Any]) -> DecoderC
     for name in flat.keys() & nested.keys() - {"sliding_window", "max_window_layers", "tie_word_embeddings"}:
         if _plain(flat[name]) != _plain(nested[name]):
             raise UnsupportedConfigError(
-                f"config.json says {name} twice: {flat[name]!r}, and {nested[name]!r} in text_config; expected one"
+                f"config.json says {name} twice: {flat[name]!r:.200}, and {nested[name]!r:.200} in text_config; "
+                "expected one"
             )
     if nested.keys() & _ROPE_FIELDS:
         flat = {
@@ -117,11 +118,11 @@ def _text_config(nested: Mapping[str, Any], flat: Mapping[str, Any]) -> DecoderC
     fields.expect("hidden_act", "silu")
     fields.expect("attention_bias", True)
     fields.expect("use_sliding_window", False)
-    layers = fields.size("num_hidden_layers", 80)
+    layers = fields.size("num_hidden_layers", 80, most=LAYERS)
     types = fields.take("layer_types", list, None)
     if types is not None and (len(types) != layers or any(each != "full_attention" for each in types)):
         raise UnsupportedConfigError(
-            f"{fields.section}: layer_types is {types!r}; only {layers} times 'full_attention' is supported"
+            f"{fields.section}: layer_types is {types!r:.200}; only {layers} times 'full_attention' is supported"
         )
     hidden = fields.size("hidden_size", 8192)
     heads = fields.size("num_attention_heads", 64)
@@ -179,7 +180,7 @@ def _vision_config(mapping: Mapping[str, Any]) -> VisionConfig:
     fields.expect("spatial_patch_size", patch)
     fields.expect("rope_parameters", {"rope_theta": 10000.0, "rope_type": "axial"})
     config = VisionConfig(
-        depth=fields.size("depth", 32),
+        depth=fields.size("depth", 32, most=LAYERS),
         hidden_size=fields.size("hidden_size", 3584),
         intermediate_size=fields.size("intermediate_size", 3420),
         num_heads=fields.size("num_heads", 16),

@@ -113,7 +113,7 @@ def test_nothing_is_lost_or_counted_twice(chunks, patches, turn):
             else:
                 memory.put(item)
             assert memory.nbytes == size(memory) <= limit
-            assert memory._patch_bytes == sum(each.nbytes for each in memory.patch_records)
+            assert memory.contents.patch_bytes == sum(each.nbytes for each in memory.patch_records)
 
 
 def test_records_with_a_patch_are_taken_apart(chunks, patches):

@@ -1,0 +1,14 @@
+"""Some faults of each class of sessions and models; all of them are tried by `tests.hardening.measure`."""
+
+import pytest
+
+from tests.hardening import faults
+
+CLASSES = {"interrupts": 24, "hostile_sessions": 30, "hostile_models": 40, "configs": 40}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_no_fault_goes_wrong(name):
+    found = faults.run(f"tests.hardening.{name}", CLASSES[name], seed=1)
+    assert found.tried == CLASSES[name]
+    assert not any(found.failed.values()), found.failures
