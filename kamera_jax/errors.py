@@ -87,3 +87,23 @@ class LibraryCorruptError(ValueError):
 
 class ChunkNotFoundError(ValueError):
     """A key under which a chunk library holds nothing: it was never stored, or was deleted."""
+
+
+class LibraryDiskError(ValueError):
+    """A disk, or a system, that failed while a chunk library was read or written."""
+
+
+class NotRegularError(ValueError):
+    """A link, pipe or device where a file or folder of a library, session or run is expected."""
+
+
+class LockedError(ValueError):
+    """A folder that another process is writing to."""
+
+
+class NoFileLocksError(ValueError):
+    """A system without file locks: nothing keeps two processes from writing to one folder at once."""
+
+
+class ForkedProcessError(ValueError):
+    """A forked process that would use what only the process it was forked from has: its threads, its devices."""

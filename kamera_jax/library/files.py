@@ -4,16 +4,18 @@ Nothing here knows what is stored. What is read back was sealed: a digest stands
 flipped bit is noticed.
 """
 
-import fcntl
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
+
+from kamera_jax.library.locks import locked as locked
+from kamera_jax.library.opening import is_folder, open_regular, read_regular
 
 SEALED_BYTES = 2**28
 """No sealed file is longer; a longer one is not read."""
@@ -34,15 +36,57 @@ def sha256(payload: Any) -> str:
     return hashlib.sha256(payload).hexdigest()
 
 
-def digests(folder: Path, but: Collection[str] = ()) -> dict[str, str]:
-    """sha256 of every file below a folder, by its path there; those whose path is in ``but`` are left out."""
-    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    return {name: sha256(path.read_bytes()) for name, path in files.items() if name not in but}
+def digests(folder: Path, but: Collection[str] = (), most: int | None = None) -> dict[str, str]:
+    """sha256 of every file below a folder, by its path there.
+
+    What is no regular file, or cannot be read, has words in place of a digest, which no digest is equal to.
+
+    Args:
+        folder: the folder; one that is not there has no files.
+        but: paths that are left out.
+        most: bytes of the longest file that is read.
+    """
+    found: dict[str, str] = {}
+    _digest_below(folder, "", but, most, found)
+    return dict(sorted(found.items()))
+
+
+def _digest_below(folder: Path, prefix: str, but: Collection[str], most: int | None, found: dict[str, str]) -> None:
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        found[prefix or "."] = f"cannot be read: {error}"
+        return
+    for name in names:
+        path = folder / name
+        place = f"{prefix}{name}"
+        if place in but:
+            continue
+        try:
+            if is_folder(path):
+                _digest_below(path, f"{place}/", but, most, found)
+            else:
+                found[place] = _digest(path, most)
+        except FileNotFoundError:  # collected meanwhile
+            continue
+        except (OSError, ValueError) as error:
+            found[place] = f"cannot be read: {error}"
+
+
+def _digest(path: Path, most: int | None) -> str:
+    with os.fdopen(open_regular(path), "rb") as file:
+        if most is not None and os.fstat(file.fileno()).st_size > most:
+            raise ValueError(f"{path} is longer than {most} bytes")
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync(folder: Path) -> None:
     """Bring a folder's entries to the disk: files made in it, renamed into it or removed from it."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    if not hasattr(os, "O_DIRECTORY"):  # Windows opens no folders
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:
@@ -51,11 +95,18 @@ def sync(folder: Path) -> None:
 
 def sync_tree(folder: Path) -> None:
     """Bring everything below a folder to the disk, and the folder."""
-    for place, _, names in os.walk(folder, topdown=False):
+    for place, _, names in os.walk(folder, topdown=False, onerror=_raise):
         for name in names:
-            with open(os.path.join(place, name), "rb") as file:
-                os.fsync(file.fileno())
+            descriptor = open_regular(os.path.join(place, name), os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
         sync(Path(place))
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def write_sealed(path: Path, body: Mapping[str, Any], *, durable: bool = True) -> None:
@@ -67,16 +118,20 @@ def write_sealed(path: Path, body: Mapping[str, Any], *, durable: bool = True) -
         durable: wait for the disk.
     """
     payload = json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
+    written = _OPENING + sha256(payload).encode() + _BODY + payload + _CLOSING
+    if len(written) > SEALED_BYTES:
+        raise ValueError(f"{path} would have {len(written)} bytes; expected at most {SEALED_BYTES}, or it is not read")
     beside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     try:
-        with beside.open("wb") as file:
-            file.write(_OPENING + sha256(payload).encode() + _BODY + payload + _CLOSING)
+        with os.fdopen(open_regular(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
+            file.write(written)
             file.flush()
             if durable:
                 os.fsync(file.fileno())
         beside.replace(path)
-    except OSError:
-        beside.unlink(missing_ok=True)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
         raise
     if durable:
         sync(path.parent)
@@ -87,13 +142,13 @@ def read_sealed(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not as it was written.
+        OSError: it cannot be read.
+        ValueError: it is not as it was written, or no regular file.
     """
-    with path.open("rb") as file:
-        written = file.read(SEALED_BYTES + 1)
+    written = read_regular(path, SEALED_BYTES)
     body = memoryview(written)[_BEGIN : -len(_CLOSING)]
     sealed = _OPENING + sha256(body).encode() + _BODY
-    if len(written) > SEALED_BYTES or not (written.startswith(sealed) and written.endswith(_CLOSING)):
+    if not (written.startswith(sealed) and written.endswith(_CLOSING)):
         raise ValueError(f"{path} is not as it was written")
     try:
         body_read = json.loads(bytes(body))
@@ -110,19 +165,3 @@ def discard(path: Path, staging: Path) -> None:
     path.rename(gone)
     sync(path.parent)
     shutil.rmtree(gone)
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """The context in which no other thread or process has the lock; a process that dies releases it.
-
-    Raises:
-        OSError: the file cannot be opened for writing.
-    """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        fcntl.flock(descriptor, fcntl.LOCK_UN)  # a process forked meanwhile has the descriptor too
-        os.close(descriptor)
