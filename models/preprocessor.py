@@ -21,7 +21,6 @@ from models.media.files import MAX_TEXT_BYTES, MediaFileError
 from models.media.pictures import ImageError, open_item
 from models.media.spans import Pending, Span
 
-
 _SLICE = 2**15
 """Letters of a long text whose tokens are counted together, to see whether it is longer than the model."""
 

@@ -11,8 +11,10 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 STDOUT = Path("-")
 
@@ -24,6 +26,10 @@ PATIENCE = 10.0
 
 _OPEN = re.compile(r"/dev/(?P<name>stdin|stdout|stderr)|(?:/dev|/proc/(?:self|\d+))/fd/(?P<number>\d+)")
 """Names of files that this process has open already."""
+
+
+_KEPT: list[Any] = []
+"""Standard output, while what is printed goes to standard error."""
 
 
 class OutputError(ValueError):
@@ -53,14 +59,51 @@ def check(files: Iterable[tuple[str, Path]], folders: Iterable[tuple[str, Path]]
         _check_folder(option, folder)
 
 
+class UnfinishedError(Exception):
+    """A command that ends before it did everything, and has a result all the same.
+
+    Attributes:
+        result: what ``--json`` writes.
+        status: the exit status.
+    """
+
+    def __init__(self, message: str, result: Any, status: int = 1) -> None:
+        """Take what the command did."""
+        super().__init__(message)
+        self.result = result
+        self.status = status
+
+
+@contextmanager
+def kept_for_results(files: Iterable[Path]) -> Iterator[None]:
+    """The context in which what is printed goes to standard error, if one of the files is standard output."""
+    if not any(map(is_stdout, files)):
+        yield
+        return
+    _KEPT.append(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _KEPT.pop()
+
+
 def write(path: Path, content: str | bytes) -> None:
     """Write a result: a regular file is replaced as a whole, everything else is written through.
 
     Raises:
-        OSError: it cannot be written; a regular file is then as it was.
-        OutputError: nothing reads the named pipe.
+        OutputError: it cannot be written; a regular file is then as it was.
+        BrokenPipeError: what reads the pipe has ended.
     """
-    payload = content.encode() if isinstance(content, str) else content
+    try:
+        _write(path, content.encode() if isinstance(content, str) else content)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written ({_reason(error)}); give another file") from error
+
+
+def _write(path: Path, payload: bytes) -> None:
     descriptor = 1 if path == STDOUT else _descriptor(path)
     if descriptor is not None:
         _to_stream(descriptor, payload)
@@ -72,12 +115,11 @@ def write(path: Path, content: str | bytes) -> None:
         mode = None
     if mode is None or (stat.S_ISREG(mode) and os.access(real.parent, os.W_OK | os.X_OK)):
         _replace(real, payload, mode)
-        return
-    if mode is not None and stat.S_ISREG(mode):  # its folder cannot be written, but the file can
+    elif stat.S_ISREG(mode):  # its folder cannot be written, but the file can
         real.write_bytes(payload)
-        return
-    with os.fdopen(_opened(path, real, mode), "wb", buffering=0) as file:
-        _write_all(file.fileno(), payload)
+    else:
+        with os.fdopen(_opened(path, real, mode), "wb", buffering=0) as file:
+            _write_all(file.fileno(), payload)
 
 
 def write_by(path: Path, draw: Callable[[Path], object]) -> None:
@@ -162,6 +204,8 @@ def _replace(real: Path, payload: bytes, mode: int | None) -> None:
     try:
         with beside.open("wb") as file:
             file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
         if mode is not None:
             beside.chmod(stat.S_IMODE(mode))
         beside.replace(real)
@@ -188,18 +232,20 @@ def _opened(path: Path, real: Path, mode: int) -> int:
 
 
 def _to_stream(descriptor: int, payload: bytes) -> None:
-    stream = {1: sys.__stdout__, 2: sys.__stderr__}.get(descriptor)
-    if descriptor == 1 and sys.stdout is not None and sys.stdout is not sys.__stdout__:
-        stream = sys.stdout  # put in its place, as by a test
-    if stream is None or not hasattr(stream, "buffer"):
-        if stream is not None:
-            stream.write(payload.decode())
-            return
+    stream: Any = None
+    if descriptor == 1:
+        stream = _KEPT[-1] if _KEPT else sys.stdout
+    elif descriptor == 2:
+        stream = sys.stderr
+    if stream is None:
         _write_all(descriptor, payload)
         return
     stream.flush()
-    stream.buffer.write(payload)
-    stream.buffer.flush()
+    if hasattr(stream, "buffer"):
+        stream.buffer.write(payload)
+        stream.buffer.flush()
+    else:
+        stream.write(payload.decode())
 
 
 def _write_all(descriptor: int, payload: bytes) -> None:

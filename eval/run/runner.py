@@ -19,7 +19,19 @@ import jax.numpy as jnp
 import kamera_jax as kj
 from eval.methods import Batch, Method, parse_all
 from eval.run import answering, records, scores
-from eval.run.folder import CONTEXTS, RESULTS, SAMPLES, TIMING, Record, RunFolder, read_json, read_lines, write_json
+from eval.run.folder import (
+    CONTEXTS,
+    RESULTS,
+    SAMPLES,
+    TIMING,
+    Record,
+    RunFolder,
+    alone,
+    expected,
+    read_json,
+    read_lines,
+    write_json,
+)
 from eval.tasks import Context, InvalidTaskError, Outline, Task, for_model, get
 from eval.tasks.tokens import segment_of
 from kamera_jax.backbone import Backbone, with_defaults
@@ -115,26 +127,27 @@ def evaluate(vlm: Backbone, run: Run, output: Path, progress: Progress = lambda 
         "versions": {"kamera-jax": kj.__version__} | {name: version(name) for name in ("jax", "jaxlib", "numpy")},
         **({"sources": sources} if sources else {}),
     }
-    folder = RunFolder.open(output, identity)
     groups = [group for outlines in layouts.values() for group in _groups(outlines, run.batch)]
-    done = folder.resume([[outline.context for outline in group] for group in groups])
-    timing = read_json(output / TIMING) if done and (output / TIMING).exists() else {}
     total = sum(map(len, groups))
     shallow = with_defaults(vlm).leading(2)
     runners = [
         BatchRunner(model, capacity=slots, mesh=mesh)
         for model, slots in ((vlm, capacity), (shallow, capacity), (vlm, longest))
     ]
-    for number, group in enumerate(groups):
-        if number >= done:
-            size = min(run.batch, len(layouts[group[0].layout]))
-            size = -(-size // (1 if mesh is None else mesh.size)) * (1 if mesh is None else mesh.size)
-            contexts, samples, seconds = _run_group(task, methods, runners, group, size, run.repeats)
-            folder.append(contexts, samples)
-            timing[str(number)] = seconds
-            write_json(output / TIMING, timing)
-        progress(sum(map(len, groups[: number + 1])), total)
-    return rescore(output)
+    with RunFolder.opened(output, identity) as folder:
+        done = folder.resume([[outline.context for outline in group] for group in groups])
+        timing = read_json(output / TIMING) if done and (output / TIMING).exists() else {}
+        for number, group in enumerate(groups):
+            if number >= done:
+                size = min(run.batch, len(layouts[group[0].layout]))
+                size = -(-size // (1 if mesh is None else mesh.size)) * (1 if mesh is None else mesh.size)
+                contexts, samples, seconds = _run_group(task, methods, runners, group, size, run.repeats)
+                folder.append(contexts, samples)
+                with expected(output / TIMING):
+                    timing[str(number)] = seconds
+                write_json(output / TIMING, timing)
+            progress(sum(map(len, groups[: number + 1])), total)
+        return _rescore(output)
 
 
 def rescore(output: Path, name: str | None = None) -> Record:
@@ -148,29 +161,38 @@ def rescore(output: Path, name: str | None = None) -> Record:
         The content of ``results.json``.
 
     Raises:
-        ValueError: the folder has no run, one of another task or of another version of it, or one that was stopped; or
-            the task cannot be found.
+        ValueError: the folder has no run, one of another task or of another version of it, one that was stopped, that
+            is damaged, or that another process runs now; or the task cannot be found.
     """
+    read_json(output / RESULTS)  # a folder that has no run is not locked
+    with alone(output):
+        return _rescore(output, name)
+
+
+def _rescore(output: Path, name: str | None = None) -> Record:
     results = read_json(output / RESULTS)
-    identity = {name: value for name, value in results.items() if name not in ("complete", "scores")}
-    config = results["config"]
-    if name is not None and name != config["task"]:
-        raise ValueError(f"{output} has a run of {config['task']}, not of {name}; name the task that was run")
-    task = get(config["task"])
-    if task.version != config["task_version"]:
-        raise ValueError(
-            f"{output} has a run of version {config['task_version']} of {config['task']}, which is now version "
-            f"{task.version}: its questions have changed; run kamera eval again into an empty folder"
-        )
+    with expected(output / RESULTS):
+        identity = {name: value for name, value in results.items() if name not in ("complete", "scores")}
+        config = results["config"]
+        if name is not None and name != config["task"]:
+            raise ValueError(f"{output} has a run of {config['task']}, not of {name}; name the task that was run")
+        task = get(config["task"])
+        if task.version != config["task_version"]:
+            raise ValueError(
+                f"{output} has a run of version {config['task_version']} of {config['task']}, which is now version "
+                f"{task.version}: its questions have changed; run kamera eval again into an empty folder"
+            )
+        total = len(task.outline(config["seeds"], config["limit"]))
     contexts = read_lines(output / CONTEXTS)
     samples = read_lines(output / SAMPLES)
-    total = len(task.outline(config["seeds"], config["limit"]))
-    if len(contexts) != total or sum(len(record["samples"]) for record in contexts) != len(samples):
-        raise ValueError(
-            f"{output} has a run that was stopped, with {len(contexts)} of {total} contexts and {len(samples)} "
-            "samples; run kamera eval with the same arguments to finish it"
-        )
-    RunFolder(output, identity).finish(scores.score(task, config["methods"], contexts, samples))
+    with expected(output / SAMPLES):
+        if len(contexts) != total or sum(len(record["samples"]) for record in contexts) != len(samples):
+            raise ValueError(
+                f"{output} has a run that was stopped, with {len(contexts)} of {total} contexts and {len(samples)} "
+                "samples; run kamera eval with the same arguments to finish it"
+            )
+        made = scores.score(task, config["methods"], contexts, samples)
+    RunFolder(output, identity).finish(made)
     return read_json(output / RESULTS)
 
 

@@ -90,7 +90,8 @@ def _rendered(page: pdfium.PdfPage, dpi: int) -> Image.Image:
         width, height = page.get_size()
         if not (0 < width < math.inf and 0 < height < math.inf):
             raise PdfError(f"it is {width:g} x {height:g} points large")
-        for each in page.get_objects([pdfium.raw.FPDF_PAGEOBJ_IMAGE]):
+        images: Any = page.get_objects([pdfium.raw.FPDF_PAGEOBJ_IMAGE])
+        for each in images:
             columns, rows = each.get_px_size()
             if columns * rows > MAX_PIXELS:
                 raise PdfError(f"an image on it has {columns} x {rows} pixels, expected {MAX_PIXELS} at most")

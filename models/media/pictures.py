@@ -164,7 +164,7 @@ def refuse(error: Exception, name: str) -> NoReturn:
         raise error
     if isinstance(error, UnidentifiedImageError):
         raise ImageFormatError(
-            f"{name} is no image of a format that is read; expected {', '.join(FORMATS)}, or a .txt or .md file"
+            f"{name} is of no format that is read; expected an image ({', '.join(FORMATS)}), .txt or .md file"
             + ("; install pillow-heif and register its opener" if name.lower().endswith((".heic", ".heif")) else "")
         ) from error
     if bomb:
