@@ -85,6 +85,10 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
         status = INTERRUPTED
     except BrokenPipeError:
         status = 0
+    except SystemExit as stop:  # of the parser: --help, or arguments that are none
+        if not own:
+            raise
+        status = stop.code if isinstance(stop.code, int) else 0
     if own and before is not None:
         _on_interrupt(_leave)  # closing takes a while too
     try:

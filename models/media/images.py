@@ -58,6 +58,9 @@ scales grey images of 16 bits.
 MAX_SQUARE_PIXELS = 2**24
 """An image that would be padded to a square of more pixels than this is shrunk first."""
 
+MAX_BETWEEN = 2**26
+"""Pixels of an image of which one side is resized and the other not yet, at most, unless the other order has more."""
+
 MAX_ASPECT = 200
 """Longer side over shorter side, at most, where an image's shape is kept."""
 
@@ -227,8 +230,13 @@ def resized(image: Image.Image, width: int, height: int) -> Image.Image:
     Each pass rounds to 8 bits, so their order shows. Pillow up to 12.1 takes the width first; 12.2 and 12.3 too, save
     where the height of an image more than 100 times as tall as wide shrinks. Pillow 13 takes the height first where the
     height shrinks, and by more than twice as many pixels as the width does; by any number where the width grows. There,
-    and only there, transformers on such a Pillow has other pixels.
+    and only there, transformers on such a Pillow has other pixels. The height is also taken first where the image would
+    have more than `MAX_BETWEEN` pixels in between.
     """
+    if width * image.height > max(MAX_BETWEEN, image.width * height):
+        return image.resize((image.width, height), Image.Resampling.BICUBIC).resize(
+            (width, height), Image.Resampling.BICUBIC
+        )
     return image.resize((width, image.height), Image.Resampling.BICUBIC).resize(
         (width, height), Image.Resampling.BICUBIC
     )
