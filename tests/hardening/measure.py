@@ -7,7 +7,10 @@ from pathlib import Path
 
 from tests.hardening import faults
 
-CLASSES = {}
+CLASSES = {
+    "media": 4000,
+    "eval_folders": 150,
+}
 """The module of each class of faults in this folder, and how many of them are tried."""
 
 
