@@ -73,7 +73,7 @@ def test_what_was_interrupted_goes_on(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "encode_segment", real)
     assert encode(folder, tmp_path / "lib", tmp_path / "a.json") == 0
     result = json.loads((tmp_path / "a.json").read_text())
-    assert (result["encoded"], result["known"]) == (5, 3)
+    assert (result["encoded"], result["known"]) == (4, 4)  # one page is there twice
     assert kj.ChunkLibrary.open(tmp_path / "lib").verify().ok
 
 
