@@ -24,6 +24,9 @@ from models.media.spans import Pending, Span
 _SLICE = 2**15
 """Letters of a long text whose tokens are counted together, to see whether it is longer than the model."""
 
+_LETTERS = 256
+"""Letters of a token, at most: of a text with more of them for each position nothing is tokenized."""
+
 _MARGIN = 32
 """Tokens that cutting a text into such slices adds at most, for each slice."""
 
@@ -187,6 +190,11 @@ class Preprocessor:
         letters = sum(map(len, texts))
         if limit is None or letters <= limit:
             return
+        if letters > limit * _LETTERS:
+            raise ModelLengthError(
+                f"a text of {letters} letters is longer than a model for {limit} positions reads: cut it up, as "
+                "kamera_jax.encode_all does"
+            )
         count = 0
         for text in texts:
             for start in range(0, len(text), _SLICE):
@@ -251,7 +259,7 @@ class Preprocessor:
                 raise ItemError(
                     f"the text has {len(item)} letters, expected {MAX_TEXT_BYTES} at most; hand it in in several parts"
                 )
-            if not self._chat.encode(item[:_SLICE]) and not self._chat.encode(item):
+            if not self._chat.encode(item.lstrip()[:_SLICE]) and not self._chat.encode(item):
                 raise ItemError("the text is empty; a chunk needs at least one token")
             return _text_part(item)
         for medium in self.architecture.media:

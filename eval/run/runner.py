@@ -18,20 +18,9 @@ import jax.numpy as jnp
 
 import kamera_jax as kj
 from eval.methods import Batch, Method, parse_all
-from eval.run import answering, records, scores
-from eval.run.folder import (
-    CONTEXTS,
-    RESULTS,
-    SAMPLES,
-    TIMING,
-    Record,
-    RunFolder,
-    alone,
-    expected,
-    read_json,
-    read_lines,
-    write_json,
-)
+from eval.run import answering, records
+from eval.run.folder import TIMING, Record, RunFolder, expected, read_json, write_json
+from eval.run.rescoring import rescore, rescored
 from eval.tasks import Context, InvalidTaskError, Outline, Task, for_model, get
 from eval.tasks.tokens import segment_of
 from kamera_jax.backbone import Backbone, with_defaults
@@ -40,6 +29,8 @@ from kamera_jax.batch.windows import BatchRunner, Stack, Windows
 from kamera_jax.inference.encode import encode_segment
 from kamera_jax.kv import Segment
 from kamera_jax.window.window import aligned
+
+__all__ = ["ContextTooLongError", "Progress", "Run", "evaluate", "rescore"]
 
 Progress = Callable[[int, int], None]
 """Called with how many contexts are done, and how many there are."""
@@ -147,53 +138,7 @@ def evaluate(vlm: Backbone, run: Run, output: Path, progress: Progress = lambda 
                     timing[str(number)] = seconds
                 write_json(output / TIMING, timing)
             progress(sum(map(len, groups[: number + 1])), total)
-        return _rescore(output)
-
-
-def rescore(output: Path, name: str | None = None) -> Record:
-    """The scores of a run from its lines: no model is run.
-
-    Args:
-        output: the run's folder.
-        name: the run's task, if the caller names one.
-
-    Returns:
-        The content of ``results.json``.
-
-    Raises:
-        ValueError: the folder has no run, one of another task or of another version of it, one that was stopped, that
-            is damaged, or that another process runs now; or the task cannot be found.
-    """
-    read_json(output / RESULTS)  # a folder that has no run is not locked
-    with alone(output):
-        return _rescore(output, name)
-
-
-def _rescore(output: Path, name: str | None = None) -> Record:
-    results = read_json(output / RESULTS)
-    with expected(output / RESULTS):
-        identity = {name: value for name, value in results.items() if name not in ("complete", "scores")}
-        config = results["config"]
-        if name is not None and name != config["task"]:
-            raise ValueError(f"{output} has a run of {config['task']}, not of {name}; name the task that was run")
-        task = get(config["task"])
-        if task.version != config["task_version"]:
-            raise ValueError(
-                f"{output} has a run of version {config['task_version']} of {config['task']}, which is now version "
-                f"{task.version}: its questions have changed; run kamera eval again into an empty folder"
-            )
-        total = len(task.outline(config["seeds"], config["limit"]))
-    contexts = read_lines(output / CONTEXTS)
-    samples = read_lines(output / SAMPLES)
-    with expected(output / SAMPLES):
-        if len(contexts) != total or sum(len(record["samples"]) for record in contexts) != len(samples):
-            raise ValueError(
-                f"{output} has a run that was stopped, with {len(contexts)} of {total} contexts and {len(samples)} "
-                "samples; run kamera eval with the same arguments to finish it"
-            )
-        made = scores.score(task, config["methods"], contexts, samples)
-    RunFolder(output, identity).finish(made)
-    return read_json(output / RESULTS)
+        return rescored(output)
 
 
 def _layouts(task: Task, outlines: Sequence[Outline]) -> dict[str, list[Outline]]:
