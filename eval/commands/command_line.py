@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -58,13 +59,17 @@ def check(options: argparse.Namespace) -> list[Path]:
     """The files that the command will write.
 
     Raises:
-        OutputError: one of them, or a folder, cannot be written.
+        OutputError: one of them, or a folder, cannot be written, or is what the command reads.
     """
     files = [(f"--{name}", getattr(options, name)) for name in FILES if getattr(options, name, None)]
     folders = [
         (f"--{name}", getattr(options, name)) for name in FOLDERS.get(options.command, ()) if getattr(options, name)
     ]
     outputs.check(files, folders)
+    read = getattr(options, "paths", None) or getattr(options, "items", None) or ()
+    for option, path in files:
+        if any(os.path.realpath(each) == os.path.realpath(path) for each in read):
+            raise outputs.OutputError(f"{option} {path}: the command reads this file; give another one")
     return [path for _, path in files]
 
 

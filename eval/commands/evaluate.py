@@ -159,6 +159,7 @@ def _run(options: argparse.Namespace) -> None:
     from eval import tasks
     from eval.methods import parse_all
     from eval.run import runner
+    from eval.run.folder import LOCK, alone
     from models import load
 
     if options.rescore:
@@ -167,6 +168,9 @@ def _run(options: argparse.Namespace) -> None:
     methods = tuple(options.methods.split(","))
     tasks.get(options.task)  # errors in names are reported before a model is loaded
     parse_all(methods)
+    if (options.output / LOCK).exists():
+        with alone(options.output):  # looked at before a model is loaded
+            pass
     arguments = runner.Run(
         task=options.task,
         model=options.model,

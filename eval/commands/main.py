@@ -124,6 +124,12 @@ def _run(arguments: "Sequence[str] | None", own: bool) -> int:
             raise
         print(f"kamera: {str(error) or 'there is not enough memory'}", file=sys.stderr)
         return 1
+    except RuntimeError as error:
+        if options.debug or "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = str(error).partition("\n")[0]
+        print(f"kamera: the device has not enough memory ({reason}); give less, or shorter items", file=sys.stderr)
+        return 1
 
 
 def _unraisable(caught: Any) -> None:

@@ -67,6 +67,25 @@ def test_two_results_for_one_file_are_refused(made, tmp_path, capsys):
     assert bench("--json", "-", "--plot", "-") == 1 and not made
 
 
+def test_what_is_read_is_not_written(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("the page is red")
+    (tmp_path / "link.txt").symlink_to("a.txt")
+    for command in (["encode", "--library", str(tmp_path / "lib")], ["ask", "what?", "--item"]):
+        for target in ("a.txt", "link.txt"):
+            assert main([*command, str(tmp_path / "a.txt"), "--json", str(tmp_path / target)]) == 1
+            assert f"--json {tmp_path / target}: the command reads this file" in capsys.readouterr().err
+    assert (tmp_path / "a.txt").read_text() == "the page is red" and not (tmp_path / "lib").exists()
+
+
+def test_a_device_without_memory_is_named(monkeypatch, capsys):
+    def full(_):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.\nmore")
+
+    monkeypatch.setattr(command_line.doctor_command, "run", full)
+    assert main(["doctor"]) == 1
+    assert capsys.readouterr().err.startswith("kamera: the device has not enough memory (RESOURCE_EXHAUSTED: Out of")
+
+
 def test_a_figure_of_an_unknown_kind_is_refused_before_the_work(made, tmp_path, capsys):
     assert bench("--plot", tmp_path / "a.xyz") == 1
     assert "a figure cannot be written as .xyz; expected .png" in capsys.readouterr().err and not made

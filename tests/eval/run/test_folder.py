@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from eval.commands.main import main
 from eval.report import evaluation
 from eval.run import folder as module
 from eval.run import runner, scores
@@ -75,6 +76,16 @@ def test_a_second_process_says_who_runs_there(run):
     expected = f"another kamera eval runs in {run}: process {os.getpid()}; wait until it is done, or give --output"
     assert [line[: len(expected)] for line in done.stdout.splitlines()] == [expected] * 2, done.stderr
     assert content(run) == before and resumed(run) == 4
+
+
+def test_the_command_says_who_runs_there_before_it_loads_a_model(run, monkeypatch, capsys):
+    monkeypatch.setattr("models.load", lambda *_: pytest.fail("a model was loaded"))
+    with alone(run):
+        for more in ([], ["--rescore"]):
+            assert main(["eval", "binding", "--output", str(run), *more]) == 1
+            assert capsys.readouterr().err.startswith(
+                f"kamera: another kamera eval runs in {run}: process {os.getpid()};"
+            )
 
 
 def test_two_at_once_write_everything_once(run, tmp_path):
