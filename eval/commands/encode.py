@@ -122,6 +122,7 @@ def encode_into(
                     put()
                 if done.broken is not None:
                     return done
+        put()
     except KeyboardInterrupt:
         done.interrupted = True
         there = {place for place, _ in waiting}
@@ -196,7 +197,7 @@ def run(options: Namespace) -> dict[str, Any]:
     total = sum(source.count for source in files)
     with kj.ChunkLibrary.open(options.library, mode="a") as library:
         done = _shown(vlm, library, files, total, options.storage)
-        paid = [] if done.interrupted or done.broken else _timed(vlm, library, done.items)
+        paid = [] if done.interrupted or done.broken else _timed(vlm, library, done)
     for row in paid:
         paid_after = f"pays after {row['break_even']:.1f} reuses" if row["break_even"] > 0 else "does not pay"
         print(
@@ -249,9 +250,9 @@ def _shown(
         return encode_into(vlm, library, files, storage=storage, report=report)
 
 
-def _timed(vlm: VisionLanguageModel, library: kj.ChunkLibrary, items: Sequence[Encoded]) -> list[dict[str, Any]]:
+def _timed(vlm: VisionLanguageModel, library: kj.ChunkLibrary, done: Progressed) -> list[dict[str, Any]]:
     """What steps take with one chunk of each padded length; nothing of those that are long, or after Ctrl-C."""
-    came = {bucket(each.tokens): each for each in items if each.status == "encoded" and each.key is not None}
+    came = {bucket(each.tokens): each for each in done.items if each.status == "encoded" and each.key is not None}
     rows: list[dict[str, Any]] = []
     limit = vlm.spec.max_positions
     try:
@@ -260,7 +261,9 @@ def _timed(vlm: VisionLanguageModel, library: kj.ChunkLibrary, items: Sequence[E
             if each.tokens <= TIMED_TOKENS and room and each.key is not None:
                 chunk = library.get(each.key)
                 rows.append(lifetime(vlm, chunk, chunk, None, RUNS))
-    except (KeyboardInterrupt, *FAILURES):  # everything is stored: only this is lacking
+    except KeyboardInterrupt:
+        done.interrupted = True
+    except FAILURES:  # everything is stored: only this is lacking
         return rows
     return rows
 

@@ -77,6 +77,26 @@ def test_what_was_interrupted_goes_on(folder, tmp_path, monkeypatch, capsys):
     assert kj.ChunkLibrary.open(tmp_path / "lib").verify().ok
 
 
+@pytest.mark.parametrize("where", ["put_many", "lifetime"])
+def test_an_interrupt_while_storing_or_timing_keeps_everything(folder, tmp_path, monkeypatch, capsys, where):
+    calls = []
+    owner = kj.ChunkLibrary if where == "put_many" else command
+    real = getattr(owner, where)
+
+    def interrupted(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(owner, where, interrupted)
+    assert encode(folder / "note.md", tmp_path / "lib", tmp_path / "a.json") == 130
+    result = json.loads((tmp_path / "a.json").read_text())
+    assert (result["encoded"], result["interrupted"], result["break_even"]) == (1, True, [])
+    assert list(kj.ChunkLibrary.open(tmp_path / "lib").keys()) == [result["items"][0]["key"]]
+    assert capsys.readouterr().err == f"interrupted: 1 of 1 items are in {tmp_path / 'lib'}\n"
+
+
 def test_a_broken_file_is_named_and_the_others_go_on(folder, tmp_path, capsys):
     items = tmp_path / "items"
     items.mkdir()
