@@ -12,12 +12,23 @@ import jax
 import numpy as np
 from PIL import Image
 
+from kamera_jax.errors import ModelLengthError
 from kamera_jax.handle import traced
 from models.architecture import Architecture, Config, Medium
 from models.hub.borders import Piece, warn_of_trailing_space
 from models.hub.chat import Block, ChatTemplate
+from models.media.files import MAX_TEXT_BYTES, MediaFileError
 from models.media.pictures import ImageError, open_item
 from models.media.spans import Pending, Span
+
+_SLICE = 2**15
+"""Letters of a long text whose tokens are counted together, to see whether it is longer than the model."""
+
+_LETTERS = 256
+"""Letters of a token, at most: of a text with more of them for each position nothing is tokenized."""
+
+_MARGIN = 32
+"""Tokens that cutting a text into such slices adds at most, for each slice."""
 
 
 class ItemError(ValueError):
@@ -119,8 +130,13 @@ class Preprocessor:
         Args:
             item: see `VisionLanguageModel.prepare`.
             encoder: what makes features of each medium's inputs.
+
+        Raises:
+            ModelLengthError: it is longer than the model.
+            ValueError: it cannot be read, is empty, or has another type.
         """
         parts = self._parts(item)
+        self._check_texts(parts)
         self._check_end(parts[-1])
         spans = self._spans(parts, encoder)
         ids = [number for span in spans for number in span.ids]
@@ -164,6 +180,41 @@ class Preprocessor:
         part = _text_part(piece.text)
         return Preprocessed((Span(piece.ids),), part.digest(piece.ids), self.identity, piece.text)
 
+    def _check_texts(self, parts: Sequence[Part]) -> None:
+        """Raise ModelLengthError if the texts alone are longer than the model; not all of them is tokenized for that.
+
+        Texts of a few letters more than fit are left to `_check_length`, which counts exactly.
+        """
+        limit = self.config.text.max_positions
+        texts = [part.item for part in parts if part.medium is None]
+        letters = sum(map(len, texts))
+        if limit is None or letters <= limit:
+            return
+        if letters > limit * _LETTERS:
+            raise ModelLengthError(
+                f"a text of {letters} letters is longer than a model for {limit} positions reads: cut it up, as "
+                "kamera_jax.encode_all does"
+            )
+        count = 0
+        for text in texts:
+            for start in range(0, len(text), _SLICE):
+                count += max(0, len(self._chat.ids(text[start : start + _SLICE])) - _MARGIN)
+                if count > limit:
+                    raise ModelLengthError(
+                        f"a text of {letters} letters has more than {count} tokens; the model is for {limit} positions:"
+                        " cut it up, as kamera_jax.encode_all does"
+                    )
+
+    def _check_length(self, spans: Sequence[Span]) -> None:
+        """Raise ModelLengthError if these spans, which may be the first of an item, are longer than the model."""
+        limit = self.config.text.max_positions
+        advance = sum(len(span.ids) if span.advance is None else span.advance for span in spans)
+        if limit is not None and advance > limit:
+            raise ModelLengthError(
+                f"the item takes {advance:g} positions or more; the model is for {limit}: cut it up, as "
+                "kamera_jax.encode_all does, or shrink its images"
+            )
+
     def _check_end(self, part: Part) -> None:
         """Warn where a chunk's last part is a text whose last token depends on what follows."""
         if part.medium is None and self._chat.ends_open(part.item):
@@ -204,7 +255,11 @@ class Preprocessor:
         if isinstance(item, str | Path | Image.Image | np.ndarray):
             item = open_item(item)
         if isinstance(item, str):
-            if not self._chat.encode(item):
+            if len(item) > MAX_TEXT_BYTES:
+                raise ItemError(
+                    f"the text has {len(item)} letters, expected {MAX_TEXT_BYTES} at most; hand it in in several parts"
+                )
+            if not self._chat.encode(item.lstrip()[:_SLICE]) and not self._chat.encode(item):
                 raise ItemError("the text is empty; a chunk needs at least one token")
             return _text_part(item)
         for medium in self.architecture.media:
@@ -238,7 +293,10 @@ class Preprocessor:
             part = blocks[number].pop(0)
             with named(part.place):
                 spans += self._block(part, encoder)
-        return [*spans, Span(text)] if text else spans
+            self._check_length(spans)  # before the next block's tower is run
+        spans += [Span(text)] if text else []
+        self._check_length(spans)
+        return spans
 
     def _block(self, part: Part, encoder: Callable[[Medium], Any]) -> Sequence[Span]:
         """The spans of a medium's part."""
@@ -255,10 +313,12 @@ def named(place: str) -> Iterator[None]:
     """Puts ``place`` before the message of what is raised about an item."""
     try:
         yield
-    except (ImageError, ItemError) as error:
+    except (ImageError, ItemError, MediaFileError) as error:
         raise type(error)(f"{place}{error}") from error
 
 
 def digest(text: str, payload: bytes = b"") -> str:
     """sha256 of a text and of bytes."""
-    return hashlib.sha256(text.encode() + b"\0" + payload).hexdigest()
+    made = hashlib.sha256(text.encode() + b"\0")
+    made.update(payload)  # apart: joined, a large image would be copied
+    return made.hexdigest()

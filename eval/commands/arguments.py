@@ -15,7 +15,9 @@ DEFAULT = EMBEDDED + ATTENTIONS[0]
 
 def add_json(command: argparse.ArgumentParser) -> None:
     """Add ``--json``, which every command has."""
-    command.add_argument("--json", type=Path, metavar="FILE", help="write the result to this file as JSON")
+    command.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the result to this file as JSON; -: to standard output"
+    )
 
 
 def add_model(command: argparse.ArgumentParser) -> None:

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from eval.commands import outputs
 from eval.commands.arguments import add_json, positive
 
 
@@ -50,5 +51,5 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         )
     report.print_form(result)
     if options.plot:
-        report.plot_form(result, options.plot)
+        outputs.write_by(options.plot, lambda path: report.plot_form(result, path))
     return result

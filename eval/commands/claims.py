@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.commands import outputs
+
 CLAIMS = "claims"
 
 METHODS = (
@@ -54,7 +56,7 @@ def run(options: argparse.Namespace) -> Any:
     records = claims_page.load(paths)
     claims_page.print_claims(records)
     if options.page:
-        options.page.write_text(claims_page.page(records), encoding="utf-8")
+        outputs.write(options.page, claims_page.page(records))
     return records
 
 
@@ -133,6 +135,4 @@ def _demo(vlm: Any, name: str, path: Path, limit: int | None, text_only: bool, b
     else:
         result = demo.run(vlm, episodes=(limit or 4) * 12, progress=progress)
     result["model"] = {"name": name, "architecture": vlm.architecture.name, "fingerprint": vlm.fingerprint}
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(result) + "\n", encoding="utf-8")
-    partial.replace(path)
+    outputs.write(path, json.dumps(result) + "\n")

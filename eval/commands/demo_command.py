@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from eval.commands import outputs
 from eval.commands.arguments import ATTENTIONS, EMBEDDED, add_json, positive
 
 
@@ -57,7 +58,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
         report_text.print_text(result)
         if options.plot:
-            report_text.plot_text(result, options.plot)
+            outputs.write_by(options.plot, lambda path: report_text.plot_text(result, path))
         return result
     from eval.commands import demo
     from eval.report import console as report
@@ -66,7 +67,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         demo.write_pages(options.pages)
     report.print_demo(result)
     if options.plot:
-        report.plot_demo([result], options.plot)
+        outputs.write_by(options.plot, lambda path: report.plot_demo([result], path))
     return result
 
 

@@ -3,7 +3,7 @@
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ import kamera_jax as kj
 from eval.commands.bench import lifetime
 from eval.commands.items import Source, sources
 from eval.commands.library import KEY
+from eval.commands.outputs import UnfinishedError
 from eval.report.console import kibibytes
 from kamera_jax.forward import preamble_chunk
 from kamera_jax.identity import canonical_key
@@ -22,8 +23,14 @@ from kamera_jax.library.rows import Storage
 from models import load
 from models.vlm import VisionLanguageModel
 
+FAILURES = (ValueError, OSError, MemoryError, RuntimeError)
+"""What an item that cannot be encoded raises: also where the device lacks memory for it, which JAX says so."""
+
 BATCH = 16
 """How many chunks are written together: at most so many are lost where a run is killed."""
+
+TIMED_TOKENS = 1024
+"""Chunks of more tokens than this are not timed at the end: that would take longer than encoding them."""
 
 RUNS = 3
 """How often each step is timed at the end; the median counts."""
@@ -52,6 +59,21 @@ class Encoded:
     error: str | None = None
 
 
+@dataclass
+class Progressed:
+    """What was done of the items.
+
+    Attributes:
+        items: the outcome of each, in their order; an item that was encoded is in the library.
+        interrupted: whether Ctrl-C ended it.
+        broken: why the library takes no more; None if it does.
+    """
+
+    items: list[Encoded] = field(default_factory=list)
+    interrupted: bool = False
+    broken: str | None = None
+
+
 def encode_into(
     vlm: VisionLanguageModel,
     library: kj.ChunkLibrary,
@@ -59,8 +81,10 @@ def encode_into(
     *,
     storage: Storage = "exact",
     report: Callable[[Encoded], None] = lambda _: None,
-) -> list[Encoded]:
+) -> Progressed:
     """Encode the items that the library does not have yet, so that an interrupted run goes on where it stopped.
+
+    What was encoded when Ctrl-C comes is still put into the library.
 
     Args:
         vlm: the model.
@@ -69,41 +93,78 @@ def encode_into(
         storage: see `ChunkLibrary.put`.
         report: called for every item, once it is in the library.
     """
-    done: list[Encoded] = []
-    waiting: list[tuple[Encoded, kj.Chunk]] = []
+    done = Progressed()
+    waiting: list[tuple[int, kj.Chunk]] = []
 
     def put() -> None:
-        library.put_many([chunk for _, chunk in waiting], storage=storage)
-        for result, _ in waiting:
-            report(result)
+        if not waiting:
+            return
+        try:
+            library.put_many([chunk for _, chunk in waiting], storage=storage)
+        except (ValueError, OSError) as error:
+            done.broken = str(error)
+        for place, _ in waiting:
+            if done.broken is not None:
+                done.items[place] = replace(done.items[place], status="failed", key=None, error=done.broken)
+            report(done.items[place])
         waiting.clear()
 
-    for source in items:
-        for name, segment in _segments(vlm, source):
-            if isinstance(segment, str):
-                result = Encoded(name, "failed", error=segment)
-                chunk = None
-            else:
-                result, chunk = _encoded(vlm, library, name, segment, {chunk.key for _, chunk in waiting})
-            done.append(result)
-            if chunk is None:
-                report(result)
-                continue
-            waiting.append((result, chunk))
-            if len(waiting) == BATCH:
-                put()
+    try:
+        for source in items:
+            for name, segment in _segments(vlm, source):
+                result, chunk = _tried(vlm, library, name, segment, {chunk.key for _, chunk in waiting})
+                done.items.append(result)
+                if chunk is None:
+                    report(result)
+                    continue
+                waiting.append((len(done.items) - 1, chunk))
+                if len(waiting) == BATCH:
+                    put()
+                if done.broken is not None:
+                    return done
+        put()
+    except KeyboardInterrupt:
+        done.interrupted = True
+        there = {place for place, _ in waiting}
+        last = len(done.items) - 1
+        if done.items and done.items[last].status == "encoded" and last not in there and not library.has(_key(done)):
+            done.items.pop()  # it came between the two lines above
     put()
     return done
 
 
+def _key(done: Progressed) -> str:
+    return done.items[-1].key or ""
+
+
 def _segments(vlm: VisionLanguageModel, source: Source) -> Iterator[tuple[str, Segment | str]]:
     """Names and prepared items of a file; where an item cannot be read, the reason in its place."""
-    name = source.path.name
+    for name, item in source.tried():
+        if isinstance(item, ValueError | OSError):
+            yield name, str(item)
+            continue
+        try:
+            segment = vlm.prepare(item)
+        except FAILURES as error:
+            yield name, _reason(error)
+        else:
+            yield name, segment
+
+
+def _reason(error: BaseException) -> str:
+    """An error in a line."""
+    return (str(error) or type(error).__name__).partition("\n")[0]
+
+
+def _tried(
+    vlm: VisionLanguageModel, library: kj.ChunkLibrary, name: str, segment: Segment | str, waiting: set[str]
+) -> tuple[Encoded, kj.Chunk | None]:
+    if isinstance(segment, str):
+        return Encoded(name, "failed", error=segment), None
     try:
-        for name, item in source.items():
-            yield name, vlm.prepare(item)
-    except (ValueError, OSError) as error:
-        yield name, str(error)
+        return _encoded(vlm, library, name, segment, waiting)
+    except FAILURES as error:
+        return Encoded(name, "failed", error=_reason(error)), None
 
 
 def _encoded(
@@ -125,21 +186,59 @@ def run(options: Namespace) -> dict[str, Any]:
     For a chunk of each padded length it has the reuses after which a patch has paid.
 
     Raises:
-        ValueError: there is nothing to encode, or some items could not be encoded; the others are in the library then.
+        ValueError: there is nothing to encode.
+        UnfinishedError: some items could not be encoded, or Ctrl-C came; the others are in the library.
     """
     files = sources(options.paths, dpi=options.dpi, frames=options.frames)
     for source in files:
         if source.note:
-            print(source.note[:80])
+            print(_printable(source.note)[:80])
     vlm = load(options.model)
+    total = sum(source.count for source in files)
+    with kj.ChunkLibrary.open(options.library, mode="a") as library:
+        done = _shown(vlm, library, files, total, options.storage)
+        paid = [] if done.interrupted or done.broken else _timed(vlm, library, done)
+    for row in paid:
+        paid_after = f"pays after {row['break_even']:.1f} reuses" if row["break_even"] > 0 else "does not pay"
+        print(
+            f"{row['tokens']:5} tokens: a reuse {row['apply_ms']:.1f} ms, a prefill {row['reprefill_ms']:.1f} ms; "
+            f"a patch {paid_after}"
+        )
+    counts = {status: sum(each.status == status for each in done.items) for status in ("encoded", "known", "failed")}
+    size = sum(each.nbytes for each in done.items if each.status == "encoded")
+    print(", ".join(f"{count} {status}" for status, count in counts.items()) + f"; {kibibytes(size)} of KV added")
+    result = {"library": str(options.library), "model": options.model, "items": [asdict(each) for each in done.items]}
+    result |= {
+        **counts,
+        "interrupted": done.interrupted,
+        "frames_left_out": {str(source.path): source.left_out for source in files if source.left_out},
+        "break_even": paid,
+    }
+    stored = counts["encoded"] + counts["known"]
+    if done.interrupted:
+        raise UnfinishedError(f"interrupted: {stored} of {total} items are in {options.library}", result, 130)
+    if done.broken is not None:
+        raise UnfinishedError(
+            f"kamera: {options.library} takes no more ({done.broken}); {stored} of {total} items are in it", result
+        )
+    if counts["failed"]:
+        raise UnfinishedError(
+            f"kamera: {counts['failed']} of {len(done.items)} items could not be encoded; they are named above", result
+        )
+    return result
+
+
+def _shown(
+    vlm: VisionLanguageModel, library: kj.ChunkLibrary, files: Sequence[Source], total: int, storage: Storage
+) -> Progressed:
+    """What `encode_into` does, with a line for each item and a bar."""
     bar = Progress(
         TextColumn("encoding"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), transient=True
     )
-    total = sum(source.count for source in files)
     start = time.perf_counter()
-    with kj.ChunkLibrary.open(options.library, mode="a") as library, bar:
+    tokens = 0
+    with bar:
         task = bar.add_task("", total=total, rate="")
-        tokens = 0
 
         def report(each: Encoded) -> None:
             nonlocal tokens
@@ -148,29 +247,35 @@ def run(options: Namespace) -> dict[str, Any]:
             rate = tokens / (time.perf_counter() - start)
             bar.update(task, advance=1, rate=f"{rate:.0f} tokens/s")
 
-        done = encode_into(vlm, library, files, storage=options.storage, report=report)
-        came = {bucket(each.tokens): each.key for each in done if each.status == "encoded" and each.key is not None}
-        paid = [lifetime(vlm, chunk, chunk, None, RUNS) for chunk in map(library.get, came.values())]
-    for row in paid:
-        paid_after = f"pays after {row['break_even']:.1f} reuses" if row["break_even"] > 0 else "does not pay"
-        print(
-            f"{row['tokens']:5} tokens: a reuse {row['apply_ms']:.1f} ms, a prefill {row['reprefill_ms']:.1f} ms; "
-            f"a patch {paid_after}"
-        )
-    counts = {status: sum(each.status == status for each in done) for status in ("encoded", "known", "failed")}
-    size = sum(each.nbytes for each in done if each.status == "encoded")
-    print(", ".join(f"{count} {status}" for status, count in counts.items()) + f"; {kibibytes(size)} of KV added")
-    if counts["failed"]:
-        raise ValueError(f"{counts['failed']} of {len(done)} items could not be encoded; they are named above")
-    return {"library": str(options.library), "model": options.model, "items": [asdict(each) for each in done]} | {
-        **counts,
-        "frames_left_out": {str(source.path): source.left_out for source in files if source.left_out},
-        "break_even": paid,
-    }
+        return encode_into(vlm, library, files, storage=storage, report=report)
+
+
+def _timed(vlm: VisionLanguageModel, library: kj.ChunkLibrary, done: Progressed) -> list[dict[str, Any]]:
+    """What steps take with one chunk of each padded length; nothing of those that are long, or after Ctrl-C."""
+    came = {bucket(each.tokens): each for each in done.items if each.status == "encoded" and each.key is not None}
+    rows: list[dict[str, Any]] = []
+    limit = vlm.spec.max_positions
+    try:
+        for each in came.values():
+            room = limit is None or 2 * each.tokens + preamble_chunk(vlm).length <= limit
+            if each.tokens <= TIMED_TOKENS and room and each.key is not None:
+                chunk = library.get(each.key)
+                rows.append(lifetime(vlm, chunk, chunk, None, RUNS))
+    except KeyboardInterrupt:
+        done.interrupted = True
+    except FAILURES:  # everything is stored: only this is lacking
+        return rows
+    return rows
+
+
+def _printable(text: str) -> str:
+    """A text of one line, whatever a file's name holds."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def line(each: Encoded) -> str:
     """An item's line, within 80 columns; the part of the key that is shown is enough for ``--item``."""
     if each.key is None:
-        return f"failed: {each.name}: {each.error}"
-    return f"{each.key[:KEY]}  {each.tokens:5} tokens {kibibytes(each.nbytes):>11}  {each.status:7}  {each.name}"[:80]
+        return _printable(f"failed: {each.name}: {each.error}")
+    size = f"{each.tokens:5} tokens {kibibytes(each.nbytes):>11}"
+    return _printable(f"{each.key[:KEY]}  {size}  {each.status:7}  {each.name}")[:80]

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from eval.commands import claims
+from eval.commands import claims, outputs
 from eval.commands.arguments import add_json, add_model, positive
 
 DEFAULT_METHODS = (
@@ -83,26 +83,31 @@ def run(options: argparse.Namespace) -> Any:
     if options.task == claims.CLAIMS:
         return claims.run(options)
     from eval.report import evaluation as report
+    from eval.run.folder import expected
 
     if options.task is None:
         raise ValueError("name a task, report or claims; kamera eval --list lists the tasks and methods")
     if options.task == REPORT:
         if not options.runs:
             raise ValueError("give the folders of the runs to report: kamera eval report DIR…")
-        loaded = [each for path in options.runs for each in report.load(path)]
+        named = [(path, each) for path in options.runs for each in report.load(path)]
     else:
         if options.runs or options.figures or options.page:
             raise ValueError("folders, --figures and --page go with a report: kamera eval report DIR… --figures …")
         if options.output is None:
             raise ValueError("give the run a folder: --output DIR")
         _run(options)
-        loaded = report.load(options.output)
-    for each in loaded:
-        report.print_report(each)
-    if options.figures or options.page:
-        figures = report.draw(loaded, options.figures) if options.figures else {}
+        named = [(options.output, each) for each in report.load(options.output)]
+    for path, each in named:
+        with expected(path):
+            report.print_report(each)
+    loaded = [each for _, each in named]
+    if loaded and (options.figures or options.page):
+        with expected(named[0][0]):
+            figures = report.draw(loaded, options.figures) if options.figures else {}
+            page = report.page(loaded, figures, options.page.parent) if options.page else ""
         if options.page:
-            options.page.write_text(report.page(loaded, figures, options.page.parent), encoding="utf-8")
+            outputs.write(options.page, page)
     return loaded
 
 
@@ -154,6 +159,7 @@ def _run(options: argparse.Namespace) -> None:
     from eval import tasks
     from eval.methods import parse_all
     from eval.run import runner
+    from eval.run.folder import LOCK, alone
     from models import load
 
     if options.rescore:
@@ -162,6 +168,9 @@ def _run(options: argparse.Namespace) -> None:
     methods = tuple(options.methods.split(","))
     tasks.get(options.task)  # errors in names are reported before a model is loaded
     parse_all(methods)
+    if (options.output / LOCK).exists():
+        with alone(options.output):  # looked at before a model is loaded
+            pass
     arguments = runner.Run(
         task=options.task,
         model=options.model,

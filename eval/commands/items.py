@@ -1,5 +1,6 @@
 """Files and folders that the command line names, as items to encode: images, text files and PDF files."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from models.media import pdf
+from models.media.files import opened
 from models.media.frames import frame_count, image_frames
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -30,12 +32,14 @@ class Source:
         count: how many items it gives.
         dpi: at which its pages are rendered.
         left_out: frames of an image file behind its first that are no items.
+        error: why the file cannot be opened; it then counts as one item, which cannot be read.
     """
 
     path: Path
     count: int
     dpi: int
     left_out: int = 0
+    error: ValueError | OSError | None = None
 
     @property
     def note(self) -> str | None:
@@ -48,18 +52,33 @@ class Source:
         """The file's items: their names for messages, and what `kamera_jax.encode` takes.
 
         Raises:
-            ValueError: the file cannot be read.
+            ValueError, OSError: the file cannot be read, or a page of it.
         """
+        for name, item in self.tried():
+            if isinstance(item, ValueError | OSError):
+                raise item
+            yield name, item
+
+    def tried(self) -> Iterator[tuple[str, Any]]:
+        """As `items`, with the error in the place of an item that cannot be read."""
+        name = self.path.name
         pages: Iterator[Any]
+        if self.error is not None:
+            yield name, self.error
+            return
         if self.path.suffix.lower() == ".pdf":
-            pages = pdf.pdf_pages(self.path, dpi=self.dpi)
+            pages = pdf.rendered(self.path, dpi=self.dpi)
         elif self.count > 1 or self.left_out:
             pages = islice(image_frames(self.path), self.count)
         else:
-            yield self.path.name, self.path
+            yield name, self.path
             return
-        for number, page in enumerate(pages, start=1):
-            yield self.path.name if self.left_out else f"{self.path.name}, page {number}", page
+        try:
+            for number, page in enumerate(pages, start=1):
+                name = self.path.name if self.left_out else f"{self.path.name}, page {number}"
+                yield name, page
+        except (ValueError, OSError) as error:
+            yield name, error
 
 
 def sources(paths: Sequence[Path], *, dpi: int = pdf.DPI, frames: Frames = "first") -> list[Source]:
@@ -74,23 +93,41 @@ def sources(paths: Sequence[Path], *, dpi: int = pdf.DPI, frames: Frames = "firs
     Raises:
         FileNotFoundError: there is no such path.
         NoItemsError: a folder has no file that can be encoded.
-        ValueError: a PDF file that is named cannot be read.
     """
     listed: list[Source] = []
     for path in paths:
         files = [path]
         if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.suffix.lower() in (*IMAGES, *TEXTS, ".pdf"))
+            files = sorted(_below(path))
             if not files:
                 raise NoItemsError(f"{path} has no image, .txt, .md or .pdf file")
-        elif not path.exists():
+        elif not os.path.lexists(path):
             raise FileNotFoundError(f"there is no file or folder {path}")
         listed += [_source(file, dpi, frames) for file in files]
     return listed
 
 
+def _below(folder: Path) -> Iterator[Path]:
+    """What can be encoded below a folder, by its name; links to folders are not followed.
+
+    A folder that is named like a file, or that cannot be listed, is among it: that it cannot be read is then reported.
+    """
+    unlisted: list[Path] = []
+    for place, folders, files in os.walk(folder, onerror=lambda error: unlisted.append(Path(error.filename))):
+        for name in (*folders, *files):
+            path = Path(place) / name
+            if path.suffix.lower() in (*IMAGES, *TEXTS, ".pdf"):
+                yield path
+    yield from unlisted
+
+
 def _source(path: Path, dpi: int, frames: Frames) -> Source:
-    if path.suffix.lower() == ".pdf":
-        return Source(path, pdf.page_count(path), dpi)
+    try:
+        with opened(path):
+            pass
+        if path.suffix.lower() == ".pdf":
+            return Source(path, pdf.page_count(path), dpi)
+    except (ValueError, OSError) as error:
+        return Source(path, 1, dpi, error=error)
     count = 1 if path.suffix.lower() in TEXTS else frame_count(path)
     return Source(path, count, dpi) if frames == "all" else Source(path, 1, dpi, left_out=count - 1)

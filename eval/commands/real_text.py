@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.commands import compile_cache
+from eval.commands import compile_cache, outputs
 from eval.report import real_text
 from eval.run import runner
 from eval.run.folder import RESULTS, read_json
@@ -136,13 +136,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="write what was measured to this file")
     parser.add_argument("--page", type=Path, help="write the page to this file; it is made from --json")
     options = parser.parse_args(arguments)
+    files = [(option, path) for option, path in (("--json", options.json), ("--page", options.page)) if path]
+    outputs.check(files, [("--output", options.output)])
     compile_cache.enable()
     measure(options.model, options.output, options.corpora)
     if options.json:
         measured = collected(options.output)
-        options.json.write_text(json.dumps(measured) + "\n", encoding="utf-8")
+        outputs.write(options.json, json.dumps(measured) + "\n")
         if options.page:
-            options.page.write_text(real_text.page(measured), encoding="utf-8")
+            outputs.write(options.page, real_text.page(measured))
 
 
 if __name__ == "__main__":

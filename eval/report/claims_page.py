@@ -1,5 +1,6 @@
 """The claims of the paper on several models: read from what was measured, printed, and written as a Markdown page."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from rich.console import Console
 
 from eval.report import evaluation
 from eval.report.claims import NOT_MEASURED, Claim, Evidence, claims
-from eval.run.folder import RESULTS, Record, read_json
+from eval.run.folder import RESULTS, Record, expected, read_json
 
 HOLDS = {True: "holds", False: "**does not hold**", None: NOT_MEASURED}
 
@@ -31,19 +32,20 @@ def load(paths: Sequence[Path]) -> list[Record]:
     runs: dict[str, dict[str, Record]] = {}
     demos: dict[str, Record] = {}
     for path in paths:
-        for record in _records(path):
-            if "claims" in record:
-                made.append(record)
-            elif "config" in record:
-                task = record["config"]["task"].partition(":")[0]
-                runs.setdefault(record["config"]["model"], {})[task] = record
-            elif "methods" in record and "model" in record:
-                demos[record["model"]["name"]] = record
-            else:
-                raise NoEvidenceError(
-                    f"{path} has neither runs of kamera eval, nor a result of kamera demo, nor claims; give folders of "
-                    "runs, or files that --json wrote"
-                )
+        with expected(path):
+            for record in _records(path):
+                if "claims" in record:
+                    made.append(record)
+                elif "config" in record:
+                    task = record["config"]["task"].partition(":")[0]
+                    runs.setdefault(record["config"]["model"], {})[task] = record
+                elif "methods" in record and "model" in record:
+                    demos[record["model"]["name"]] = record
+                else:
+                    raise NoEvidenceError(
+                        f"{path} has neither runs of kamera eval, nor a result of kamera demo, nor claims; give "
+                        "folders of runs, or files that --json wrote"
+                    )
     return [*made, *(of(name, runs.get(name, {}), demos.get(name)) for name in dict.fromkeys([*runs, *demos]))]
 
 
@@ -56,7 +58,7 @@ def _records(path: Path) -> list[Record]:
         if not inner:
             raise NoEvidenceError(f"{path} has no runs of kamera eval in it, and no demo.json")
         return inner
-    content = read_json(path)
+    content = read_json(Path(os.path.realpath(path)))
     return content if isinstance(content, list) else [content]
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from eval import tasks
 from eval.report import figures
 from eval.report.console import show
-from eval.run.folder import RESULTS, TIMING, OtherRunError, Record, read_json
+from eval.run.folder import RESULTS, TIMING, OtherRunError, Record, check_lines, expected, read_json
 from eval.tasks import Finding
 from eval.tasks.comparison import compared_hops, hops_of, measures
 
@@ -25,15 +25,30 @@ def load(path: Path) -> list[Record]:
         For each run the content of ``results.json``, with seconds to the first token under ``ttft_s``.
 
     Raises:
-        OtherRunError: it has no finished run.
+        OtherRunError: it has no finished run, or one that is damaged.
+        DuplicateError: its run has a sample twice.
     """
     if path.is_file():
-        return read_json(path)
+        with expected(path):
+            runs = read_json(Path(os.path.realpath(path)))
+            if not isinstance(runs, list):
+                raise OtherRunError(f"{path} is no file that kamera eval --json wrote; expected a list of runs")
+            if any(not isinstance(run["scores"]["methods"], Mapping) for run in runs):
+                raise TypeError("methods")
+            return runs
     results = read_json(path / RESULTS)
-    if not results.get("complete"):
-        raise OtherRunError(f"the run in {path} is not finished; run kamera eval with the same arguments to finish it")
-    groups = list(read_json(path / TIMING).values()) if (path / TIMING).exists() else []
-    return [{**results, "ttft_s": {name: _seconds(groups, name) for name in results["config"]["methods"]}}]
+    with expected(path / RESULTS):
+        if not results.get("complete"):
+            raise OtherRunError(
+                f"the run in {path} is not finished; run kamera eval with the same arguments to finish it"
+            )
+        methods = list(results["config"]["methods"])
+        if not isinstance(results["scores"]["methods"], Mapping):
+            raise TypeError("methods")
+    check_lines(path)
+    with expected(path / TIMING):
+        groups = list(read_json(path / TIMING).values()) if (path / TIMING).exists() else []
+        return [{**results, "ttft_s": {name: _seconds(groups, name) for name in methods}}]
 
 
 def _seconds(groups: Sequence[Record], name: str) -> Record:

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 
 import kamera_jax as kj
 from eval.methods import Batch, Method, parse_all
-from eval.run import answering, records, scores
-from eval.run.folder import CONTEXTS, RESULTS, SAMPLES, TIMING, Record, RunFolder, read_json, read_lines, write_json
+from eval.run import answering, records
+from eval.run.folder import TIMING, Record, RunFolder, expected, read_json, write_json
+from eval.run.rescoring import rescore, rescored
 from eval.tasks import Context, InvalidTaskError, Outline, Task, for_model, get
 from eval.tasks.tokens import segment_of
 from kamera_jax.backbone import Backbone, with_defaults
@@ -28,6 +29,8 @@ from kamera_jax.batch.windows import BatchRunner, Stack, Windows
 from kamera_jax.inference.encode import encode_segment
 from kamera_jax.kv import Segment
 from kamera_jax.window.window import aligned
+
+__all__ = ["ContextTooLongError", "Progress", "Run", "evaluate", "rescore"]
 
 Progress = Callable[[int, int], None]
 """Called with how many contexts are done, and how many there are."""
@@ -115,63 +118,27 @@ def evaluate(vlm: Backbone, run: Run, output: Path, progress: Progress = lambda 
         "versions": {"kamera-jax": kj.__version__} | {name: version(name) for name in ("jax", "jaxlib", "numpy")},
         **({"sources": sources} if sources else {}),
     }
-    folder = RunFolder.open(output, identity)
     groups = [group for outlines in layouts.values() for group in _groups(outlines, run.batch)]
-    done = folder.resume([[outline.context for outline in group] for group in groups])
-    timing = read_json(output / TIMING) if done and (output / TIMING).exists() else {}
     total = sum(map(len, groups))
     shallow = with_defaults(vlm).leading(2)
     runners = [
         BatchRunner(model, capacity=slots, mesh=mesh)
         for model, slots in ((vlm, capacity), (shallow, capacity), (vlm, longest))
     ]
-    for number, group in enumerate(groups):
-        if number >= done:
-            size = min(run.batch, len(layouts[group[0].layout]))
-            size = -(-size // (1 if mesh is None else mesh.size)) * (1 if mesh is None else mesh.size)
-            contexts, samples, seconds = _run_group(task, methods, runners, group, size, run.repeats)
-            folder.append(contexts, samples)
-            timing[str(number)] = seconds
-            write_json(output / TIMING, timing)
-        progress(sum(map(len, groups[: number + 1])), total)
-    return rescore(output)
-
-
-def rescore(output: Path, name: str | None = None) -> Record:
-    """The scores of a run from its lines: no model is run.
-
-    Args:
-        output: the run's folder.
-        name: the run's task, if the caller names one.
-
-    Returns:
-        The content of ``results.json``.
-
-    Raises:
-        ValueError: the folder has no run, one of another task or of another version of it, or one that was stopped; or
-            the task cannot be found.
-    """
-    results = read_json(output / RESULTS)
-    identity = {name: value for name, value in results.items() if name not in ("complete", "scores")}
-    config = results["config"]
-    if name is not None and name != config["task"]:
-        raise ValueError(f"{output} has a run of {config['task']}, not of {name}; name the task that was run")
-    task = get(config["task"])
-    if task.version != config["task_version"]:
-        raise ValueError(
-            f"{output} has a run of version {config['task_version']} of {config['task']}, which is now version "
-            f"{task.version}: its questions have changed; run kamera eval again into an empty folder"
-        )
-    contexts = read_lines(output / CONTEXTS)
-    samples = read_lines(output / SAMPLES)
-    total = len(task.outline(config["seeds"], config["limit"]))
-    if len(contexts) != total or sum(len(record["samples"]) for record in contexts) != len(samples):
-        raise ValueError(
-            f"{output} has a run that was stopped, with {len(contexts)} of {total} contexts and {len(samples)} "
-            "samples; run kamera eval with the same arguments to finish it"
-        )
-    RunFolder(output, identity).finish(scores.score(task, config["methods"], contexts, samples))
-    return read_json(output / RESULTS)
+    with RunFolder.opened(output, identity) as folder:
+        done = folder.resume([[outline.context for outline in group] for group in groups])
+        timing = read_json(output / TIMING) if done and (output / TIMING).exists() else {}
+        for number, group in enumerate(groups):
+            if number >= done:
+                size = min(run.batch, len(layouts[group[0].layout]))
+                size = -(-size // (1 if mesh is None else mesh.size)) * (1 if mesh is None else mesh.size)
+                contexts, samples, seconds = _run_group(task, methods, runners, group, size, run.repeats)
+                folder.append(contexts, samples)
+                with expected(output / TIMING):
+                    timing[str(number)] = seconds
+                write_json(output / TIMING, timing)
+            progress(sum(map(len, groups[: number + 1])), total)
+        return rescored(output)
 
 
 def _layouts(task: Task, outlines: Sequence[Outline]) -> dict[str, list[Outline]]:

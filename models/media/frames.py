@@ -6,6 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from models.media import pictures
+from models.media.files import opened
 
 
 def frame_count(path: Path) -> int:
@@ -14,11 +15,11 @@ def frame_count(path: Path) -> int:
     Raises:
         FileNotFoundError: there is no such file.
     """
-    if not path.exists():
-        raise FileNotFoundError(f"there is no file {path}")
     try:
-        with Image.open(path) as image:
+        with opened(path) as file, pictures.opened_image(file, str(path)) as image:
             return pictures.frame_count(image)
+    except FileNotFoundError:
+        raise
     except Exception:  # Pillow raises what it likes; who reads the file says what is wrong with it
         return 1
 
@@ -30,15 +31,18 @@ def image_frames(path: Path) -> Iterator[Image.Image]:
 
     Raises:
         ImageFormatError, DamagedImageError, ImageSizeError, EmptyImageError: it cannot be read; the message says why.
+        MediaFileError: it is no regular file.
         FileNotFoundError: there is no such file.
     """
     name = str(path)
-    try:
-        with Image.open(path) as image:
-            for index in range(pictures.frame_count(image)):
-                name = f"{path}, page {index + 1}" if index else str(path)
-                image.seek(index)
-                image.load()
-                yield pictures.to_rgb(image)
-    except Exception as error:
-        pictures.refuse(error, name)
+    with opened(path) as file:
+        try:
+            with pictures.opened_image(file, name) as image:
+                for index in range(pictures.frame_count(image)):
+                    name = f"{path}, page {index + 1}" if index else str(path)
+                    image.seek(index)
+                    pictures.check_pixels(image, name)
+                    image.load()
+                    yield pictures.to_rgb(image)
+        except Exception as error:
+            pictures.refuse(error, name)

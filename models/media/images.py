@@ -36,6 +36,7 @@ __all__ = [
     "check_merged_grid",
     "check_whole_patches",
     "normalise",
+    "padded_and_resized",
     "open_item",
     "pad_to_square",
     "preprocessor_fields",
@@ -53,6 +54,12 @@ VERSION = 2
 1 resized as the installed Pillow did. 2 resizes width first, whatever the Pillow; turns images as their EXIF says, and
 scales grey images of 16 bits.
 """
+
+MAX_SQUARE_PIXELS = 2**24
+"""An image that would be padded to a square of more pixels than this is shrunk first."""
+
+MAX_BETWEEN = 2**26
+"""Pixels of an image of which one side is resized and the other not yet, at most, unless the other order has more."""
 
 MAX_ASPECT = 200
 """Longer side over shorter side, at most, where an image's shape is kept."""
@@ -223,8 +230,13 @@ def resized(image: Image.Image, width: int, height: int) -> Image.Image:
     Each pass rounds to 8 bits, so their order shows. Pillow up to 12.1 takes the width first; 12.2 and 12.3 too, save
     where the height of an image more than 100 times as tall as wide shrinks. Pillow 13 takes the height first where the
     height shrinks, and by more than twice as many pixels as the width does; by any number where the width grows. There,
-    and only there, transformers on such a Pillow has other pixels.
+    and only there, transformers on such a Pillow has other pixels. The height is also taken first where the image would
+    have more than `MAX_BETWEEN` pixels in between.
     """
+    if width * image.height > max(MAX_BETWEEN, image.width * height):
+        return image.resize((image.width, height), Image.Resampling.BICUBIC).resize(
+            (width, height), Image.Resampling.BICUBIC
+        )
     return image.resize((width, image.height), Image.Resampling.BICUBIC).resize(
         (width, height), Image.Resampling.BICUBIC
     )
@@ -237,6 +249,19 @@ def pad_to_square(image: Image.Image, mean: tuple[float, ...]) -> Image.Image:
     square = Image.new("RGB", (side, side), (red, green, blue))
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return square
+
+
+def padded_and_resized(image: Image.Image, side: int, mean: tuple[float, ...]) -> Image.Image:
+    """An RGB image padded to a square (`pad_to_square`), and this resized to ``side`` x ``side`` pixels.
+
+    Where the square would have more than `MAX_SQUARE_PIXELS`, the image is shrunk first and padded then: the same
+    picture, up to its border with the padding, where less than a pixel of each is mixed.
+    """
+    longer = max(image.size)
+    if longer**2 <= MAX_SQUARE_PIXELS or longer <= side:
+        return resized(pad_to_square(image, mean), side, side)
+    width, height = (max(1, round(side * each / longer)) for each in image.size)
+    return pad_to_square(resized(image, width, height), mean)
 
 
 def normalise(image: Image.Image, config: PatchConfig) -> Float32[np.ndarray, "H W 3"]:

@@ -1,20 +1,34 @@
 """Pages of PDF files as images, rendered by pypdfium2."""
 
+import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pypdfium2 as pdfium
 from PIL import Image
 
+from models.media.files import opened
+from models.media.pictures import MAX_PIXELS
+
 POINTS = 72
 """Points to the inch: a page of n points is n pixels at this resolution."""
 
 DPI = 144
 
+MAX_PAGE_PIXELS = 2**24
+"""A page that would have more pixels is rendered at the resolution that gives it so many: models read no more."""
+
+MAX_PAGE_SIDE = 2**16
+"""As `MAX_PAGE_PIXELS`, of a page's longer side."""
+
+MAX_FAILURES = 16
+"""Pages in a row that cannot be rendered, after which the rest of a file is given up."""
+
 
 class PdfError(ValueError):
-    """A PDF file that cannot be read."""
+    """A PDF file, or a page of it, that cannot be read."""
 
 
 def page_count(path: Path) -> int:
@@ -22,42 +36,83 @@ def page_count(path: Path) -> int:
 
     Raises:
         PdfError: it is none, is damaged, needs a password, or has no page.
+        MediaFileError: it is no regular file.
         FileNotFoundError: there is no such file.
     """
-    document = _open(path)
-    try:
+    with _document(path) as document:
         return len(document)
-    finally:
-        document.close()
 
 
 def pdf_pages(path: Path, *, dpi: int = DPI) -> Iterator[Image.Image]:
-    """The pages of a PDF file, one after another, rendered at ``dpi``.
+    """The pages of a PDF file, one after another, rendered at ``dpi``, or at less where they are very large.
 
     Raises:
-        PdfError: it is none, is damaged, needs a password, or has no page; or dpi is not above 0.
+        PdfError: it is none, is damaged, needs a password, has no page, or has one that cannot be rendered; or dpi is
+            not above 0.
+        MediaFileError: it is no regular file.
         FileNotFoundError: there is no such file.
+    """
+    for page in rendered(path, dpi=dpi):
+        if isinstance(page, PdfError):
+            raise page
+        yield page
+
+
+def rendered(path: Path, *, dpi: int = DPI) -> Iterator[Image.Image | PdfError]:
+    """As `pdf_pages`, with the error in the place of a page that cannot be rendered.
+
+    After `MAX_FAILURES` such pages in a row no more are tried.
+
+    Raises:
+        PdfError, MediaFileError, FileNotFoundError: as `pdf_pages`, of the whole file.
     """
     if dpi <= 0:
         raise PdfError(f"a page is rendered at a resolution above 0 dpi; got {dpi}")
-    document = _open(path)
-    scale: Any = dpi / POINTS  # annotated int there
+    with _document(path) as document:
+        failures = 0
+        for number in range(len(document)):
+            try:
+                image = _rendered(document[number], dpi)
+            except Exception as error:  # pdfium says nothing but that it failed; memory may be lacking too
+                failures += 1
+                reason = str(error) or type(error).__name__
+                last = "" if failures < MAX_FAILURES else "; the pages behind it were not tried"
+                yield PdfError(f"page {number + 1} of {path} cannot be rendered ({reason}){last}")
+                if last:
+                    return
+            else:
+                failures = 0
+                yield image
+
+
+def _rendered(page: pdfium.PdfPage, dpi: int) -> Image.Image:
     try:
-        for page in document:
-            yield page.render(scale=scale).to_pil().convert("RGB")
+        width, height = page.get_size()
+        if not (0 < width < math.inf and 0 < height < math.inf):
+            raise PdfError(f"it is {width:g} x {height:g} points large")
+        images: Any = page.get_objects([pdfium.raw.FPDF_PAGEOBJ_IMAGE])
+        for each in images:
+            columns, rows = each.get_px_size()
+            if columns * rows > MAX_PIXELS:
+                raise PdfError(f"an image on it has {columns} x {rows} pixels, expected {MAX_PIXELS} at most")
+        scale: Any = min(dpi / POINTS, math.sqrt(MAX_PAGE_PIXELS / width / height), MAX_PAGE_SIDE / max(width, height))
+        return page.render(scale=scale).to_pil().convert("RGB")
     finally:
-        document.close()
+        page.close()
 
 
-def _open(path: Path) -> pdfium.PdfDocument:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    try:
-        document = pdfium.PdfDocument(path)
-    except pdfium.PdfiumError as error:
-        raise PdfError(
-            f"{path} is no PDF file that can be read ({error}); is it damaged, or behind a password?"
-        ) from error
-    if not len(document):
-        raise PdfError(f"{path} has no page")
-    return document
+@contextmanager
+def _document(path: Path) -> Iterator[pdfium.PdfDocument]:
+    with opened(path) as file:
+        try:
+            document = pdfium.PdfDocument(file)
+        except Exception as error:  # PdfiumError, or what the reading of a damaged file brings
+            raise PdfError(
+                f"{path} is no PDF file that can be read ({error}); is it damaged, or behind a password?"
+            ) from error
+        try:
+            if not len(document):
+                raise PdfError(f"{path} has no page")
+            yield document
+        finally:
+            document.close()

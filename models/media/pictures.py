@@ -2,10 +2,19 @@
 
 import warnings
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+
+from models.media.files import MediaFileError, opened, read_text
+
+FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "PSD", "TIFF", "WEBP")
+"""The formats of image files that are read, as far as the installed Pillow has them. None of them starts another
+program, as EPS starts Ghostscript."""
+
+MAX_PIXELS = 2**26
+"""An image file of more pixels than this is not decoded; nor is one of more than ``PIL.Image.MAX_IMAGE_PIXELS``."""
 
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -26,6 +35,9 @@ DEEP_FORMATS = ("PNG", "PPM")
 
 WHITE_16 = 65535
 
+BAND = 2**20
+"""Pixels that are converted together where a conversion needs arrays larger than the image."""
+
 
 class ImageError(ValueError):
     """An image that cannot be encoded."""
@@ -44,7 +56,7 @@ class DamagedImageError(ImageError):
 
 
 class ImageSizeError(ImageError):
-    """An image of so many pixels that Pillow takes it for a decompression bomb."""
+    """An image file of more pixels than are read (`MAX_PIXELS`), as a decompression bomb is."""
 
 
 class FirstFrameWarning(UserWarning):
@@ -60,6 +72,7 @@ def open_item(item: Any) -> str | Image.Image | np.ndarray:
     Raises:
         ImageFormatError: another type, or a file that is neither an image nor UTF-8 text.
         DamagedImageError, ImageSizeError, EmptyImageError: an image that cannot be decoded; the message says why.
+        MediaFileError: a path that is no regular file, or a text that is too long.
         FileNotFoundError: there is no such file.
     """
     if isinstance(item, Path):
@@ -77,16 +90,41 @@ def open_item(item: Any) -> str | Image.Image | np.ndarray:
 def _open_file(path: Path) -> str | Image.Image:
     if path.suffix.lower() in (".txt", ".md"):
         try:
-            return path.read_text(encoding="utf-8")
+            return read_text(path)
         except UnicodeDecodeError as error:
             raise ImageFormatError(f"{path} is no UTF-8 text ({error}); save it as UTF-8") from error
-    try:
-        with Image.open(path) as image:
-            _left_out(image, str(path))
-            image.load()
-            return to_rgb(image)
-    except Exception as error:
-        refuse(error, str(path))
+    with opened(path) as file:
+        try:
+            with opened_image(file, str(path)) as image:
+                _left_out(image, str(path))
+                image.load()
+                return to_rgb(image)
+        except Exception as error:
+            refuse(error, str(path))
+
+
+def opened_image(file: BinaryIO, name: str) -> Image.Image:
+    """The image in a file, of one of `FORMATS`; its pixels are not decoded yet.
+
+    Raises:
+        ImageSizeError: it declares more pixels than are read.
+        Exception: whatever Pillow raises; see `refuse`.
+    """
+    Image.init()  # which lists the formats
+    image = Image.open(file, formats=[each for each in FORMATS if each in Image.OPEN])
+    check_pixels(image, name)
+    return image
+
+
+def check_pixels(image: Image.Image, name: str) -> None:
+    """Raise ImageSizeError if an image file, or the frame that it stands at, has more pixels than are read."""
+    most = MAX_PIXELS if Image.MAX_IMAGE_PIXELS is None else min(MAX_PIXELS, Image.MAX_IMAGE_PIXELS)
+    if image.width * image.height > most:
+        raise ImageSizeError(
+            f"{name} is too large: {image.width} x {image.height} pixels, expected {most} at most; cut it up or shrink "
+            "it, or raise models.media.pictures.MAX_PIXELS and PIL.Image.MAX_IMAGE_PIXELS if you trust where it comes "
+            "from"
+        )
 
 
 def frame_count(image: Image.Image) -> int:
@@ -120,19 +158,17 @@ def refuse(error: Exception, name: str) -> NoReturn:
         ImageFormatError, DamagedImageError, ImageSizeError: as the error tells.
         Exception: the error itself, if it is about the file system, memory, or a warning; or an `ImageError`.
     """
-    kept = isinstance(error, ImageError | Warning | MemoryError)
+    bomb = isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning)
+    kept = isinstance(error, ImageError | MediaFileError | Warning | MemoryError) and not bomb
     if kept or (isinstance(error, OSError) and error.errno is not None):
         raise error
     if isinstance(error, UnidentifiedImageError):
         raise ImageFormatError(
-            f"{name} is no image that Pillow can read; expected an image, .txt or .md file"
+            f"{name} is of no format that is read; expected an image ({', '.join(FORMATS)}), .txt or .md file"
             + ("; install pillow-heif and register its opener" if name.lower().endswith((".heic", ".heif")) else "")
         ) from error
-    if isinstance(error, Image.DecompressionBombError):
-        raise ImageSizeError(
-            f"{name} is too large ({error}); cut it up or shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust "
-            "where it comes from"
-        ) from error
+    if bomb:
+        raise ImageSizeError(f"{name} is too large ({error}); cut it up or shrink it") from error
     raise DamagedImageError(
         f"{name} cannot be decoded ({str(error) or type(error).__name__}); is the file whole, and was it still open "
         "when the image was handed in?"
@@ -164,12 +200,24 @@ def to_rgb(image: Image.Image | np.ndarray) -> Image.Image:
     if not (image.width and image.height):
         raise EmptyImageError(f"the image is {image.width} x {image.height} pixels; expected at least 1 x 1")
     try:
+        if isinstance(image, ImageFile.ImageFile):
+            check_pixels(image, "the image")
+            _check_starts_nothing(image)
         image.load()
         rgb = _over_white(_eight_bits(_upright(image), image.format))
     except Exception as error:
         refuse(error, "the image")
     rgb.info = {}  # its orientation and transparency are applied: read again, it would turn the image once more
     return rgb
+
+
+def _check_starts_nothing(image: ImageFile.ImageFile) -> None:
+    """Raise ImageFormatError if decoding the image would start another program: Ghostscript, for EPS."""
+    if image.format == "EPS" and image.tile:
+        raise ImageFormatError(
+            "the image is an EPS file that is not decoded yet, which would start Ghostscript; call its load() first, "
+            "if you trust where it comes from, or save it as PNG"
+        )
 
 
 def _remedy(array: np.ndarray) -> str:
@@ -219,17 +267,26 @@ def _eight_bits(image: Image.Image, file_format: str | None) -> Image.Image:
         if high <= 255 and image.mode == "F":
             return image.convert("L")
         factor = 1.0 if high <= 255 else factor
-    levels = np.rint(values.astype(np.float64) * factor).astype(np.uint8)
+    levels = np.empty(values.shape, np.uint8)
     clear = image.info.get("transparency")
-    if isinstance(clear, int):
-        levels = np.where(values == clear, np.uint8(255), levels)
+    rows = max(1, BAND // image.width)
+    for top in range(0, image.height, rows):
+        band = values[top : top + rows]
+        levels[top : top + rows] = np.rint(band.astype(np.float64) * factor)
+        if isinstance(clear, int):
+            levels[top : top + rows][band == clear] = 255
     return Image.fromarray(levels)
 
 
 def _over_white(image: Image.Image) -> Image.Image:
-    if image.mode == "La":
-        image = image.convert("LA")
-    if not image.has_transparency_data:
+    if not (image.has_transparency_data or image.mode == "La"):
         return image.convert("RGB")
-    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    rgb = Image.new("RGB", image.size)
+    rows = max(1, BAND // image.width)
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        if band.mode == "La":
+            band = band.convert("LA")
+        white = Image.new("RGBA", band.size, (255, 255, 255, 255))
+        rgb.paste(Image.alpha_composite(white, band.convert("RGBA")), (0, top))
+    return rgb

@@ -20,6 +20,8 @@ CLASSES = {
     "hostile_sessions": 120,
     "hostile_models": 190,
     "configs": 200,
+    "media": 4000,
+    "eval_folders": 150,
 }
 """The module of each class of faults in this folder, and how many of them are tried."""
 

@@ -16,7 +16,7 @@ from models.media.images import (
     PatchConfig,
     check_aspect,
     check_whole_patches,
-    pad_to_square,
+    padded_and_resized,
     preprocessor_fields,
     raster_patches,
     resized,
@@ -96,10 +96,11 @@ def preprocess_image(image: Image.Image | np.ndarray, config: ImageConfig) -> Im
     rgb = to_rgb(image)
     check_aspect(*rgb.size)
     if config.pad:
-        rgb = pad_to_square(rgb, config.mean)
-    # HF truncates size * long / short; for the shorter side itself that is exact.
-    width, height = (int(config.shortest_edge * side / min(rgb.size)) for side in rgb.size)
-    rgb = resized(rgb, width, height)
+        rgb = padded_and_resized(rgb, config.shortest_edge, config.mean)
+    else:
+        # HF truncates size * long / short; for the shorter side itself that is exact.
+        width, height = (int(config.shortest_edge * side / min(rgb.size)) for side in rgb.size)
+        rgb = resized(rgb, width, height)
     left, top = ((side - config.crop_size) // 2 for side in rgb.size)
     # Black where the crop reaches past the image.
     return raster_patches(rgb.crop((left, top, left + config.crop_size, top + config.crop_size)), config)

@@ -10,6 +10,10 @@ WIDTH = 128
 """Columns of a box: what stands before the token (`WORD_GAP` of them), the token, and blanks."""
 
 
+MAX_BOXES = 2**14
+"""Tokens of a page, at most: more than the model reads in one text."""
+
+
 class PageFormatError(ImageError):
     """An image that is no page of lines of text."""
 
@@ -32,7 +36,7 @@ def boxes(image: UInt8[np.ndarray, "H W 3"]) -> Float32[np.ndarray, "n P"]:
     outside of the page counts as ink.
 
     Raises:
-        PageFormatError: the image is not made of lines, or has nothing on it.
+        PageFormatError: the image is not made of lines, has nothing on it, or has more than `MAX_BOXES` tokens.
     """
     height, width = image.shape[:2]
     if height % LINE or not height:
@@ -40,12 +44,16 @@ def boxes(image: UInt8[np.ndarray, "H W 3"]) -> Float32[np.ndarray, "n P"]:
             f"the image is {width} x {height} pixels; expected a page of text in lines of {LINE} pixels each, as "
             "models.ports.smol_vl.pages draws them"
         )
-    dark = 255 - image.astype(np.uint16).mean(axis=2).astype(np.uint8)
     found = []
     for top in range(0, height, LINE):
-        strip = dark[top : top + LINE]
+        strip = 255 - image[top : top + LINE].astype(np.uint16).mean(axis=2).astype(np.uint8)
         padded = np.pad(strip, ((0, 0), (WORD_GAP, 0)), constant_values=255)
-        for start, end in edges(strip):
+        tokens = edges(strip)
+        if len(found) + len(tokens) > MAX_BOXES:
+            raise PageFormatError(
+                f"the image of {width} x {height} pixels has more than {MAX_BOXES} tokens; expected a page of text"
+            )
+        for start, end in tokens:
             box = np.zeros((LINE, WIDTH), np.float32)
             taken = padded[:, start : min(end + WORD_GAP, start + WIDTH)]
             box[:, : taken.shape[1]] = taken

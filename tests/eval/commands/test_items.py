@@ -58,5 +58,9 @@ def test_nothing_to_encode_is_named(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="missing"):
         sources([tmp_path / "missing"])
     (folder / "e.pdf").write_bytes(b"cut")
+    found = sources([folder])
+    assert [source.path.name for source in found] == ["a.jpg", "c.txt", "b.PNG", "e.pdf"]
     with pytest.raises(PdfError, match=r"e\.pdf"):
-        sources([folder])
+        list(found[3].items())
+    [(name, error)] = found[3].tried()
+    assert name == "e.pdf" and isinstance(error, PdfError)

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from models.hub.fields import ConfigError, UnknownConfigFieldError, UnsupportedConfigError
-from models.media.images import AspectRatioError, EmptyImageError, ImageFormatError, PatchLimitError
+from models.media.images import AspectRatioError, EmptyImageError, ImageFormatError, PatchLimitError, resized
 from models.ports.deepseek_vl import images as deepseek_vl
 from models.ports.kimi_vl import images as kimi_vl
 from models.ports.llava import images as llava
@@ -219,6 +219,47 @@ def test_what_is_no_image_is_refused(name):
             port.preprocess_image(image, config)
     with pytest.raises(ImageFormatError, match=r"expected uint8\[H, W, 3\]"):
         port.preprocess_image(np.zeros((5, 5), np.uint8), config)
+
+
+@pytest.mark.parametrize("size", [(4200, 60), (60, 4200), (4100, 4000), (5000, 25)])
+def test_llava_shrinks_before_it_pads_to_a_very_large_square(monkeypatch, size):
+    """The oracle pads first, as transformers does: the picture is the same up to where it borders on the padding."""
+    config = llava.ImageConfig.from_hf(LLAVA | {"image_processor_type": "LlavaImageProcessor", "do_pad": True})
+    smooth = Image.fromarray(np.add.outer(np.arange(60), np.arange(60)).astype(np.uint8), "L").convert("RGB")
+    image = smooth.resize(size)
+    sizes = []
+    new = Image.new
+    monkeypatch.setattr(Image, "new", lambda mode, size, *more: sizes.append(size) or new(mode, size, *more))
+    given = llava.preprocess_image(image, config).patches
+    assert max(width * height for width, height in sizes) <= 2**24
+    monkeypatch.setattr("models.media.images.MAX_SQUARE_PIXELS", 10**9)
+    exact = llava.preprocess_image(image, config).patches
+    levels = np.abs(given - exact).max(axis=1) * 255 * 0.26862954
+    assert (levels > 3).mean() <= 0.1 and levels.mean() < 3
+
+
+@pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1), (300, 60_000)])
+@pytest.mark.parametrize("name", [*PORTS, "padded"])
+def test_thin_images_are_resized_or_refused_within_bounds(monkeypatch, name, size):
+    port, given = PORTS.get(name, (llava, LLAVA | {"image_processor_type": "LlavaImageProcessor", "do_pad": True}))
+    config = port.ImageConfig.from_hf(given)
+    sizes = []
+    new = Image.new
+    monkeypatch.setattr(Image, "new", lambda mode, size, *more: sizes.append(size) or new(mode, size, *more))
+    try:
+        assert len(port.preprocess_image(Image.new("RGB", size, (9, 9, 9)), config).patches)
+    except (AspectRatioError, PatchLimitError) as error:
+        assert f"{size[0]} x {size[1]}" in str(error)
+    assert max(width * height for width, height in sizes) <= 2**25
+
+
+def test_height_goes_first_where_width_first_would_be_too_large(monkeypatch):
+    image = picture(10, 400)
+    wide = resized(image, 40, 20)
+    monkeypatch.setattr("models.media.images.MAX_BETWEEN", 40 * 400 - 1)
+    other = resized(image, 40, 20)
+    assert other.size == wide.size
+    assert np.abs(np.asarray(other, int) - np.asarray(wide, int)).mean() < 1
 
 
 @pytest.mark.parametrize("pad", [False, True])

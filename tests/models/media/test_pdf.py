@@ -2,7 +2,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.media.pdf import PdfError, page_count, pdf_pages
+from models.media import pdf as module
+from models.media.files import MediaFileError
+from models.media.pdf import PdfError, page_count, pdf_pages, rendered
+from tests.pictures import ENCRYPTED, PAGES, pdf, pdf_image, pdf_page
 
 
 @pytest.fixture
@@ -40,3 +43,51 @@ def test_a_file_that_is_not_there_and_a_resolution_of_nothing(document, tmp_path
         page_count(tmp_path / "c.pdf")
     with pytest.raises(PdfError, match="above 0"):
         list(pdf_pages(document[0], dpi=0))
+
+
+@pytest.mark.parametrize(
+    ("points", "pixels"),
+    [((14_400, 14_400), (4096, 4096)), ((14_400, 900), (16_384, 1024)), ((100, 200), (200, 400))],
+)
+def test_a_page_is_rendered_no_larger_than_models_read(tmp_path, points, pixels):
+    (tmp_path / "a.pdf").write_bytes(pdf(PAGES, b"<</Type/Pages/Kids[3 0 R]/Count 1>>", pdf_page(*points)))
+    (image,) = pdf_pages(tmp_path / "a.pdf", dpi=144)
+    assert np.abs(np.subtract(image.size, pixels)).max() <= 1 and image.getpixel((5, 5)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("count", [1, 10**9])
+def test_a_page_tree_that_bites_its_tail_ends(tmp_path, count):
+    kids = b"<</Type/Pages/Kids[2 0 R 3 0 R]/Count %d>>" % count
+    (tmp_path / "a.pdf").write_bytes(pdf(PAGES, kids, b"<</Type/Pages/Kids[2 0 R]/Count 5>>"))
+    with pytest.raises(PdfError, match=r"page 1 of .*a\.pdf cannot be rendered"):
+        list(pdf_pages(tmp_path / "a.pdf"))
+    assert 1 <= len(list(rendered(tmp_path / "a.pdf"))) <= module.MAX_FAILURES
+
+
+def test_pages_beside_a_damaged_one_are_rendered(tmp_path):
+    kids = b"<</Type/Pages/Kids[3 0 R 4 0 R 5 0 R]/Count 3>>"
+    (tmp_path / "a.pdf").write_bytes(pdf(PAGES, kids, pdf_page(10, 10), pdf_page(0, 0), pdf_page(30, 10)))
+    first, second, third = rendered(tmp_path / "a.pdf", dpi=72)
+    assert isinstance(second, PdfError) or second.size == (612, 792)  # letter, where pdfium mends it
+    assert first.size == (10, 10) and third.size == (30, 10)
+
+
+def test_no_page_and_a_password_are_named(tmp_path):
+    (tmp_path / "none.pdf").write_bytes(pdf(PAGES, b"<</Type/Pages/Kids[]/Count 0>>"))
+    locked = pdf(PAGES, b"<</Type/Pages/Kids[3 0 R]/Count 1>>", pdf_page(10, 10))
+    (tmp_path / "locked.pdf").write_bytes(locked.replace(b"/Root 1 0 R", b"/Root 1 0 R" + ENCRYPTED))
+    for name in ("none", "locked"):
+        with pytest.raises(PdfError, match=rf"{name}\.pdf"):
+            page_count(tmp_path / f"{name}.pdf")
+    (tmp_path / "folder.pdf").mkdir()
+    with pytest.raises(MediaFileError, match=r"folder\.pdf is a folder"):
+        page_count(tmp_path / "folder.pdf")
+
+
+def test_an_image_of_too_many_pixels_on_a_page_is_not_decoded(tmp_path, monkeypatch):
+    (tmp_path / "a.pdf").write_bytes(pdf_image(300, 200))
+    monkeypatch.setattr(module, "MAX_PIXELS", 60_000)
+    assert next(pdf_pages(tmp_path / "a.pdf", dpi=72)).getpixel((50, 50)) == (0, 0, 0)
+    monkeypatch.setattr(module, "MAX_PIXELS", 59_999)
+    with pytest.raises(PdfError, match="an image on it has 300 x 200 pixels, expected 59999 at most"):
+        next(pdf_pages(tmp_path / "a.pdf"))

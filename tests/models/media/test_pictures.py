@@ -266,8 +266,15 @@ def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ImageSizeError, match=r"bomb\.png is too large"):
         open_item(tmp_path / "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
-    with pytest.warns(Image.DecompressionBombWarning):
-        assert open_item(tmp_path / "bomb.png").size == (30, 30)
+    with pytest.raises(ImageSizeError, match=r"bomb\.png is too large"):  # Pillow only warns of it
+        open_item(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 900)
+    assert open_item(tmp_path / "bomb.png").size == (30, 30)
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 899)
+    with pytest.raises(ImageSizeError, match=r"30 x 30 pixels, expected 899 at most"):
+        open_item(tmp_path / "bomb.png")
+    with Image.open(tmp_path / "bomb.png") as lazy, pytest.raises(ImageSizeError, match="expected 899 at most"):
+        to_rgb(lazy)
 
 
 def test_every_refusal_is_a_value_error():
