@@ -31,7 +31,8 @@ docs: $(VENV)/installed-docs ## build the documentation and open it in a headles
 notebooks: $(VENV)/installed-notebooks ## run the notebooks
 	$(BIN)/python -m pytest -q -p tests.conftest --jaxtyping-packages= --nbmake -n $(WORKERS) notebooks $(ARGS)
 
-soak: $(VENV)/installed-test ## what takes long and adds little to every run
+soak: $(VENV)/installed-test ## try every class of faults anew, write docs/reliability.md, and run the tests that take long: an hour
+	$(BIN)/python -m tests.hardening.measure docs/results/reliability.json --page docs/reliability.md
 	$(BIN)/python -m pytest -m soak -n $(WORKERS) --dist worksteal $(ARGS)
 
 parity: $(VENV)/installed-parity ## compare with the torch reference

@@ -1,8 +1,8 @@
 """What a class of faults did: every fault is tried in a process of its own kind, with its time and memory measured.
 
-A module of faults has ``WHAT``, which says in some words what is tried; ``cases(folder, count, seed)``, which makes
-descriptions that can be pickled; and ``judge(case, folder)``, which tries one in a fresh folder and returns "" where
-all is as it should be, or one of `FAILURES` with what happened behind a colon. If it has ``prepare()``, a process calls
+A module of faults has ``cases(folder, count, seed)``, which makes descriptions that can be pickled, and
+``judge(case, folder)``, which tries one in a fresh folder and returns "" where all is as it should be, or one of
+`FAILURES` with what happened behind a colon. If it has ``prepare()``, a process calls
 that before its first fault, to compile and import what no fault is to wait for. `run` gives the cases to worker
 processes and counts.
 """

@@ -3,10 +3,11 @@
 import json
 from pathlib import Path
 
-from benchmarks import guard_text_page, kernels, window
+from benchmarks import guard_text_page, kernels, reliability_page, window
 from eval.report import evaluation as evaluation_report
 from eval.report import figures as evaluation_figures
 from models import load
+from tests.hardening.measure import CLASSES
 
 ROOT = Path(__file__).parents[3]
 RESULTS = ROOT / "docs/results"
@@ -30,6 +31,15 @@ def test_windows_are_what_was_measured():
 def test_what_a_patch_is_worth_elsewhere_is_what_was_measured():
     written = guard_text_page.page(read("guard-text"))
     assert (ROOT / "docs/guard.md").read_text(encoding="utf-8") == written
+
+
+def test_faults_are_what_was_tried():
+    """And none of them failed, in the numbers that are asked for."""
+    measured = read("reliability")
+    assert (ROOT / "docs/reliability.md").read_text(encoding="utf-8") == reliability_page.page(measured)
+    assert measured["classes"].keys() == CLASSES.keys()
+    for name, found in measured["classes"].items():
+        assert found["tried"] >= CLASSES[name][0] and not any(found["failed"].values()), name
 
 
 def test_methods_are_what_was_measured():
