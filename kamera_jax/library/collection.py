@@ -9,7 +9,7 @@ import contextlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 
 from kamera_jax.errors import LibraryCorruptError, LibraryFullError
 from kamera_jax.library import marks
@@ -131,14 +131,14 @@ def _begin(tally: _Tally) -> dict[Kind, list[str]]:
         tally.swept = len(swept)
         tally.freed = sum(swept) + _beside(committer)
         dead = index.dead()
-        tally.drop(dead)
-        return {kind: _to_collect(index, kind) for kind in FOLDERS}
+        stuck = set(tally.drop(dead))
+        return {kind: _to_collect(index, kind, stuck) for kind in FOLDERS}
 
 
-def _to_collect(index: Index, kind: Kind) -> list[str]:
-    """Packs of which less than half is alive, and those of few rows where there are several."""
-    packs = index.packs()
-    live = {name: len(index.live(name)) for name, keys in packs.items() if keys.kind == kind}
+def _to_collect(index: Index, kind: Kind, but: Container[str]) -> list[str]:
+    """Packs of which less than half is alive, and those of few rows where there are several; some are left out."""
+    packs = {name: keys for name, keys in index.packs().items() if keys.kind == kind and name not in but}
+    live = {name: len(index.live(name)) for name in packs}
     half = [name for name, count in live.items() if 2 * count < len(packs[name].keys)]
     sparse = set(half)
     small = [name for name, count in live.items() if count < SMALL_ROWS and name not in sparse]

@@ -30,7 +30,7 @@ LOCK = "LOCK"
 PACK_BYTES = 2**28
 """Rows are put into one pack until they have so many bytes."""
 
-PACK_ROWS = 2**12
+PACK_ROWS = 2**9
 """No pack has more rows: whoever reads one of them reads the pack's whole manifest."""
 
 PENDING_BYTES = 2**30

@@ -25,8 +25,8 @@ from kamera_jax.library.stamps import Stamps, settled, stamps
 FOLDERS: dict[Kind, str] = {"chunks": "packs", "patches": "patches"}
 """The folder of the packs of each kind."""
 
-OPEN_PACKS = 64
-OPEN_ROWS = 2**14
+OPEN_PACKS = 256
+OPEN_ROWS = 2**15
 """Manifests kept in memory, of the packs last read: so many, of no more rows together."""
 
 _SCANS = 10
@@ -138,11 +138,14 @@ class Index:
 
     def _add(self, name: str, keys: PackKeys) -> None:
         self._packs[name] = keys
+        alone = (name,)
         for key, chunk in zip(keys.keys, keys.chunks, strict=True):
-            if f"{name}.{key}" not in self._deleted:
-                self._rows[key] = (*self._rows.get(key, ()), name)
-                if keys.kind == "patches":
-                    self._patches.setdefault(chunk, {})[key] = None
+            if self._deleted and f"{name}.{key}" in self._deleted:
+                continue
+            if (packs := self._rows.setdefault(key, alone)) is not alone:
+                self._rows[key] = (*packs, name)
+            if keys.kind == "patches":
+                self._patches.setdefault(chunk, {})[key] = None
 
     def _remove_row(self, name: str, key: str) -> None:
         packs = tuple(each for each in self._rows.get(key, ()) if each != name)

@@ -110,6 +110,11 @@ class Manifest:
         dtype, shape = self.arrays[array]
         return math.prod(shape) * dtype.itemsize
 
+    def row_nbytes(self, key: str) -> int:
+        """Bytes of a row's arrays, wherever they lie."""
+        leaves = self.entries[key]["leaves"].values()
+        return sum(math.prod(_shape(shape)) * _dtype(dtype).itemsize for _, dtype, shape, _, _ in leaves)
+
     def leaves(self, key: str) -> dict[str, Leaf]:
         """Where the arrays of a row lie, by their names.
 

@@ -122,8 +122,7 @@ class Pack:
         """A row's plain fields, its model's spec, and the bytes of its arrays, which are not read; raises as `row`."""
         with self.manifest_errors():
             about = dict(self.manifest.entries[key]["about"])
-            size = sum(leaf.nbytes for leaf in self.manifest.leaves(key).values())
-            return about, self.manifest.specs.get(str(about.get("spec"))), size
+            return about, self.manifest.specs.get(str(about.get("spec"))), self.manifest.row_nbytes(key)
 
     @contextmanager
     def manifest_errors(self) -> Iterator[None]:

@@ -369,3 +369,46 @@ def test_a_reserve_for_marks(lib):
     (lib.root / marks.RESERVE).unlink()
     another(lib)
     assert (lib.root / marks.RESERVE).stat().st_size == marks.RESERVE_BYTES
+
+
+def test_marks_of_an_earlier_version(lib):
+    """It marked packs that it had dropped, for ever, and knew no log."""
+    lib.put_many([chunk(i) for i in range(3)])
+    lib.put_many([chunk(i) for i in range(3, 20)])
+    lib.delete(key_of(4))
+    dropped = lib.info(key_of(0)).pack
+    lib.close()
+    (lib.root / "deleted.log").unlink()
+    (lib.root / "CHANGES").unlink()
+    for name in (dropped, "0" * 32):
+        (lib.root / "tombstones" / name).touch()
+    wanted = {3, *range(5, 20)}
+    assert there(kj.ChunkLibrary.open(lib.root)) == there(another(lib)) == there(lib) == wanted
+    assert lib.gc().dropped == 1 and there(lib) == wanted and not lib.stats().lost
+    assert len(os.listdir(lib.root / "tombstones")) == 1 and len(os.listdir(lib.root / "packs")) == 1
+    for name in ("tombstones", "deleted.log"):
+        other = shutil.copytree(lib.root, lib.root.parent / name)
+        spoilt(other / name, "removed")
+        assert there(kj.ChunkLibrary.open(other, mode="a")) == wanted
+
+
+def test_a_pack_that_cannot_be_removed(lib, monkeypatch):
+    """Its rows are copied once; what stays of it is nobody's."""
+    for i in range(3):
+        lib.put(chunk(i))
+    stuck = lib.info(key_of(1)).pack
+    whole = os.rename
+
+    def rename(source, target, **options):
+        if os.fspath(source).endswith(stuck):
+            raise PermissionError(errno.EPERM, "not permitted", source)
+        return whole(source, target, **options)
+
+    with monkeypatch.context() as context:
+        context.setattr(os, "rename", rename)
+        done = lib.gc()
+        assert (done.dropped, done.moved) == (2, 3)
+        assert (lib.gc().moved, there(lib)) == (0, {0, 1, 2})
+        lib.delete(key_of(1))
+        assert there(another(lib)) == {0, 2}
+    assert lib.gc().dropped == 1 and there(another(lib)) == {0, 2} and len(lib.packs()) == 1

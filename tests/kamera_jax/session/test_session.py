@@ -325,7 +325,7 @@ def test_a_save_that_dies_leaves_what_was_there(toy, tmp_path, monkeypatch, poin
                 patch.setattr(snapshot, "write_sealed", die)
             elif point == "description":
                 patch.setattr(snapshot, "sync_tree", lambda folder: None)
-                patch.setattr(files, "os", SimpleNamespace(fsync=die))
+                patch.setattr(files.os, "fsync", die)
             else:
                 patch.setattr(snapshot, "shutil", SimpleNamespace(rmtree=die))
             session.save(tmp_path / "s")
