@@ -210,13 +210,17 @@ def test_marks_go_with_their_packs(lib):
             lib.delete(key_of(i))
         assert len(os.listdir(lib.root / "tombstones")) >= 7
         lib.gc()
-        assert not os.listdir(lib.root / "tombstones") and (lib.root / "deleted.log").stat().st_size < 100, turn
+        assert not os.listdir(lib.root / "tombstones") and len(logged(lib.root)) == 1, turn
         for each in (reader, lib, another(lib)):
             assert there(each) == {6, 7} and not each.stats().lost and each.verify().ok
             with pytest.raises(ChunkNotFoundError, match="never stored, or was deleted"):
                 each.get(key_of(3))
         for i in (6, 7):
             lib.delete(key_of(i))
+
+
+def logged(root):
+    return (root / "deleted.log").read_text().split("\n\n")[0].split()[2::2]
 
 
 def spoilt(path, how):
@@ -364,11 +368,25 @@ def test_errors_of_the_disk_are_named(lib, monkeypatch, number, named, wrapped):
         lib.put(chunk(0))
 
 
-def test_a_reserve_for_marks(lib):
-    assert (lib.root / marks.RESERVE).stat().st_size == marks.RESERVE_BYTES
-    (lib.root / marks.RESERVE).unlink()
-    another(lib)
-    assert (lib.root / marks.RESERVE).stat().st_size == marks.RESERVE_BYTES
+def test_marks_are_written_over_what_is_there(lib):
+    """The log has room for many, which is there before the disk is full."""
+    log = lib.root / "deleted.log"
+    lib.put_many([chunk(i) for i in range(8)])
+    size = log.stat().st_size
+    for i in range(4):
+        lib.delete(key_of(i))
+    assert log.stat().st_size == size > marks.PADDING and len(marks.read(lib.root).deleted) == 4
+    with log.open("r+b") as file:  # the writer of the next one dies in the middle
+        file.seek(len(log.read_bytes().rstrip(b"\n")) + 1)
+        file.write(b"0123456789abcdef")
+    shutil.rmtree(lib.root / "tombstones")
+    assert there(another(lib)) == set(range(4, 8)) and lib.verify().ok
+    lib.delete(key_of(5))
+    for _ in range(3):
+        marks.add(lib.root, [f"{number:032x}.{key_of(0)}" for number in range(400)])
+    found = marks.read(lib.root)
+    assert len(found.deleted) == 405 and not found.broken
+    assert len(log.read_bytes()) - len(log.read_bytes().rstrip(b"\n")) >= marks.PADDING // 2
 
 
 def test_marks_of_an_earlier_version(lib):
