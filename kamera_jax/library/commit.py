@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 
-from kamera_jax.errors import LibraryDiskError, LibraryFullError, UnstorableError
+from kamera_jax.errors import LibraryCorruptError, LibraryDiskError, LibraryFullError, UnstorableError
 from kamera_jax.library.arrays import writer
 from kamera_jax.library.failures import check_own, is_forbidden, is_full
 from kamera_jax.library.failures import named_errors as named_errors
@@ -104,6 +104,8 @@ class Committer:
                         )
                     elif not kinds:
                         fresh[row.key] = row
+                    elif (damage := self._damage(row.key, kind)) is not None:
+                        failed[row.key] = damage
                 self._write_apart(kind, list(fresh.values()), failed)
         except BaseException as error:
             failed = {row.key: error for row, _ in batch}
@@ -112,6 +114,14 @@ class Committer:
                 future.set_exception(failed[row.key])
             else:
                 future.set_result(row.key)
+
+    def _damage(self, key: str, kind: Kind) -> Exception | None:
+        """Why what is there under a key cannot be read, as far as is known without reading it."""
+        try:
+            self.index.find(key, kind)
+        except (LibraryCorruptError, OSError) as error:
+            return LibraryCorruptError(f"{key[:12]} is there and cannot be read: {error}")
+        return None
 
     def _write_apart(self, kind: Kind, rows: list[Row], failed: dict[str, BaseException]) -> None:
         """Write rows; those that cannot be written, for what they are, cost no other row."""

@@ -66,6 +66,7 @@ class Pack:
             LibraryCorruptError: its manifest is not as it was written.
         """
         self.folder = folder
+        self._place = str(folder)
         try:
             folder_stamp(folder)
             body = read_sealed(folder / MANIFEST)
@@ -154,7 +155,7 @@ class Pack:
             start = start + first * (leaf.nbytes // parts)
         if into is None:
             into = _aligned(self._size(leaf.array, leaf.nbytes // parts * count))
-        path = self.folder / self._data[leaf.array]
+        path = os.path.join(self._place, self._data[leaf.array])
         with os.fdopen(open_regular(path), "rb", buffering=0) as file:
             file.seek(start)
             room = into.data
@@ -172,12 +173,13 @@ class Pack:
     def _size(self, array: str, size: int) -> int:
         """The size, once it is known to be no more than there is."""
         place = self._data[array]
-        check_folders(self.folder, place)
-        status = os.lstat(self.folder / place)
+        check_folders(self._place, place)
+        path = os.path.join(self._place, place)
+        status = os.lstat(path)
         if not stat.S_ISREG(status.st_mode):
-            raise NotRegularError(f"{self.folder / place} is {kind_of(status.st_mode)}; expected a regular file")
+            raise NotRegularError(f"{path} is {kind_of(status.st_mode)}; expected a regular file")
         if status.st_size != self.manifest.nbytes(array):
-            raise LibraryCorruptError(f"{self.folder / place} is not as long as it was written; {REMEDY}")
+            raise LibraryCorruptError(f"{path} is not as long as it was written; {REMEDY}")
         return size
 
     def whole(self, *, verified: bool) -> Arrays:

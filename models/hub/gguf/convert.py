@@ -1,6 +1,5 @@
 """A GGUF file written as a folder in hub format: where the user likes, and by `models.load` in the user's cache."""
 
-import fcntl
 import hashlib
 import json
 import os
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from kamera_jax.library.files import locked
 from models.errors import WeightsError
 from models.hub.cache import cache_folder
 from models.hub.gguf.errors import GgufTokenizerError
@@ -101,8 +101,7 @@ def _cached(path: Path, cache: Path) -> Path:
     folder = cache / key
     if _whole(folder):
         return folder
-    with (cache / f"{key}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(cache / f"{key}.lock"):
         if _whole(folder):  # another process was faster
             return folder
         for left in cache.glob(f"{key}.*-*"):  # by a process that was killed

@@ -334,7 +334,9 @@ def test_a_forked_process(root, started):
 WITHOUT = """
 import sys
 sys.modules["fcntl"] = None
+import eval.commands.main
 import kamera_jax as kj
+import models.hub.gguf.convert
 from kamera_jax.errors import NoFileLocksError
 from tests.kamera_jax.library.made import bits, chunk, key_of
 lib = kj.ChunkLibrary.open(sys.argv[1])
