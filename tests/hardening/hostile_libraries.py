@@ -13,7 +13,7 @@ import numpy as np
 from orbax.checkpoint import v1  # noqa: F401  (what the first put would import)
 
 import kamera_jax as kj
-from kamera_jax.library.files import write_sealed
+from kamera_jax.library.files import sha256, write_sealed
 from kamera_jax.library.marks import CHANGES, LOG, RESERVE
 from tests.kamera_jax.library.made import bits, chunk, key_of, patch
 
@@ -60,6 +60,9 @@ OF_PATCHES = (
     "components",
     "rows",
 )
+RANDOM = ("manifest", "patch", "index", "format")
+"""Files of which anything is changed into anything, or left out."""
+
 HUGE = (2**20, 2**26, 2**31 - 1, 2**40)
 
 
@@ -93,6 +96,7 @@ def cases(folder, count, seed):
         ("zarr " + name, value) for name in ("shape", "chunks", "dtype", "compressor") for value in (*ODD, *HUGE)
     ]
     rng = np.random.default_rng(seed)
+    crafted += [(f"random {name}", int(rng.integers(2**31))) for name in RANDOM for _ in range(60)]
     links = [links[i] for i in rng.permutation(len(links))]
     crafted = [crafted[i] for i in rng.permutation(len(crafted))]
     return [case for pair in zip(links, crafted * 2, strict=False) for case in pair][:count]
@@ -186,12 +190,19 @@ def _craft(root, pack, where, value):
     if word == "zarr":
         path = pack / "state" / "0.kv.rot" / ".zarray"
         path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+        body = json.loads((pack / "manifest.json").read_bytes())["body"]
+        body["files"]["state/0.kv.rot/.zarray"] = sha256(path.read_bytes())
+        write_sealed(pack / "manifest.json", body)
         return
+    if word == "random":
+        word = name
     if word == "patch":
         (pack,) = (root / "patches").iterdir()
     path = {"format": root / "LIBRARY.json", "index": root / "index.json"}.get(word, pack / "manifest.json")
     body = json.loads(path.read_bytes())["body"]
-    if word == "format":
+    if where.startswith("random"):
+        _mutate(body, np.random.default_rng(value))
+    elif word == "format":
         body["format_version"] = value
     elif word == "index":
         _craft_index(body, name, value)
@@ -200,6 +211,25 @@ def _craft(root, pack, where, value):
         if hash(repr(value)) % 2:
             (root / "index.json").unlink()
     write_sealed(path, body)
+
+
+def _mutate(body, rng):
+    """Change one thing, anywhere in a body, or leave it out."""
+    inner = body
+    while True:
+        names = list(inner) if isinstance(inner, dict) else list(range(len(inner)))
+        if not names:
+            return
+        name = names[rng.integers(len(names))]
+        if isinstance(inner[name], dict | list) and inner[name] and rng.random() < 0.8:
+            inner = inner[name]
+            continue
+        choice = rng.integers(len(ODD) + len(HUGE) + 1)
+        if choice == 0:
+            del inner[name]
+        else:
+            inner[name] = (*ODD, *HUGE)[choice - 1]
+        return
 
 
 def _craft_index(body, name, value):
