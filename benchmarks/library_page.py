@@ -63,6 +63,34 @@ lost chunk, no error, no hang.
 
 The manifests have everything that is in the index: a broken index is rebuilt from them.
 
+## Deleting and collecting
+
+`delete` marks rows in two places, by a file and by a line of `deleted.log`. Either alone keeps a row deleted, and `gc`
+removes both once the pack is gone. On a full disk marks are written over lines that are there; `gc` drops first what is
+wholly deleted, for which it writes nothing, and leaves packs that there is no room to rewrite (`Collected.left`). It
+holds the lock for one pack at a time, so other processes go on putting and deleting. Readers see every change, also
+where folder times are whole seconds.
+
+## What comes from elsewhere
+
+A library may come from anybody. Its own folders and files are opened without following links, and pipes and devices
+do not block: something else in the place of one is a `LibraryCorruptError`, or costs the pack that it is in. The
+library's folder itself may be reached through a link. Sizes and shapes are compared with the files before there is
+room made for them, and a patch takes at most 256 times what is stored of it, or 256 MiB. What cannot be read costs
+itself alone: `verify` reports it, and `gc` leaves it.
+
+`put` stores an item so that it comes back equal, or raises an `UnstorableError` that says why, before anything is
+written: a key that is not 64 hexadecimal digits, an input whose name has other characters than letters, digits,
+underscores and dots, an array of more than 8 axes or of 64 bits while JAX has 32, a field of another type than it
+has. Numbers of numpy and big-endian arrays are turned into what comes back equal. The other items of a `put_many` are
+stored.
+
+One process writes at a time. Who waits for another process longer than a second logs a warning that names it. A
+process that was forked after JAX was started, or that has its parent's library, is refused (`ForkedProcessError`):
+start it with `spawn`. Systems without `fcntl` lock with `msvcrt`; where there is neither, libraries are only read.
+
+`python -m tests.hardening.measure FILE` counts the faults that are tried of each kind.
+
 ## Many chunks
 
 `make bench-library ARGS="--part scale page"`: libraries of {sizes} small chunks and a patch of every tenth, in packs of
@@ -86,39 +114,6 @@ storage, on {episodes} held-out episodes of three pages (KL to the same window w
 | model | bytes, of f32 | KL: one hop | two hops | blind, one hop: int8 (exact) | patch:12, two hops |
 |---|---|---|---|---|---|
 {stored}
-
-The patches were fitted to exact KV, and are stored unchanged. The embedded models' KV is f32; compared with bf16,
-eight bits take a little more than half of the bytes.
-
-## What comes from elsewhere
-
-A library may come from anybody. Its own folders and files are opened without following links, and pipes and devices do
-not block: something else in the place of one is a `LibraryCorruptError`, or costs the pack that it is in. The library's
-folder itself may be reached through a link. Sizes and shapes are compared with the files before there is room made for
-them, and a patch takes at most 256 times what is stored of it, or 256 MiB. What cannot be read costs itself alone:
-`verify` reports it, and `gc` leaves it.
-
-`put` stores an item so that it comes back equal, or raises an `UnstorableError` that says why, before anything is
-written: a key that is not 64 hexadecimal digits, an input whose name has other characters than letters, digits,
-underscores and dots, an array of more than 8 axes or of 64 bits while JAX has 32, a field of another type than it has.
-Numbers of numpy and big-endian arrays are turned into what comes back equal. The other items of a `put_many` are stored.
-
-One process writes at a time. Who waits for another process longer than a second logs a warning that names it. A process
-that was forked after JAX was started, or that has its parent's library, is refused (`ForkedProcessError`): start it with
-`spawn`. Systems without `fcntl` lock with `msvcrt`; where there is neither, libraries are only read.
-
-`python -m tests.hardening.measure FILE` counts the faults that are tried of each kind.
-
-## Eight bits
-
-`storage="int8"` stores a scale for every channel of the keys and for every token of the values. Compared with exact
-storage, on 40 held-out episodes of three pages (KL to the same window with exact KV, in nats):
-
-| model | bytes, of f32 | KL: one hop | two hops | blind, one hop: int8 (exact) | patch:12, two hops |
-|---|---|---|---|---|---|
-| `kamera-tiny-gqa` | 27% | < 1e-06 | < 1e-06 | 1.000 (1.000) | 1.000 (1.000) |
-| `kamera-tiny-mla` | 26% | < 1e-06 | < 1e-06 | 1.000 (1.000) | 1.000 (1.000) |
-| `kamera-tiny-mha` | 26% | < 1e-06 | < 1e-06 | 1.000 (1.000) | 0.996 (0.996) |
 
 The patches were fitted to exact KV, and are stored unchanged. The embedded models' KV is f32; compared with bf16,
 eight bits take a little more than half of the bytes.
