@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import kamera_jax as kj
+from benchmarks import library_scale
 from benchmarks.library_page import LAYERS, REPEATS, TOKENS, page
 from benchmarks.stored import fidelity
 from eval.commands.main import ATTENTIONS, EMBEDDED
@@ -252,10 +253,13 @@ def main() -> None:
     parser.add_argument("--chunks", type=int, default=1000)
     parser.add_argument("--subset", type=int, default=50, help="chunks that get a checkpoint, or a put, of their own")
     parser.add_argument("--episodes", type=int, default=40, help="of the fidelity of eight bits")
-    parser.add_argument("--part", choices=("speed", "int8", "page"), nargs="+", default=["speed", "int8", "page"])
+    parts = ("speed", "int8", "scale", "page")
+    parser.add_argument("--part", choices=parts, nargs="+", default=list(parts))
+    parser.add_argument("--counts", type=int, nargs="+", default=list(library_scale.COUNTS), help="chunks, of scale")
     parser.add_argument("--folder", type=Path, help="a disk to measure on; the system's temporary one by default")
     parser.add_argument("--json", type=Path, default=Path("docs/results/library.json"))
     parser.add_argument("--soak", type=Path, default=Path("docs/results/library-soak.json"))
+    parser.add_argument("--scale", type=Path, default=Path("docs/results/library-scale.json"))
     parser.add_argument("--page", type=Path, default=Path("docs/library.md"))
     arguments = parser.parse_args()
     result = json.loads(arguments.json.read_text(encoding="utf-8")) if arguments.json.exists() else {}
@@ -267,9 +271,12 @@ def main() -> None:
     if "int8" in arguments.part:
         result["int8"] = [fidelity(EMBEDDED + attention, arguments.episodes) for attention in ATTENTIONS]
     arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if "scale" in arguments.part:
+        library_scale.write(arguments.scale, arguments.counts, arguments.folder)
     if "page" in arguments.part:
         soak = json.loads(arguments.soak.read_text(encoding="utf-8"))
-        arguments.page.write_text(page(result, soak), encoding="utf-8")
+        scale = json.loads(arguments.scale.read_text(encoding="utf-8"))
+        arguments.page.write_text(page(result, soak, scale), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -63,6 +63,49 @@ lost chunk, no error, no hang.
 
 The manifests have everything that is in the index: a broken index is rebuilt from them.
 
+## Deleting and collecting
+
+`delete` marks rows in two places, by a file and by a line of `deleted.log`. Either alone keeps a row deleted, and `gc`
+removes both once the pack is gone. On a full disk marks are written over lines that are there; `gc` drops first what is
+wholly deleted, for which it writes nothing, and leaves packs that there is no room to rewrite (`Collected.left`). It
+holds the lock for one pack at a time, so other processes go on putting and deleting. Readers see every change, also
+where folder times are whole seconds.
+
+## What comes from elsewhere
+
+A library may come from anybody. Its own folders and files are opened without following links, and pipes and devices
+do not block: something else in the place of one is a `LibraryCorruptError`, or costs the pack that it is in. The
+library's folder itself may be reached through a link. Sizes and shapes are compared with the files before there is
+room made for them, and a patch takes at most 256 times what is stored of it, or 256 MiB. What cannot be read costs
+itself alone: `verify` reports it, and `gc` leaves it.
+
+`put` stores an item so that it comes back equal, or raises an `UnstorableError` that says why, before anything is
+written: a key that is not 64 hexadecimal digits, an input whose name has other characters than letters, digits,
+underscores and dots, an array of more than 8 axes or of 64 bits while JAX has 32, a field of another type than it
+has. Numbers of numpy and big-endian arrays are turned into what comes back equal. The other items of a `put_many` are
+stored.
+
+One process writes at a time. Who waits for another process longer than a second logs a warning that names it. A
+process that was forked after JAX was started, or that has its parent's library, is refused (`ForkedProcessError`):
+start it with `spawn`. Systems without `fcntl` lock with `msvcrt`; where there is neither, libraries are only read.
+
+`python -m tests.hardening.measure FILE` counts the faults that are tried of each kind.
+
+## Many chunks
+
+`make bench-library ARGS="--part scale page"`: libraries of {sizes} small chunks and a patch of every tenth, in packs of
+at most 512 rows ({scale_bytes} on the disk); each operation in a process of its own, seconds of CPU, and in brackets by
+the clock of a machine shared with other work (load average {scale_load:.1f}).
+
+| | {size_titles} | growth |
+|---|{size_rules}---|
+{scaled}
+| most memory of the process, MB | {peaks} | |
+
+Growth is the CPU time at the largest size, over that at the one before it; the size grows {size_growth:.0f} times. What
+takes as long whatever the size is (a `put` writes and syncs a pack) grows by about 1. `ls` reads every manifest, and so
+does opening the library without its index. Of the memory, {base_mb:.0f} MB are what the imports take.
+
 ## Eight bits
 
 `storage="int8"` stores a scale for every channel of the keys and for every token of the values. Compared with exact
@@ -77,7 +120,42 @@ eight bits take a little more than half of the bytes.
 """
 
 
-def page(result: dict[str, Any], soak: dict[str, Any]) -> str:
+SCALED = {
+    "open": "open",
+    "open without an index": "open, the index file lost",
+    "ls": "`kamera library ls`",
+    "info": "`info` of one chunk",
+    "stats": "`stats`",
+    "get": "`get`, at random, each",
+    "put": "`put`, each",
+    "delete": "`delete`, each",
+    "gc": "`gc`, three tenths deleted",
+}
+
+
+def _scale(scale: dict[str, Any]) -> dict[str, Any]:
+    """What the section on many chunks says."""
+    counts = scale["counts"]
+    lines = []
+    for name, words in SCALED.items():
+        runs = scale["operations"][name]
+        cells = " | ".join(f"{run['cpu_seconds']:.2g} ({run['seconds']:.2g})" for run in runs)
+        lines.append(f"| {words} | {cells} | {runs[-1]['cpu_seconds'] / runs[-2]['cpu_seconds']:.1f} |")
+    peaks = [max(runs[i]["peak_mb"] for runs in scale["operations"].values()) for i in range(len(counts))]
+    return {
+        "sizes": ", ".join(f"{count:,}" for count in counts[:-1]) + f" and {counts[-1]:,}",
+        "scale_bytes": ", ".join(f"{size / 1e6:,.0f} MB" for size in scale["bytes"]),
+        "scale_load": scale["load"],
+        "size_titles": " | ".join(f"{count:,} chunks" for count in counts),
+        "size_rules": "---|" * len(counts),
+        "scaled": "\n".join(lines),
+        "peaks": " | ".join(f"{peak:.0f}" for peak in peaks),
+        "size_growth": counts[-1] / counts[-2],
+        "base_mb": min(run["peak_mb"] for runs in scale["operations"].values() for run in runs),
+    }
+
+
+def page(result: dict[str, Any], soak: dict[str, Any], scale: dict[str, Any]) -> str:
     each = result["one_checkpoint_each"]
     get = result["get_ms"]
     lines = []
@@ -102,6 +180,7 @@ def page(result: dict[str, Any], soak: dict[str, Any]) -> str:
     ]
     flips = {name: found for name, found in soak["flips"].items() if name != "flips"}
     return PAGE.format(
+        **_scale(scale),
         chunks=result["chunks"],
         megabytes=result["chunk_bytes"] / 1e6,
         layers=LAYERS,

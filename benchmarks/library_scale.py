@@ -1,6 +1,6 @@
 """What a library of many chunks costs: opening, listing, putting, getting, deleting and collecting, and the memory.
 
-python -m benchmarks.library_scale --json docs/results/library-scale.json
+python -m benchmarks.library --part scale page
 
 The library is written directly, in packs of small rows: no model, and no put for each.
 """
@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -132,7 +132,7 @@ def each(result: dict[str, float], count: int) -> dict[str, float]:
 OPERATIONS = ("open", "open without an index", "ls", "info", "stats", "get", "put", "delete", "gc")
 
 
-def measure(counts: tuple[int, ...], folder: str | None) -> dict[str, Any]:
+def measure(counts: Sequence[int], folder: Path | None) -> dict[str, Any]:
     """Every operation at every size, each in a fresh process."""
     result: dict[str, Any] = {"counts": list(counts), "patched": PATCHED, "operations": {}}
     for count in counts:
@@ -158,11 +158,19 @@ def measure(counts: tuple[int, ...], folder: str | None) -> dict[str, Any]:
     return result
 
 
+def write(path: Path, counts: Sequence[int], folder: Path | None) -> None:
+    """Measure, and write what was found."""
+    result = measure(counts, folder)
+    result |= {"cpus": os.cpu_count(), "load": os.getloadavg()[2]}
+    result["versions"] = {name: version(name) for name in ("jax", "orbax-checkpoint", "numpy")}
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     """Measure, or run one operation for that."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--counts", type=int, nargs="+", default=list(COUNTS))
-    parser.add_argument("--folder", help="a disk to measure on; the system's temporary one by default")
+    parser.add_argument("--folder", type=Path, help="a disk to measure on; the system's temporary one by default")
     parser.add_argument("--json", type=Path, default=Path("docs/results/library-scale.json"))
     parser.add_argument("--one", nargs=3, metavar=("WHAT", "LIBRARY", "COUNT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -170,10 +178,7 @@ def main() -> None:
         what, root, count = arguments.one
         print(json.dumps(one(Path(root), int(count), what)))
         return
-    result = measure(tuple(arguments.counts), arguments.folder)
-    result |= {"cpus": os.cpu_count(), "load": os.getloadavg()[2]}
-    result["versions"] = {name: version(name) for name in ("jax", "orbax-checkpoint", "numpy")}
-    arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write(arguments.json, arguments.counts, arguments.folder)
 
 
 if __name__ == "__main__":

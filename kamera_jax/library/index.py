@@ -138,11 +138,14 @@ class Index:
 
     def _add(self, name: str, keys: PackKeys) -> None:
         self._packs[name] = keys
+        alone = (name,)
         for key, chunk in zip(keys.keys, keys.chunks, strict=True):
-            if f"{name}.{key}" not in self._deleted:
-                self._rows[key] = (*self._rows.get(key, ()), name)
-                if keys.kind == "patches":
-                    self._patches.setdefault(chunk, {})[key] = None
+            if self._deleted and f"{name}.{key}" in self._deleted:
+                continue
+            if (packs := self._rows.setdefault(key, alone)) is not alone:
+                self._rows[key] = (*packs, name)
+            if keys.kind == "patches":
+                self._patches.setdefault(chunk, {})[key] = None
 
     def _remove_row(self, name: str, key: str) -> None:
         packs = tuple(each for each in self._rows.get(key, ()) if each != name)

@@ -12,13 +12,13 @@ from kamera_jax.library.files import locked, read_sealed, write_sealed
 from kamera_jax.library.index import FOLDERS
 from kamera_jax.library.index_file import INDEX
 from kamera_jax.library.leftovers import UNFINISHED
-from kamera_jax.library.marks import CHANGES, LOG, RESERVE, TOMBSTONES
+from kamera_jax.library.marks import CHANGES, LOG, TOMBSTONES
 from kamera_jax.library.opening import is_there
 
 FORMAT_VERSION = 2
 """In format 1 keys did not say which patches a chunk was run behind."""
 
-_OWN = (*OWN_FOLDERS, LOCK, INDEX, LIBRARY, LOG, CHANGES, RESERVE)
+_OWN = (*OWN_FOLDERS, LOCK, INDEX, LIBRARY, LOG, CHANGES)
 
 
 def make(root: Path) -> None:

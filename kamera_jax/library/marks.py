@@ -9,12 +9,11 @@ import contextlib
 import os
 import re
 import uuid
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from kamera_jax.errors import NotRegularError
-from kamera_jax.library.failures import is_full
 from kamera_jax.library.files import sha256, sync
 from kamera_jax.library.opening import open_regular, read_regular
 
@@ -24,14 +23,17 @@ LOG = "deleted.log"
 CHANGES = "CHANGES"
 """An empty file that takes no room and whose length says how often the library was changed."""
 
-RESERVE = "RESERVE"
-"""A file that gives its room to deleted marks when the disk is full."""
-
-RESERVE_BYTES = 2**16
+PADDING = 2**16
+"""Bytes of empty lines at the end of the log, about, which marks are written over: they need no room on a full disk."""
 
 _MARK = re.compile(r"[0-9a-f]{32}(\.[0-9a-f]{64})?")
 _COLLECTION = re.compile(r"collection [0-9a-f]{32}")
+_ALONE = "alone "
+"""Before a mark in the log that has no file: there was no room for one."""
+
 _CHECK = 16
+_LINE = 32 + 1 + 64 + 1 + _CHECK
+_TAIL = 4 * PADDING
 _LOG_BYTES = 2**30
 
 
@@ -61,16 +63,17 @@ def read(root: Path) -> Marks:
         files = {name for name in os.listdir(root / TOMBSTONES) if _MARK.fullmatch(name)}
     lines, whole = _lines(root / LOG)
     collection = next((line.partition(" ")[2] for line in lines if _COLLECTION.fullmatch(line)), "")
-    logged = {line for line in lines if _MARK.fullmatch(line)}
+    filed = {line for line in lines if _MARK.fullmatch(line)}
+    logged = filed | {mark for line in lines if _MARK.fullmatch(mark := line.removeprefix(_ALONE))}
     broken = {}
     if not whole:
         broken[LOG] = f"{root / LOG} is not as it was written; gc() writes it again from what {TOMBSTONES} has"
-    if missing := frozenset(logged - files):
+    if missing := filed - files:
         broken[TOMBSTONES] = (
             f"{root / TOMBSTONES} has lost {len(missing)} deleted marks that {LOG} has; to open the library with "
             "mode='a' writes them again"
         )
-    return Marks(frozenset(files | logged), frozenset(files - logged), missing, collection, broken)
+    return Marks(frozenset(files | logged), frozenset(files - logged), frozenset(logged - files), collection, broken)
 
 
 def _lines(path: Path) -> tuple[list[str], bool]:
@@ -81,14 +84,20 @@ def _lines(path: Path) -> tuple[list[str], bool]:
         return [], True
     except (OSError, ValueError):
         return [], False
-    *ended, _ = written.split(b"\n")
-    lines = []
-    for line in ended:
-        text, _, check = line.rpartition(b" ")
-        if check.decode("latin-1") == sha256(text)[:_CHECK]:
-            lines.append(text.decode("latin-1"))
-    begun = bool(lines) and bool(_COLLECTION.fullmatch(lines[0]))
-    return lines, len(lines) == len(ended) and begun
+    ended = list(filter(None, written.split(b"\n")))
+    texts = list(map(_text, ended))
+    if texts and texts[-1] is None:
+        whole = _LINE + len(_ALONE) * ended[-1].startswith(_ALONE.encode())
+        if len(ended[-1]) < whole:  # its writer died
+            texts.pop()
+    lines = [text for text in texts if text is not None]
+    return lines, len(lines) == len(texts) and bool(lines) and bool(_COLLECTION.fullmatch(lines[0]))
+
+
+def _text(line: bytes) -> str | None:
+    """What a line of the log says; None if it is not as it was written."""
+    text, _, check = line.rpartition(b" ")
+    return text.decode("latin-1") if check.decode("latin-1") == sha256(text)[:_CHECK] else None
 
 
 def _line(text: str) -> bytes:
@@ -104,10 +113,8 @@ def begin(root: Path) -> None:
         elif marks.unlogged or marks.unfiled:
             _append(root, marks.unlogged)
             _touch(root, marks.unfiled)
-        for name, size in ((CHANGES, 0), (RESERVE, RESERVE_BYTES)):
-            if not os.path.lexists(root / name):
-                with os.fdopen(open_regular(root / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
-                    file.write(bytes(size))
+        if not os.path.lexists(root / CHANGES):
+            os.close(open_regular(root / CHANGES, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
 
 
 def add(root: Path, marks: Collection[str]) -> None:
@@ -117,48 +124,49 @@ def add(root: Path, marks: Collection[str]) -> None:
         OSError: neither place could be written, and no mark was.
     """
     try:
-        _add(root, marks)
-    except OSError as error:
-        if not is_full(error):
-            raise
-        (root / RESERVE).unlink(missing_ok=True)
-        _add(root, marks)
-
-
-def _add(root: Path, marks: Collection[str]) -> None:
-    errors = []
-    ways: tuple[Callable[[Path, Collection[str]], None], ...] = (_touch, _append)
-    for way in ways:
+        _touch(root, marks)
+    except (OSError, NotRegularError) as error:
         try:
-            way(root, marks)
-        except (OSError, NotRegularError) as error:
-            errors.append(error)
-    if len(errors) == len(ways):
-        raise errors[0]
+            _append(root, [f"{_ALONE}{mark}" for mark in marks])
+        except (OSError, NotRegularError):
+            raise error from None
+        return
+    with contextlib.suppress(OSError, NotRegularError):  # the files are enough
+        _append(root, marks)
 
 
 def _append(root: Path, marks: Iterable[str]) -> None:
-    """Write marks at the end of the log, in place of a line that never ended."""
+    """Write marks behind the last line of the log, over its empty ones, or over a line whose writer died."""
+    payload = b"".join(map(_line, marks))
     descriptor = open_regular(root / LOG, os.O_RDWR)
     try:
         end = os.fstat(descriptor).st_size
-        tail = os.pread(descriptor, 256, max(end - 256, 0))
-        if tail and not tail.endswith(b"\n"):
-            end -= len(tail) - (tail.rfind(b"\n") + 1)
-            os.ftruncate(descriptor, end)
-        begun = end
-        payload = memoryview(b"".join(map(_line, marks)))
+        first = max(end - _TAIL, 0)
+        tail = os.pread(descriptor, _TAIL, first)
+        last = tail.rstrip(b"\n").rpartition(b"\n")[2]
+        place = first + len(tail.rstrip(b"\n"))
+        if last and _text(last) is None:
+            place -= len(last)
+        elif last:
+            payload = b"\n" + payload
         try:
-            while payload:
-                count = os.pwrite(descriptor, payload, end)
-                payload = payload[count:]
-                end += count
-            os.fsync(descriptor)
+            _write(descriptor, payload, place)
         except OSError:
-            os.ftruncate(descriptor, begun)
+            _write(descriptor, b"\n" * (min(end, place + len(payload)) - place), place)
             raise
+        if end - place - len(payload) < PADDING // 2:
+            with contextlib.suppress(OSError):  # there is still some
+                _write(descriptor, b"\n" * PADDING, max(end, place + len(payload)))
+        os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _write(descriptor: int, payload: bytes, place: int) -> None:
+    while payload:
+        count = os.pwrite(descriptor, payload, place)
+        payload = payload[count:]
+        place += count
 
 
 def _touch(root: Path, marks: Iterable[str]) -> None:
@@ -183,6 +191,9 @@ def _write_log(root: Path, marks: Iterable[str]) -> None:
         with os.fdopen(open_regular(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
             file.write(_line(f"collection {uuid.uuid4().hex}") + b"".join(map(_line, sorted(marks))))
             file.flush()
+            with contextlib.suppress(OSError):  # the disk may be full
+                file.write(b"\n" * PADDING)
+                file.flush()
             os.fsync(file.fileno())
         beside.replace(root / LOG)
     except OSError:

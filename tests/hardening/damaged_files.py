@@ -14,7 +14,7 @@ NAMED = (ChunkNotFoundError, LibraryCorruptError, LibraryNotFoundError, LibraryV
 ALIVE = (*range(3, 8), *range(10, 15), 20)
 DELETED = (0, 1, 2, 8, 9, 21)
 PATCHES = (4, 11)
-NOT_CHECKED = ("LOCK", "CHANGES", "RESERVE", "tombstones")
+NOT_CHECKED = ("LOCK", "CHANGES", "tombstones")
 """What has no content that anything depends on."""
 
 

@@ -6,14 +6,15 @@ Every case is done to a library of two packs of chunks and one of patches; then 
 import json
 import os
 import shutil
-import socket
+import stat
 
 import jax
 import numpy as np
 from orbax.checkpoint import v1  # noqa: F401  (what the first put would import)
 
 import kamera_jax as kj
-from kamera_jax.library.files import write_sealed
+from kamera_jax.library.files import sha256, write_sealed
+from kamera_jax.library.marks import CHANGES, LOG, RESERVE
 from tests.kamera_jax.library.made import bits, chunk, key_of, patch
 
 IN_A = (0, 1, 2)
@@ -22,7 +23,7 @@ IN_A = (0, 1, 2)
 IN_B = 3
 
 FOLDERS = ("staging", "tombstones", "packs", "patches")
-FILES = ("LOCK", "LIBRARY.json", "index.json")
+FILES = ("LOCK", "LIBRARY.json", "index.json", LOG, CHANGES, RESERVE)
 OF_A = ("", "/manifest.json", "/state", "/state/_METADATA", "/commit_success.txt", "/state/0.kv.rot")
 OF_A += ("/state/0.kv.rot/0.0.0.0", "/state/0.kv.rot/.zarray", "/orbax.checkpoint", "/state/0.positions")
 EXTRA = ("staging/*", "staging/notes", "tombstones/*", "tombstones/notes", "packs/*", "packs/notes", "index.json.*")
@@ -59,6 +60,9 @@ OF_PATCHES = (
     "components",
     "rows",
 )
+RANDOM = ("manifest", "patch", "index", "format")
+"""Files of which anything is changed into anything, or left out."""
+
 HUGE = (2**20, 2**26, 2**31 - 1, 2**40)
 
 
@@ -92,6 +96,7 @@ def cases(folder, count, seed):
         ("zarr " + name, value) for name in ("shape", "chunks", "dtype", "compressor") for value in (*ODD, *HUGE)
     ]
     rng = np.random.default_rng(seed)
+    crafted += [(f"random {name}", int(rng.integers(2**31))) for name in RANDOM for _ in range(60)]
     links = [links[i] for i in rng.permutation(len(links))]
     crafted = [crafted[i] for i in rng.permutation(len(crafted))]
     return [case for pair in zip(links, crafted * 2, strict=False) for case in pair][:count]
@@ -162,10 +167,7 @@ def _put_instead(root, path, what, outside):
     elif what == "pipe":
         os.mkfifo(path)
     elif what == "socket":
-        here = os.open(path.parent, os.O_RDONLY)  # the path may be longer than a socket's
-        with socket.socket(socket.AF_UNIX) as made:
-            made.bind(f"/proc/self/fd/{here}/{path.name}")
-        os.close(here)
+        os.mknod(path, stat.S_IFSOCK | 0o600)
     elif what == "device":
         path.symlink_to("/dev/zero")
     elif what in ("folder", "full folder"):
@@ -185,12 +187,19 @@ def _craft(root, pack, where, value):
     if word == "zarr":
         path = pack / "state" / "0.kv.rot" / ".zarray"
         path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+        body = json.loads((pack / "manifest.json").read_bytes())["body"]
+        body["files"]["state/0.kv.rot/.zarray"] = sha256(path.read_bytes())
+        write_sealed(pack / "manifest.json", body)
         return
+    if word == "random":
+        word = name
     if word == "patch":
         (pack,) = (root / "patches").iterdir()
     path = {"format": root / "LIBRARY.json", "index": root / "index.json"}.get(word, pack / "manifest.json")
     body = json.loads(path.read_bytes())["body"]
-    if word == "format":
+    if where.startswith("random"):
+        _mutate(body, np.random.default_rng(value))
+    elif word == "format":
         body["format_version"] = value
     elif word == "index":
         _craft_index(body, name, value)
@@ -199,6 +208,25 @@ def _craft(root, pack, where, value):
         if hash(repr(value)) % 2:
             (root / "index.json").unlink()
     write_sealed(path, body)
+
+
+def _mutate(body, rng):
+    """Change one thing, anywhere in a body, or leave it out."""
+    inner = body
+    while True:
+        names = list(inner) if isinstance(inner, dict) else list(range(len(inner)))
+        if not names:
+            return
+        name = names[rng.integers(len(names))]
+        if isinstance(inner[name], dict | list) and inner[name] and rng.random() < 0.8:
+            inner = inner[name]
+            continue
+        choice = rng.integers(len(ODD) + len(HUGE) + 1)
+        if choice == 0:
+            del inner[name]
+        else:
+            inner[name] = (*ODD, *HUGE)[choice - 1]
+        return
 
 
 def _craft_index(body, name, value):
@@ -272,12 +300,12 @@ def _do_all(root, trusting, spared):
     def all_read(lib, what):
         for key in chunks:
             right(key, tried(f"{what} get", lambda key=key: lib.get(key)))
-            tried(f"{what} get_kv", lambda key=key: lib.get_kv(key, slice(0, 1)))
-            tried(f"{what} info", lambda key=key: lib.info(key))
+        tried(f"{what} get_kv", lambda: lib.get_kv(key_of(0), slice(0, 1)))
+        tried(f"{what} info", lambda: lib.info(key_of(0)))
         for each in tried(f"{what} patches", lambda: lib.patches(key_of(0))) or ():
             if not trusting and bits(each) != bits(patch(0)):
                 wrong.append("wrong: another patch")
-        for name in tried(f"{what} packs", lib.packs) or ():
+        for name in (tried(f"{what} packs", lib.packs) or ()) if what != "a" else ():
             for sharding in (None, here):
                 stacked = tried(f"{what} restore", lambda n=name, s=sharding: lib.restore(n, sharding=s)) or ()
                 for part in stacked:

@@ -1,38 +1,25 @@
-"""Deleting and collecting: nothing comes back, nothing alive is lost, whatever others do and files go missing."""
+"""Collecting while others read, put and delete: nothing alive is lost, and every change is seen."""
 
 import errno
 import fcntl
 import os
 import shutil
 import time
-from pathlib import Path
 
 import pytest
 
 import kamera_jax as kj
-from kamera_jax.errors import ChunkNotFoundError, LibraryFullError, LibraryReadOnlyError
-from kamera_jax.library import arrays, collection, marks
+from kamera_jax.library import collection
 from kamera_jax.library.index import Index
 from kamera_jax.library.packs import Pack
-from tests.kamera_jax.library.made import bits, chunk, key_of, patch
+from tests.kamera_jax.library.made import chunk, key_of, patch
+from tests.kamera_jax.library.reading import another, there
 
 
 @pytest.fixture
 def lib(tmp_path):
     with kj.ChunkLibrary.open(tmp_path / "lib", mode="a") as lib:
         yield lib
-
-
-def another(lib):
-    return kj.ChunkLibrary.open(lib.root, mode="a")
-
-
-def there(lib):
-    """The numbers of what is there, each read and compared."""
-    numbers = {key_of(i): i for i in range(100)}
-    found = {numbers[key] for key in lib.keys()}
-    assert all(bits(lib.get(key_of(i))) == bits(chunk(i)) for i in found)
-    return found
 
 
 def once(method, act):
@@ -200,61 +187,6 @@ def test_what_others_do_while_rows_are_copied(lib, monkeypatch):
     assert lib.verify().ok and all(len(lib._index.packs_of(key_of(i))) == 1 for i in wanted)
 
 
-def test_marks_go_with_their_packs(lib):
-    reader = kj.ChunkLibrary.open(lib.root)
-    for turn in range(4):
-        lib.put_many([chunk(i) for i in range(8)])
-        lib.put(patch(3))
-        assert there(reader) == set(range(8))
-        for i in range(6):
-            lib.delete(key_of(i))
-        assert len(os.listdir(lib.root / "tombstones")) >= 7
-        lib.gc()
-        assert not os.listdir(lib.root / "tombstones") and (lib.root / "deleted.log").stat().st_size < 100, turn
-        for each in (reader, lib, another(lib)):
-            assert there(each) == {6, 7} and not each.stats().lost and each.verify().ok
-            with pytest.raises(ChunkNotFoundError, match="never stored, or was deleted"):
-                each.get(key_of(3))
-        for i in (6, 7):
-            lib.delete(key_of(i))
-
-
-def spoilt(path, how):
-    if how == "removed":
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    elif path.is_dir():
-        next(path.iterdir()).unlink()
-    else:
-        whole = path.read_bytes()
-        path.write_bytes({"empty": b"", "cut": whole[: len(whole) // 2], "noise": b"\xff" * len(whole)}[how])
-
-
-@pytest.mark.parametrize("how", ["removed", "empty", "cut", "noise"])
-@pytest.mark.parametrize("what", [("tombstones",), ("deleted.log",), ("index.json",), ("index.json", "deleted.log")])
-def test_a_lost_file_brings_nothing_back(lib, what, how):
-    lib.put_many([chunk(i) for i in range(4)] + [patch(2)])
-    lib.delete(key_of(1))
-    lib.delete(key_of(2))
-    lib.close()
-    lib.put(chunk(5))
-    lib.delete(key_of(5))
-    for name in what:
-        spoilt(lib.root / name, how)
-    if (lib.root / "tombstones").is_dir():
-        reader = kj.ChunkLibrary.open(lib.root)
-        assert there(reader) == {0, 3} and not reader.keys("patches")
-        names = [name for name in what if how != "removed" and (name, how) != ("deleted.log", "cut")]  # as by a crash
-        assert set(names) <= reader.verify().damaged.keys()
-    again = another(lib)
-    assert there(again) == {0, 3} == there(lib)
-    again.gc()
-    for name in ("tombstones", "deleted.log"):  # what one had lost it has again
-        other = shutil.copytree(lib.root, lib.root.parent / name)
-        shutil.rmtree(other / name) if name == "tombstones" else (other / name).unlink()
-        assert there(kj.ChunkLibrary.open(other, mode="a")) == {0, 3}
-    assert kj.ChunkLibrary.open(lib.root).verify().ok
-
-
 def test_leftovers(lib):
     lib.put(chunk(0))
     hexes = "0123456789abcdef" * 2
@@ -269,127 +201,6 @@ def test_leftovers(lib):
         swept = getattr(act(), "swept", 5)
         assert swept == 5 and not any((lib.root / name).exists() for name in left)
         assert all((lib.root / name).read_bytes() == b"dear" for name in foreign) and there(lib) == {0}
-
-
-class Disk:
-    """A disk that is full until a folder is removed: no file is made, and the log is not made longer."""
-
-    def __init__(self, monkeypatch, number=errno.ENOSPC, *, log=True, room=0):
-        self.room = room
-        self.usage = shutil.disk_usage("/")
-        self.monkeypatch = monkeypatch
-        error = OSError(number, os.strerror(number))
-        for owner, name, refused in (
-            (os, "open", lambda path, flags=0, *more, **options: flags & os.O_CREAT and "LOCK" not in str(path)),
-            (os, "pwrite", lambda *arguments: not log),
-            (Path, "open", lambda path, mode="r", *more, **options: set(mode) & set("wxa")),
-            (arrays, "save", lambda *arguments: True),
-        ):
-            self.refuse(owner, name, refused, error)
-        rmtree = shutil.rmtree
-
-        def removed(path, *arguments, **options):
-            self.room += 1
-            return rmtree(path, *arguments, **options)
-
-        monkeypatch.setattr(shutil, "rmtree", removed)
-        free = lambda path: self.usage._replace(free=2**40 if self.room > 0 else 0)  # noqa: E731
-        monkeypatch.setattr(shutil, "disk_usage", free)
-
-    def refuse(self, owner, name, refused, error):
-        whole = getattr(owner, name)
-
-        def instead(*arguments, **options):
-            if self.room <= 0 and refused(*arguments, **options):
-                raise error
-            return whole(*arguments, **options)
-
-        self.monkeypatch.setattr(owner, name, instead)
-
-
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-@pytest.mark.parametrize("log", [True, False])
-def test_deleting_on_a_full_disk_frees_room(lib, monkeypatch, number, log):
-    lib.put(chunk(0))
-    lib.put_many([chunk(i) for i in range(20, 40)])
-    lib.close()
-    with monkeypatch.context() as context:
-        Disk(context, number, log=log)
-        with pytest.raises(LibraryFullError, match="the disk of"):
-            lib.put(chunk(1))
-        assert lib.delete(key_of(0)) and not lib.has(key_of(0))
-        if log:
-            assert lib.gc().freed > 0
-        assert len(lib.packs()) == 1
-        lib.put(chunk(1))
-    for each in (lib, another(lib)):
-        assert there(each) == {1, *range(20, 40)} and not each.stats().lost
-        with pytest.raises(ChunkNotFoundError):
-            each.get(key_of(0))
-
-
-def test_a_collection_without_room_does_the_rest(lib, monkeypatch):
-    lib.put_many([chunk(i) for i in range(20)])
-    lib.put_many([chunk(i) for i in range(20, 40)])
-    lib.put_many([patch(i) for i in range(4)])
-    for i in (*range(12), *range(20, 40)):
-        lib.delete(key_of(i))
-    (sparse,) = {lib.info(key_of(12)).pack}
-    with monkeypatch.context() as context:
-        Disk(context, room=-100)
-        done = lib.gc()
-    assert done.left == (sparse,) and (done.dropped, done.moved) == (2, 0) and done.freed > 0
-    assert there(lib) == there(another(lib)) == set(range(12, 20)) and lib.verify().ok
-    done = lib.gc()
-    assert done.left == () and (done.dropped, done.moved) == (1, 8)
-    assert there(lib) == set(range(12, 20)) and not os.listdir(lib.root / "tombstones")
-
-
-@pytest.mark.parametrize(
-    ("number", "named"),
-    [
-        *((number, LibraryFullError) for number in (errno.ENOSPC, errno.EDQUOT)),
-        *((number, LibraryReadOnlyError) for number in (errno.EROFS, errno.EACCES, errno.EPERM)),
-    ],
-)
-@pytest.mark.parametrize("wrapped", [False, True])
-def test_errors_of_the_disk_are_named(lib, monkeypatch, number, named, wrapped):
-    def refused(*arguments):
-        if wrapped:  # as the storage library says it
-            raise ValueError(f"Error writing [{os.strerror(number)}]")
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(arrays, "save", refused)
-    with pytest.raises(named):
-        lib.put(chunk(0))
-
-
-def test_a_reserve_for_marks(lib):
-    assert (lib.root / marks.RESERVE).stat().st_size == marks.RESERVE_BYTES
-    (lib.root / marks.RESERVE).unlink()
-    another(lib)
-    assert (lib.root / marks.RESERVE).stat().st_size == marks.RESERVE_BYTES
-
-
-def test_marks_of_an_earlier_version(lib):
-    """It marked packs that it had dropped, for ever, and knew no log."""
-    lib.put_many([chunk(i) for i in range(3)])
-    lib.put_many([chunk(i) for i in range(3, 20)])
-    lib.delete(key_of(4))
-    dropped = lib.info(key_of(0)).pack
-    lib.close()
-    (lib.root / "deleted.log").unlink()
-    (lib.root / "CHANGES").unlink()
-    for name in (dropped, "0" * 32):
-        (lib.root / "tombstones" / name).touch()
-    wanted = {3, *range(5, 20)}
-    assert there(kj.ChunkLibrary.open(lib.root)) == there(another(lib)) == there(lib) == wanted
-    assert lib.gc().dropped == 1 and there(lib) == wanted and not lib.stats().lost
-    assert len(os.listdir(lib.root / "tombstones")) == 1 and len(os.listdir(lib.root / "packs")) == 1
-    for name in ("tombstones", "deleted.log"):
-        other = shutil.copytree(lib.root, lib.root.parent / name)
-        spoilt(other / name, "removed")
-        assert there(kj.ChunkLibrary.open(other, mode="a")) == wanted
 
 
 def test_a_pack_that_cannot_be_removed(lib, monkeypatch):
