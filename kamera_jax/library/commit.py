@@ -103,7 +103,7 @@ class Committer:
                             f"of one item; one of the {kind} needs another"
                         )
                     elif not kinds:
-                        fresh[row.key] = row
+                        fresh.setdefault(row.key, row)  # the first to put a key wins
                     elif (damage := self._damage(row.key, kind)) is not None:
                         failed[row.key] = damage
                 self._write_apart(kind, list(fresh.values()), failed)

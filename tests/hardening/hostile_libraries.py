@@ -6,7 +6,7 @@ Every case is done to a library of two packs of chunks and one of patches; then 
 import json
 import os
 import shutil
-import socket
+import stat
 
 import jax
 import numpy as np
@@ -167,10 +167,7 @@ def _put_instead(root, path, what, outside):
     elif what == "pipe":
         os.mkfifo(path)
     elif what == "socket":
-        here = os.open(path.parent, os.O_RDONLY)  # the path may be longer than a socket's
-        with socket.socket(socket.AF_UNIX) as made:
-            made.bind(f"/proc/self/fd/{here}/{path.name}")
-        os.close(here)
+        os.mknod(path, stat.S_IFSOCK | 0o600)
     elif what == "device":
         path.symlink_to("/dev/zero")
     elif what in ("folder", "full folder"):
@@ -303,12 +300,12 @@ def _do_all(root, trusting, spared):
     def all_read(lib, what):
         for key in chunks:
             right(key, tried(f"{what} get", lambda key=key: lib.get(key)))
-            tried(f"{what} get_kv", lambda key=key: lib.get_kv(key, slice(0, 1)))
-            tried(f"{what} info", lambda key=key: lib.info(key))
+        tried(f"{what} get_kv", lambda: lib.get_kv(key_of(0), slice(0, 1)))
+        tried(f"{what} info", lambda: lib.info(key_of(0)))
         for each in tried(f"{what} patches", lambda: lib.patches(key_of(0))) or ():
             if not trusting and bits(each) != bits(patch(0)):
                 wrong.append("wrong: another patch")
-        for name in tried(f"{what} packs", lib.packs) or ():
+        for name in (tried(f"{what} packs", lib.packs) or ()) if what != "a" else ():
             for sharding in (None, here):
                 stacked = tried(f"{what} restore", lambda n=name, s=sharding: lib.restore(n, sharding=s)) or ()
                 for part in stacked:

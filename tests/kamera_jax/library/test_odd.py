@@ -174,6 +174,11 @@ def test_a_row_that_cannot_be_written_costs_no_other(lib, monkeypatch):
     assert set(lib.keys()) == set(map(key_of, (0, 2, 3))) and not list((lib.root / "staging").iterdir())
 
 
+def test_the_first_of_a_key_wins(lib):
+    lib.put_many([chunk(0), named(chunk(0), advance=99.0), chunk(1)])
+    assert bits(lib.get(key_of(0))) == bits(chunk(0)) and lib.stats().chunks == 2
+
+
 def test_a_key_is_of_one_item(lib):
     lib.put(chunk(0))
     with pytest.raises(UnstorableError, match="is the key of one of the chunks"):
