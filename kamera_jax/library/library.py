@@ -85,12 +85,11 @@ class ChunkLibrary:
         if mode == "a":
             make(root)
         check_format(root)
-        library = cls(root, mode, verify)
         if mode == "a":
             with named_errors(root), locked(root / LOCK):
                 sweep(root, STAGING)
                 marks.begin(root)
-        return library
+        return cls(root, mode, verify)
 
     def put(self, item: Chunk | Patch, *, storage: Storage = "exact") -> str:
         """Store a chunk or a patch; nothing is written if its key is there already.

@@ -95,3 +95,21 @@ def test_damage_is_told(filled, capsys, tmp_path):
     assert main(["library", "verify", str(tmp_path / "lib")]) == 1
     printed = capsys.readouterr()
     assert "is not as it was written" in printed.err and "NOT all there" in printed.out
+
+
+def test_what_is_left_and_what_cannot_be_read_is_named(filled, capsys, tmp_path, monkeypatch):
+    import shutil
+
+    from kamera_jax.library.facts import Collected
+
+    shutil.copytree(filled, tmp_path / "lib")
+    for manifest in (tmp_path / "lib" / "packs").glob("*/manifest.json"):
+        manifest.write_text("{}")
+    assert main(["library", "ls", str(tmp_path / "lib")]) == 0
+    shown = capsys.readouterr()
+    assert "3 more cannot be read: see kamera library verify" in shown.err and "5" * 12 in shown.out
+    done = Collected(1, 0, 10, 0, ("0" * 32,), ("1" * 32, "2" * 32))
+    monkeypatch.setattr(kj.ChunkLibrary, "gc", lambda self: done)
+    assert main(["library", "gc", str(tmp_path / "lib")]) == 0
+    shown = capsys.readouterr()
+    assert "2 packs left as they are for lack of room" in shown.err and "1 packs kept" in shown.err

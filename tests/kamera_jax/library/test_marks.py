@@ -98,6 +98,19 @@ def test_marks_are_written_over_what_is_there(lib):
     assert len(log.read_bytes()) - len(log.read_bytes().rstrip(b"\n")) >= marks.PADDING // 2
 
 
+def test_what_an_earlier_version_lost_stays_known(lib):
+    """Its library has no log: that one is begun says nothing of a pack that is gone."""
+    lib.put(chunk(0))
+    lib.put(chunk(1))
+    gone = lib.info(key_of(0)).pack
+    lib.close()
+    (lib.root / "deleted.log").unlink()
+    shutil.rmtree(lib.root / "packs" / gone)
+    with another(lib) as again:
+        assert again.stats().lost == 1 and again.delete(again.put(chunk(2))) and again.stats().lost == 1
+    assert kj.ChunkLibrary.open(lib.root).stats().lost == 1 and another(lib).verify().lost == {key_of(0): gone}
+
+
 def test_marks_of_an_earlier_version(lib):
     """It marked packs that it had dropped, for ever, and knew no log."""
     lib.put_many([chunk(i) for i in range(3)])
