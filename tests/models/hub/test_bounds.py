@@ -192,6 +192,21 @@ def test_vocabularies_that_are_none(folder):
         refused(folder, error, match)
 
 
+def test_a_tokenizer_of_a_larger_model(folder):
+    """Its ids are no rows of the embedding, where others would be read in their place."""
+    whole = json.loads((folder / "tokenizer.json").read_text())
+    largest = max(each["id"] for each in whole["added_tokens"])
+    for each in whole["added_tokens"]:
+        if each["content"] == "<|im_start|>":
+            each["id"] = 10**6
+    whole["model"]["vocab"] = {
+        name: 10**6 if name == "<|im_start|>" else number for name, number in whole["model"]["vocab"].items()
+    }
+    assert largest < 10**6
+    put(folder, "tokenizer.json", whole)
+    refused(folder, TokenizerError, "the token 1000000, and the model has 160")
+
+
 def gguf(tmp_path, *parts):
     path = tmp_path / "x.gguf"
     path.write_bytes(b"GGUF" + struct.pack("<I", 3) + b"".join(parts))
