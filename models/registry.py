@@ -79,7 +79,7 @@ def load(
         text = os.fspath(name)
     except TypeError:
         text = None
-    if not isinstance(text, str) or "\0" in text or max(map(len, text.split("/"))) > _LONGEST:
+    if not isinstance(text, str) or "\0" in text or len(text) > 4000 or max(map(len, text.split("/"))) > _LONGEST:
         raise UnknownModelError(
             f"no model {short(name)}; expected a name, a folder in hub format, a GGUF file or a hub id"
         )
@@ -111,7 +111,7 @@ def _opened(name: str | Path, *, alone: bool = True) -> Iterator[Path]:
         if language is None:
             yield folder
             return
-        if not alone or (language not in PACKAGED and Path(language).exists()):
+        if not alone or len(language) > _LONGEST or (language not in PACKAGED and Path(language).exists()):
             raise UnknownModelError(
                 f"{folder / 'config.json'} names the language model {short(language)}; expected "
                 f"{' or '.join(PACKAGED)}, or a hub id"

@@ -27,7 +27,8 @@ from models.blocks.sharding import Rules, on_device, param_shardings
 from models.errors import FrozenParamsError
 from models.forward import COLLECTS, COLLECTS_OF_EXPERTS, forward_of
 from models.hub.chat import ChatTemplate
-from models.hub.fields import Fields, UnsupportedConfigError, read_json
+from models.hub.fields import ConfigError, Fields, UnsupportedConfigError, read_json
+from models.hub.files import parsed, read_text
 from models.hub.weights import load_params, revision, stored_dtype
 from models.media.spans import Features, Pending, Span, compose
 from models.preprocessor import ItemError, Preprocessed, Preprocessor, digest
@@ -383,7 +384,12 @@ def _preprocessing(folder: Path, kind: str = "image") -> dict[str, Any]:
 def _calibration(folder: Path, fingerprint: str) -> Calibration | None:
     if not (folder / CALIBRATION).exists():
         return None
-    calibration = Calibration.from_json((folder / CALIBRATION).read_text(encoding="utf-8"))
+    text = read_text(folder / CALIBRATION)
+    parsed(text, folder / CALIBRATION)  # named, if it is no JSON
+    try:
+        calibration = Calibration.from_json(text)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{folder / CALIBRATION} is no calibration ({error!r:.200}); leave it out") from error
     return calibration if calibration.model == fingerprint else None
 
 

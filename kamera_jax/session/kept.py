@@ -210,7 +210,7 @@ class Kept:
             What host memory is to take over, if that is the store, with the window; and else the keys that came to the
             window, to be released after it.
         """
-        if not isinstance(self.store, ChunkMemory):
+        if type(self.store) is not ChunkMemory:  # a subclass may put things elsewhere
             for item in (*leaving.values(), *patches):
                 self.store.put(item)
             return None, tuple(key for key in came if key not in leaving)

@@ -45,6 +45,7 @@ class ControlTokens:
                 f"the tokenizer is a {type(tokenizer).__name__} without tokenizer.json, so control tokens in a user's "
                 "text cannot be distinguished from the template's; convert it (AutoTokenizer, then save_pretrained)"
             )
+        self._rows: int | None = getattr(tokenizer, "embedding_rows", None)
         special = set(getattr(tokenizer, "all_special_tokens", ()))
         added = dict(sorted(backend.get_added_tokens_decoder().items()))
         nonce = uuid.uuid4().hex
@@ -84,13 +85,19 @@ class ControlTokens:
                 "text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace') mends it"
             ) from error
         try:
-            return self._copy.encode(text, add_special_tokens=opened).ids
+            ids = self._copy.encode(text, add_special_tokens=opened).ids
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # what tokenizers makes of a vocabulary that lacks something; it may panic
             raise TokenizerError(
                 f"the tokenizer cannot encode text ({type(error).__name__}: {str(error)[:200]}); fetch it again"
             ) from error
+        if self._rows is not None and ids and max(ids) >= self._rows:
+            raise TokenizerError(
+                f"the tokenizer gives the token {max(ids)}, and the model has {self._rows}; expected a tokenizer of "
+                "the same model: fetch the folder again"
+            )
+        return ids
 
     def ends_with_one(self, text: str) -> bool:
         """Whether text ends with a control token that `written` gave out."""

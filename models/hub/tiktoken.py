@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from models.hub.fields import Fields, MissingConfigFileError, UnsupportedConfigError, read_json
 from models.hub.files import JSON_BYTES, read_bytes, read_text
 
-TOKENS = 1_000_000
+TOKENS = 500_000
 """Tokens of a vocabulary, at most."""
 
 TOKEN_BYTES = 1024

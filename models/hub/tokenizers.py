@@ -40,11 +40,20 @@ class TokenizerFilesError(ConfigError):
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a Hugging Face folder.
+    """The tokenizer of a Hugging Face folder, with the rows of its model's embedding as ``embedding_rows``.
 
     Raises:
         ConfigError: its files cannot be read; `TokenizerFilesError` where no library makes a tokenizer of them.
     """
+    tokenizer = _loaded(folder)
+    config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+    text = config.get("text_config")
+    rows = (text if isinstance(text, Mapping) else config).get("vocab_size", config.get("vocab_size"))
+    tokenizer.embedding_rows = rows if type(rows) is int else None
+    return tokenizer
+
+
+def _loaded(folder: Path) -> Any:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     check_folder(folder)
     if (folder / "tiktoken.model").exists() and not (folder / "tokenizer.json").exists():

@@ -4,7 +4,7 @@ import pytest
 
 from tests.hardening import faults
 
-CLASSES = {"interrupts": 24, "hostile_sessions": 30, "hostile_models": 40, "configs": 40}
+CLASSES = {"interrupts": 16, "hostile_sessions": 16, "hostile_models": 24, "configs": 24}
 
 
 @pytest.mark.parametrize("name", CLASSES)

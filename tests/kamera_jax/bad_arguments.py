@@ -11,6 +11,7 @@ import numpy as np
 
 import kamera_jax as kj
 from kamera_jax.errors import ArgumentError, DonatedError
+from kamera_jax.session.warm import warm
 from models import load
 from tests.kamera_jax.toy import Toy
 
@@ -51,6 +52,15 @@ def main():
     refused(lambda: kj.generate(toy, w, "what", key=key[None], temperature=1.0), ArgumentError, "jax.random.key")
     refused(lambda: kj.generate(toy, w, "what", max_new_tokens=2.5), ArgumentError, "max_new_tokens is 2.5", "whole")
     refused(lambda: kj.generate(toy, w, "what", max_new_tokens=0), ValueError, "max_new_tokens is 0")
+    session = kj.Session(toy, 128)
+    for count in (2.5, True, np.bool_(True), "2", None, float("nan"), [2]):
+        for ask in (partial(kj.generate, toy, w, "what"), partial(session.ask, "what"), partial(warm, toy, 128)):
+            refused(partial(ask, max_new_tokens=count), ArgumentError, "max_new_tokens is", "whole number")
+    for count in (np.int64(3), np.uint8(3), jnp.int32(3)):
+        assert len(kj.generate(toy, w, "what", max_new_tokens=count).tokens) == 3
+        assert len(session.ask("what", max_new_tokens=count, keep=False).tokens) == 3
+    for name in (7, None, b"x", ["x"]):
+        refused(partial(load, name), ValueError, "no model")
     refused(lambda: kj.Window.empty(toy, 512.0), ArgumentError, "capacity is 512.0", "whole number")
     refused(lambda: kj.Window.empty(toy, None), ArgumentError, "capacity is None")
     refused(lambda: kj.Window.empty(toy, -1), ValueError, "capacity is -1")

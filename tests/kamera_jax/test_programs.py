@@ -142,7 +142,7 @@ def test_texts_of_its_own_are_run_without_items():
     [
         ({"items": "a text"}, "items must be a list"),
         ({"questions": "what ?"}, "questions must be a list"),
-        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0; expected at least 1"),
         ({"rank": 0}, "rank is 0; expected at least 1"),
         ({"items": ["a page " * 60]}, "do not fit"),
         ({"questions": ["what " * 60]}, "do not fit"),

@@ -11,7 +11,7 @@ from models.hub.gguf.errors import GgufTokenizerError
 from models.hub.gguf.file import GgufFile
 from models.hub.gguf.pre_tokenizers import pre_tokenizer
 
-TOKENS = 1_000_000
+TOKENS = 500_000
 """Tokens of a vocabulary, at most."""
 
 TOKEN_CHARACTERS = 1024

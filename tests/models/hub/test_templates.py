@@ -71,7 +71,7 @@ HOSTILE = (
 
 @pytest.mark.parametrize("template", HOSTILE, ids=lambda template: template[:50])
 def test_it_ends_with_a_named_error(template):
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises((TemplateError, TemplateBoundError)):
         render(template, MESSAGES, {})
-    assert time.monotonic() - began < 5 * SECONDS
+    assert time.process_time() - began < 5 * SECONDS
