@@ -19,7 +19,7 @@ from models.hub.borders import Piece, warn_of_trailing_space
 from models.hub.chat import Block, ChatTemplate
 from models.media.files import MAX_TEXT_BYTES, MediaFileError
 from models.media.pictures import ImageError, open_item
-from models.media.spans import Pending, Span
+from models.media.spans import Pending, Span, advance_of
 
 _SLICE = 2**15
 """Letters of a long text whose tokens are counted together, to see whether it is longer than the model."""
@@ -208,7 +208,7 @@ class Preprocessor:
     def _check_length(self, spans: Sequence[Span]) -> None:
         """Raise ModelLengthError if these spans, which may be the first of an item, are longer than the model."""
         limit = self.config.text.max_positions
-        advance = sum(len(span.ids) if span.advance is None else span.advance for span in spans)
+        advance = advance_of(spans)
         if limit is not None and advance > limit:
             raise ModelLengthError(
                 f"the item takes {advance:g} positions or more; the model is for {limit}: cut it up, as "

@@ -50,7 +50,7 @@ def pdf(*objects):
 
 def pdf_image(width, height):
     """A PDF file of a page with an image of so many pixels, all of them black."""
-    row = zlib.compressobj()
+    row = zlib.compressobj(1)
     pixels = b"".join([row.compress(bytes(width)) for _ in range(height)]) + row.flush()
     about = b"/Width %d/Height %d/ColorSpace/DeviceGray/BitsPerComponent 8/Filter/FlateDecode" % (width, height)
     image = b"<</Type/XObject/Subtype/Image%b/Length %d>>stream\n%b\nendstream" % (about, len(pixels), pixels)

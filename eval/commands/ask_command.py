@@ -1,7 +1,9 @@
 """`kamera ask`: a question about images and text files."""
 
 import argparse
+import os
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +78,11 @@ def _share_or_rank(text: str) -> tuple[float | None, int | None]:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Run the command; returns what ``--json`` writes."""
     import kamera_jax as kj
-    from eval.commands.library import named
     from kamera_jax.errors import ModelLengthError
     from models import load
 
     lib = None if options.library is None else kj.ChunkLibrary.open(options.library)
-    items = [item for text in options.items for item in named(text, lib, dpi=options.dpi, frames=options.frames)]
+    listed = [each for text in options.items for each in _listed(text, lib, options)]
     vlm = load(options.model)
     limit = vlm.spec.max_positions
     if limit is not None and options.max_new_tokens > limit:  # before a window is made for them
@@ -94,9 +95,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             file=sys.stderr,
         )
     if options.method == "full":
-        window = kj.prefill(vlm, items)
+        window = kj.prefill(vlm, list(_read(vlm, listed)))
     else:
-        chunks = [item if isinstance(item, kj.Chunk) else kj.encode(vlm, item) for item in items]
+        chunks = [item if isinstance(item, kj.Chunk) else kj.encode(vlm, item) for item in _read(vlm, listed)]
         slots = 16 * len(chunks) + sum(chunk.length for chunk in chunks) + vlm.preamble.positions.shape[-1]
         window = kj.Window.empty(vlm, capacity=slots + 256 + options.max_new_tokens)
         share, rank = (None, None) if options.method == "blind" else _share_or_rank(options.method)
@@ -117,3 +118,50 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "kv_bytes": sum(entry.chunk.nbytes for entry in window.entries),
         "patch_bytes": sum(entry.patch.nbytes for entry in window.entries if entry.patch is not None),
     }
+
+
+def _listed(text: str, lib: Any, options: argparse.Namespace) -> list[Any]:
+    """The files of a path, which are not read yet, or a chunk of the library by its key or the beginning of its key.
+
+    Frames of a file that are not read are reported on stderr.
+
+    Raises:
+        ValueError, OSError: there is neither, or a file cannot be opened.
+    """
+    from eval.commands.items import sources
+    from eval.commands.library import whole_key
+
+    if lib is not None and not os.path.lexists(text):
+        return [lib.get(whole_key(lib, text))]
+    files = sources([Path(text)], dpi=options.dpi, frames=options.frames)
+    for source in files:
+        if source.error is not None:
+            raise source.error
+        if source.note:
+            print(source.note, file=sys.stderr)
+    return list(files)
+
+
+def _read(vlm: Any, listed: Sequence[Any]) -> Iterator[Any]:
+    """The items one after another, of which a model's length is not exceeded: no page is rendered behind it.
+
+    Raises:
+        ModelLengthError: together they are longer than the model.
+        ValueError: one cannot be read.
+    """
+    import kamera_jax as kj
+    from kamera_jax.errors import ModelLengthError
+    from models.media.spans import advance_of
+
+    limit = vlm.spec.max_positions
+    taken = float(vlm.preamble.length)
+    for each in listed:
+        for name, item in [("", each)] if isinstance(each, kj.Chunk) else each.items():
+            read = item if isinstance(item, kj.Chunk) else vlm.preprocess(item)
+            taken += read.advance if isinstance(read, kj.Chunk) else advance_of(read.spans)
+            if limit is not None and taken > limit:
+                raise ModelLengthError(
+                    f"the items up to {name or each.key} take {taken:g} positions; the model is for {limit}: ask about "
+                    "fewer, or shorter ones"
+                )
+            yield read

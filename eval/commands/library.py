@@ -5,13 +5,11 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 import kamera_jax as kj
-from eval.commands.items import Frames, sources
 from eval.report.console import kibibytes, show
 
 KEY = 12
@@ -135,17 +133,3 @@ def _gc(options: Namespace) -> dict[str, Any]:
 
 def _console() -> Console:
     return Console(emoji=False, highlight=False)
-
-
-def named(text: str, lib: kj.ChunkLibrary | None, *, dpi: int, frames: Frames = "first") -> list[Any]:
-    """The items of a file or folder, or a chunk of the library by its key or the beginning of its key.
-
-    Frames of a file that are not read are reported on stderr.
-    """
-    if lib is None or Path(text).exists():
-        files = sources([Path(text)], dpi=dpi, frames=frames)
-        for source in files:
-            if source.note:
-                print(source.note, file=sys.stderr)
-        return [item for source in files for _, item in source.items()]
-    return [lib.get(whole_key(lib, text))]

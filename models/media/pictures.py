@@ -164,7 +164,7 @@ def refuse(error: Exception, name: str) -> NoReturn:
         raise error
     if isinstance(error, UnidentifiedImageError):
         raise ImageFormatError(
-            f"{name} is of no format that is read; expected an image ({', '.join(FORMATS)}), .txt or .md file"
+            f"{name} is no image that Pillow can read here; expected an image ({', '.join(FORMATS)}), .txt or .md file"
             + ("; install pillow-heif and register its opener" if name.lower().endswith((".heic", ".heif")) else "")
         ) from error
     if bomb:

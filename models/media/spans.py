@@ -72,6 +72,11 @@ def local_positions(spans: Sequence[Span], axes: int) -> tuple[Float32[np.ndarra
     return np.concatenate(parts, axis=1, dtype=np.float32), float(base)
 
 
+def advance_of(spans: Sequence[Span]) -> float:
+    """How far behind the beginning of these spans the next one begins."""
+    return float(sum(len(span.ids) if span.advance is None else span.advance for span in spans))
+
+
 def compose(spans: Sequence[Span], axes: int, content: str) -> Segment:
     """The segment of a chunk, padded to its bucket; media inputs are there only where a span has features.
 

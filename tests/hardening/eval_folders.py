@@ -17,7 +17,7 @@ import numpy as np
 
 from eval.report import evaluation
 from eval.run import runner, scores
-from eval.run.folder import CONTEXTS, LOCK, RESULTS, SAMPLES, TIMING, OtherRunError, RunFolder, RunningError
+from eval.run.folder import CONTEXTS, LOCK, RESULTS, SAMPLES, TIMING, OtherRunError, RunFolder, RunningError, expected
 from eval.tasks import get
 from kamera_jax.errors import NotRegularError
 from tests.eval import made_up
@@ -114,7 +114,7 @@ def _content(path):
 def _reported(path, good, may_differ):
     try:
         loaded = evaluation.load(path)
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), expected(path):  # as the command does
             evaluation.print_report(loaded[0])
     except NAMED as error:
         return "" if str(error) else "unnamed: no message"

@@ -173,19 +173,7 @@ def _special(name, folder):
 
 def _content(name):
     if name.startswith("bomb-"):
-        kind = name[5:]
-        wide = struct.pack("<ii", 60_000, 60_000)
-        head = {
-            "png": png_header(60_000, 60_000),
-            "bmp": good("bmp", 0)[:18] + wide + good("bmp", 0)[26:],
-            "gif": b"GIF89a\xff\xff\xff\xff" + good("gif", 0)[10:],
-            "ppm": b"P6 60000 60000 255\n" + bytes(99),
-            "tif": _tiff(60_000, 60_000),
-            "jpg": _jpeg(65_000, 65_000),
-            "webp": b"RIFF\x40\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + b"\xff\x3f\0" * 2 + bytes(60),
-            "pdf": pdf_image(12_000, 12_000),
-        }
-        return head[kind], kind, False
+        return _bomb(name[5:]), name[5:], False
     pages = b"<</Type/Pages/Kids[3 0 R]/Count 1>>"
     locked = pdf(PAGES, pages, pdf_page(10, 10)).replace(b"/Root 1 0 R", b"/Root 1 0 R" + ENCRYPTED)
     exif = Image.Exif()
@@ -223,3 +211,18 @@ def _tiff(width, height):
         if tag in (256, 257):
             struct.pack_into("<HHII", content, place, tag, 4, 1, width if tag == 256 else height)
     return bytes(content)
+
+
+def _bomb(kind):
+    """A small file that declares thousands of millions of pixels."""
+    wide = struct.pack("<ii", 60_000, 60_000)
+    return {
+        "png": lambda: png_header(60_000, 60_000),
+        "bmp": lambda: good("bmp", 0)[:18] + wide + good("bmp", 0)[26:],
+        "gif": lambda: b"GIF89a\xff\xff\xff\xff" + good("gif", 0)[10:],
+        "ppm": lambda: b"P6 60000 60000 255\n" + bytes(99),
+        "tif": lambda: _tiff(60_000, 60_000),
+        "jpg": lambda: _jpeg(65_000, 65_000),
+        "webp": lambda: b"RIFF\x40\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + b"\xff\x3f\0" * 2 + bytes(60),
+        "pdf": lambda: pdf_image(9_000, 9_000),
+    }[kind]()

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import kamera_jax as kj
 from eval.commands import demo
 from eval.commands.main import main
 from eval.tiny.episodes import question_text
 from eval.tiny.glyphs import COLOUR_NAMES
 from eval.tiny.story import sample_story
+from models.media import pdf as module
+from tests.pictures import PAGES, pdf, pdf_page
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +55,22 @@ def failure(capsys, arguments):
     message = capsys.readouterr().err
     assert status in (1, 2) and "Traceback" not in message
     return message
+
+
+@pytest.mark.parametrize("method", ["full", "blind"])
+def test_pages_behind_the_model_s_length_are_not_rendered(tmp_path, monkeypatch, capsys, method):
+    """Twenty pages, as if of 1026 positions, and a model that is for 8192: the eighth is the last that is looked at."""
+    kids = b" ".join(b"%d 0 R" % number for number in range(3, 23))
+    tree = b"<</Type/Pages/Kids[%b]/Count 20>>" % kids
+    (tmp_path / "long.pdf").write_bytes(pdf(PAGES, tree, *[pdf_page(60, 60)] * 20))
+    rendered = []
+    real = module._rendered
+    monkeypatch.setattr(module, "_rendered", lambda *given: rendered.append(1) or real(*given))
+    monkeypatch.setattr(kj, "encode", lambda _, item: item)
+    monkeypatch.setattr("models.media.spans.advance_of", lambda spans: 1026.0)
+    command = ["ask", "what?", "--item", str(tmp_path / "long.pdf"), "--dpi", "72", "--method", method]
+    assert "the items up to long.pdf, page 8 take 8216 positions" in failure(capsys, command)
+    assert len(rendered) == 8
 
 
 def test_bad_input_is_named(pages, tmp_path, capsys):

@@ -69,7 +69,7 @@ def test_only_formats_that_are_meant_are_read(tmp_path, monkeypatch):
     picture(9, 9).save(tmp_path / "a.tga")
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was started"))
     for path in (eps, tmp_path / "a.tga"):
-        with pytest.raises(ImageFormatError, match="of no format that is read; expected an image"):
+        with pytest.raises(ImageFormatError, match="no image that Pillow can read here; expected an image"):
             open_item(path)
         assert frames.frame_count(path) == 1
     with Image.open(eps) as lazy, pytest.raises(ImageFormatError, match="EPS file that is not decoded yet"):
