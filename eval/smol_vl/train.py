@@ -38,8 +38,8 @@ from models.registry import CHECKPOINTS, load
 STEPS = 4500
 """Half an hour of one core. The embedded tower had 1,500 steps, a third of these."""
 
-THROUGH = 300
-"""Steps through the language model: another twenty minutes."""
+THROUGH = 100
+"""Steps through the language model: another ten minutes."""
 
 PAGE = 96
 """Tokens of a page in these."""
