@@ -11,9 +11,11 @@ from models.errors import ConfigError
 from models.hub.files import JSON_BYTES, VOCABULARY_BYTES, check_folder, read_bytes, read_json
 
 _WHOLE = "tokenizer.json"
-_JSON = ("vocab.json", "added_tokens.json", "special_tokens_map.json", "config.json", "generation_config.json")
+_LISTS = ("vocab.json", "added_tokens.json")
+_JSON = (*_LISTS, "tokenizer_config.json", "special_tokens_map.json", "config.json", "generation_config.json")
 
 _LONGEST = 10_000
+_NAMES = 1000
 _GENERAL = ("PreTrainedTokenizerFast", "TokenizersBackend")
 """Names of the class whose tokenizer.json says everything, in transformers 4 and 5."""
 
@@ -90,7 +92,11 @@ def _check_files(folder: Path, settings: Mapping[str, Any]) -> None:
         if path.name == _WHOLE:
             _check_vocabulary(path, read_bytes(path, VOCABULARY_BYTES))
         elif path.name in _JSON and path.exists():
-            read_json(path)
+            content = read_json(path)
+            if path.name not in _LISTS and len(content) > _NAMES:
+                raise TokenizerFilesError(
+                    f"{path} has {len(content)} fields; expected at most {_NAMES}: fetch it again"
+                )
         elif path.name.endswith((".model", ".vocab")) or path.name in ("merges.txt", "vocab.txt"):
             read_bytes(path, JSON_BYTES)
     if not isinstance(settings.get("tokenizer_class", ""), str):

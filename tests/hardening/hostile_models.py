@@ -16,7 +16,7 @@ from tests.hardening.named import unnamed
 PORT = "kamera-tiny-gqa"
 FILES = tuple(
     "config.json tokenizer.json tokenizer_config.json preprocessor_config.json chat_template.jinja "
-    "special_tokens_map.json model.safetensors generation_config.json".split()
+    "special_tokens_map.json model.safetensors generation_config.json calibration.json".split()
 )
 
 
@@ -154,7 +154,7 @@ def spoil_kind(folder, rng):
         path.chmod(0)
     else:
         os.symlink(folder / "not there", path)
-    return not (kind == "nothing" and name in ("special_tokens_map.json", "generation_config.json"))
+    return not (kind == "nothing" and name in FILES[5:6] + FILES[7:])
 
 
 def spoil_json(folder, rng):
