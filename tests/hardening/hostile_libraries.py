@@ -14,7 +14,7 @@ from orbax.checkpoint import v1  # noqa: F401  (what the first put would import)
 
 import kamera_jax as kj
 from kamera_jax.library.files import sha256, write_sealed
-from kamera_jax.library.marks import CHANGES, LOG, RESERVE
+from kamera_jax.library.marks import CHANGES, LOG
 from tests.kamera_jax.library.made import bits, chunk, key_of, patch
 
 IN_A = (0, 1, 2)
@@ -23,7 +23,7 @@ IN_A = (0, 1, 2)
 IN_B = 3
 
 FOLDERS = ("staging", "tombstones", "packs", "patches")
-FILES = ("LOCK", "LIBRARY.json", "index.json", LOG, CHANGES, RESERVE)
+FILES = ("LOCK", "LIBRARY.json", "index.json", LOG, CHANGES)
 OF_A = ("", "/manifest.json", "/state", "/state/_METADATA", "/commit_success.txt", "/state/0.kv.rot")
 OF_A += ("/state/0.kv.rot/0.0.0.0", "/state/0.kv.rot/.zarray", "/orbax.checkpoint", "/state/0.positions")
 EXTRA = ("staging/*", "staging/notes", "tombstones/*", "tombstones/notes", "packs/*", "packs/notes", "index.json.*")
