@@ -49,9 +49,11 @@ def checked(index: Index) -> LibraryReport:
     damaged = index.damaged | index.broken
     for name, wrong in found.items():
         if name in packs:
+            keys = set(packs[name].keys)
             alive = set(index.live(name))
-            dead = set(packs[name].keys) - alive
-            damaged |= {what: message for what, message in wrong.items() if what not in dead}
+            for what, message in wrong.items():
+                if what in alive or what not in keys:
+                    damaged[what if what in keys or what == name else f"{name}/{what}"] = message
     rows = sum(len(packs[name].keys) for name in found if name in packs)
     return LibraryReport(len(packs), rows, damaged, index.lost())
 

@@ -57,7 +57,7 @@ class LibraryReport:
 
     Attributes:
         packs, rows: how many were read.
-        damaged: what is not as it was written, by key, pack or file.
+        damaged: what is not as it was written, by key, by pack, by file of a pack or by other file.
         lost: keys whose pack is gone, and the pack.
     """
 

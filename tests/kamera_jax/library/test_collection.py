@@ -223,3 +223,14 @@ def test_a_pack_that_cannot_be_removed(lib, monkeypatch):
         lib.delete(key_of(1))
         assert there(another(lib)) == {0, 2}
     assert lib.gc().dropped == 1 and there(another(lib)) == {0, 2} and len(lib.packs()) == 1
+
+
+def test_every_damaged_file_is_named(lib):
+    """Files of several packs have the same names."""
+    for i in range(3):
+        lib.put(chunk(i))
+    damaged = sorted((lib.root / "packs").glob("*/commit_success.txt"))[:2]
+    for path in damaged:
+        path.write_bytes(path.read_bytes() + b"x")
+    wanted = {path.relative_to(lib.root / "packs").as_posix() for path in damaged}
+    assert set(lib.verify().damaged) == wanted and len(wanted) == 2
