@@ -24,6 +24,7 @@ from kamera_jax.library.arrays import writer
 from kamera_jax.library.bulk import Stacked
 from kamera_jax.library.commit import LOCK, PACK_BYTES, STAGING, Committer, named_errors
 from kamera_jax.library.facts import Collected, Item, LibraryReport, LibraryStats
+from kamera_jax.library.failures import reading_errors
 from kamera_jax.library.files import locked
 from kamera_jax.library.forked import check_unforked
 from kamera_jax.library.index import Index
@@ -89,7 +90,8 @@ class ChunkLibrary:
             with named_errors(root), locked(root / LOCK):
                 sweep(root, STAGING)
                 marks.begin(root)
-        return cls(root, mode, verify)
+        with reading_errors(root):
+            return cls(root, mode, verify)
 
     def put(self, item: Chunk | Patch, *, storage: Storage = "exact") -> str:
         """Store a chunk or a patch; nothing is written if its key is there already.
