@@ -230,10 +230,10 @@ class Handle:
         )
 
 
-def shapes(tree: Any) -> str:
-    """``repr`` of a dataclass of arrays: their dtypes and shapes."""
-    values = {each.name: getattr(tree, each.name, None) for each in fields(tree)}
-    return f"{type(tree).__name__}({', '.join(f'{name}={_shape(value)}' for name, value in values.items())})"
+def shapes(self: Any) -> str:
+    """``__repr__`` of a dataclass of arrays: their dtypes and shapes."""
+    values = {each.name: getattr(self, each.name, None) for each in fields(self)}
+    return f"{type(self).__name__}({', '.join(f'{name}={_shape(value)}' for name, value in values.items())})"
 
 
 def _shape(value: Any) -> str:

@@ -15,6 +15,7 @@ from eval.tasks.tokens import Tokens, segment_of, spelling
 from kamera_jax.backbone import Backbone
 from kamera_jax.batch.windows import BatchRunner, Windows
 from kamera_jax.chunk import Entry
+from kamera_jax.errors import ModelLengthError
 from kamera_jax.kv import Segment, WindowState, bucket
 from kamera_jax.window.window import aligned
 

@@ -27,6 +27,24 @@ BREAK = "\n\n"
 """What parts paragraphs, and what is written before text of a task's own."""
 
 
+LETTERS = 2000
+"""Letters of a text that are tokenized together, where it has blanks to be cut before: no token reaches across one."""
+
+
+def _parts(text: str) -> Iterable[str]:
+    """A text cut before blanks."""
+    start = 0
+    while len(text) - start > LETTERS:
+        end = text.rfind(" ", start + 1, start + LETTERS)
+        if end < 0:
+            end = text.find(" ", start + LETTERS)
+        if end < 0:
+            break
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
 class CorpusTooSmallError(ValueError):
     """A corpus with fewer passages than a run needs."""
 
@@ -73,9 +91,9 @@ class Reader:
         return Piece(np.concatenate([each.ids for each in self.documents]), np.concatenate(starts))
 
     def ids(self, text: str) -> list[int]:
-        """Token ids of a text; none of white space, where the model has no tokens for that."""
+        """Token ids of a text, which may be longer than the model; none of white space that it has no tokens for."""
         try:
-            return ids_of(self.vlm, text)
+            return [token for part in _parts(text) for token in ids_of(self.vlm, part)]
         except ValueError:
             if text.strip():
                 raise

@@ -6,6 +6,8 @@ from PIL import Image
 
 from eval.tasks import get
 from eval.tasks.base import Outline
+from eval.tasks.text.corpus import Corpus
+from eval.tasks.text.reader import LETTERS, Reader
 from models import load
 from models.hub.gguf import packaged as module
 from models.hub.gguf.convert import hub_folder
@@ -105,3 +107,13 @@ def test_tasks_ask_the_same_of_pages_and_of_text(vlm, name):
     seen, text = drawn
     assert seen.questions == text.questions
     assert [int(vlm.prepare(page).length) for page in seen.items] == [len(each.ids) for each in text.items]
+
+
+def test_a_document_may_be_longer_than_the_model(vlm):
+    """And what is shorter has the token ids that it has as a whole."""
+    text = " ".join(TEXT for _ in range(20)) + "\n\n" + "x" * 3000 + " " + TEXT
+    reader = Reader(vlm, Corpus("own", (text,), {}))
+    assert len(text) > 3 * LETTERS
+    assert reader.ids(text) == ids_of(vlm, text)
+    longer = " ".join([text] * 8)
+    assert len(reader.ids(longer)) > vlm.spec.max_positions
