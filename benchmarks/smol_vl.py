@@ -80,6 +80,10 @@ def table(result: dict[str, Any]) -> str:
             f"| `{row['task']}` | `{row['method']}` | {row['samples']} | {row['accuracy']:.3f} ± {row['error']:.3f} | "
             f"{row['first']:.3f} | {row['nll']:.3f} | {row['kl']:.4f} | {eta} |"
         )
+    full = {row["task"]: row["accuracy"] for row in result["runs"] if row["method"] == "full"}
+    pages, text = (full.get(f"seen-quotation:tokens=64{form}") for form in ("", ",form=text"))
+    if pages and text:
+        lines += ["", f"Quotations across pages are right {pages / text:.3f} as often as the same tokens read as text."]
     return "\n".join(lines)
 
 

@@ -3,9 +3,10 @@
 import json
 from pathlib import Path
 
-from benchmarks import guard_text_page, kernels, reliability_page, window
+from benchmarks import guard_text_page, kernels, reliability_page, smol_vl, window
 from eval.report import evaluation as evaluation_report
 from eval.report import figures as evaluation_figures
+from eval.report.readme import put
 from models import load
 from tests.hardening.measure import CLASSES
 
@@ -31,6 +32,11 @@ def test_windows_are_what_was_measured():
 def test_what_a_patch_is_worth_elsewhere_is_what_was_measured():
     written = guard_text_page.page(read("guard-text"))
     assert (ROOT / "docs/guard.md").read_text(encoding="utf-8") == written
+
+
+def test_pages_of_text_are_what_was_measured():
+    written = (ROOT / "docs/smol-vl.md").read_text(encoding="utf-8")
+    assert put(written, "measured", smol_vl.table(read("smol-vl")), "results-smol-vl") == written
 
 
 def test_faults_are_what_was_tried():

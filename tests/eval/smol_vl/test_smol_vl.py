@@ -22,7 +22,7 @@ TEXT = (
     'the size of the rest of him, waved about helplessly as he looked. "What\'s happened to me?" he thought. It '
     "wasn't a dream: his room (a proper human room, although a little too small) lay quietly between its four walls."
 )
-READ = 0.75
+READ = 0.9
 """Tokens that are read at least."""
 
 
