@@ -9,6 +9,7 @@ processes and counts.
 
 import importlib
 import multiprocessing
+import re
 import resource
 import sys
 import tempfile
@@ -128,4 +129,12 @@ def _serve(module, pipe):
             verdict = judge(case, folder)
         except BaseException:
             verdict = "unnamed: " + traceback.format_exc(limit=-3)
-        pipe.send((verdict, time.monotonic() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+        pipe.send((verdict, time.monotonic() - began, _peak_bytes()))
+
+
+def _peak_bytes():
+    """Most memory that this process had: what the system counts for it is no less than what its parent had."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -43,7 +43,8 @@ def test_a_full_disk_behind_standard_output_is_named():
 
 
 LATER = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background may ignore it
 sys.argv[0] = "kamera"
 import eval.commands.main as command
 class Finder:

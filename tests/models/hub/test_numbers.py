@@ -187,8 +187,12 @@ def test_what_counts_pixels(value):
 
 
 def test_a_size_is_never_a_list_of_its_length():
-    """The largest that passes is a size like others, until the weights are compared with it."""
-    assert read("qwen2_5_vl", "num_hidden_layers", 2**31 - 1).text.num_hidden_layers == 2**31 - 1
+    """The largest that passes is a size like others, until the weights are compared with it; no model has more."""
+    assert read("qwen2_5_vl", "num_hidden_layers", 4096).text.num_hidden_layers == 4096
+    with pytest.raises(
+        UnsupportedConfigError, match="num_hidden_layers is 2147483647; expected at least 1, and at most 4096"
+    ):
+        read("qwen2_5_vl", "num_hidden_layers", 2**31 - 1)
 
 
 def test_bounds_of_an_area_stand_in_order():
