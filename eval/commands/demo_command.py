@@ -7,6 +7,9 @@ from typing import Any
 from eval.commands import outputs
 from eval.commands.arguments import ATTENTIONS, EMBEDDED, add_json, positive
 
+READS_TEXT = "kamera_smol_vl"
+"""The architecture whose images are pages of real text."""
+
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
     """Add the command to the others."""
@@ -16,7 +19,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         description="Held-out episodes on an embedded model: full prefill, blind reuse and patches side by side, "
         "then reorder, slide and recall (a minute on gqa, two or three on mla and mha). With --model and a language "
         "model, as --model smollm2: how quotations go on behind chunks of real text that were encoded apart, with "
-        "CacheBlend beside them (a minute or two).",
+        "CacheBlend beside them (a minute or two). With --model kamera-smol-vl the chunks are pictures of pages.",
     )
     which = command.add_mutually_exclusive_group()
     which.add_argument(
@@ -48,10 +51,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     name = options.model or EMBEDDED + options.attention
     vlm = load(name)
-    text_only = not vlm.architecture.media
+    reads_text = vlm.architecture.name == READS_TEXT
+    text_only = reads_text or not vlm.architecture.media
     if text_only and options.pages:
-        raise ValueError(f"{name} is a language model, whose demo has no pages; leave out --pages")
-    result = _measure(vlm, options.episodes, text_only)
+        raise ValueError(f"the demo of {name} asks about real text and has no such pages; leave out --pages")
+    result = _measure(vlm, options.episodes, text_only, reads_text)
     result["model"] = {"name": name, "architecture": vlm.architecture.name, "fingerprint": vlm.fingerprint}
     if text_only:
         from eval.report import demo_text as report_text
@@ -71,7 +75,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def _measure(vlm: Any, episodes: int | None, text_only: bool) -> dict[str, Any]:
+def _measure(vlm: Any, episodes: int | None, text_only: bool, reads_text: bool) -> dict[str, Any]:
     """What the demo for this kind of model measures, with progress shown."""
     from rich.progress import Progress
 
@@ -87,5 +91,5 @@ def _measure(vlm: Any, episodes: int | None, text_only: bool) -> dict[str, Any]:
             bar.update(tasks[kind], completed=done, description=name)
 
         if text_only:
-            return demo_text.run(vlm, cases=episodes or demo_text.CASES, progress=progress)
+            return demo_text.run(vlm, cases=episodes or demo_text.CASES, pages=reads_text, progress=progress)
         return demo.run(vlm, episodes=episodes or demo.EPISODES, progress=progress)

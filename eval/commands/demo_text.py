@@ -1,7 +1,11 @@
-"""`kamera demo` on a language model: how a quotation goes on behind chunks of real text that were encoded apart."""
+"""`kamera demo` on a language model: how a quotation goes on behind chunks of real text that were encoded apart.
+
+The chunks are tokens, or pictures of pages where the model reads those.
+"""
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -13,6 +17,7 @@ from eval.methods import Batch, Method, parse_all
 from eval.run import change, metrics
 from eval.run.answering import asked_of
 from eval.tasks.text.quotation import Quotation
+from eval.tasks.text.seen import SeenQuotation
 from eval.tasks.text.task import TextTask
 from eval.tasks.tokens import segment_of
 from kamera_jax.backbone import Backbone, with_defaults
@@ -33,8 +38,9 @@ def run(
     vlm: Backbone,
     *,
     cases: int = CASES,
-    tokens: int = 256,
-    corpus: str = "pydoc",
+    pages: bool = False,
+    tokens: int | None = None,
+    corpus: str | None = None,
     methods: Sequence[str] = METHODS,
     progress: Progress = lambda *_: None,
 ) -> dict[str, Any]:
@@ -43,8 +49,10 @@ def run(
     Args:
         vlm: a language model.
         cases: passages and quotations of them.
-        tokens: of each passage; a quotation begins with half of them.
-        corpus: where the passages are from; see `eval.tasks.text.corpus.read`.
+        pages: whether the passages are seen as pictures, as kamera-smol-vl reads them.
+        tokens: of each passage, 256 by default and 64 of pages; a quotation begins with half of them.
+        corpus: where the passages are from; see `eval.tasks.text.corpus.read`. By default ``"pydoc"``, and of pages
+            ``"docstrings"``, which kamera-smol-vl was not trained on.
         methods: to compare; full and blind come first.
         progress: called after every step.
 
@@ -63,8 +71,12 @@ def run(
     def done(name: str) -> None:
         progress(name, next(steps), total)
 
-    task = Quotation(tokens=tokens, corpus=corpus).for_model(vlm)
-    contexts = [task.draw(outline) for outline in task.outline([0], cases)]
+    kind = SeenQuotation if pages else Quotation
+    task: TextTask = kind(
+        tokens=tokens or (64 if pages else 256), corpus=corpus or ("docstrings" if pages else "pydoc")
+    ).for_model(vlm)
+    outlines = task.outline([0], cases)
+    contexts = [task.draw(outline) for outline in outlines]
     encoded = []
     for context in contexts:
         encoded.append([encode_segment(vlm, segment_of(vlm, item)) for item in context.items])
@@ -94,12 +106,16 @@ def run(
     rows[0]["eta"] = 1.0
     depth = change.relative(batch)
     done("change of the KV")
+    spelled = replace(task, form="text") if isinstance(task, SeenQuotation) else task
     most = _most_telling(answers["full"] == right, answers["blind"] == right)
     return {
         "kind": "text",
+        "pages": pages,
         "methods": rows,
         "change": {"keys": depth["rot"].mean(0).tolist(), "values": depth["free"].mean(0).tolist()},
-        "example": _example(task, contexts[most], {name: own[most] for name, own in answers.items()}, right[most]),
+        "example": _example(
+            task, spelled.draw(outlines[most]), {name: own[most] for name, own in answers.items()}, right[most]
+        ),
         "cases": cases,
         "tokens": [chunk.length for chunk in chunks],
         "next_tokens": right.shape[1],

@@ -1,6 +1,7 @@
 """The tables and the figure of `kamera demo` on a language model."""
 
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from rich.console import Console
@@ -27,12 +28,13 @@ def print_text(result: dict[str, Any], console: Console | None = None) -> None:
     console = console or Console(emoji=False, highlight=False)
     first, second = result["tokens"]
     ahead = result["next_tokens"]
-    console.print(
-        f"A is a passage of {first} tokens of real text. B is a copy of its first half, which\n"
-        f"stops ({second} tokens). How does B go on? Run together (full), B's tokens meet their\n"
-        "originals in A, and the model copies on. Encoded apart and put behind A (blind),\n"
-        "they never met. A patch, formed once, adds what B would have taken from A.\n"
+    what = "page, a picture of" if result.get("pages") else "passage of"
+    story = (
+        f"A is a {what} {first} tokens of real text. B is a copy of its first half, which stops ({second} tokens). "
+        "How does B go on? Run together (full), B's tokens meet their originals in A, and the model copies on. Encoded "
+        "apart and put behind A (blind), they never met. A patch, formed once, adds what B would have taken from A."
     )
+    console.print(fill(story, 79) + "\n")
     show(
         console,
         f"{result['model']['name']}: {result['cases']} quotations, {ahead} next tokens of each",
@@ -112,8 +114,9 @@ def plot_text(result: dict[str, Any], path: Path) -> None:
         _draw_bytes(panels[1], result)
         _draw_depth(panels[2], result)
         first, second = result["tokens"]
+        what = "page" if result.get("pages") else "passage"
         figure.suptitle(
-            f"{result['model']['name']}, {result['cases']} passages of real text. A: a passage of {first} tokens. B: a "
+            f"{result['model']['name']}, {result['cases']} {what}s of real text. A: a {what} of {first} tokens. B: a "
             f"copy of its first half ({second} tokens), encoded apart from A.",
             x=0.01,
             ha="left",

@@ -1,6 +1,7 @@
 """`kamera demo` on language models: its measurement, on an embedded model, and what is committed."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -209,3 +210,28 @@ def test_shares_of_energy_are_counted(vlm, corpus):
             shares = np.cumsum(energy) / energy.sum()
             assert found[name][0, layer] == np.flatnonzero(shares >= 0.9)[0] + 1
     assert found["tokens"][0, 0] == 0
+
+
+@pytest.fixture(scope="module")
+def seen():
+    """Of two quotations across pages, as pictures."""
+    found = demo_text.run(load("kamera-smol-vl"), cases=2, pages=True, tokens=32, methods=("full", "blind", "patch:2"))
+    return json.loads(json.dumps(found | {"model": {"name": "kamera-smol-vl"}}))
+
+
+def test_pages_are_seen_and_said_in_words(seen):
+    assert seen["pages"] and seen["tokens"] == [32, 16] and seen["next_tokens"] == 9
+    example = seen["example"]
+    assert example["passage"].strip().startswith(example["copy"].strip()[:20])
+    assert by_name(seen)["patch:2"]["kl"] < by_name(seen)["blind"]["kl"]
+    console = Console(width=80, record=True, file=open(os.devnull, "w"))
+    with console.file:
+        report.print_text(seen, console)
+        text = console.export_text()
+    assert "A is a page, a picture of 32 tokens of real text. B is a copy" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_the_demo_of_pages_refuses_those_of_the_embedded_models(tmp_path, capsys):
+    assert main(["demo", "--model", "kamera-smol-vl", "--pages", str(tmp_path / "pages")]) == 1
+    assert "asks about real text and has no such pages; leave out --pages" in capsys.readouterr().err
