@@ -132,4 +132,28 @@ for figure in sorted(Path(folder, "figures").glob("*.png")):
 plt.show()
 
 # %% [markdown]
+# ## Pages of real text
+#
+# A page and a second one that begins a copy of it, both as pictures, read by a real language model (SmolLM2, from a package of its own): how does the copy go on?
+
+# %%
+from eval.commands import demo_text
+from eval.report.demo_text import plot_text, print_text
+from models.hub.refusals import UnknownModelError
+
+try:
+    reader = load("kamera-smol-vl")
+except UnknownModelError as error:
+    print(error)  # what to install
+else:
+    shown = demo_text.run(reader, cases=4, pages=True, methods=("full", "blind", "patch:1", "patch:8"))
+    shown["model"] = {"name": "kamera-smol-vl"}
+    print_text(shown)
+    plot_text(shown, Path(folder, "pages.png"))
+    plt.figure(figsize=(12, 4.5))
+    plt.imshow(Image.open(Path(folder, "pages.png")))
+    plt.axis("off")
+    plt.show()
+
+# %% [markdown]
 # To add a task of your own, or a method: `docs/howto/`.
