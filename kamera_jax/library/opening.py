@@ -10,8 +10,10 @@ from pathlib import Path
 
 from kamera_jax.errors import NotRegularError
 
-_QUIET = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
-_BINARY = getattr(os, "O_BINARY", 0)  # Windows turns line ends otherwise
+QUIET = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+"""Flags of `os.open`, as far as the system has them: no pipe is waited for, no child has it, no line end is turned."""
+
+_NO_LINKS = getattr(os, "O_NOFOLLOW", 0)
 
 _KINDS = (
     (stat.S_ISLNK, "a link"),
@@ -47,7 +49,7 @@ def open_regular(path: str | Path, flags: int = os.O_RDONLY) -> int:
         if not flags & os.O_CREAT:
             raise
     try:
-        descriptor = os.open(path, flags | _QUIET | _BINARY, 0o666)
+        descriptor = os.open(path, flags | QUIET | _NO_LINKS, 0o666)
     except OSError:
         _check(path, _mode(path))  # a link, or a folder opened for writing, is named as what it is
         raise

@@ -10,6 +10,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from kamera_jax.library.opening import QUIET
 from models.errors import ConfigError, MissingConfigFileError
 
 JSON_BYTES = 2**25
@@ -45,7 +46,7 @@ def read_bytes(path: Path, most: int) -> bytes:
         ConfigError: it is no file, is longer, or cannot be read.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+        descriptor = os.open(path, os.O_RDONLY | QUIET)
     except FileNotFoundError as error:
         raise MissingConfigFileError(
             f"{path.parent} has no {path.name}; expected a Hugging Face model folder"

@@ -5,6 +5,8 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
+from kamera_jax.library.opening import QUIET
+
 MAX_TEXT_BYTES = 2**24
 """A text, or a text file, of more bytes than this is not read."""
 
@@ -31,7 +33,7 @@ def opened(path: Path) -> BinaryIO:
     try:
         _check_regular(path, os.stat(path).st_mode)
         # Without waiting: what was a file a moment ago may be a pipe now.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | QUIET)
     except FileNotFoundError:
         if path.is_symlink():
             raise FileNotFoundError(f"{path} is a link to {os.readlink(path)}, which does not exist") from None

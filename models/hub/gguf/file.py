@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from kamera_jax.library.opening import QUIET
 from models.hub.gguf.errors import (
     CorruptGgufError,
     GgufByteOrderError,
@@ -126,7 +127,7 @@ def _opened(path: Path) -> Any:
         NotGgufError: it is a folder, pipe or device.
         OSError: it is not there, or cannot be read.
     """
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    descriptor = os.open(path, os.O_RDONLY | QUIET)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise NotGgufError(f"{path} is a folder, pipe or device; expected a GGUF file")

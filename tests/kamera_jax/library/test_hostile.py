@@ -299,7 +299,8 @@ def test_a_system_that_has_not_all_flags(root, monkeypatch):
     """Windows has neither `O_NOFOLLOW` nor `O_DIRECTORY`."""
     for name in ("O_NOFOLLOW", "O_DIRECTORY"):
         monkeypatch.delattr(os, name)
-    monkeypatch.setattr(opening, "_QUIET", 0)
+    for name in ("QUIET", "_NO_LINKS"):
+        monkeypatch.setattr(opening, name, 0)
     with kj.ChunkLibrary.open(root, mode="a") as lib:
         lib.put(chunk(5))
         assert bits(lib.get(key_of(5))) == bits(chunk(5)) and lib.verify().ok

@@ -1,10 +1,16 @@
-"""What flipped bits and crowds do to a library: nothing. `make soak` has the long forms."""
+"""What crashes, flipped bits and crowds do to a library: nothing. `make soak` has the long forms."""
 
 import pytest
 
 from tests.kamera_jax.library import soak
+from tests.kamera_jax.library.crashes import kills
 from tests.kamera_jax.library.crowd import crowd
 from tests.kamera_jax.library.flips import flips
+
+
+def test_killed_writers(tmp_path):
+    done = kills(tmp_path / "lib", 20)
+    assert done["kills"] == sum(done["during"].values()) == 20 and done["rows_read_back"] > 100
 
 
 def test_flipped_bits(tmp_path):
