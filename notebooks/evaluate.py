@@ -79,6 +79,8 @@ def reuse(rank):
 import matplotlib.pyplot as plt
 import numpy as np
 
+plt.rcParams["figure.dpi"] = 144
+plt.figure(figsize=(7.2, 3.2))
 reports = {
     name: kj.verify(vlm, reuse(rank), PROBES) for name, rank in (("blind", None), ("patch:4", 4), ("patch:12", 12))
 }
@@ -88,6 +90,7 @@ for (name, report), colour, marker in zip(reports.items(), ("#d55e00", "#e69f00"
     plt.plot(np.asarray(report.kv_error), marker=marker, color=colour, label=name)
 plt.xlabel("layer")
 plt.ylabel("error of the KV, relative")
+plt.xticks(range(len(reports["blind"].kv_error)))
 plt.legend(frameon=False)
 plt.show()
 assert reports["patch:12"].ok and not reports["blind"].ok
@@ -123,13 +126,10 @@ main(
 
 # %%
 main(["eval", "report", run, "--figures", f"{folder}/figures"])
-from PIL import Image
+from IPython import display
 
 for figure in sorted(Path(folder, "figures").glob("*.png")):
-    plt.figure(figsize=(10, 5))
-    plt.imshow(Image.open(figure))
-    plt.axis("off")
-plt.show()
+    display.display(display.Image(figure.read_bytes(), width=720))
 
 # %% [markdown]
 # ## Pages of real text
@@ -150,10 +150,7 @@ else:
     shown["model"] = {"name": "kamera-smol-vl"}
     print_text(shown)
     plot_text(shown, Path(folder, "pages.png"))
-    plt.figure(figsize=(12, 4.5))
-    plt.imshow(Image.open(Path(folder, "pages.png")))
-    plt.axis("off")
-    plt.show()
+    display.display(display.Image(Path(folder, "pages.png").read_bytes(), width=720))
 
 # %% [markdown]
 # To add a task of your own, or a method: `docs/howto/`.

@@ -1,0 +1,46 @@
+"""A Griffe extension: each error that a docstring names is an item of its own in the rendered documentation.
+
+A docstring may put several on one line, `LockedError, OSError: why`, or one after another, `LockedError: why.
+OSError: why`.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import griffe
+
+NEXT_ERROR = re.compile(r"(?<=[.;])\s+(?=[A-Z]\w*(?:Error|Exception|Warning)(?:, [A-Z]\w*)*: )")
+"""Where the description of one error ends and the name of another begins."""
+
+
+def separated(names: str, description: str) -> Iterator[tuple[str, str]]:
+    """The name and the description of each error in one entry of a docstring's section `Raises`."""
+    first, *others = NEXT_ERROR.split(description)
+    for entry in (f"{names}: {first}", *others):
+        these, _, why = entry.partition(": ")
+        for name in these.split(", "):
+            yield name, why.strip()
+
+
+class OneErrorAnItem(griffe.Extension):
+    """Separates the errors of every docstring, once a package is read."""
+
+    def on_package(self, *, pkg: griffe.Module, **kwargs: Any) -> None:
+        """Go through all that the package defines."""
+        self._visit(pkg)
+
+    def _visit(self, owner: Any) -> None:
+        if owner.docstring is not None:
+            for section in owner.docstring.parsed:
+                if section.kind is griffe.DocstringSectionKind.raises:
+                    section.value = [
+                        griffe.DocstringRaise(
+                            annotation=griffe.parse_docstring_annotation(name, owner.docstring), description=why
+                        )
+                        for item in section.value
+                        for name, why in separated(str(item.annotation), item.description)
+                    ]
+        for member in owner.members.values():
+            if not member.is_alias:
+                self._visit(member)
