@@ -12,6 +12,7 @@ from typing import Any
 
 import latex2mathml.converter
 import nbformat
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -19,6 +20,8 @@ EXECUTED = ROOT / "build" / "notebooks"
 """Where `make notebooks` leaves the notebooks with their outputs."""
 
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
+NUMBER = re.compile(r"<td>(?=[^<]*\d)((?:[\d\s.,;:%±–−+×/()<>-]|e-|&lt;|\bto\b|\bof\b){1,26})</td>")
+"""A cell with numbers alone, which is not to be broken."""
 DRAWING = re.compile(r'<img alt="([^"]*)" src="([^"]*\.svg)"\s*/?>')
 SOURCE = "https://github.com/kamera-jax/kamera-jax/blob/main"
 SETUP = "COLAB_RELEASE_TAG"
@@ -27,7 +30,10 @@ SETUP = "COLAB_RELEASE_TAG"
 
 def on_files(files: Files, *, config: Any) -> Files:
     """Add a page for every executed notebook, and the figures that it drew."""
-    for path in sorted(EXECUTED.glob("*.ipynb")):
+    executed = sorted(EXECUTED.glob("*.ipynb"))
+    if not executed:
+        raise PluginError("the notebooks have not been executed: make notebooks")
+    for path in executed:
         pictures: dict[str, bytes] = {}
         text = page(nbformat.read(path, as_version=4), path.stem, pictures)
         files.append(File.generated(config, f"notebooks/{path.stem}.md", content=text))
@@ -37,7 +43,8 @@ def on_files(files: Files, *, config: Any) -> Files:
 
 
 def on_page_content(content: str, *, page: Any, config: Any, files: Files) -> str:
-    """Replace formulas by MathML, and put drawings into the page, where they take its colours."""
+    """Put MathML for formulas and drawings for their pictures, so that they take the page's colours; mark numbers."""
+    content = NUMBER.sub(r'<td class="number">\1</td>', content)
     content = FORMULA.sub(lambda found: mathml(found[3], block=found[2] == "["), content)
     return DRAWING.sub(lambda found: _drawing(found, page), content)
 
@@ -51,7 +58,7 @@ def _drawing(found: re.Match[str], page: Any) -> str:
     path = (Path(page.file.abs_src_path or "").parent / found[2]).resolve()
     if not path.is_file():
         return found[0]
-    return re.sub(r"^<svg ", '<svg class="drawing" ', path.read_text(encoding="utf-8"))
+    return path.read_text(encoding="utf-8")
 
 
 def page(notebook: Any, name: str, pictures: dict[str, bytes]) -> str:
@@ -88,7 +95,8 @@ def _outputs(cell: Any, name: str, heading: str, pictures: dict[str, bytes]) -> 
     printed = ""
     for output in cell.outputs:
         if output.output_type == "stream":
-            printed += output.text
+            # Progress and warnings, which name folders of the machine, are of no use to a reader.
+            printed += output.text if output.name == "stdout" else ""
             continue
         data = output.get("data", {})
         if "image/png" in data:

@@ -265,7 +265,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
         for axes, found in zip(panels, lengths, strict=True):
             for place, (choice, (colour, marker)) in enumerate(CHOICES.items()):
                 rows = [row for row in found["rows"] if row["choice"] == choice]
-                aside = 1 + 0.03 * (place - 1.5)  # so that bars do not cover each other
+                aside = 1 + 0.05 * (place - 1.5)  # so that bars do not cover each other
                 axes.errorbar(
                     [100 * row["bytes"] * aside for row in rows],
                     [row["eta"] for row in rows],

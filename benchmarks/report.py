@@ -22,7 +22,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         cost = result["cost"]
         shares = " | ".join(_interval(result[name]) for name in ("accepted_within_budget", "harmless_accepted"))
         lines.append(
-            f"| {result['model']} | {result['drifts']} | {result['harmful']:.0%} | {shares} | "
+            f"| `{result['model']}` | {result['drifts']} | {result['harmful']:.0%} | {shares} | "
             f"{cost['sketch_bytes'] / cost['chunk_bytes']:.1%} | {cost['verdict_ms']:.1f} |"
         )
     return "\n".join(lines)

@@ -126,10 +126,10 @@ main(
 
 # %%
 main(["eval", "report", run, "--figures", f"{folder}/figures"])
-from IPython import display
+import IPython
 
 for figure in sorted(Path(folder, "figures").glob("*.png")):
-    display.display(display.Image(figure.read_bytes(), width=720))
+    IPython.display.display(IPython.display.Image(figure.read_bytes(), width=720))
 
 # %% [markdown]
 # ## Pages of real text
@@ -150,7 +150,7 @@ else:
     shown["model"] = {"name": "kamera-smol-vl"}
     print_text(shown)
     plot_text(shown, Path(folder, "pages.png"))
-    display.display(display.Image(Path(folder, "pages.png").read_bytes(), width=720))
+    IPython.display.display(IPython.display.Image(Path(folder, "pages.png").read_bytes(), width=720))
 
 # %% [markdown]
 # To add a task of your own, or a method: `docs/howto/`.

@@ -131,10 +131,11 @@ text, of which few contexts are run. η is the share of blind reuse's KL that a 
 def page(records: Sequence[Record]) -> str:
     """The page: a table of verdicts with a column for each model, and below it what was measured."""
     names = [f"`{record['model']}`" for record in records]
-    lines = [OPENING, f"| | claim | {' | '.join(names)} |", f"|---|---|{'---|' * len(names)}"]
+    lines = [OPENING, f"| claim | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
     table = _table(records)
     for number, (statement, _, own) in enumerate(table, 1):
-        lines.append(f"| {number} | {statement} | {' | '.join(_verdict(claim) for claim in own)} |")
+        verdicts = " | ".join(_verdict(claim) for claim in own)
+        lines.append(f"| {number}. {_in_table(statement)} | {verdicts} |")
     lines += ["", "–: not measured.", "", *(f"- {summary(record)}" for record in records), "", "## In numbers"]
     for number, (statement, paper, own) in enumerate(table, 1):
         lines += ["", f"**{number}. {statement}.** The paper: {paper}.", ""]
@@ -151,6 +152,11 @@ def page(records: Sequence[Record]) -> str:
         )
         lines.append(f"- `{record['model']}`: {ran}")
     return "\n".join(lines) + "\n"
+
+
+def _in_table(text: str) -> str:
+    """Text that stands in a cell of a Markdown table, where a bar would end the cell."""
+    return text.replace("|", r"\|")
 
 
 def _is_measured(claim: Claim | None) -> bool:

@@ -10,10 +10,10 @@ COLUMN = 720
 """Pixels of the documentation's column, to which figures are scaled."""
 
 WIDTH = 7.2
-"""Inches of a figure: a point of type is then a pixel of the column."""
+"""Inches of a figure: a hundred pixels of the column to an inch."""
 
 SMALLEST = 9
-"""Points of the smallest type."""
+"""Points of the smallest type: 12 pixels in the column, and 11 on a phone, where figures are 640 pixels wide."""
 
 DPI = 200
 

@@ -1,4 +1,4 @@
-"""A Griffe extension: each error that a docstring names is an item of its own in the rendered documentation.
+"""A Griffe extension for the API's pages: each error that a docstring names is an item of its own; no name is private.
 
 A docstring may put several on one line, `LockedError, OSError: why`, or one after another, `LockedError: why.
 OSError: why`.
@@ -19,12 +19,12 @@ def separated(names: str, description: str) -> Iterator[tuple[str, str]]:
     first, *others = NEXT_ERROR.split(description)
     for entry in (f"{names}: {first}", *others):
         these, _, why = entry.partition(": ")
-        for name in these.split(", "):
+        for name in these.strip("()").split(", "):  # Griffe reads several names as a tuple
             yield name, why.strip()
 
 
-class OneErrorAnItem(griffe.Extension):
-    """Separates the errors of every docstring, once a package is read."""
+class Docstrings(griffe.Extension):
+    """Separates the errors of every docstring, and hides defaults that have a private name, once a package is read."""
 
     def on_package(self, *, pkg: griffe.Module, **kwargs: Any) -> None:
         """Go through all that the package defines."""
@@ -41,6 +41,9 @@ class OneErrorAnItem(griffe.Extension):
                         for item in section.value
                         for name, why in separated(str(item.annotation), item.description)
                     ]
+        for parameter in getattr(owner, "parameters", ()) if owner.is_function or owner.is_class else ():
+            if re.match(r"(\w+\.)*_\w+", str(parameter.default or "")):
+                parameter.default = "..."
         for member in owner.members.values():
             if not member.is_alias:
                 self._visit(member)
