@@ -10,7 +10,7 @@ from typing import Any
 
 import griffe
 
-NEXT_ERROR = re.compile(r"(?<=[.;])\s+(?=[A-Z]\w*(?:Error|Exception|Warning)(?:, [A-Z]\w*)*: )")
+NEXT_ERROR = re.compile(r"(?<=[.;])\s+(?=[A-Z]\w*(?:Error|Exception|Warning)(?:, [A-Z]\w*)*:\s)")
 """Where the description of one error ends and the name of another begins."""
 
 
@@ -18,7 +18,7 @@ def separated(names: str, description: str) -> Iterator[tuple[str, str]]:
     """The name and the description of each error in one entry of a docstring's section `Raises`."""
     first, *others = NEXT_ERROR.split(description)
     for entry in (f"{names}: {first}", *others):
-        these, _, why = entry.partition(": ")
+        these, why = re.split(r":\s", entry, maxsplit=1)
         for name in these.strip("()").split(", "):  # Griffe reads several names as a tuple
             yield name, why.strip()
 

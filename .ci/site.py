@@ -20,7 +20,7 @@ EXECUTED = ROOT / "build" / "notebooks"
 """Where `make notebooks` leaves the notebooks with their outputs."""
 
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
-NUMBER = re.compile(r"<td>(?=[^<]*\d)((?:[\d\s.,;:%±–−+×/()<>-]|e-|&lt;|\bto\b|\bof\b){1,26})</td>")
+NUMBER = re.compile(r"<td>(?=[^<]*\d)((?:[\d\s.,;:%±–−+×/()<>-]|e-|&lt;|\bto\b|\bof\b){1,18})</td>")
 """A cell with numbers alone, which is not to be broken."""
 DRAWING = re.compile(r'<img alt="([^"]*)" src="([^"]*\.svg)"\s*/?>')
 SOURCE = "https://github.com/kamera-jax/kamera-jax/blob/main"

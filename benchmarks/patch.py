@@ -203,7 +203,7 @@ def plot(models: dict[str, Any], path: Path) -> None:
     values = {"accuracy": "two-hop accuracy", "eta": "η"}
     with style.drawing(path, 5.4) as figure:
         panels = style.panels(figure, list(models), rows=len(values))
-        for column, found in zip(panels.T, models.values(), strict=True):
+        for column, found in zip(zip(*panels, strict=True), models.values(), strict=True):
             for axes, value in zip(column, values, strict=True):
                 for choice, (colour, marker) in STYLES.items():
                     rows = [row for row in found["rows"] if row["choice"] == choice]
@@ -221,7 +221,7 @@ def plot(models: dict[str, Any], path: Path) -> None:
             column[0].axhline(found["full"], color=style.GREY, linestyle="--", label="full prefill")
             column[0].set_ylim(0, 1.05)
             column[1].set(xlabel="bytes, % of the KV", ylim=(-0.3, 1.05))
-        for axes, title in zip(panels[:, 0], values.values(), strict=True):
+        for axes, title in zip((row[0] for row in panels), values.values(), strict=True):
             axes.set_ylabel(title)
         style.legend(figure, panels[0], columns=4)
 

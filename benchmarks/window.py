@@ -345,8 +345,8 @@ def _older(guards: Sequence[dict[str, Any]]) -> str:
 
 def _range(values: Sequence[float]) -> str:
     """The lowest and the highest, as precisely as they can be compared: far below 0 they are not."""
-    low, high = (f"{value:.3f}" if value > -1 else f"−{-value:.1f}" for value in (min(values), max(values)))
-    return low if low == high else f"{low} to {high}"
+    low, high = (f"{value:.3f}" if value > -1 else f"{value:.1f}" for value in (min(values), max(values)))
+    return (low if low == high else f"{low} to {high}").replace("-", "−")
 
 
 def main() -> None:

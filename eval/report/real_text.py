@@ -102,7 +102,7 @@ Python (`pydoc`) and with this project's requirements (`docstrings`). [The tasks
 words are those of [methods side by side](results.md): *full* is full prefill, *blind* is reuse as encoded alone,
 `patch:M` has M components in every layer, `patch:P%` takes P % of the bytes.
 
-Figures are means ± standard error, contexts being the clusters. KL is in nats, and η the share of blind reuse's KL that
+Scores and η are given ± standard error, contexts being the clusters. KL is in nats, and η the share of blind reuse's KL that
 a method closes; both are against full prefill, where the table does not say another reference. nll is the negative
 log-likelihood of the token that does follow, in nats. Bytes are of the KV that is reused, tokens those of it that are
 run again. Every table says how many cases it has: they are few, as an everyday machine runs them.
@@ -208,7 +208,7 @@ def _figures(row: Mapping[str, Any] | None) -> list[str]:
     """The cells of one corpus."""
     if row is None:
         return ["–"] * 3
-    return [_cell(row["score"], ".3f"), _cell(row["kl"], ".4f"), _cell(row["eta"], ".2f")]
+    return [_cell(row["score"], ".3f"), _cell([row["kl"][0], None], ".4f"), _cell(row["eta"], ".2f")]
 
 
 def _cell(figure: Sequence[float | None], form: str) -> str:

@@ -76,7 +76,7 @@ POSITIONS = (
 
 
 @contextmanager
-def drawing(path: Path, height: float, width: float = WIDTH) -> Iterator[Any]:
+def drawing(path: Path, height: float | int, width: float | int = WIDTH) -> Iterator[Any]:
     """A figure to draw into, which is written to ``path`` at the end; its ending says in which format."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -94,19 +94,16 @@ def rows_of(count: int) -> int:
     return -(-count // PER_ROW)
 
 
-def panels(figure: Any, titles: Sequence[str], rows: int = 1, *, square: bool = False) -> Any:
-    """Axes [rows, n], each column under its title; the axes of a row share one y axis.
+def panels(figure: Any, titles: Sequence[str], rows: int = 1) -> list[list[Any]]:
+    """Rows of axes, each column under its title; the axes of a row share one y axis.
 
-    Where there is one row, its panels are broken into rows of `PER_ROW`, and the axes come as [1, n].
+    A single row is broken into rows of `PER_ROW` panels where it has more, and comes as one row all the same.
 
     Args:
         figure: what to draw into.
         titles: of the columns, which are lettered (a), (b), … where there are several panels.
         rows: of panels.
-        square: no grid, for pictures.
     """
-    import numpy as np
-
     count = len(titles)
     broken = rows_of(count) if rows == 1 else rows
     across = min(count, PER_ROW) if rows == 1 else count
@@ -114,10 +111,9 @@ def panels(figure: Any, titles: Sequence[str], rows: int = 1, *, square: bool = 
     flat = grid.ravel() if rows == 1 else grid
     for axes in grid.ravel()[count * rows :]:
         axes.set_visible(False)
-    shown = np.array(flat[:count])[None] if rows == 1 else grid
-    for place, axes in enumerate(shown.ravel()):
-        axes.set_title(lettered(place, plain(titles[place % count]), shown.size))
-        axes.grid(not square)
+    shown = [list(flat[:count])] if rows == 1 else [list(row) for row in grid]
+    for place, axes in enumerate(axes for row in shown for axes in row):
+        axes.set_title(lettered(place, plain(titles[place % count]), count * rows))
     return shown
 
 
@@ -159,7 +155,7 @@ def whole_numbers(axis: Any, most: int = 9) -> None:
     axis.set_major_locator(MaxNLocator(nbins=most, integer=True, min_n_ticks=1))
 
 
-def label(axes: Any, labelled: Sequence[tuple[float, float, str]], others: Sequence[tuple[float, float]] = ()) -> None:
+def label(axes: Any, labelled: Sequence[tuple[Any, Any, str]], others: Sequence[tuple[Any, Any]] = ()) -> None:
     """Put labels beside points so that none covers a label, a point, a line or the edge; what has no room is left out.
 
     Call it last: the axes have to have their limits.
@@ -186,10 +182,11 @@ def label(axes: Any, labelled: Sequence[tuple[float, float, str]], others: Seque
                 plain(text), (x, y), (right, up), textcoords="offset points", ha=align, color="#444444", zorder=4
             )
             box = drawn.get_window_extent(renderer)
+            extent = tuple(map(float, box.extents))
             inside = edge.x0 <= box.x0 and box.x1 <= edge.x1 and edge.y0 <= box.y0 and box.y1 <= edge.y1
-            if inside and not any(_overlap(box.extents, each) for each in taken):
+            if inside and not any(_overlap(extent, each) for each in taken):
                 drawn.set_in_layout(False)
-                taken.append(tuple(box.extents))
+                taken.append(extent)
                 break
             drawn.remove()
 
@@ -210,7 +207,7 @@ def _along(points: Any, step: float = 8.0) -> list[tuple[float, float, float, fl
 
 
 def _overlap(one: Sequence[float], other: Sequence[float]) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+    return bool(one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3])
 
 
 def figure_block(alt: str, source: str, caption: str) -> str:
