@@ -31,7 +31,7 @@ PURPLE = "#cc79a7"
 LAYERS = "viridis"
 """The colour map of lines that stand for layers; they are explained by a colour bar."""
 
-SETTINGS: dict[str, Any] = {
+SETTINGS: Any = {
     "font.size": SMALLEST,
     "axes.labelsize": SMALLEST,
     "axes.titlesize": 10,

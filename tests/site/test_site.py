@@ -62,6 +62,8 @@ LOOK = r"""() => ({
     uncaptioned: [...document.querySelectorAll('article img[src*="figures/"], article svg.drawing')]
         .filter(e => !e.closest('figure')?.querySelector('figcaption')?.textContent.trim())
         .map(e => e.src || e.tagName),
+    cut: [...document.querySelectorAll('.md-typeset__scrollwrap')]
+        .filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.textContent.trim().slice(0, 60)),
     formulas: document.querySelectorAll('math').length,
     unread: [...document.querySelectorAll('article p, article div.arithmatex, article span.arithmatex')]
         .filter(e => !e.closest('code, pre')).map(e => e.textContent).filter(t => /\\[(\[]|\$\$/.test(t)),
@@ -179,6 +181,10 @@ def test_every_figure_has_a_caption(pages):
 def test_no_page_is_wider_than_a_phone(pages):
     """Tables, code and figures that are wider scroll in their own box."""
     assert not {url: page["wider"] for url, page in pages.items() if page["wider"]}
+
+
+def test_tables_fit_the_column_of_a_wide_screen(pages):
+    assert not {url: page["cut"] for url, page in pages.items() if page["cut"]}
 
 
 def test_no_figure_is_dark_on_dark(pages):
