@@ -222,7 +222,13 @@ anew for each. Each cell has the lowest and the highest of the orders. η compar
 what full prefill is: where a dependant stands before its antecedents full prefill cannot bind them and an orbit patch
 can. Its η is then far below zero, though its answers are right. So accuracy stands beside η.
 
-{orders}
+Antecedents first:
+
+{antecedents_first}
+
+A dependant first:
+
+{dependant_first}
 
 ## What stands first
 
@@ -290,17 +296,6 @@ itself unsure of what stands behind so many pages. A policy then reuses a patch 
 
 def page(results: Sequence[dict[str, Any]], guards: Sequence[dict[str, Any]]) -> str:
     """The measurements as a page of the documentation."""
-    lines = [
-        "| model | pages, orders | η: orbit | η: exact | accuracy: orbit | exact | full prefill |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for result in results:
-        for first, words in ((True, "antecedents first"), (False, "a dependant first")):
-            for count in (3, 4):
-                rows = [r for r in result["orders"] if len(r["pages"]) == count and r["antecedents_first"] is first]
-                found = ("orbit_eta", "exact_eta", "orbit", "exact", "full")
-                cells = " | ".join(_range([row[kind] for row in rows]) for kind in found)
-                lines.append(f"| `{result['model']}` | {count} pages, {len(rows)} orders: {words} | {cells} |")
     moves = [
         "| model | slide: KL | recall: η | accuracy | full prefill | without the page | patch, of the KV |",
         "|---|---|---|---|---|---|---|",
@@ -324,7 +319,8 @@ def page(results: Sequence[dict[str, Any]], guards: Sequence[dict[str, Any]]) ->
     return PAGE.format(
         episodes=results[0]["episodes"],
         rank=results[0]["rank"],
-        orders="\n".join(lines),
+        antecedents_first=_orders(results, antecedents_first=True),
+        dependant_first=_orders(results, antecedents_first=False),
         moves="\n".join(moves),
         cascade="\n".join(table),
         figure=style.figure_block("KL of reused patches against what the guard saw", "figures/guard.png", CAPTION),
@@ -335,6 +331,22 @@ def page(results: Sequence[dict[str, Any]], guards: Sequence[dict[str, Any]]) ->
         older=_older(guards),
         unsafe="".join(UNSAFE.format(model=guard["model"]) for guard in guards if guard["threshold"] < 0),
     )
+
+
+def _orders(results: Sequence[dict[str, Any]], *, antecedents_first: bool) -> str:
+    """The table of orders of one kind."""
+    lines = [
+        "| model | pages | orders | η: orbit | η: exact | accuracy: orbit | exact | full prefill |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        own = [row for row in result["orders"] if row["antecedents_first"] is antecedents_first]
+        for count in (3, 4):
+            rows = [row for row in own if len(row["pages"]) == count]
+            found = ("orbit_eta", "exact_eta", "orbit", "exact", "full")
+            cells = " | ".join(_range([row[kind] for row in rows]) for kind in found)
+            lines.append(f"| `{result['model']}` | {count} | {len(rows)} | {cells} |")
+    return "\n".join(lines)
 
 
 def _older(guards: Sequence[dict[str, Any]]) -> str:
