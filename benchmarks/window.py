@@ -336,8 +336,8 @@ def page(results: Sequence[dict[str, Any]], guards: Sequence[dict[str, Any]]) ->
 def _orders(results: Sequence[dict[str, Any]], *, antecedents_first: bool) -> str:
     """The table of orders of one kind."""
     lines = [
-        "| model | pages | orders | η: orbit | η: exact | accuracy: orbit | exact | full prefill |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model | pages, orders | η: orbit | exact | accuracy: orbit | exact | full prefill |",
+        "|---|---|---|---|---|---|---|",
     ]
     for result in results:
         own = [row for row in result["orders"] if row["antecedents_first"] is antecedents_first]
@@ -345,7 +345,7 @@ def _orders(results: Sequence[dict[str, Any]], *, antecedents_first: bool) -> st
             rows = [row for row in own if len(row["pages"]) == count]
             found = ("orbit_eta", "exact_eta", "orbit", "exact", "full")
             cells = " | ".join(_range([row[kind] for row in rows]) for kind in found)
-            lines.append(f"| `{result['model']}` | {count} | {len(rows)} | {cells} |")
+            lines.append(f"| `{result['model']}` | {count}, {len(rows)} | {cells} |")
     return "\n".join(lines)
 
 
@@ -357,7 +357,7 @@ def _older(guards: Sequence[dict[str, Any]]) -> str:
 
 def _range(values: Sequence[float]) -> str:
     """The lowest and the highest, as precisely as they can be compared: far below 0 they are not."""
-    low, high = (f"{value:.3f}" if value > -1 else f"{value:.1f}" for value in (min(values), max(values)))
+    low, high = (f"{value:.2f}" if value > -1 else f"{value:.1f}" for value in (min(values), max(values)))
     return (low if low == high else f"{low} to {high}").replace("-", "−")
 
 
