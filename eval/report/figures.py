@@ -157,6 +157,7 @@ def _points(
         axes.margins(x=0.08)
         labels.append((axes, labelled))
     style.legend(figure, panels)
+    figure.draw_without_rendering()
     for axes, labelled in labels:
         others = [(x, y) for x, y, text in labelled if not text]
         style.label(axes, [each for each in labelled if each[2]], others)

@@ -102,8 +102,8 @@ Python (`pydoc`) and with this project's requirements (`docstrings`). [The tasks
 words are those of [methods side by side](results.md): *full* is full prefill, *blind* is reuse as encoded alone,
 `patch:M` has M components in every layer, `patch:P%` takes P % of the bytes.
 
-Scores and η are given ± standard error, contexts being the clusters. KL is in nats, and η the share of blind reuse's KL that
-a method closes; both are against full prefill, where the table does not say another reference. nll is the negative
+Scores and η are given ± standard error, contexts being the clusters. KL is in nats, and η the share of blind reuse's KL
+that a method closes; both are against full prefill, where the table does not say another reference. nll is the negative
 log-likelihood of the token that does follow, in nats. Bytes are of the KV that is reused, tokens those of it that are
 run again. Every table says how many cases it has: they are few, as an everyday machine runs them.
 

@@ -158,7 +158,7 @@ def whole_numbers(axis: Any, most: int = 9) -> None:
 def label(axes: Any, labelled: Sequence[tuple[Any, Any, str]], others: Sequence[tuple[Any, Any]] = ()) -> None:
     """Put labels beside points so that none covers a label, a point, a line or the edge; what has no room is left out.
 
-    Call it last: the axes have to have their limits.
+    Call it last: everything else has to be drawn, and laid out by ``figure.draw_without_rendering()``.
 
     Args:
         axes: where the points are.
@@ -166,7 +166,6 @@ def label(axes: Any, labelled: Sequence[tuple[Any, Any, str]], others: Sequence[
         others: points without one.
     """
     figure = axes.get_figure(root=True)
-    figure.draw_without_rendering()
     renderer = figure.canvas.get_renderer()
     half = figure.dpi * 3.5 / 72
     taken = []

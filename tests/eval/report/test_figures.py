@@ -1,6 +1,7 @@
 """Figures can be read in the column of the documentation: size of type, letters of panels, no text on another text."""
 
 import itertools
+import json
 from pathlib import Path
 
 import matplotlib
@@ -12,7 +13,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 from benchmarks import redraw
-from eval.report import console, figures, style
+from eval.report import console, demo_text, figures, style
 from eval.run import scores
 from eval.tasks import get
 from tests.eval.made_up import make
@@ -24,12 +25,10 @@ ODD = ("full", "blind", "my_package.trailing:trailing:8", "_hidden:x", "a$b$c", 
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The figures that are saved, by file name, with everything in its place."""
+    """The figures that would be saved, by file name, with everything in its place."""
     kept = {}
-    save = Figure.savefig
 
     def keep(self, path, **options):
-        save(self, path, **options)
         self.draw_without_rendering()
         kept[Path(path).stem] = self
 
@@ -121,6 +120,7 @@ def test_a_label_without_room_is_left_out_and_none_covers_another(drawn, tmp_pat
     with style.drawing(tmp_path / "many.png", 2, width=2) as figure:
         axes = style.panels(figure, ["one"])[0][0]
         axes.plot([0, 1], [0, 1])
+        figure.draw_without_rendering()
         style.label(axes, [(0.5 + i / 200, 0.5, f"label {i}") for i in range(20)])
     labels = drawn["many"].axes[0].texts
     assert 0 < len(labels) < 20
@@ -139,3 +139,10 @@ def test_one_panel_has_no_letter_and_settings_do_not_leak(drawn, tmp_path):
     assert dict(matplotlib.rcParams) == before
     assert not drawn["form"].axes[0].get_title(loc="left").startswith("(")
     check(drawn["form"])
+
+
+def test_a_demo_of_a_method_without_a_style_is_drawn(drawn, tmp_path):
+    result = json.loads((ROOT / "docs/results/demo-smollm2.json").read_text(encoding="utf-8"))
+    result["methods"].append({**result["methods"][1], "name": "my_package.trailing:trailing:8"})
+    demo_text.plot_text(result, tmp_path / "demo.png")
+    assert "my_package.trailing:trailing:8" in "".join(text.get_text() for text in texts(drawn["demo"]))
