@@ -30,9 +30,10 @@ SETUP = "COLAB_RELEASE_TAG"
 
 def on_files(files: Files, *, config: Any) -> Files:
     """Add a page for every executed notebook, and the figures that it drew."""
-    executed = sorted(EXECUTED.glob("*.ipynb"))
-    if not executed:
-        raise PluginError("the notebooks have not been executed: make notebooks")
+    executed = [EXECUTED / path.name for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
+    missing = [path.stem for path in executed if not path.is_file()]
+    if missing:
+        raise PluginError(f"not executed yet: {', '.join(missing)}; run make notebooks")
     for path in executed:
         pictures: dict[str, bytes] = {}
         text = page(nbformat.read(path, as_version=4), path.stem, pictures)
