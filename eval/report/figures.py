@@ -224,7 +224,7 @@ def _spectrum(figure: Any, runs: Sequence[Record]) -> None:
     changed = [run["scores"]["absorbed"] for run in runs]
     deepest = max(max(len(own[name]) for name in ("components", "tokens")) for own in changed)
     colours = matplotlib.colormaps[style.LAYERS].resampled(max(deepest, 2))
-    norm = BoundaryNorm(np.arange(deepest + 1) - 0.5, colours.N) if deepest > 1 else None
+    norm = BoundaryNorm(np.arange(max(deepest, 1) + 1) - 0.5, colours.N)
     for axes, own in zip(panels, changed, strict=True):
         for name, dashes in (("components", "-"), ("tokens", "--")):
             axes.plot([], [], dashes, color=style.GREY, label=name)

@@ -1,6 +1,8 @@
 """What the documentation's build does to docstrings, formulas, tables, drawings and notebooks; no browser is needed."""
 
+import importlib
 import importlib.util
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -89,3 +91,17 @@ def test_a_notebook_is_a_page_with_its_outputs():
     assert '??? note "Setup"\n\n    ```python\n' in text
     assert pictures == {"tour-0.png": b"hello"}
     assert "one two\n```\n\n![Pictures](tour-0.png)" in text and "someone" not in text
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs/api").glob("*.md")), ids=lambda path: path.stem)
+def test_what_the_api_names_can_be_imported_as_it_says(path):
+    text = path.read_text(encoding="utf-8")
+    said = {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(block, said)
+    for described in re.findall(r"^::: ([\w.]+)$", text, re.MULTILINE):
+        owner, _, name = described.rpartition(".")
+        found = importlib.import_module(described) if name in ("errors", "planning") else None
+        found = found or getattr(importlib.import_module(owner), name)
+        if owner not in ("kamera_jax", "kamera_jax.patch", "kamera_jax.rope", "models", "pallas_kernels"):
+            assert name in ("errors", "planning") or said[name] is found, described

@@ -11,6 +11,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 from benchmarks import redraw
 from eval.report import console, demo_text, figures, style
@@ -77,6 +78,8 @@ def test_figures_of_the_documentation_can_be_read(drawn, tmp_path):
     for name, figure in drawn.items():
         check(figure)
         assert abs(figure.get_size_inches()[0] - style.WIDTH) < 1e-6, name
+        with Image.open(ROOT / "docs/figures" / f"{name}.png") as committed:  # or `make pages` was not run
+            assert np.abs(np.array(committed.size) - figure.get_size_inches() * style.DPI).max() <= 1, name
     for name in ("binding-bytes", "binding-ttft", "binding-layers", "binding-spectrum", "guard", "patch-text"):
         panels = [axes for axes in drawn[name].axes if axes.get_title(loc="left")]
         assert len(panels) == 3 and len({axes.get_ylim() for axes in panels}) == 1, name
@@ -104,6 +107,17 @@ def test_methods_of_any_name_are_drawn_and_named(drawn, tmp_path, count):
     assert legend == [style.shortened(kind) for kind in dict.fromkeys(map(figures.family, ODD))]
     for figure in drawn.values():
         assert abs(figure.get_size_inches()[0] - style.WIDTH) < 1e-6
+
+
+@pytest.mark.parametrize("layers", [0, 1, 40])
+def test_runs_with_little_are_drawn(drawn, tmp_path, layers):
+    """Without times, without a change of the KV, of one layer and of many."""
+    run = run_of(("full", "blind"))
+    run["ttft_s"] = {}
+    run["scores"]["absorbed"] = {name: [[0.0] * 13 + [1.0]] * layers for name in ("components", "tokens")}
+    figures.draw([run], tmp_path)
+    for figure in drawn.values():
+        check(figure)
 
 
 def test_methods_of_other_packages_differ_from_each_other_and_from_those_built_in():
