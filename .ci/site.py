@@ -24,6 +24,8 @@ NUMBER = re.compile(r"<td>(?=[^<]*\d)((?:[\d\s.,;:%±–−+×/()<>-]|e-|&lt;|\b
 """A cell with numbers alone, which is not to be broken."""
 DRAWING = re.compile(r'<img alt="([^"]*)" src="([^"]*\.svg)"\s*/?>')
 SOURCE = "https://github.com/kamera-jax/kamera-jax/blob/main"
+TEMPORARY = re.compile(r"(?:/[\w.-]+)*/tmp\w{8}(?![\w.])")
+"""The name of a temporary folder, which is another one each time."""
 SETUP = "COLAB_RELEASE_TAG"
 """In the cell that prepares a hosted runtime, which is folded away."""
 
@@ -114,6 +116,6 @@ def _outputs(cell: Any, name: str, heading: str, pictures: dict[str, bytes]) -> 
 
 
 def _printed(text: str) -> str:
-    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    text = TEMPORARY.sub("…", re.sub(r"\x1b\[[0-9;]*m", "", text))
     lines = [line.rpartition("\r")[2].rstrip() for line in text.rstrip().splitlines()]
     return "```{ .text .output }\n" + "\n".join(lines) + "\n```"

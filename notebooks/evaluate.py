@@ -109,23 +109,11 @@ from eval.commands.main import main
 
 folder = tempfile.mkdtemp()
 run = f"{folder}/run"
-main(
-    [
-        "eval",
-        "binding",
-        "--methods",
-        "full,blind,patch:12,cacheblend:0.15,epic:8",
-        "--seeds",
-        "0",
-        "--limit",
-        "2",
-        "--output",
-        run,
-    ]
-)
+methods = "full,blind,patch:12,cacheblend:0.15,epic:8"
+assert main(["eval", "binding", "--methods", methods, "--seeds", "0", "--limit", "2", "--output", run]) == 0
 
 # %%
-main(["eval", "report", run, "--figures", f"{folder}/figures"])
+assert main(["eval", "report", run, "--figures", f"{folder}/figures"]) == 0
 import IPython
 
 for figure in sorted(Path(folder, "figures").glob("*.png")):

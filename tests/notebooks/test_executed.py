@@ -30,9 +30,12 @@ def without_picture(notebook):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_it_runs_and_shows_what_it_draws(path):
+def test_it_runs_and_shows_what_it_draws(path, monkeypatch):
     import nbformat
     from nbclient import NotebookClient
+
+    # What rich and tqdm say where there are no widgets to show progress with; nobody looks on.
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore:install:UserWarning,ignore:IProgress")
 
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(

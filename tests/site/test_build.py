@@ -78,7 +78,7 @@ def test_a_notebook_is_a_page_with_its_outputs():
         v4.new_code_cell(
             "plt.show()",
             outputs=[
-                v4.new_output("stream", text="one\x1b[1m two\x1b[0m\n"),
+                v4.new_output("stream", text="one\x1b[1m two\x1b[0m\nin /a/b/tmpa1b2c3d4/run\n"),
                 v4.new_output("stream", name="stderr", text="a warning of someone's machine"),
                 v4.new_output("display_data", data={"image/png": "aGVsbG8="}),
             ],
@@ -90,7 +90,7 @@ def test_a_notebook_is_a_page_with_its_outputs():
     assert "[`docs/window.md`](../window.md) and [`agent.ipynb`](agent.md)" in text
     assert '??? note "Setup"\n\n    ```python\n' in text
     assert pictures == {"tour-0.png": b"hello"}
-    assert "one two\n```\n\n![Pictures](tour-0.png)" in text and "someone" not in text
+    assert "one two\nin …/run\n```\n\n![Pictures](tour-0.png)" in text and "someone" not in text
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "docs/api").glob("*.md")), ids=lambda path: path.stem)

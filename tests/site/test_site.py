@@ -200,6 +200,9 @@ def test_notebooks_are_shown_with_what_they_wrote(pages, address):
     for name in ("tour", "agent", "evaluate"):
         assert pages[f"{address}/notebooks/{name}.html"]["pictures"] >= 2, name
     assert "full: green" in (SITE / "notebooks/tour.html").read_text(encoding="utf-8")
+    for path in (SITE / "notebooks").glob("*.html"):
+        text = re.sub(r"<[^>]+>", "", path.read_text(encoding="utf-8"))
+        assert not re.search(r"site-packages|/(home|root|Users|tmp|mnt)/\w|Warning:", text), path.stem
 
 
 RAISES = re.compile(r"Raises:</\w+></p>\s*<ul>(.*?)</ul>", re.DOTALL)
