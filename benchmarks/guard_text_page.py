@@ -23,7 +23,12 @@ two strangers stand behind the others. *neighbours blind*: the antecedents stand
 
 ## Without a calibration
 
-The prior expects KEPT + LOST · lost² + ADDED · added² + MOVED · moved: *lost* is the share of attention (of the
+The prior expects
+
+$$\\text{{KEPT}} + \\text{{LOST}} \\cdot \\text{{lost}}^2 + \\text{{ADDED}} \\cdot \\text{{added}}^2
++ \\text{{MOVED}} \\cdot \\text{{moved}}$$
+
+nats: *lost* is the share of attention (of the
 deeper half of the layers) that went to antecedents which are gone, *added* the share that new chunks take, each as
 much as the antecedent had that stood as far before the chunk, *moved* the share of those out of order. Where nothing
 is left it expects more than without the patch, which is BARE. A reuse is accepted where {margin:g} times the expected

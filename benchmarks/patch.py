@@ -17,6 +17,7 @@ from benchmarks import patch_text
 from benchmarks.placements import CHOICES, RANKS, SHARES, curves
 from eval.commands import bench as forming
 from eval.commands.main import ATTENTIONS, EMBEDDED
+from eval.report import style
 from models import load
 
 SEEDS = (110_000_000, 110_000_001, 110_000_002)
@@ -26,16 +27,23 @@ UNEVEN = (0, 16, 96, 64, 32, 32, 16, 0)
 EVEN = (32,) * 8
 """Ranks of a mean of 32 over 8 layers."""
 
-COLOURS = {
-    "uniform": "#222222",
-    "uniform, int8": "#999999",
-    "global energy": "#0072b2",
-    "global energy, int8": "#009e73",
-    "deep half": "#d55e00",
-    "weighted": "#cc79a7",
-    "weighted, global energy": "#e69f00",
+STYLES = {
+    "uniform": ("#222222", "o"),
+    "uniform, int8": ("#999999", "s"),
+    "global energy": (style.BLUE, "o"),
+    "global energy, int8": (style.GREEN, "s"),
+    "deep half": (style.VERMILION, "v"),
+    "weighted": (style.PURPLE, "^"),
+    "weighted, global energy": (style.ORANGE, "D"),
 }
-"""Okabe-Ito: told apart by colour-blind readers too."""
+"""A colour and a marker for each choice of components."""
+
+
+CAPTION = (
+    "Two-hop accuracy (above) and η (below) against the bytes of the patches, by which components are kept. Bars are "
+    "standard errors over the seeds; η below −0.3 is not shown."
+)
+"""Of the figure."""
 
 
 def averaged(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -72,7 +80,7 @@ seed, {seeds}. KV and factors are f32, bytes are shares of the patched pages' KV
 
 {curves}
 
-![Accuracy and η against bytes](figures/patch.png)
+{figure}
 
 *uniform*: the same rank in every layer. *global energy*: the components of most energy, whatever their layer.
 *deep half*: the deep half of the layers alone. *weighted*: K and V weighted by what attention does with them, second
@@ -82,7 +90,8 @@ each component; against bf16 factors it halves the bytes, and not, as here, quar
 {verdict}
 
 So the library has global energy and int8; weights and a choice of layers did not help, and are in the benchmark only.
-The change that multi-hop answers depend on lies in layers that have much of the energy, not in the deep half alone.
+On these models the deep half of the layers alone gives back next to nothing: what multi-hop answers depend on lies in
+the shallow half, where the KV changes most ([claims](claims.md)).
 """
 
 
@@ -117,6 +126,7 @@ def page(result: dict[str, Any]) -> str:
         seeds=" and ".join(f"{len(found['seeds'])} seeds (`{name}`)" for name, found in models.items()),
         curves="\n\n".join(_curve_table(name, found) for name, found in models.items()),
         verdict=_verdict(models),
+        figure=style.figure_block("Two-hop accuracy and η against the bytes of a patch", "figures/patch.png", CAPTION),
     )
 
 
@@ -189,25 +199,36 @@ def _verdict(models: dict[str, Any]) -> str:
 
 
 def plot(models: dict[str, Any], path: Path) -> None:
-    """Accuracy and η against bytes, a column for every model."""
-    from matplotlib.figure import Figure
+    """Accuracy and η against bytes, a column for every model; bars are standard errors over the seeds."""
+    values = {"accuracy": "two-hop accuracy", "eta": "η"}
+    with style.drawing(path, 5.4) as figure:
+        panels = style.panels(figure, list(models), rows=len(values))
+        for column, found in zip(zip(*panels, strict=True), models.values(), strict=True):
+            for axes, value in zip(column, values, strict=True):
+                for choice, (colour, marker) in STYLES.items():
+                    rows = [row for row in found["rows"] if row["choice"] == choice]
+                    rows.sort(key=lambda row: row["bytes"])
+                    axes.errorbar(
+                        [100 * row["bytes"] for row in rows],
+                        [row[value] for row in rows],
+                        [standard_error(row[f"{value}_seeds"]) for row in rows],
+                        fmt=f"{marker}-",
+                        ms=4,
+                        elinewidth=0.8,
+                        color=colour,
+                        label=choice,
+                    )
+            column[0].axhline(found["full"], color=style.GREY, linestyle="--", label="full prefill")
+            column[0].set_ylim(0, 1.05)
+            column[1].set(xlabel="bytes, % of the KV", ylim=(-0.3, 1.05))
+        for axes, title in zip((row[0] for row in panels), values.values(), strict=True):
+            axes.set_ylabel(title)
+        style.legend(figure, panels[0], columns=4)
 
-    figure = Figure(figsize=(4.6 * len(models), 6.4), layout="constrained")
-    panels = figure.subplots(2, len(models), sharey="row", squeeze=False)
-    for column, (name, found) in zip(panels.T, models.items(), strict=True):
-        for axes, value in zip(column, ("accuracy", "eta"), strict=True):
-            for choice, colour in COLOURS.items():
-                rows = sorted((row for row in found["rows"] if row["choice"] == choice), key=lambda row: row["bytes"])
-                points = [100 * row["bytes"] for row in rows], [row[value] for row in rows]
-                axes.plot(*points, "o-", ms=4, color=colour, label=choice)
-            axes.spines[["top", "right"]].set_visible(False)
-        column[0].axhline(found["full"], color="#777777", linestyle="--", linewidth=1.2)
-        column[0].set_title(name, loc="left", fontsize=11)
-        column[1].set(xlabel="patch bytes, % of the patched pages' KV", ylim=(-0.3, 1.05))
-    panels[0, 0].set_ylabel("two-hop accuracy")
-    panels[1, 0].set_ylabel("η")
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=4)
-    figure.savefig(path, dpi=150)
+
+def standard_error(values: Sequence[float]) -> float:
+    """Of the mean over seeds; 0 where there is one."""
+    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
 def main() -> None:

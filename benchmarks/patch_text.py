@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import kamera_jax as kj
+from eval.report import style
 from eval.run import metrics
 from kamera_jax import patch
 from kamera_jax.forward import run
@@ -38,12 +39,12 @@ OLD_CAP = 32
 """Components a layer that a default patch was bounded by before."""
 
 CHOICES = {
-    "most energy, as formed": "#0072b2",
-    "most energy, no bound": "#56b4e9",
-    "most energy, at most 32 a layer": "#d55e00",
-    "uniform rank": "#777777",
+    "most energy, as formed": (style.BLUE, "o"),
+    "most energy, no bound": (style.SKY, "s"),
+    "most energy, at most 32 a layer": (style.VERMILION, "v"),
+    "uniform rank": (style.GREY, "^"),
 }
-"""Choices of components at equal bytes, and their colours (Okabe-Ito)."""
+"""Choices of components at equal bytes, and their colours and markers."""
 
 
 def passages(vlm: Any, tokens: int) -> list[np.ndarray]:
@@ -197,6 +198,11 @@ def about(vlm: Any, name: str) -> dict[str, Any]:
     return {"model": name, "dtype": str(vlm.spec.dtype), "behind": BEHIND, "python": platform.python_version()}
 
 
+CAPTION = (
+    "η against the bytes of a patch, by which components are kept, for passages of three lengths. Bars are standard "
+    "errors over the texts; points of one size are set apart a little, so that bars can be told apart."
+)
+
 SECTION = """## Where the bytes go on real text
 
 `python -m benchmarks.patch --only text --model {model}` measures this again. `{model}` in {dtype}; two passages A and B
@@ -206,7 +212,7 @@ next tokens behind B, ± its standard error over the texts. All factors are int8
 
 {tables}
 
-![η against bytes on real text](figures/patch-text.png)
+{figure}
 
 *most energy, as formed*: what `form_patch` does with so many bytes: the components of most energy, whatever their
 layer, at most {uneven} times the mean in one layer, rounded up to a power of two. *no bound*: the same without that.
@@ -220,7 +226,10 @@ def section(result: dict[str, Any]) -> str:
     """The measurements as a section of the page."""
     tables = "\n\n".join(_table(found) for found in result["lengths"])
     about = {name: result[name] for name in ("model", "dtype", "python", "behind")}
-    return SECTION.format(tables=tables, uneven=patch.UNEVEN, findings=_findings(result["lengths"]), **about)
+    figure = style.figure_block("η against the bytes of a patch, on real text", "figures/patch-text.png", CAPTION)
+    return SECTION.format(
+        figure=figure, tables=tables, uneven=patch.UNEVEN, findings=_findings(result["lengths"]), **about
+    )
 
 
 def _table(found: dict[str, Any]) -> str:
@@ -248,24 +257,28 @@ def _findings(lengths: Sequence[dict[str, Any]]) -> str:
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    """η against bytes, a panel for every length."""
-    from matplotlib.figure import Figure
-
+    """η against bytes, a panel for every length; bars are standard errors over the texts."""
     lengths = result["lengths"]
-    size = (4.2 * len(lengths), 3.6)
-    figure = Figure(figsize=size, layout="constrained")
-    panels = figure.subplots(1, len(lengths), sharey=True, squeeze=False)
-    for axes, found in zip(panels[0], lengths, strict=True):
-        for choice, colour in CHOICES.items():
-            rows = [row for row in found["rows"] if row["choice"] == choice]
-            points = [100 * row["bytes"] for row in rows], [row["eta"] for row in rows], [row["se"] for row in rows]
-            axes.errorbar(*points, fmt="o-", ms=4, color=colour, label=choice, capsize=2)
-        axes.set_xscale("log")
-        axes.set_xticks([100 * share for share in SHARES], [f"{100 * share:g}" for share in SHARES], minor=False)
-        axes.minorticks_off()
-        axes.set_title(f"{found['tokens']} tokens, {found['cases']} texts", loc="left", fontsize=11)
-        axes.set_xlabel("patch bytes, % of the chunk's KV")
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0, 0].set_ylabel("η")
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=2)
-    figure.savefig(path, dpi=150)
+    with style.drawing(path, 3.2) as figure:
+        titles = [f"{found['tokens']} tokens, {found['cases']} texts" for found in lengths]
+        panels = style.panels(figure, titles)[0]
+        for axes, found in zip(panels, lengths, strict=True):
+            for place, (choice, (colour, marker)) in enumerate(CHOICES.items()):
+                rows = [row for row in found["rows"] if row["choice"] == choice]
+                aside = 1 + 0.05 * (place - 1.5)  # so that bars do not cover each other
+                axes.errorbar(
+                    [100 * row["bytes"] * aside for row in rows],
+                    [row["eta"] for row in rows],
+                    [row["se"] for row in rows],
+                    fmt=f"{marker}-",
+                    ms=4,
+                    color=colour,
+                    label=choice,
+                    capsize=2,
+                )
+            axes.set_xscale("log")
+            axes.set_xticks([100 * share for share in SHARES], [f"{100 * share:g}" for share in SHARES], minor=False)
+            axes.minorticks_off()
+            axes.set_xlabel("bytes, % of the KV")
+        panels[0].set_ylabel("η")
+        style.legend(figure, panels, columns=2)

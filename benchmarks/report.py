@@ -6,9 +6,7 @@ from typing import Any
 
 import numpy as np
 
-HARMLESS = "#0072b2"
-HARMFUL = "#d55e00"
-"""Okabe-Ito: told apart by colour-blind readers too."""
+from eval.report import style
 
 FLOOR = 1e-6
 """Nats below which a KL is drawn at the edge."""
@@ -24,7 +22,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         cost = result["cost"]
         shares = " | ".join(_interval(result[name]) for name in ("accepted_within_budget", "harmless_accepted"))
         lines.append(
-            f"| {result['model']} | {result['drifts']} | {result['harmful']:.0%} | {shares} | "
+            f"| `{result['model']}` | {result['drifts']} | {result['harmful']:.0%} | {shares} | "
             f"{cost['sketch_bytes'] / cost['chunk_bytes']:.1%} | {cost['verdict_ms']:.1f} |"
         )
     return "\n".join(lines)
@@ -36,36 +34,32 @@ def _interval(share: dict[str, Any]) -> str:
 
 
 def plot(results: Sequence[dict[str, Any]], path: Path) -> None:
-    """KL against what was expected, a panel for every model, with the threshold and the budget as lines."""
-    from matplotlib.figure import Figure
+    """KL against what was expected, a panel for every model, with the threshold and the budget as lines.
 
-    figure = Figure(figsize=(4.6 * len(results), 4), layout="constrained")
-    panels = figure.subplots(1, len(results), sharey=True, squeeze=False)
-    for axes, result in zip(panels[0], results, strict=True):
-        estimate, kl = (np.asarray(result["points"][name]) for name in ("estimate", "kl"))
-        for harmful, colour, marker in ((False, HARMLESS, "o"), (True, HARMFUL, "^")):
-            of = (kl > result["max_kl"]) == harmful
-            label = "harmful" if harmful else "harmless"
-            axes.plot(
-                np.maximum(estimate[of], FLOOR),
-                np.maximum(kl[of], FLOOR),
-                marker,
-                ms=3.5,
-                alpha=0.6,
-                color=colour,
-                label=label,
-            )
-        if result["threshold"] >= 0:
-            axes.axvline(result["threshold"], color="#222222", linewidth=1.2, label="accepted to the left")
-        axes.axhline(result["max_kl"], color="#777777", linewidth=1.2, linestyle="--", label="budget")
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        axes.set_xlabel("KL expected by the calibration, nats")
-        axes.set_title(result["model"], loc="left", fontsize=11)
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0, 0].set_ylabel("KL to the present reference, nats")
-    # Of a panel that has all of them.
-    handles = max((axes.get_legend_handles_labels() for axes in panels[0]), key=lambda found: len(found[0]))
-    figure.legend(*handles, frameon=False, loc="outside lower center", ncols=4, fontsize=9)
-    figure.suptitle("A patch is refused where its page would read something else", x=0.01, ha="left", fontsize=12)
-    figure.savefig(path, dpi=150)
+    Results from before calibrations had an estimate are drawn against the change of attention.
+    """
+    expected = all("estimate" in result["points"] for result in results)
+    with style.drawing(path, 3.3) as figure:
+        panels = style.panels(figure, [result["model"] for result in results])[0]
+        for axes, result in zip(panels, results, strict=True):
+            at, kl = (np.asarray(result["points"][name]) for name in ("estimate" if expected else "change", "kl"))
+            for harmful, colour, marker in ((False, style.BLUE, "o"), (True, style.VERMILION, "^")):
+                of = (kl > result["max_kl"]) == harmful
+                axes.plot(
+                    np.maximum(at[of], FLOOR) if expected else at[of],
+                    np.maximum(kl[of], FLOOR),
+                    marker,
+                    ms=3,
+                    alpha=0.5,
+                    color=colour,
+                    label="harmful" if harmful else "harmless",
+                )
+            if result["threshold"] >= 0:
+                axes.axvline(result["threshold"], color="#222222", linewidth=1.2, label="accepted to the left")
+            axes.axhline(result["max_kl"], color=style.GREY, linewidth=1.2, linestyle="--", label="budget")
+            axes.set_yscale("log")
+            if expected:
+                axes.set_xscale("log")
+            axes.set_xlabel("KL expected, nats" if expected else "change of attention")
+        panels[0].set_ylabel("KL to the present reference, nats")
+        style.legend(figure, panels)

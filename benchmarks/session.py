@@ -315,6 +315,18 @@ def _spread(values: np.ndarray) -> dict[str, float]:
     return {**{name: float(value) for name, value in spread.items()}, "n": len(values)}
 
 
+NUMBERS = {
+    "items": ITEMS,
+    "every": EVERY,
+    "half": WINDOW // 2,
+    "tokens": TOKENS,
+    "far": FAR,
+    "answer": ANSWER,
+    "behind": BEHIND,
+}
+"""Sizes that the page names."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure what sessions serve again.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -333,16 +345,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.command == "page":
         results = [json.loads(path.read_text(encoding="utf-8")) for path in options.results]
-        numbers = {
-            "items": ITEMS,
-            "every": EVERY,
-            "half": WINDOW // 2,
-            "tokens": TOKENS,
-            "far": FAR,
-            "answer": ANSWER,
-            "behind": BEHIND,
-        }
-        options.page.write_text(page_of(results, numbers), encoding="utf-8")
+        options.page.write_text(page_of(results, NUMBERS), encoding="utf-8")
         return
     vlm = load(options.model)
     items = pages_of(options.seed) if vlm.architecture.media else texts(vlm, options.seed)

@@ -18,8 +18,8 @@ KL is what low rank costs; *blind* adds chunks as they were encoded.
 
 ## What comes back, and what it is served with
 
-| model | trace | turns | room | session | returning | no forward | in the window | no patch | stored patch | fresh |
-|---|---|---|---|---|---|---|---|---|---|---|
+| window | session | turns | returning | no forward | in the window | no patch | stored patch | fresh |
+|---|---|---|---|---|---|---|---|---|
 {served}
 
 ## What that costs
@@ -29,15 +29,15 @@ has room for. KL in nats: mean, 99th percentile and largest of the turns that we
 further from the reference than blind reuse's by more than 0.01 nats. FLOPs are shares of what others run: prefilling
 the window at each turn, a prefix cache (which runs what stands behind the first change), and the cache that slides.
 
-| model | trace | room | session | KL | 99 % | largest | worse | FLOPs, of prefill | prefix cache | sliding cache |
-|---|---|---|---|---|---|---|---|---|---|---|
+| window | session | KL | 99 % | largest | worse | FLOPs, of prefill | prefix cache | sliding cache |
+|---|---|---|---|---|---|---|---|---|
 {costs}
 
 Beside a full prefill of what stands in the window at that moment, which knows nothing of what has left, all of them are
 further away, because what has left is still in what it left behind:
 
-| model | trace | room | session | KL | 99 % | worse |
-|---|---|---|---|---|---|---|
+| window | session | KL | 99 % | worse |
+|---|---|---|---|---|
 {present}
 {recalls}"""
 
@@ -59,8 +59,7 @@ def page_of(results: Sequence[dict[str, Any]], numbers: Mapping[str, int]) -> st
     present: list[list[str]] = []
     for result in results:
         for each in result["traces"]:
-            start = [f"`{result['model']}`", each["trace"]]
-            room = str(each["window"])
+            start = [f"`{result['model']}`, {each['trace']}, room {each['window']}"]
             flops = each["flops"]
             for name in (*each["sessions"], "blind"):
                 own = each["sessions"].get(name)
@@ -70,14 +69,14 @@ def page_of(results: Sequence[dict[str, Any]], numbers: Mapping[str, int]) -> st
                 )
                 shares = [f"{flops[name] / flops[whole]:.1%}" for whole in ("full prefill", "prefix cache", "no reuse")]
                 spread = [f"{kl[part]:.4f}" for part in ("mean", "p99", "max")]
-                costs.append([*start, room, name, *spread, worse[0], *shares])
-                present.append([*start, room, name, f"{now['mean']:.3f}", f"{now['p99']:.3f}", worse[1]])
+                costs.append([*start, name, *spread, worse[0], *shares])
+                present.append([*start, name, f"{now['mean']:.3f}", f"{now['p99']:.3f}", worse[1]])
                 if own is not None:
                     actions = own["actions"]
                     kinds = ("nothing", "no patch", "stored patch", "fresh patch")
                     counts = [str(actions.get(kind, 0)) for kind in kinds]
                     counts[1] = str(actions.get("no patch", 0) + actions.get("rotation", 0))
-                    shown = [str(each["turns"]), room, name, str(own["returning"]), f"{own['without_forward']:.2f}"]
+                    shown = [name, str(each["turns"]), str(own["returning"]), f"{own['without_forward']:.2f}"]
                     served.append([*start, *shown, *counts])
     tables = {"served": served, "costs": costs, "present": present}
     rows = {name: "\n".join(f"| {' | '.join(row)} |" for row in table) for name, table in tables.items()}

@@ -69,15 +69,20 @@ def table(result: dict[str, Any]) -> str:
     lines += [
         f"| `{row['corpus']}` | {row['faces']} | {row['tokens']:,} | {row['read']:.3f} |" for row in result["reading"]
     ]
-    lines += [
-        "",
-        "| task | method | questions | right | first next token | nll | KL from full | η |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    task = None
     for row in result["runs"]:
+        if row["task"] != task:
+            task = row["task"]
+            lines += [
+                "",
+                f"`{task}`, {row['samples']} questions:",
+                "",
+                "| method | right | first next token | nll | KL from full | η |",
+                "|---|---|---|---|---|---|",
+            ]
         eta = "–" if row["eta"] is None else f"{row['eta']:.2f}"
         lines.append(
-            f"| `{row['task']}` | `{row['method']}` | {row['samples']} | {row['accuracy']:.3f} ± {row['error']:.3f} | "
+            f"| `{row['method']}` | {row['accuracy']:.3f} ± {row['error']:.3f} | "
             f"{row['first']:.3f} | {row['nll']:.3f} | {row['kl']:.4f} | {eta} |"
         )
     full = {row["task"]: row["accuracy"] for row in result["runs"] if row["method"] == "full"}

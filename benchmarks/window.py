@@ -16,6 +16,7 @@ import kamera_jax as kj
 from benchmarks import report
 from eval.commands.demo import PAGES, Scene, answer_token, mean_bytes, orbit_factors, sample_story, slid, stage
 from eval.commands.main import ATTENTIONS, EMBEDDED
+from eval.report import style
 from eval.run import metrics
 from eval.tiny import pages
 from eval.tiny.episodes import Recipe, draw_page, passage, question_text
@@ -217,10 +218,17 @@ other is named.
 ## Orders
 
 Orbit patches are formed once, behind the other pages in one order, and used in every order; exact patches are formed
-anew for each. Where a dependant stands before its antecedents full prefill cannot bind them and an orbit patch can: η
-is then far below zero, and says that the two disagree.
+anew for each. Each cell has the lowest and the highest of the orders. η compares with full prefill, and so it is worth
+what full prefill is: where a dependant stands before its antecedents full prefill cannot bind them and an orbit patch
+can. Its η is then far below zero, though its answers are right. So accuracy stands beside η.
 
-{orders}
+Antecedents first:
+
+{antecedents_first}
+
+A dependant first:
+
+{dependant_first}
 
 ## What stands first
 
@@ -238,11 +246,15 @@ patch that was formed behind no chunk is left too, and one whose names a JAX tra
 
 ## Slide, recall, and the recall cascade
 
-{operations}
+{moves}
 
 *Slide*: KL of the survivors, in nats, to the history reference. *Recall*: a page comes back to its old place with the
-patch it had; the baseline is the window without it. *Cascade*: of {chunks:.0f} and more chunks, A and B leave; a page
-that refers to both arrives; A and B come back to their old places. The questions are those that only they answer.
+patch it had; η's baseline is the window without it.
+
+{cascade}
+
+*The recall cascade*: of {chunks:.0f} and more chunks, A and B leave; a page that refers to both arrives; A and B come
+back to their old places. The questions are those that only they answer.
 `planning.plan` finds what has gone stale by the guard below, with C (which refers to what B refers to) in the
 window and without.
 
@@ -256,13 +268,18 @@ nats, the mean over the page's multi-hop questions.
 The guard compares what a few of the page's tokens read in a layer or two, then and now; no forward is run.
 Calibrated on other seeds. Intervals are Clopper and Pearson's.{older}{unsafe}
 
-![Change of attention against KL](figures/guard.png)
+{figure}
 
 What the guard cannot detect: a change that reaches the page only through what its neighbours' own KV should have become
 and has not; one that other layers, heads or tokens than the sketch's would read; and drifts unlike those it was
 calibrated on. It holds on average over a page's questions; a single question can cost more.
 """
 
+
+CAPTION = (
+    "Each point is a drift: what the guard saw without a forward, against what reusing the stored patch cost. Above "
+    "the dashed budget it is harmful; left of the line the guard accepts. On a panel without a line it accepts nothing."
+)
 
 OLDER = """
 
@@ -279,36 +296,34 @@ itself unsure of what stands behind so many pages. A policy then reuses a patch 
 
 def page(results: Sequence[dict[str, Any]], guards: Sequence[dict[str, Any]]) -> str:
     """The measurements as a page of the documentation."""
-    lines = ["| model | pages | orders | orbit η | exact η | largest difference |", "|---|---|---|---|---|---|"]
-    for result in results:
-        for first, words in ((True, "antecedents first"), (False, "a dependant first")):
-            for count in (3, 4):
-                rows = [r for r in result["orders"] if len(r["pages"]) == count and r["antecedents_first"] is first]
-                orbit, exact = ([row[f"{kind}_eta"] for row in rows] for kind in ("orbit", "exact"))
-                apart = max(abs(a - b) for a, b in zip(orbit, exact, strict=True))
-                lines.append(
-                    f"| `{result['model']}` | {count} | {len(rows)}, {words} | {_range(orbit)} | {_range(exact)} | "
-                    f"{apart:.3f} |"
-                )
+    moves = [
+        "| model | slide: KL | recall: η | accuracy | full prefill | without the page | patch, of the KV |",
+        "|---|---|---|---|---|---|---|",
+    ]
     table = [
-        "| model | slide KL | recall η (bytes) | cascade: full | plan | FLOPs of full prefill, mean (worst) | "
-        "forwards | recalled without a plan | evicted |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| model | accuracy: full | plan | recalled without a plan | evicted | FLOPs of full prefill, mean (worst) | "
+        "forwards |",
+        "|---|---|---|---|---|---|---|",
     ]
     for result in results:
         found = result["cascade"]
         back = result["recall"]
+        moves.append(
+            f"| `{result['model']}` | {result['slide']['kl_history']:.1e} | {back['eta']:.3f} | {back['patch']:.3f} | "
+            f"{back['full']:.3f} | {back['without']:.3f} | {back['patch_share']:.1%} |"
+        )
         table.append(
-            f"| `{result['model']}` | {result['slide']['kl_history']:.1e} | "
-            f"{back['eta']:.3f} ({back['patch_share']:.1%}) | {found['full']:.3f} | {found['plan']:.3f} | "
-            f"{found['flops']:.1%} ({found['worst_flops']:.1%}) | "
-            f"{found['forwards']:.2f} | {found['unplanned']:.3f} | {found['evicted']:.3f} |"
+            f"| `{result['model']}` | {found['full']:.3f} | {found['plan']:.3f} | {found['unplanned']:.3f} | "
+            f"{found['evicted']:.3f} | {found['flops']:.1%} ({found['worst_flops']:.1%}) | {found['forwards']:.2f} |"
         )
     return PAGE.format(
         episodes=results[0]["episodes"],
         rank=results[0]["rank"],
-        orders="\n".join(lines),
-        operations="\n".join(table),
+        antecedents_first=_orders(results, antecedents_first=True),
+        dependant_first=_orders(results, antecedents_first=False),
+        moves="\n".join(moves),
+        cascade="\n".join(table),
+        figure=style.figure_block("KL of reused patches against what the guard saw", "figures/guard.png", CAPTION),
         chunks=results[0]["cascade"]["chunks_without_c"],
         guard=report.table(guards),
         max_kl=guards[0]["max_kl"],
@@ -318,6 +333,22 @@ def page(results: Sequence[dict[str, Any]], guards: Sequence[dict[str, Any]]) ->
     )
 
 
+def _orders(results: Sequence[dict[str, Any]], *, antecedents_first: bool) -> str:
+    """The table of orders of one kind."""
+    lines = [
+        "| model | pages, orders | η: orbit | exact | accuracy: orbit | exact | full prefill |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        own = [row for row in result["orders"] if row["antecedents_first"] is antecedents_first]
+        for count in (3, 4):
+            rows = [row for row in own if len(row["pages"]) == count]
+            found = ("orbit_eta", "exact_eta", "orbit", "exact", "full")
+            cells = " | ".join(_range([row[kind] for row in rows]) for kind in found)
+            lines.append(f"| `{result['model']}` | {count}, {len(rows)} | {cells} |")
+    return "\n".join(lines)
+
+
 def _older(guards: Sequence[dict[str, Any]]) -> str:
     """What is said of results that were measured with the guard as it was before."""
     models = [f"`{guard['model']}`" for guard in guards if "estimate" not in guard["points"]]
@@ -325,7 +356,9 @@ def _older(guards: Sequence[dict[str, Any]]) -> str:
 
 
 def _range(values: Sequence[float]) -> str:
-    return f"{min(values):.3f} – {max(values):.3f}"
+    """The lowest and the highest, as precisely as they can be compared: far below 0 they are not."""
+    low, high = (f"{value:.2f}" if value > -1 else f"{value:.1f}" for value in (min(values), max(values)))
+    return (low if low == high else f"{low} to {high}").replace("-", "−")
 
 
 def main() -> None:

@@ -72,8 +72,9 @@ for seed in range(4):
         glyph, (_, colour) = next(iter(page.entries.items()))
         screens.append(pages.render(page.cells))
         questions.append((question_text(glyph), COLOUR_NAMES[colour]))
-_, axes = plt.subplots(1, 4, figsize=(16, 2.8))
-for i, axis in enumerate(axes):
+plt.rcParams["figure.dpi"] = 144
+_, axes = plt.subplots(2, 2, figsize=(7.2, 3.6), layout="constrained")
+for i, axis in enumerate(axes.flat):
     axis.imshow(screens[i])
     axis.set_title(f"screen {i}")
     axis.axis("off")
@@ -111,7 +112,7 @@ assert said == answer
 print(session.stats)
 
 # %%
-plt.figure(figsize=(8, 3))
+plt.figure(figsize=(7.2, 2.8))
 for step, window in enumerate(held):
     for place, screen in enumerate(window):
         plt.barh(place, 0.9, left=step, color=plt.cm.cividis(screen / len(screens)), edgecolor="white")

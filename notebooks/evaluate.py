@@ -79,6 +79,8 @@ def reuse(rank):
 import matplotlib.pyplot as plt
 import numpy as np
 
+plt.rcParams["figure.dpi"] = 144
+plt.figure(figsize=(7.2, 3.2))
 reports = {
     name: kj.verify(vlm, reuse(rank), PROBES) for name, rank in (("blind", None), ("patch:4", 4), ("patch:12", 12))
 }
@@ -88,6 +90,7 @@ for (name, report), colour, marker in zip(reports.items(), ("#d55e00", "#e69f00"
     plt.plot(np.asarray(report.kv_error), marker=marker, color=colour, label=name)
 plt.xlabel("layer")
 plt.ylabel("error of the KV, relative")
+plt.xticks(range(len(reports["blind"].kv_error)))
 plt.legend(frameon=False)
 plt.show()
 assert reports["patch:12"].ok and not reports["blind"].ok
@@ -106,30 +109,15 @@ from eval.commands.main import main
 
 folder = tempfile.mkdtemp()
 run = f"{folder}/run"
-main(
-    [
-        "eval",
-        "binding",
-        "--methods",
-        "full,blind,patch:12,cacheblend:0.15,epic:8",
-        "--seeds",
-        "0",
-        "--limit",
-        "2",
-        "--output",
-        run,
-    ]
-)
+methods = "full,blind,patch:12,cacheblend:0.15,epic:8"
+assert main(["eval", "binding", "--methods", methods, "--seeds", "0", "--limit", "2", "--output", run]) == 0
 
 # %%
-main(["eval", "report", run, "--figures", f"{folder}/figures"])
-from PIL import Image
+assert main(["eval", "report", run, "--figures", f"{folder}/figures"]) == 0
+import IPython
 
 for figure in sorted(Path(folder, "figures").glob("*.png")):
-    plt.figure(figsize=(10, 5))
-    plt.imshow(Image.open(figure))
-    plt.axis("off")
-plt.show()
+    IPython.display.display(IPython.display.Image(figure.read_bytes(), width=720))
 
 # %% [markdown]
 # ## Pages of real text
@@ -150,10 +138,7 @@ else:
     shown["model"] = {"name": "kamera-smol-vl"}
     print_text(shown)
     plot_text(shown, Path(folder, "pages.png"))
-    plt.figure(figsize=(12, 4.5))
-    plt.imshow(Image.open(Path(folder, "pages.png")))
-    plt.axis("off")
-    plt.show()
+    IPython.display.display(IPython.display.Image(Path(folder, "pages.png").read_bytes(), width=720))
 
 # %% [markdown]
 # To add a task of your own, or a method: `docs/howto/`.

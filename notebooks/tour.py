@@ -67,7 +67,8 @@ from models import load
 vlm = load("kamera-tiny-gqa")
 names = ("first", "second", "third")
 pages = [Path(f"examples/pages/{name}.png") for name in names]
-_, axes = plt.subplots(1, 3, figsize=(15, 3.4))
+plt.rcParams["figure.dpi"] = 144
+_, axes = plt.subplots(1, 3, figsize=(7.2, 1.8))
 for axis, name, page in zip(axes, names, pages):
     axis.imshow(Image.open(page))
     axis.set_title(name)
@@ -110,15 +111,15 @@ from kamera_jax.patch.subspace import all_components
 change = full.entries[2].chunk.kv.features - third.kv.features
 spectrum = np.asarray(all_components(change).energy)
 size = np.square(np.asarray(third.kv.features, np.float32)).sum((1, 2))
-figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.4))
+figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3), layout="constrained")
 left.bar(range(len(size)), np.sqrt(spectrum.sum(1) / size), color="#0072b2")
-left.set(xlabel="layer", ylabel="‖Δ‖ / ‖KV‖", title="What the page takes from its neighbours", xticks=range(len(size)))
+left.set(xlabel="layer", ylabel="‖Δ‖ / ‖KV‖", title="(a) what the page takes", xticks=range(len(size)))
 for layer, colour, style in zip(
     range(1, len(size)), ("#d55e00", "#e69f00", "#009e73", "#0072b2"), ("-", "--", "-.", ":")
 ):
     kept = np.cumsum(spectrum[layer]) / spectrum[layer].sum()
     right.plot(range(1, 33), kept[:32], style, color=colour, label=f"layer {layer}")
-right.set(xlabel="components", ylabel="share of ‖Δ‖² kept", title="A few directions hold it", ylim=(0, 1.02))
+right.set(xlabel="components", ylabel="share of ‖Δ‖² kept", title="(b) a few directions hold it", ylim=(0, 1.02))
 right.legend(frameon=False)
 plt.show()
 
@@ -145,11 +146,11 @@ for rank in ranks:
     # The second page has nothing to take from the first; a patch of its own would only restore the last digits.
     losses.append(loss(window_of((first, None), (second, None), (third, patch))))
     shares.append(patch.nbytes / third.nbytes)
-plt.figure(figsize=(6, 3.4))
+plt.figure(figsize=(7.2, 3.2))
 plt.plot([100 * share for share in shares], losses, marker="o", color="#0072b2")
 for rank, share, value in zip([0, *ranks], shares, losses):
-    plt.annotate(f"rank {rank}" if rank else "blind", (100 * share, value), xytext=(6, 4), textcoords="offset points")
-plt.margins(x=0.12, y=0.12)
+    plt.annotate(f"rank {rank}" if rank else "blind", (100 * share, value), xytext=(6, 5), textcoords="offset points")
+plt.margins(x=0.12, y=0.16)
 plt.xlabel("bytes of the patch, % of the page's KV")
 plt.ylabel("KL to full prefill, nats")
 plt.show()

@@ -129,16 +129,22 @@ text, of which few contexts are run. η is the share of blind reuse's KL that a 
 
 
 def page(records: Sequence[Record]) -> str:
-    """The page: a table with a column for each model."""
+    """The page: a table of verdicts with a column for each model, and below it what was measured."""
     names = [f"`{record['model']}`" for record in records]
-    lines = [
-        OPENING,
-        f"| claim | paper | {' | '.join(names)} |",
-        f"|---|---|{'---|' * len(names)}",
-    ]
-    for statement, paper, own in _table(records):
-        lines.append(f"| {statement} | {paper} | {' | '.join(_cell(claim) for claim in own)} |")
-    lines += ["", *(f"- {summary(record)}" for record in records), "", "Measured with:", ""]
+    lines = [OPENING, f"| claim | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
+    table = _table(records)
+    for number, (statement, _, own) in enumerate(table, 1):
+        verdicts = " | ".join(_verdict(claim) for claim in own)
+        lines.append(f"| {number}. {_in_table(statement)} | {verdicts} |")
+    lines += ["", "–: not measured.", "", *(f"- {summary(record)}" for record in records), "", "## In numbers"]
+    for number, (statement, paper, own) in enumerate(table, 1):
+        lines += ["", f"**{number}. {statement}.** The paper: {paper}.", ""]
+        measured = [(name, claim) for name, claim in zip(names, own, strict=True) if _is_measured(claim)]
+        lines += [f"- {name}: {_cell(claim)}" for name, claim in measured]
+        missing = [name for name in names if name not in dict(measured)]
+        if missing:
+            lines.append(f"- {', '.join(missing)}: {NOT_MEASURED}")
+    lines += ["", "## Measured with", ""]
     for record in records:
         ran = "; ".join(
             f"`{source['command']}{' ' + source['task'] if 'task' in source else ''}`, {source['contexts']} contexts"
@@ -146,6 +152,21 @@ def page(records: Sequence[Record]) -> str:
         )
         lines.append(f"- `{record['model']}`: {ran}")
     return "\n".join(lines) + "\n"
+
+
+def _in_table(text: str) -> str:
+    """Text that stands in a cell of a Markdown table, where a bar would end the cell."""
+    return text.replace("|", r"\|")
+
+
+def _is_measured(claim: Claim | None) -> bool:
+    return claim is not None and claim.measured != NOT_MEASURED
+
+
+def _verdict(claim: Claim | None) -> str:
+    if claim is None or claim.measured == NOT_MEASURED:
+        return "–"
+    return "not comparable" if claim.holds is None else HOLDS[claim.holds]
 
 
 def _cell(claim: Claim | None) -> str:

@@ -7,6 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from eval.report import style
+
 COLOURS = {"full": "#222222", "blind": "#d55e00", "patch": "#0072b2", "one_hop": "#009e73"}
 """Colours of Okabe and Ito, which colour-blind readers can distinguish."""
 
@@ -158,24 +160,21 @@ def print_form(result: dict[str, Any], console: Console | None = None) -> None:
 
 def plot_form(result: dict[str, Any], path: Path) -> None:
     """Draw milliseconds of every step against tokens; the file's ending says whether as PNG or SVG."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
     tokens = [row["tokens"] for row in result["rows"]]
-    for step, name, colour in (
-        ("reprefill", "re-prefill", COLOURS["full"]),
-        ("form", "form", COLOURS["blind"]),
-        ("encode", "encode", COLOURS["one_hop"]),
-        ("apply", "apply", COLOURS["patch"]),
-    ):
-        axes.plot(tokens, [row[f"{step}_ms"] for row in result["rows"]], "o-", color=colour, label=name)
-    axes.set(xscale="log", yscale="log", xlabel="tokens of the chunk", ylabel="ms")
-    axes.set_xticks(tokens, [str(count) for count in tokens])
-    axes.legend(frameon=False)
-    axes.set_title("Forming a patch costs one forward; applying it next to nothing", loc="left", fontsize=11)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
+    with style.drawing(path, 4) as figure:
+        axes = style.panels(figure, ["Forming a patch costs one forward; applying it next to nothing"])[0][0]
+        for step, name, colour, marker in (
+            ("reprefill", "re-prefill", COLOURS["full"], "s"),
+            ("form", "form", COLOURS["blind"], "^"),
+            ("encode", "encode", COLOURS["one_hop"], "v"),
+            ("apply", "apply", COLOURS["patch"], "o"),
+        ):
+            times = [row[f"{step}_ms"] for row in result["rows"]]
+            axes.plot(tokens, times, f"{marker}-", color=colour, label=name)
+        axes.set(xscale="log", yscale="log", xlabel="tokens of the chunk", ylabel="ms")
+        axes.set_xticks(tokens, [str(count) for count in tokens])
+        axes.minorticks_off()
+        style.legend(figure, [axes])
 
 
 def plot_demo(results: Sequence[dict[str, Any]], path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from eval.report.console import kibibytes, show
-from eval.report.figures import STYLES, family
+from eval.report.figures import STYLES, family, styles
 
 WORDS = {"full": "full prefill", "blind": "blind reuse", "cacheblend": "CacheBlend", "patch": "patch"}
 """How families of methods are called in the figure."""
@@ -180,8 +180,9 @@ def _draw_bytes(axes: Any, result: dict[str, Any]) -> None:
     line = [blind, *patches]
     axes.plot([100 * row["bytes_share"] for row in line], [row["kl"] for row in line], color=colour, linewidth=1.5)
     widest = max(100 * row["bytes_share"] for row in rows) or 1.0
+    marks = styles([row["name"] for row in rows])
     for row in rows:
-        colour, marker = STYLES[family(row["name"])]
+        colour, marker = marks[family(row["name"])]
         axes.plot(100 * row["bytes_share"], row["kl"], marker, color=colour, markersize=8, clip_on=False, zorder=3)
         kind = family(row["name"])
         below = kind == "cacheblend"

@@ -280,9 +280,7 @@ def page(runs: Sequence[Record], drawn: Mapping[str, Path], folder: Path) -> str
         notes=f"In the tables: {answers_note(runs[0]['scores'])} {COSTS_NOTE}".replace("\n", " "),
         claims=_claims(runs),
         models="\n\n".join(_model(run) for run in runs),
-        figures="\n\n".join(
-            f"![{title}]({Path(os.path.relpath(path, folder)).as_posix()})" for title, path in drawn.items()
-        ),
+        figures=figures.markdown(drawn, folder),
     )
 
 

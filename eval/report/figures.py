@@ -1,31 +1,35 @@
 """Figures of `kamera eval`: one panel for each run, in colours that colour-blind readers can distinguish."""
 
+import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from eval.report import style
 from eval.run.folder import Record
 from eval.tasks import comparison
 from eval.tasks.comparison import SHARES
 
 STYLES = {
-    "full": ("#000000", "*"),
-    "blind": ("#d55e00", "X"),
-    "patch": ("#0072b2", "o"),
-    "cacheblend": ("#009e73", "s"),
-    "epic": ("#cc79a7", "^"),
-    "mpic": ("#e69f00", "v"),
-    "vlcache": ("#56b4e9", "D"),
-    "oracle-tokens": ("#777777", "P"),
-    "patch + tokens": ("#f0e442", "h"),
+    "full": (style.BLACK, "*"),
+    "blind": (style.VERMILION, "X"),
+    "patch": (style.BLUE, "o"),
+    "cacheblend": (style.GREEN, "s"),
+    "epic": (style.PURPLE, "^"),
+    "mpic": (style.ORANGE, "v"),
+    "vlcache": (style.SKY, "D"),
+    "oracle-tokens": (style.GREY, "P"),
+    "patch + tokens": (style.YELLOW, "h"),
 }
 """A colour and a marker for each family of methods, so that each differs from the others in both."""
 
-OTHER = ("#332288", "<")
-"""The colour and marker of methods from other packages."""
+OTHER_COLOURS = ("#332288", "#117733", "#882255", "#999933", "#aa4499", "#6699cc", "#661100")
+OTHER_MARKERS = ("<", ">", "p", "d", "H")
+"""Of methods from other packages, in their order; no colour and marker come twice among the first 35."""
 
 HALVES = ("patch:deep", "patch:shallow")
 """Patches of some layers alone, which are shown by layer and not by cost."""
@@ -44,6 +48,17 @@ def family(name: str) -> str:
     return kind if kind in STYLES else name
 
 
+def styles(names: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """A colour and a marker for the family of each of these methods, whatever they are called."""
+    kinds = dict.fromkeys(map(family, names))
+    others = [kind for kind in kinds if kind not in STYLES]
+    own = {
+        kind: (OTHER_COLOURS[place % len(OTHER_COLOURS)], OTHER_MARKERS[place % len(OTHER_MARKERS)])
+        for place, kind in enumerate(others)
+    }
+    return {kind: STYLES[kind] if kind in STYLES else own[kind] for kind in kinds}
+
+
 def shown(run: Record) -> list[str]:
     """Full, blind, the best patch and the best method that recomputes tokens, both within `comparison.EQUAL_COST`.
 
@@ -59,7 +74,7 @@ def shown(run: Record) -> list[str]:
 def files(runs: Sequence[Record], folder: Path) -> dict[str, Path]:
     """The files that the figures are drawn to, by title."""
     task = re.sub(r"[^\w-]+", "-", runs[0]["config"]["task"])
-    return {title: folder / f"{task}-{name}.png" for title, (name, _, _) in FIGURES.items()}
+    return {title: folder / f"{task}-{own.file}.png" for title, own in FIGURES.items()}
 
 
 def draw(runs: Sequence[Record], folder: Path) -> dict[str, Path]:
@@ -67,74 +82,85 @@ def draw(runs: Sequence[Record], folder: Path) -> dict[str, Path]:
     folder.mkdir(parents=True, exist_ok=True)
     drawn = files(runs, folder)
     for title, path in drawn.items():
-        _figure(runs, path, title, *FIGURES[title][1:])
+        own = FIGURES[title]
+        with style.drawing(path, own.height(runs)) as figure:
+            own.draw(figure, runs)
     return drawn
 
 
-def _figure(
+def markdown(drawn: Mapping[str, Path], folder: Path) -> str:
+    """The figures with their captions, as a page in ``folder`` shows them."""
+    return "\n\n".join(
+        style.figure_block(title, Path(os.path.relpath(path, folder)).as_posix(), FIGURES[title].caption)
+        for title, path in drawn.items()
+    )
+
+
+def _models(runs: Sequence[Record]) -> list[str]:
+    return [str(run["config"]["model"]) for run in runs]
+
+
+def _methods(runs: Sequence[Record]) -> list[str]:
+    return list(dict.fromkeys(name for run in runs for name in run["scores"]["methods"]))
+
+
+def _panels(figure: Any, runs: Sequence[Record], x: str, y: str) -> Any:
+    panels = style.panels(figure, _models(runs))[0]
+    for place, axes in enumerate(panels):
+        axes.set_xlabel(x)
+        if place % style.PER_ROW == 0:
+            axes.set_ylabel(y)
+    return panels
+
+
+def _points(
+    figure: Any,
     runs: Sequence[Record],
-    path: Path,
-    title: str,
-    panel: Callable[[Any, Record, bool], None],
-    size: tuple[float, float],
+    panels: Sequence[Any],
+    names: Callable[[Record], Sequence[str]],
+    x: Callable[[Record, str], float],
+    quiet: Sequence[str] = (),
 ) -> None:
-    from matplotlib.figure import Figure
-
-    width, height = size
-    figure = Figure(figsize=(max(width * len(runs), 6.5), height), layout="constrained")
-    panels = figure.subfigures(1, len(runs), squeeze=False)[0]
-    for part, run in zip(panels, runs, strict=True):
-        part.suptitle(run["config"]["model"], x=0.02, ha="left", fontsize=11)
-        panel(part, run, run is runs[-1])
-    figure.suptitle(title, x=0.01, ha="left", fontsize=12)
-    figure.savefig(path, dpi=130)
-
-
-def _axes(part: Any, x: str, y: str) -> Any:
-    axes = part.subplots()
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
-    return axes
-
-
-def _points(axes: Any, run: Record, names: Sequence[str], x: Callable[[str], float], quiet: Sequence[str] = ()) -> None:
     """The main score of methods against a cost; a line joins methods of one family that differ in one number.
 
-    The numbers of families that are ``quiet`` are left out, as they would cover each other.
+    The numbers of families that are ``quiet`` are left out.
     """
-    scores = run["scores"]
-    labelled = set()
-    groups: dict[str, list[tuple[float, float]]] = {}
-    for name in names:
-        kind = family(name)
-        at = (x(name), comparison.main_score(scores, name))
-        colour, marker = STYLES.get(kind, OTHER)
-        cell = scores["methods"][name]["hops"].get(str(comparison.compared_hops(scores)))
-        error = None if cell is None else cell["error"]
-        axes.errorbar(*at, yerr=error, color=colour, linewidth=1, zorder=2)
-        hollow = "none" if name == "blind-norotate" or "=" in name or name in HALVES else colour
-        axes.plot(
-            *at,
-            marker,
-            color=colour,
-            markerfacecolor=hollow,
-            markeredgecolor="#000000" if kind == "patch + tokens" else colour,
-            markersize=7,
-            zorder=3,
-            label="_" if kind in labelled else kind,
-        )
-        labelled.add(kind)
-        unnumbered = "+" in name or kind in quiet or kind not in STYLES
-        number = "" if unnumbered else name.partition(":")[2].removeprefix("bytes=")
-        axes.annotate(number, at, (5, -10), textcoords="offset points", fontsize=7, color="#555555")
-        if re.fullmatch(r"[a-z-]+:[\d.]+", name):
-            groups.setdefault(kind, []).append(at)
-    for kind, points in groups.items():
-        axes.plot(*np.array(sorted(points)).T, "-", color=STYLES.get(kind, OTHER)[0], linewidth=1.2, zorder=1)
-    axes.set_ylim(0, 1.08)
+    colours = styles(_methods(runs))
+    labels = []
+    for axes, run in zip(panels, runs, strict=True):
+        scores = run["scores"]
+        labelled: list[tuple[float, float, str]] = []
+        groups: dict[str, list[tuple[float, float]]] = {}
+        for name in names(run):
+            kind = family(name)
+            at = (x(run, name), comparison.main_score(scores, name))
+            colour, marker = colours[kind]
+            cell = scores["methods"][name]["hops"].get(str(comparison.compared_hops(scores)))
+            axes.errorbar(*at, yerr=None if cell is None else cell["error"], color=colour, linewidth=1, zorder=2)
+            axes.plot(
+                *at,
+                marker,
+                color=colour,
+                markerfacecolor="none" if name == "blind-norotate" or "=" in name or name in HALVES else colour,
+                markeredgecolor=style.BLACK if kind == "patch + tokens" else colour,
+                markersize=7,
+                zorder=3,
+                label=style.plain(style.shortened(kind)),
+            )
+            unnumbered = "+" in name or kind in quiet or kind not in STYLES
+            labelled.append((*at, "" if unnumbered else name.partition(":")[2].removeprefix("bytes=")))
+            if re.fullmatch(r"[a-z-]+:[\d.]+", name):
+                groups.setdefault(kind, []).append(at)
+        for kind, points in groups.items():
+            axes.plot(*np.array(sorted(points)).T, "-", color=colours[kind][0], linewidth=1.2, zorder=1)
+        axes.set_ylim(0, 1.08)
+        axes.margins(x=0.08)
+        labels.append((axes, labelled))
+    style.legend(figure, panels)
+    figure.draw_without_rendering()
+    for axes, labelled in labels:
+        others = [(x, y) for x, y, text in labelled if not text]
+        style.label(axes, [each for each in labelled if each[2]], others)
 
 
 def _main(run: Record) -> str:
@@ -143,87 +169,171 @@ def _main(run: Record) -> str:
     return hops + comparison.measures(run["scores"])[0]
 
 
-def _bytes(part: Any, run: Record, last: bool) -> None:
-    axes = _axes(part, "stored beside the KV, % of its bytes", _main(run))
-    methods = run["scores"]["methods"]
-    stored = ["blind", *(name for name, own in methods.items() if own["cost"]["bytes"] and name not in HALVES)]
-    full = comparison.main_score(run["scores"], "full")
-    axes.axhline(full, color=STYLES["full"][0], linestyle="--", linewidth=1, label="full", zorder=1)
-    _points(axes, run, stored, lambda name: 100 * methods[name]["cost"]["bytes_share"])
-    if last:
-        axes.legend(loc="lower right", fontsize=8, frameon=False)
+def _bytes(figure: Any, runs: Sequence[Record]) -> None:
+    panels = _panels(figure, runs, "stored, % of the KV's bytes", _main(runs[0]))
+
+    def stored(run: Record) -> list[str]:
+        methods = run["scores"]["methods"].items()
+        return ["blind", *(name for name, own in methods if own["cost"]["bytes"] and name not in HALVES)]
+
+    for axes, run in zip(panels, runs, strict=True):
+        full = comparison.main_score(run["scores"], "full")
+        axes.axhline(full, color=STYLES["full"][0], linestyle="--", linewidth=1, label="full", zorder=1)
+    share = "bytes_share"
+    _points(figure, runs, panels, stored, lambda run, name: 100 * run["scores"]["methods"][name]["cost"][share])
 
 
-def _ttft(part: Any, run: Record, last: bool) -> None:
-    axes = _axes(part, "ms to fill a window and ask (fewer is better)", _main(run))
-    names = [name for name in run["scores"]["methods"] if name not in HALVES and run["ttft_s"].get(name)]
-    _points(axes, run, names, lambda name: 1e3 * run["ttft_s"][name]["all"], quiet=("patch", "oracle-tokens"))
-    if last and names:  # a run may have no times
-        axes.legend(loc="lower right", fontsize=8, frameon=False)
+def _ttft(figure: Any, runs: Sequence[Record]) -> None:
+    panels = _panels(figure, runs, "ms to the first token", _main(runs[0]))
+
+    def timed(run: Record) -> list[str]:  # a run may have no times
+        return [name for name in run["scores"]["methods"] if name not in HALVES and run["ttft_s"].get(name)]
+
+    quiet = ("patch", "oracle-tokens", "full")
+    _points(figure, runs, panels, timed, lambda run, name: 1e3 * run["ttft_s"][name]["all"], quiet)
 
 
-def _layers(part: Any, run: Record, last: bool) -> None:
-    axes = _axes(part, "layer", "relative KV error against full prefill")
-    methods = run["scores"]["methods"]
-    halves = [name for name in HALVES if name in methods]
-    dashes = iter(("--", ":"))
-    for name in [*shown(run)[1:], *halves]:
-        colour, marker = STYLES.get(family(name), OTHER)
-        line = next(dashes) if name in halves else "-"
-        axes.plot(methods[name]["kv_error"], line, marker=marker, color=colour, markersize=5, label=name)
-    axes.set_xticks(range(len(methods["blind"]["kv_error"])))
-    axes.set_ylim(bottom=0)
-    axes.legend(fontsize=8, frameon=False)
-
-
-def _spectrum(part: Any, run: Record, last: bool) -> None:
-    axes = _axes(part, "share of components, or of tokens, %", "share of the squared change, %")
-    ends = {"components": STYLES["patch"][0], "tokens": STYLES["blind"][0]}
-    for name, colour in ends.items():
-        layers = [layer for layer in run["scores"]["absorbed"][name] if layer[-1] > 0.5]
-        for depth, layer in enumerate(layers):
+def _layers(figure: Any, runs: Sequence[Record]) -> None:
+    panels = _panels(figure, runs, "layer", "relative KV error")
+    colours = styles(_methods(runs))
+    dashes = {"patch:deep": "--", "patch:shallow": ":"}
+    kinds = {"patch": "best patch", "cacheblend": "best recomputation"}
+    for axes, run in zip(panels, runs, strict=True):
+        methods = run["scores"]["methods"]
+        for name in [*shown(run)[1:], *(name for name in HALVES if name in methods)]:
+            colour, marker = colours[family(name)]
+            label = name if len(runs) == 1 else kinds.get(family(name), name) if name not in HALVES else name
             axes.plot(
-                100 * np.array(SHARES),
-                100 * np.array(layer),
-                "-" if name == "components" else "--",
+                methods[name]["kv_error"],
+                dashes.get(name, "-"),
+                marker=marker,
                 color=colour,
-                alpha=0.35 + 0.65 * depth / max(len(layers) - 1, 1),
-                label=f"{name}, deeper is darker" if layer is layers[-1] else "_",
+                label=style.plain(style.shortened(label)),
             )
-    axes.axhline(90, color="#999999", linewidth=0.8)
-    axes.set_ylim(0, 103)
-    axes.legend(loc="lower right", fontsize=8, frameon=False)
+        style.whole_numbers(axes.xaxis)
+        axes.set_ylim(bottom=0)
+    style.legend(figure, panels)
 
 
-def _heatmaps(part: Any, run: Record, last: bool) -> None:
-    methods = run["scores"]["methods"]
-    measure = comparison.measures(run["scores"])[0]
-    names = shown(run)[:HEATMAPS]
-    lengths = sorted(methods["full"]["lengths"], key=int)
-    quarters = sorted({quarter for own in methods["full"]["lengths"].values() for quarter in own})
-    grid = part.subplots(1, len(names), sharey=True, squeeze=False)[0]
-    for axes, name in zip(grid, names, strict=True):
-        cells = [[methods[name]["lengths"][length].get(each) for length in lengths] for each in quarters]
-        values = np.array([[np.nan if each is None else each[measure] for each in row] for row in cells])
-        if not values.size:  # no question is marked as learned
-            continue
-        axes.imshow(values, vmin=0, vmax=1, cmap="cividis", aspect="auto")
-        for row, column in np.argwhere(~np.isnan(values)):
-            value = values[row, column]
-            colour = "#ffffff" if value < 0.6 else "#000000"
-            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour)
-        axes.set_xticks(range(len(lengths)), lengths)
-        axes.set_yticks(range(len(quarters)), quarters)
-        axes.set_title(name, fontsize=9)
-        axes.set_xlabel("chunks")
-    grid[0].set_ylabel("depth of the answer's chunk")
+def _spectrum(figure: Any, runs: Sequence[Record]) -> None:
+    import matplotlib
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import BoundaryNorm
+
+    panels = _panels(figure, runs, "components or tokens, %", "share of the squared change, %")
+    changed = [run["scores"]["absorbed"] for run in runs]
+    deepest = max(max(len(own[name]) for name in ("components", "tokens")) for own in changed)
+    colours = matplotlib.colormaps[style.LAYERS].resampled(max(deepest, 2))
+    norm = BoundaryNorm(np.arange(max(deepest, 1) + 1) - 0.5, colours.N)
+    for axes, own in zip(panels, changed, strict=True):
+        for name, dashes in (("components", "-"), ("tokens", "--")):
+            axes.plot([], [], dashes, color=style.GREY, label=name)
+            for depth, layer in enumerate(own[name]):
+                if layer[-1] > 0.5:  # the first layer does not change
+                    axes.plot(100 * np.array(SHARES), 100 * np.array(layer), dashes, color=colours(depth))
+        axes.axhline(90, color="#999999", linewidth=0.8)
+        axes.set_ylim(0, 103)
+    bar = figure.colorbar(ScalarMappable(norm, colours), ax=list(panels), label="layer", aspect=30, pad=0.02)
+    style.whole_numbers(bar.ax.yaxis)
+    bar.ax.minorticks_off()
+    style.legend(figure, panels)
 
 
-FIGURES: dict[str, tuple[str, Callable[[Any, Record, bool], None], tuple[float, float]]] = {
-    "Main score against stored bytes": ("bytes", _bytes, (4.6, 4.0)),
-    "Main score against time to the first token": ("ttft", _ttft, (4.6, 4.0)),
-    "Relative KV error by layer": ("layers", _layers, (4.6, 3.8)),
-    "Share of the KV change in the strongest components and tokens": ("spectrum", _spectrum, (4.6, 3.8)),
-    "Main score by depth of the answer's chunk and length of the window": ("depth", _heatmaps, (5.6, 3.2)),
+def _heatmaps(figure: Any, runs: Sequence[Record]) -> None:
+    figure.supxlabel("chunks of the window")
+    figure.supylabel("depth of the answer's chunk")
+    across = max(min(len(shown(run)), HEATMAPS) for run in runs)
+    grid = figure.subplots(len(runs), across, sharey="row", squeeze=False)
+    picture = None
+    for place, (line, run) in enumerate(zip(grid, runs, strict=True)):
+        methods = run["scores"]["methods"]
+        measure = comparison.measures(run["scores"])[0]
+        lengths = sorted(methods["full"]["lengths"], key=int)
+        quarters = sorted({quarter for own in methods["full"]["lengths"].values() for quarter in own})
+        names = shown(run)[:HEATMAPS]
+        for axes, name in zip(line, names, strict=False):
+            title = f"{_models([run])[0]}\n{name}" if name == "full" else f"\n{name}"
+            axes.set_title(style.lettered(place, title, len(runs)) if name == "full" else style.plain(title))
+            axes.grid(False)
+            cells = [[methods[name]["lengths"][length].get(each) for length in lengths] for each in quarters]
+            values = np.array([[np.nan if each is None else each[measure] for each in row] for row in cells])
+            if not values.size:  # no question is marked as learned
+                continue
+            picture = axes.imshow(values, vmin=0, vmax=1, cmap="cividis", aspect="auto")
+            for row, column in np.argwhere(~np.isnan(values)):
+                value = values[row, column]
+                colour = "#ffffff" if value < 0.6 else style.BLACK
+                text = f"{value:.2f}".removeprefix("0") if value < 1 else "1"
+                axes.text(column, row, text, ha="center", va="center", color=colour)
+            axes.set_xticks(range(len(lengths)), lengths)
+            axes.set_yticks(range(len(quarters)), quarters)
+        for axes in line[len(names) :]:
+            axes.set_visible(False)
+    if picture is not None:
+        figure.colorbar(picture, ax=grid.ravel().tolist(), label=_main(runs[0]), aspect=40, pad=0.02)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure of a report.
+
+    Attributes:
+        file: its file's name.
+        draw: draws it, a panel for each run.
+        inches: of each row of panels.
+        caption: what it shows.
+        run_a_row: each run has a row of its own.
+    """
+
+    file: str
+    draw: Callable[[Any, Sequence[Record]], None]
+    inches: float
+    caption: str
+    run_a_row: bool = False
+
+    def height(self, runs: Sequence[Record]) -> float:
+        """Inches of the figure."""
+        return 0.9 + self.inches * (len(runs) if self.run_a_row else style.rows_of(len(runs)))
+
+
+FIGURES = {
+    "Main score against stored bytes": Drawing(
+        "bytes",
+        _bytes,
+        2.3,
+        "The main score against the bytes that a method stores beside the KV. Numbers are the methods' own (rank of a "
+        "patch, share of tokens); hollow markers are patches by energy or bytes. Bars are standard errors, contexts "
+        "being the clusters.",
+    ),
+    "Main score against time to the first token": Drawing(
+        "ttft",
+        _ttft,
+        2.3,
+        "The main score against the time to fill a window and ask, compilation excluded. Bars are standard errors, "
+        "contexts being the clusters. Times of small models on a CPU say little about accelerators.",
+    ),
+    "Relative KV error by layer": Drawing(
+        "layers",
+        _layers,
+        2.2,
+        "How far the KV of a filled window is from full prefill's, by layer, relative to its size: of blind reuse, of "
+        "the best patch and the best recomputation of tokens within a quarter of the cost, and of patches of one half "
+        "of the layers.",
+    ),
+    "Share of the KV change in the strongest components and tokens": Drawing(
+        "spectrum",
+        _spectrum,
+        2.3,
+        "How concentrated the change of the KV is that patches store: the share of its squared size in the strongest "
+        "components (low-rank) and in the tokens that change most (diffuse), by layer. The grey line is 90 %.",
+    ),
+    "Main score by depth of the answer's chunk and length of the window": Drawing(
+        "depth",
+        _heatmaps,
+        1.6,
+        "The main score by where the answer's chunk stands in the window (as a share of its length) and by how many "
+        "chunks the window has; empty where there was no question.",
+        run_a_row=True,
+    ),
 }
-"""By title: the file's name, the function that draws a panel, and the panel's inches."""
+"""The figures of a report by title."""

@@ -102,8 +102,8 @@ Python (`pydoc`) and with this project's requirements (`docstrings`). [The tasks
 words are those of [methods side by side](results.md): *full* is full prefill, *blind* is reuse as encoded alone,
 `patch:M` has M components in every layer, `patch:P%` takes P % of the bytes.
 
-Figures are means ± standard error, contexts being the clusters. KL is in nats, and η the share of blind reuse's KL that
-a method closes; both are against full prefill, where the table does not say another reference. nll is the negative
+Scores and η are given ± standard error, contexts being the clusters. KL is in nats, and η the share of blind reuse's KL
+that a method closes; both are against full prefill, where the table does not say another reference. nll is the negative
 log-likelihood of the token that does follow, in nats. Bytes are of the KV that is reused, tokens those of it that are
 run again. Every table says how many cases it has: they are few, as an everyday machine runs them.
 
@@ -156,24 +156,27 @@ def _section(records: Sequence[Record]) -> str:
         for record in records
     )
     about = " ".join((type(get(first["task"])).__doc__ or "").partition("Attributes:")[0].split())
-    titles = ["what", "method", "bytes", "tokens"]
-    for record in records:
-        titles += [f"{record['corpus']}: n", "score", "KL", "η"]
     by_row = [{(row["what"], row["method"]): row for row in record["rows"]} for record in records]
     keys = dict.fromkeys(key for rows in by_row for key in rows)
-    body = []
-    for what, method in keys:
-        row = next(rows[what, method] for rows in by_row if (what, method) in rows)
-        cost = next(record["costs"][method] for record in records if method in record["costs"])
-        line = [
-            f"{what}: {row['measure']}",
-            f"`{method}`",
-            _share(cost["bytes_share"]),
-            "all" if method == "full" else _share(cost["recomputed_share"]),
-        ]
-        for rows in by_row:
-            line += _figures(rows.get((what, method)))
-        body.append(line)
+    tables = []
+    for what in dict.fromkeys(what for what, _ in keys):
+        own = [key for key in keys if key[0] == what]
+        measure = next(rows[own[0]]["measure"] for rows in by_row if own[0] in rows)
+        titles = ["method", "cost"]
+        counts = []
+        for record, rows in zip(records, by_row, strict=True):
+            titles += [f"{record['corpus']}: {measure}", "KL", "η"]
+            counts.append(
+                f"{max((rows[key]['contexts'] for key in own if key in rows), default=0)} of `{record['corpus']}`"
+            )
+        body = []
+        for key in own:
+            costs = next(record["costs"][key[1]] for record in records if key[1] in record["costs"])
+            line = [f"`{key[1]}`", _cost(key[1], costs)]
+            for rows in by_row:
+                line += _figures(rows.get(key))
+            body.append(line)
+        tables += [f"**{what}: {measure}** (contexts: {', '.join(counts)})", _table(titles, body)]
     found: dict[str, list[str]] = {
         each["claim"]: ["–"] * len(records) for record in records for each in record["findings"]
     }
@@ -185,7 +188,7 @@ def _section(records: Sequence[Record]) -> str:
         f"\n## {first['task']}{settings}",
         about,
         f"Cases: {cases}.",
-        _table(titles, body),
+        *tables,
         _table(
             ["finding", *(f"`{record['corpus']}`" for record in records)],
             [[claim, *row] for claim, row in found.items()],
@@ -194,15 +197,18 @@ def _section(records: Sequence[Record]) -> str:
     return "\n\n".join(lines) + "\n"
 
 
-def _share(value: float) -> str:
-    return f"{value:.1%}" if value > 0 else "–"
+def _cost(method: str, costs: Mapping[str, float]) -> str:
+    """What is stored and what is run again, as shares of the KV's bytes and of its tokens."""
+    stored = f"{costs['bytes_share']:.1%} of bytes" if costs["bytes_share"] > 0 else ""
+    tokens = f"{costs['recomputed_share']:.1%} of tokens" if costs["recomputed_share"] > 0 else ""
+    return "all tokens" if method == "full" else ", ".join(filter(None, (stored, tokens))) or "–"
 
 
 def _figures(row: Mapping[str, Any] | None) -> list[str]:
     """The cells of one corpus."""
     if row is None:
-        return ["–"] * 4
-    return [str(row["contexts"]), _cell(row["score"], ".3f"), _cell(row["kl"], ".4f"), _cell(row["eta"], ".2f")]
+        return ["–"] * 3
+    return [_cell(row["score"], ".3f"), _cell([row["kl"][0], None], ".4f"), _cell(row["eta"], ".2f")]
 
 
 def _cell(figure: Sequence[float | None], form: str) -> str:

@@ -82,8 +82,9 @@ class Difference:
 def shares_of(mass: Float[np.ndarray, "L n"]) -> tuple[float, ...]:
     """The share of attention of each antecedent, of all that went to antecedents; they sum to 1.
 
-    The deeper half of the layers counts: there a chunk's KV depends most on what stands before it. Where nothing went
-    to any antecedent, all of it to the preamble and the chunk itself, they share alike.
+    The deeper half of the layers counts: on the language model that the prior is fitted to, a chunk's KV depends most
+    on what stands before it there. Where nothing went to any antecedent, all of it to the preamble and the chunk
+    itself, they share alike.
 
     Args:
         mass: attention to each antecedent while the patch was formed: the first columns of `kamera_jax.Patch.mass`.

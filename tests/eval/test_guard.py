@@ -124,6 +124,6 @@ def test_the_best_sketch_is_chosen_and_its_shares_are_counted(tmp_path):
 
     cost = {"sketch_bytes": 1, "chunk_bytes": 10, "verdict_ms": 1.0}
     row = {"model": "tiny", "max_kl": 0.05, "threshold": 1.0, "cost": cost, **json.loads(json.dumps(result))}
-    assert "| tiny | 2000 |" in report.table([row])
+    assert "| `tiny` | 2000 |" in report.table([row])
     report.plot([row, row], tmp_path / "guard.png")
     assert (tmp_path / "guard.png").stat().st_size > 10_000

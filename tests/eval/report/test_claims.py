@@ -94,7 +94,7 @@ def test_a_method_beyond_the_budget_does_not_stand_for_one_within():
     claim = own["CacheBlend with ≤ 25 % of the tokens"]
     assert claim.holds is None and claim.measured == "not comparable: it runs 40% of the tokens here"
     page = claims_page.page([{"model": "a", "claims": [vars(claim)], "sources": []}])
-    assert "| not comparable: it runs 40% of the tokens here |" in page
+    assert "| not comparable |" in page and "- `a`: not comparable: it runs 40% of the tokens here\n" in page
     assert "cacheblend" not in own["all of these within 25 % of full prefill's FLOPs"].measured
 
 
@@ -153,6 +153,12 @@ def test_a_quotation_is_read_from_the_demo_where_it_was_not_run():
     assert own["the change grows with depth"].measured.startswith("0.20 in the shallow half, 0.50 in the deep (values)")
 
 
+def test_a_bar_in_a_claim_does_not_end_its_cell():
+    claim = vars(Claim("as KV(B|∅)", "1", "2", True))
+    page = claims_page.page([{"model": "a", "claims": [claim], "sources": []}])
+    assert r"| 1. as KV(B\|∅) | holds |" in page and "**1. as KV(B|∅).**" in page
+
+
 def test_the_page_is_what_was_measured():
     records = json.loads((RESULTS / "claims.json").read_text(encoding="utf-8"))
     assert (ROOT / "docs/claims.md").read_text(encoding="utf-8") == claims_page.page(records)
@@ -187,7 +193,9 @@ def test_a_claim_that_a_model_lacks_is_not_measured_on_it():
         {"model": "a", "claims": [vars(Claim("x", "1", "2", True))], "sources": []},
         {"model": "b", "claims": [], "sources": []},
     ]
-    assert "| x | 1 | 2: holds | not measured |" in claims_page.page(records)
+    page = claims_page.page(records)
+    assert "| 1. x | holds | – |" in page
+    assert "**1. x.** The paper: 1.\n\n- `a`: 2: holds\n- `b`: not measured\n" in page
     console = Console(width=80, record=True)
     claims_page.print_claims(records, console)
     assert "1 hold, 0 do not, 0 were not measured on a." in console.export_text()

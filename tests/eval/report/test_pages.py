@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
-from benchmarks import guard_text_page, kernels, reliability_page, smol_vl, window
+import pytest
+
+from benchmarks import guard_text_page, kernels, redraw, reliability_page, smol_vl, window
 from eval.report import evaluation as evaluation_report
 from eval.report import figures as evaluation_figures
 from eval.report.readme import put
@@ -16,6 +18,25 @@ RESULTS = ROOT / "docs/results"
 
 def read(name):
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("path", "write"), redraw.pages(ROOT / "docs").items(), ids=lambda each: getattr(each, "stem", "")
+)
+def test_every_page_of_results_is_what_its_template_makes_of_the_measurements(path, write):
+    """And `make pages` writes it again without measuring."""
+    assert path.read_text(encoding="utf-8") == write()
+
+
+def test_a_large_negative_share_stands_beside_the_accuracy():
+    """The share of KL that is closed says nothing by itself where the reference is wrong."""
+    page = (ROOT / "docs/window.md").read_text(encoding="utf-8")
+    table = page.partition("\nA dependant first:\n")[2].partition("\n## ")[0]
+    rows = [line for line in table.splitlines() if "kamera-tiny" in line]
+    assert len(rows) == 6
+    for row in rows:
+        orbit, _, right, _, full = (cell.strip() for cell in row.split("|")[3:8])
+        assert orbit.startswith("−") and float(right.split()[0]) >= 0.9 > float(full.split()[-1]), row
 
 
 def test_performance_is_what_was_measured():

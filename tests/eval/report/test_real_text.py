@@ -72,8 +72,10 @@ def test_the_page_is_made_from_runs_and_goes_on_where_it_was_stopped(two_corpora
     assert page == real_text.page(measured) and "Not measured yet" not in page
     assert "`one` 6 contexts with 96 questions, data seeds 0, 1, 2; `two` 3 contexts with 48 questions" in page
     quotation, induction, slide = (page.split("\n## ")[i] for i in (1, 2, 3))
-    assert "| what | method | bytes | tokens | one: n | score | KL | η | two: n | score | KL | η |" in quotation
-    assert "| which of the texts: choice | `patch:2` |" in induction and "the history reference" in slide
+    assert "**next token: accuracy** (contexts: 6 of `one`, 3 of `two`)\n" in quotation
+    assert "| method | cost | one: accuracy | KL | η | two: accuracy | KL | η |" in quotation
+    choice = induction.partition("**which of the texts: choice**")[2].partition("**")[0]
+    assert "| `patch:2` | " in choice and " of bytes |" in choice and "the history reference" in slide
     (row,) = (each for each in records[0]["rows"] if each["method"] == "blind" and each["what"] == "next token")
     written = (tmp_path / "runs/quotation-tokens-36-one/samples.jsonl").read_text(encoding="utf-8")
     lines = [json.loads(line) for line in written.splitlines()]
@@ -120,4 +122,5 @@ def test_what_does_not_hold_is_named_first():
         "\n## "
     )
     assert "`one`: 1 findings hold, 1 do not." in opening and "quotation: it is so: 0.1" in opening
-    assert "| w: nll | `full` | – | all | 1 | 2.000 | 0.0000 | – | – | – | – | – |" in section
+    assert "**w: nll** (contexts: 1 of `one`, 0 of `two`)" in section
+    assert "| `full` | all tokens | 2.000 | 0.0000 | – | – | – | – |" in section

@@ -1,0 +1,103 @@
+"""Every page and figure of results, made anew from what was measured: docs/results. Nothing is measured.
+
+`make pages` does this after a change of a template or of a figure's look.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks import (
+    guard_text_page,
+    kernels,
+    library_page,
+    patch,
+    patch_text,
+    reliability_page,
+    report,
+    session,
+    session_page,
+    smol_vl,
+    window,
+)
+from eval.commands.main import ATTENTIONS
+from eval.report import claims_page, evaluation, figures, real_text
+from eval.report.readme import put
+from eval.tiny import assess
+
+DOCS = Path("docs")
+
+
+def pages(docs: Path) -> dict[Path, Callable[[], str]]:
+    """What writes each generated page, by the page's path."""
+
+    def read(name: str) -> Any:
+        return json.loads((docs / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+    def windows() -> str:
+        results = read("window")
+        own = [results[name] for name in ATTENTIONS if name in results]
+        return window.page(own, [read(f"guard-{name}") for name in ATTENTIONS])
+
+    def methods() -> str:
+        runs = evaluation.load(docs / "results" / "eval-binding.json")
+        return evaluation.page(runs, figures.files(runs, docs / "figures"), docs)
+
+    def smol() -> str:
+        return put((docs / "smol-vl.md").read_text(encoding="utf-8"), "measured", _smol(), "results-smol-vl")
+
+    def _smol() -> str:
+        return smol_vl.table(read("smol-vl"))
+
+    def sessions() -> str:
+        results = [read(path.stem) for path in sorted((docs / "results").glob("session-*.json"))]
+        return session_page.page_of(results, session.NUMBERS)
+
+    found: dict[str, Callable[[], str]] = {
+        "claims": lambda: claims_page.page(claims_page.load([docs / "results" / "claims.json"])),
+        "embedded-models": lambda: assess.page(read("embedded-models")),
+        "guard": lambda: guard_text_page.page(read("guard-text")),
+        "library": lambda: library_page.page(read("library"), read("library-soak"), read("library-scale")),
+        "patches": lambda: patch.page(read("patch")),
+        "performance": lambda: kernels.page(read("kernels")),
+        "real-text": lambda: real_text.page(read("real-text")),
+        "reliability": lambda: reliability_page.page(read("reliability")),
+        "results": methods,
+        "sessions": sessions,
+        "smol-vl": smol,
+        "window": windows,
+    }
+    return {docs / f"{name}.md": write for name, write in found.items()}
+
+
+def draw(docs: Path, folder: Path) -> list[Path]:
+    """Draw the figures of these pages into ``folder``; returns their files."""
+
+    def read(name: str) -> Any:
+        return json.loads((docs / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+    drawn = figures.draw(evaluation.load(docs / "results" / "eval-binding.json"), folder)
+    files = [folder / f"{name}.png" for name in ("guard", "patch", "patch-text")]
+    report.plot([read(f"guard-{name}") for name in ATTENTIONS], files[0])
+    measured = read("patch")
+    patch.plot(measured["models"], files[1])
+    patch_text.plot(measured["text"], files[2])
+    return [*drawn.values(), *files]
+
+
+def main() -> None:
+    """Write them."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", choices=("pages", "figures"), help="the others stay as they are")
+    options = parser.parse_args()
+    if options.only != "figures":
+        for path, write in pages(DOCS).items():
+            path.write_text(write(), encoding="utf-8")
+    if options.only != "pages":
+        draw(DOCS, DOCS / "figures")
+
+
+if __name__ == "__main__":
+    main()
