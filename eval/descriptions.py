@@ -28,17 +28,17 @@ class MethodText:
 
 
 TASKS: dict[str, str] = {
-    "binding": "pages of glyphs and questions whose answers lead through one, two or three of them (embedded models)",
-    "continuation": "two passages in a row: the 32 tokens that go on behind them",
-    "quotation": "a passage, and the beginning of a copy of it: which tokens does the copy go on with?",
-    "page-break": "four passages with three facts, each cut by a border: the sentence is repeated up to its last word",
-    "needs-context": "tokens behind two passages that full prefill gets right because of the first passage alone",
-    "induction": 'headers ("Document B:") and the texts under them, each a chunk: a header is repeated',
-    "orders": "two or three passages in all their orders: the text goes on behind the last",
-    "slide": "a window of four passages that slides over a text: the tokens that go on at every step",
-    "recall": "a passage that left a sliding window ten steps ago comes back into it",
-    "seen-quotation": "two pages of real text as pictures, the second begins a copy of the first (kamera-smol-vl)",
-    "seen-page-break": "two pages of real text as pictures and a fact that the page break cuts (kamera-smol-vl)",
+    "binding": "Pages of glyphs; answers lead through one, two or three of them (for kamera-tiny-gqa, -mla and -mha).",
+    "continuation": "Two passages in a row: the 32 tokens that go on behind them.",
+    "quotation": "A passage, and the beginning of a copy of it: which tokens does the copy go on with?",
+    "page-break": "Four passages with three facts, each cut by a border; the sentence is repeated up to its last word.",
+    "needs-context": "Tokens behind two passages that full prefill gets right because of the first passage alone.",
+    "induction": 'Headers ("Document B:") and the texts under them, each a chunk; a header is repeated.',
+    "orders": "Two or three passages in all their orders: the text goes on behind the last.",
+    "slide": "A window of four passages that slides over a text: the tokens that go on at every step.",
+    "recall": "A passage that left a sliding window ten steps ago comes back into it.",
+    "seen-quotation": "Two pages of text as pictures; the second begins a copy of the first (for kamera-smol-vl).",
+    "seen-page-break": "Two pages of text as pictures, and a fact that the page break cuts (for kamera-smol-vl).",
 }
 """The built-in tasks by name."""
 
@@ -145,6 +145,11 @@ def listing(rows: list[Listed], width: int = WIDTH) -> str:
             lines.append(f"  {name.ljust(column)}{wrapped.pop(0)}".rstrip())
         lines += [f"  {' ' * column}{line}" for line in wrapped]
     return "\n".join(lines)
+
+
+def filled(text: str, width: int = WIDTH) -> str:
+    """A text wrapped to a terminal's columns."""
+    return textwrap.fill(text, width)
 
 
 def method_of(name: str) -> MethodText | None:
