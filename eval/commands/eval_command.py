@@ -118,7 +118,7 @@ def _add_run(group: Any) -> None:
         "--methods",
         "--method",
         metavar="A,B,…",
-        help="methods (see below); full and blind are always run (default: the twenty that docs/results.md has)",
+        help="methods (see below); full and blind are always run (default: twenty of them, as in docs/results.md)",
     )
     group.add_argument("--seeds", type=_seeds, metavar="0,1,…", help="data seeds (default: 0,1,2)")
     group.add_argument("--limit", type=int, metavar="N", help="contexts of every seed (default: all of the task)")

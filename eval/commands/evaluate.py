@@ -252,7 +252,8 @@ def _run(options: argparse.Namespace) -> list[Record]:
     folder = result.path
     result.report()
     print(
-        f"The run is in {folder}: kamera eval report {folder} shows it again, kamera eval samples {folder} each answer."
+        f"The run is in {folder}\n  kamera eval report {folder}   shows it again\n"
+        f"  kamera eval samples {folder}  shows what each method answered"
     )
     if result.failed:
         raise outputs.UnfinishedError(
@@ -271,10 +272,10 @@ def _samples(options: argparse.Namespace) -> list[Record]:
     with expected(folder):
         found = sample_report.chosen(samples, methods, wrong=options.wrong, every=options.all)
         most = options.limit or (len(found) if options.all else SHOWN)
-        sample_report.print_samples(found[:most], len(samples))
-    left = len(found) - most
-    if left > 0:
-        print(f"{left} more are like that: --limit {len(found)} shows them too, and --json FILE writes all")
-    elif not found:
-        print("--all shows every question" if samples else "the run has no questions")
+        sample_report.print_samples(found[:most])
+    which = "that were asked" if options.all else "answered wrong" if options.wrong else "answered differently"
+    shown = min(most, len(found))
+    rest = f"; --limit {len(found)} shows all of these, --json FILE writes them" if shown < len(found) else ""
+    hint = "; --all shows every question" if samples and not found else ""
+    print(f"{shown} of {len(found)} questions {which}, of {len(samples)} in the run{rest}{hint}")
     return found

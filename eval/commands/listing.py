@@ -19,7 +19,8 @@ def run() -> dict[str, Any]:
         for row in rows:
             settings = f" Settings: {', '.join(f'{each}=' for each in row['settings'])}." if row.get("settings") else ""
             source = "" if row["source"] == "built in" else f" ({row['source']})"
-            text = f"{row['name']}: {row['what']}{settings}{source}"
+            written = f" As in {row['name']}." if row.get("form", row["name"]) != row["name"] else ""
+            text = f"{row.get('form', row['name'])}: {row['what']}{settings}{written}{source}"
             print(textwrap.fill(text, WIDTH, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False))
             if row["problem"]:
                 print(f"    {row['name']} cannot be used: {row['problem']}")
@@ -45,7 +46,7 @@ def _tasks() -> list[dict[str, Any]]:
 
 
 def _methods() -> list[dict[str, Any]]:
-    built_in = [_row(each.example, f"{each.what} ({each.form})") for each in descriptions.METHODS.values()]
+    built_in = [{**_row(each.example, f"{each.what}."), "form": each.form} for each in descriptions.METHODS.values()]
     return [*built_in, *_declared(names.GROUP)]
 
 

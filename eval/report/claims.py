@@ -7,7 +7,7 @@ from typing import Any
 
 from eval.tasks.binding_findings import share_for
 from eval.tasks.comparison import SLACK, Scores, main_score, patches, recomputing
-from eval.tasks.finding import compares_nothing, lacks_figures
+from eval.tasks.finding import judged
 from eval.tasks.text import findings as text_findings
 from eval.tasks.text.continuation import OTHER
 from eval.tasks.text.moving import ORBIT, RECALLS
@@ -42,12 +42,9 @@ class Claim:
 
     def __post_init__(self) -> None:
         """Take back a verdict that says nothing."""
-        if lacks_figures(self.measured):
-            object.__setattr__(self, "measured", NOT_MEASURED)
-            object.__setattr__(self, "holds", None)
-        elif self.holds is not None and compares_nothing(self.measured):
-            object.__setattr__(self, "measured", f"not comparable: {self.measured}")
-            object.__setattr__(self, "holds", None)
+        measured, holds = judged(self.measured, self.holds, NOT_MEASURED)
+        object.__setattr__(self, "measured", measured)
+        object.__setattr__(self, "holds", holds)
 
 
 @dataclass(frozen=True)

@@ -131,8 +131,8 @@ ABOUT = {
 """What is said of models by the beginning of their names, where they are on the page."""
 
 READING = (
-    "η is the share of blind reuse's KL that a method closes. `kamera eval claims --model M` measures the claims on a "
-    "model; `kamera eval claims FILE… --page FILE.md` writes this page."
+    "η is the share of blind reuse's KL that a method closes. `kamera eval claims --model M --output DIR` measures the "
+    "claims on a model; `kamera eval claims FILE… --page FILE.md` writes this page."
 )
 
 

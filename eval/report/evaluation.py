@@ -20,6 +20,7 @@ from eval.report.run_tables import (
     columns,
     compared,
     conditions,
+    counted,
     failed,
     findings,
     load,
@@ -133,8 +134,8 @@ def print_scores(run: Record, console: Console) -> None:
     """Print the tables with a row for each method, and which methods failed."""
     config = run["config"]
     scores = run["scores"]
-    title = f"{config['task']} on {config['model']}: {_count(scores['contexts'], 'context')}, "
-    title += _count(scores["samples"], "question")
+    title = f"{config['task']} on {config['model']}: {counted(scores['contexts'], 'context')}, "
+    title += counted(scores["samples"], "question")
     body = rows(run)
     titles = columns(scores)
     split = len(titles) - len(COSTS)
@@ -148,7 +149,3 @@ def print_scores(run: Record, console: Console) -> None:
     show_within(console, "What it costs", (titles[0], *COSTS), costs, COSTS_NOTE)
     for name, reason in failed(run).items():
         console.print(f"{name} is not in the tables: it failed {reason}\n", markup=False, soft_wrap=True)
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"

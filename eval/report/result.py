@@ -12,7 +12,7 @@ from rich.console import Console
 from eval import tasks
 from eval.report import evaluation, samples
 from eval.report.run_page import page
-from eval.report.run_tables import HOPS, columns, findings, load, rows
+from eval.report.run_tables import HOPS, columns, counted, findings, load, rows
 from eval.run.config import CONFIG
 from eval.run.folder import CONTEXTS, RESULTS, SAMPLES, TIMING, OtherRunError, Record
 from eval.tasks import Finding
@@ -169,8 +169,8 @@ class Result:
         config = self.record["config"]
         scores = self.record["scores"]
         return (
-            f"<Result of {config['task']} on {config['model']}: {scores['contexts']} contexts, {scores['samples']} "
-            f"questions, {', '.join(self.methods)}>"
+            f"<Result of {config['task']} on {config['model']}: {counted(scores['contexts'], 'context')}, "
+            f"{counted(scores['samples'], 'question')}, {', '.join(self.methods)}>"
         )
 
     def __str__(self) -> str:
@@ -193,6 +193,6 @@ class Result:
             for name, reason in self.failed.items()
         )
         title = f"<b>{html.escape(config['task'])}</b> on {html.escape(config['model'])}"
-        counts = f"{scores['contexts']} contexts, {scores['samples']} questions"
+        counts = f"{counted(scores['contexts'], 'context')}, {counted(scores['samples'], 'question')}"
         table = f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
         return f"<p>{title}: {counts}</p>{table}{left}"

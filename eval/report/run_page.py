@@ -14,6 +14,7 @@ from eval.report.run_tables import (
     command,
     compared,
     conditions,
+    counted,
     failed,
     findings,
     markdown,
@@ -125,8 +126,8 @@ def _model(run: Record) -> str:
         "",
         *markdown(columns(scores), [[f"`{row[0]}`", *row[1:]] for row in rows(run)]),
         "",
-        f"{scores['contexts']} contexts, {scores['samples']} questions. TTFT is a mean over windows, run "
-        f"{config['batch']} at a time.",
+        f"{counted(scores['contexts'], 'context')}, {counted(scores['samples'], 'question')}. TTFT is a mean over "
+        f"windows, run {config['batch']} at a time.",
         "",
         *(f"- `{name}` is not in the tables: it failed {reason}" for name, reason in failed(run).items()),
         *([""] if failed(run) else []),

@@ -168,7 +168,7 @@ def outcome(finding: Finding) -> str:
     return finding.measured + ("" if finding.holds is None else f": {verdict(finding.holds)}")
 
 
-def verdict(holds: bool) -> str:
+def verdict(holds: Any) -> str:
     """Whether a finding holds, in words."""
     return "holds" if holds else "does not hold"
 
@@ -217,6 +217,11 @@ def command(run: Record) -> str:
     for name in ("limit", "capacity", "batch", "devices"):
         parts += [f"--{name}", str(config[name])] if config.get(name) is not None else []
     return shlex.join(parts)
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things in words, as in ``1 context`` and ``2 contexts``."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def markdown(columns: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:

@@ -108,12 +108,11 @@ def answer(sample: Record, name: str) -> str | int:
     return own["token"] if "token" in own else own["said"].strip().lower()
 
 
-def print_samples(samples: Sequence[Record], of: int, console: Console | None = None) -> None:
+def print_samples(samples: Sequence[Record], console: Console | None = None) -> None:
     """Print questions, what was expected and what each method answered.
 
     Args:
         samples: those that are shown; see `chosen`.
-        of: how many questions the run has.
         console: where to; the terminal by default.
     """
     console = console or Console(emoji=False, highlight=False)
@@ -130,7 +129,6 @@ def print_samples(samples: Sequence[Record], of: int, console: Console | None = 
             scores = ", ".join(f"{key} {value:.3g}" for key, value in own.get("scores", {}).items())
             _line(console, name, f"{_visible(own['said'])}  ({scores}{', ' if scores else ''}KL {own['kl']:.3g})")
         console.print()
-    console.print(f"{len(samples)} of {of} questions", style="dim")
 
 
 def _visible(text: str) -> str:

@@ -30,7 +30,7 @@ def write(folder: Path, run: Any, versions: Mapping[str, str], *, named: bool = 
 
 def _notes(versions: Mapping[str, str], named: bool) -> list[str]:
     with_versions = ", ".join(f"{name} {version}" for name, version in versions.items())
-    notes = [f"Run with {with_versions}. To run it again: kamera eval --config FILE --output DIR"]
+    notes = [f"Run with {with_versions}.", "To run it again: kamera eval --config THIS_FILE --output DIR"]
     return notes if named else [*notes, "The task was given as an object in Python: give it a module, as module:Name."]
 
 

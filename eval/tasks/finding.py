@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 NOT_MEASURED = "not measured: the run lacks the questions or the methods that it takes"
 
 _MISSING = re.compile(r"(?<![A-Za-z])(?:nan|inf|infinity)(?![A-Za-z])", re.IGNORECASE)
@@ -25,6 +27,30 @@ def compares_nothing(measured: str) -> bool:
     )
 
 
+def judged(measured: str, holds: Any, missing: str = NOT_MEASURED) -> tuple[str, bool | None]:
+    """What was measured and whether a statement holds, after verdicts that say nothing are taken back.
+
+    Args:
+        measured: the figures, in words.
+        holds: the verdict; None where there is none.
+        missing: stands in place of figures of which one is none.
+
+    Raises:
+        ValueError: the verdict is neither true nor false.
+    """
+    if lacks_figures(measured):
+        return missing, None
+    if holds is None:
+        return measured, None
+    if not isinstance(holds, (bool, np.bool_)):
+        raise ValueError(f"whether {measured!r} is as claimed is {holds!r}; expected True, False or None")
+    if not compares_nothing(measured):
+        return measured, bool(holds)
+    why = "no verdict, as what it is compared with is 0"
+    tells = any(float(each[1] or 0) != 0 for each in _OF.finditer(measured))
+    return (f"{why}: {measured}" if tells else why), None
+
+
 @dataclass(frozen=True)
 class Finding:
     """A statement about a task's scores, and what was measured.
@@ -40,24 +66,13 @@ class Finding:
 
     claim: str
     measured: str
-    holds: bool | None
+    holds: bool | np.bool_ | None
 
     def __post_init__(self) -> None:
         """Take back a verdict that says nothing; refuse one that is neither true nor false."""
-        holds: Any = self.holds
-        if holds is not None and not (isinstance(holds, bool) or type(holds).__name__ in ("bool_", "bool")):
-            raise ValueError(
-                f"whether {self.claim!r} holds is {holds!r}; expected True, False, or None for what was not measured"
-            )
-        if lacks_figures(self.measured):
-            object.__setattr__(self, "measured", NOT_MEASURED)
-            holds = None
-        elif holds is not None and compares_nothing(self.measured):
-            of_zero = any(float(each[1] or 0) != 0 for each in _OF.finditer(self.measured))
-            why = "no verdict, as what it is compared with is 0"
-            object.__setattr__(self, "measured", f"{why}: {self.measured}" if of_zero else why)
-            holds = None
-        object.__setattr__(self, "holds", None if holds is None else bool(holds))
+        measured, holds = judged(self.measured, self.holds)
+        object.__setattr__(self, "measured", measured)
+        object.__setattr__(self, "holds", holds)
 
 
 def findings_of(task: Any, scores: Mapping[str, Any]) -> list[Finding]:

@@ -186,6 +186,8 @@ def near(scores: Scores, share: float, most: float, reference: str) -> Finding:
 def boundary(scores: Scores, condition: str) -> Finding:
     """How far the first tokens of each chunk, run again, restore what a border cut."""
     claim = "it is a boundary effect: what running the first tokens of each chunk again gives back"
+    if unable := _unable(scores, condition, "accuracy"):
+        return Finding(claim, unable, None)
     full = mean(scores, "full", "accuracy", condition)
     own = [name for name in scores["methods"] if name.startswith(("epic:", "mpic:"))]
     measured = ", ".join(f"{mean(scores, name, 'accuracy', condition):.3f} (`{name}`)" for name in own)
