@@ -30,7 +30,7 @@ Where = Callable[[Record], Path]
 
 
 def evaluate(
-    task: str | Task | type,
+    task: Any,
     model: Any = DEFAULT,
     *,
     methods: str | Sequence[str] = DEFAULT_METHODS,

@@ -21,15 +21,19 @@ def run() -> dict[str, Any]:
             source = "" if row["source"] == "built in" else f" ({row['source']})"
             written = f" As in {row['name']}." if row.get("form", row["name"]) != row["name"] else ""
             text = f"{row.get('form', row['name'])}: {row['what']}{settings}{written}{source}"
-            print(textwrap.fill(text, WIDTH, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False))
+            print(_wrapped(text))
             if row["problem"]:
-                print(f"    {row['name']} cannot be used: {row['problem']}")
+                print(_wrapped(f"    {row['name']} cannot be used: {row['problem']}"))
         print()
     print("Settings of built-in tasks, as in continuation:tokens=256,corpus=docstrings\n")
     for name, what in descriptions.SETTINGS.items():
-        print(textwrap.fill(f"{name}=: {what}", WIDTH, subsequent_indent="    "))
+        print(_wrapped(f"{name}=: {what}"))
     print(f"\n{descriptions.filled(descriptions.PARTS)}\n\n{descriptions.filled(descriptions.OUTSIDE)}")
     return listed
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, WIDTH, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
 
 
 def _row(name: str, what: str, source: str = "built in", problem: str = "") -> dict[str, Any]:
