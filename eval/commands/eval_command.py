@@ -36,7 +36,7 @@ DEFAULTS: dict[str, Any] = {
 SHOWN = 20
 """As many questions `kamera eval samples` shows, where no limit is given."""
 
-USAGE = """kamera eval TASK [--model M] [--methods A,B,…] [--limit N] [--output DIR] …
+USAGE = """kamera eval TASK [--model M] [--methods A,B,…] [--limit N] [--output DIR]
        kamera eval --config run.toml [the same options, which win]
        kamera eval TASK --rescore --output DIR
        kamera eval report DIR… [--all] [--figures DIR] [--page FILE.md]

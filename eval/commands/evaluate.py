@@ -275,7 +275,9 @@ def _samples(options: argparse.Namespace) -> list[Record]:
         sample_report.print_samples(found[:most])
     which = "that were asked" if options.all else "answered wrong" if options.wrong else "answered differently"
     shown = min(most, len(found))
-    rest = f"; --limit {len(found)} shows all of these, --json FILE writes them" if shown < len(found) else ""
-    hint = "; --all shows every question" if samples and not found else ""
-    print(f"{shown} of {len(found)} questions {which}, of {len(samples)} in the run{rest}{hint}")
+    print(f"{shown} of {len(found)} questions {which}, of {len(samples)} in the run")
+    if shown < len(found):
+        print(f"--limit {len(found)} shows all of these, --json FILE writes them")
+    elif samples and not found:
+        print("--all shows every question")
     return found

@@ -182,7 +182,7 @@ def test_a_run_without_a_folder_has_one_of_its_own():
         (["my_task:Mine"], "there is no module my_task; install its package, run the command from the folder"),
         (["tasks/my_task.py:Mine"], "is written as a file; expected module:Name"),
         (["tasks/my_task.py:Mine"], "write it tasks.my_task:Mine"),
-        (["binding", "--methods", "lib/part.py:Part:8"], "write it lib.part:Part:8"),
+        (["binding", "--methods", "lib/part.py:Part:8"], "write it lib.part:Part"),
     ],
 )
 def test_what_cannot_be_run_is_said(arguments, message, tmp_path, monkeypatch, capsys):

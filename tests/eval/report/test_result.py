@@ -154,14 +154,14 @@ def test_samples_are_those_that_methods_answered_differently_or_wrong(result, tm
     assert max(map(len, shown.splitlines())) <= 80
     assert wrong[0]["question"] in shown and f"expected                  {wrong[0]['answers'][0]}\n" in shown
     assert f"{wrong[0]['methods']['blind']['said']}  (accuracy 0, KL " in shown and "patch:12" not in shown
-    assert f"1 of {len(wrong)} questions answered wrong, of 12 in the run; --limit {len(wrong)} shows" in shown
+    assert f"1 of {len(wrong)} questions answered wrong, of 12 in the run\n--limit {len(wrong)} shows" in shown
     records = json.loads(written.read_text())
     assert [each["id"] for each in records] == [each["id"] for each in wrong]
     assert records[0]["methods"]["blind"]["scores"] == {"accuracy": 0.0}
     assert main(["eval", "samples", folder, "--all"]) == 0
     assert "12 of 12 questions that were asked" in (shown := capsys.readouterr().out) and shown.count("expected") == 12
     assert main(["eval", "samples", folder, "--wrong", "--method", "patch:12"]) == 0
-    assert "0 of 0 questions answered wrong, of 12 in the run; --all shows every question" in capsys.readouterr().out
+    assert "0 of 0 questions answered wrong, of 12 in the run\n--all shows every question" in capsys.readouterr().out
 
 
 def test_a_task_may_be_an_object(vlm):

@@ -190,7 +190,7 @@ def test_everything_is_listed_with_what_cannot_be_used(declare, capsys, tmp_path
     assert "outside_package.module:Whole" in shown and "cacheblend:0.15" in shown
     assert "binding cannot be used: the task 'binding' is built in" in shown
     assert "slide: A window of four passages that slides over a text" in shown
-    assert "epic:K: runs the first K tokens of each chunk (arXiv 2410.15332). As in epic:16." in shown
+    assert "epic:K: runs the first K tokens of each chunk (arXiv 2410.15332). As in epic:16." in " ".join(shown.split())
     assert "Settings: corpus=, tokens=, ahead=." in shown and max(map(len, shown.splitlines()[:40])) <= 80
     assert (tmp_path / "list.json").stat().st_size > 100
 
