@@ -116,7 +116,8 @@ def print_report(run: Record, console: Console | None = None, *, every: bool = F
     shown, left = compared(run, every=every)
     note = ""
     if left:
-        note = textwrap.fill(f"not in this table: {', '.join(left)}; --all shows every method", WIDTH - 1)
+        note = f"not in this table: {', '.join(left)}; --all shows every method"
+        note = textwrap.fill(note, WIDTH - 1, break_long_words=False, break_on_hyphens=False)
     title = f"By condition and hops: {measures(scores)[0]}"
     show_within(console, title, *conditions(run, shown), note, first=2, last=1)
     try:
