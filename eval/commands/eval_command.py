@@ -141,15 +141,23 @@ def _add_run(group: Any) -> None:
 
 
 def _let_options_stand_anywhere(command: argparse.ArgumentParser) -> None:
-    """Let options stand between positional arguments: ``report --page FILE DIR``, which argparse refuses by itself."""
+    """Let options stand between positional arguments: ``report --page FILE DIR``, which argparse refuses by itself.
+
+    An option that there is not is named with the nearest one.
+    """
     plain = command.parse_known_args
+    options = [option for action in command._actions for option in action.option_strings]
 
     def parse_known_args(args: Any = None, namespace: Any = None) -> Any:
         command.parse_known_args = plain
         try:
-            return command.parse_known_intermixed_args(args, namespace)
+            parsed, unknown = command.parse_known_intermixed_args(args, namespace)
         finally:
             command.parse_known_args = parse_known_args
+        for each in unknown:
+            if near := get_close_matches(each.partition("=")[0], options, n=1):
+                command.error(f"there is no option {each}; did you mean {near[0]}?")
+        return parsed, unknown
 
     command.parse_known_args = parse_known_args  # pyright: ignore[reportAttributeAccessIssue]
 

@@ -6,7 +6,8 @@ import json
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ def evaluate(
     devices: int | None = None,
     repeats: int = 3,
     output: str | Path | None = None,
+    name: str | None = None,
     progress: runner.Progress | bool = True,
 ) -> Result:
     """Run every method on the same contexts of a task, as ``kamera eval`` does.
@@ -61,6 +63,7 @@ def evaluate(
         repeats: how often a window is filled to time it; 0, which is fastest: times are not measured.
         output: the run's folder: new, empty, or of the same run, which then goes on where it was. By default the run is
             in memory alone; `Result.save` writes it.
+        name: what reports call the model; by default the name that it is given by, or its architecture's.
         progress: whether a bar is shown in a terminal, and a line in a notebook; or a function that is called with how
             many contexts are done, and how many there are.
 
@@ -73,7 +76,7 @@ def evaluate(
     own = None if isinstance(task, str) else _checked(task)
     arguments = runner.Run(
         task=task if isinstance(task, str) else own.name,  # pyright: ignore[reportOptionalMemberAccess]
-        model=_name_of(model),
+        model=name or _name_of(model),
         methods=tuple(methods.split(",") if isinstance(methods, str) else methods),
         seeds=(seeds,) if isinstance(seeds, int) else tuple(seeds),
         limit=limit,
@@ -139,37 +142,27 @@ def _name_of(model: Any) -> str:
     return type(model).__name__
 
 
-class _shown:  # noqa: N801  (a context, as a function would be)
+@contextmanager
+def _shown(progress: runner.Progress | bool, title: str) -> Iterator[runner.Progress]:
     """The context in which progress is shown: by a bar, a line of a notebook, or a function of the caller's."""
+    if not isinstance(progress, bool):
+        yield progress
+    elif progress and sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import Progress
 
-    def __init__(self, progress: runner.Progress | bool, title: str) -> None:
-        self._given = progress
-        self._title = title
-        self._bar: Any = None
-
-    def __enter__(self) -> runner.Progress:
-        if not isinstance(self._given, bool):
-            return self._given
-        if self._given and sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import Progress
-
-            self._bar = Progress(transient=True, console=Console(stderr=True))
-            self._bar.start()
-            shown = self._bar.add_task(self._title, total=None)
-            return lambda done, total: self._bar.update(shown, completed=done, total=total)
-        if self._given and hasattr(sys, "ps1"):  # a notebook, or a prompt
-            return lambda done, total: print(
-                f"\r{self._title}: {done} of {total} contexts",
-                end="\n" if done == total else "",
-                file=sys.stderr,
-                flush=True,
-            )
-        return lambda done, total: None
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        with Progress(transient=True, console=Console(stderr=True)) as bar:
+            shown = bar.add_task(title, total=None)
+            yield lambda done, total: bar.update(shown, completed=done, total=total)
+    elif progress and hasattr(sys, "ps1"):  # a notebook, or a prompt
+        yield lambda done, total: print(
+            f"\r{title}: {done} of {total} contexts",
+            end="\n" if done == total else "",
+            file=sys.stderr,
+            flush=True,
+        )
+    else:
+        yield lambda done, total: None
 
 
 def default_folder(identity: Record) -> Path:

@@ -67,8 +67,21 @@ def test_options_stand_anywhere(place, tmp_path):
     words[place:place] = ["--page", str(tmp_path / "page.md"), "--all"]
     parsed = options(*words)
     assert parsed.task == "report" and parsed.runs == [Path("out/run"), Path("out/other")] and parsed.all
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--limt", "3"], "there is no option --limt; did you mean --limit?"),
+        (["--ouput=x"], "there is no option --ouput=x; did you mean --output?"),
+        (["--zebra"], "unrecognized arguments: --zebra"),
+        (["--seeds", "a"], "expected whole numbers, as in 0,1,2; got a"),
+    ],
+)
+def test_an_option_that_there_is_not_is_named_with_the_nearest(given, message, capsys):
     with pytest.raises(SystemExit):
-        parser().parse_args(["eval", "report", "out/run", "--pages", "x"])
+        parser().parse_args(["eval", "binding", *given])
+    assert message in capsys.readouterr().err
 
 
 CONFIG = """
