@@ -116,7 +116,7 @@ def _evaluate(
         return folders[0]
 
     with _shown(progress, f"{arguments.task}, {arguments.model}") as advance:
-        runner.evaluate(vlm, arguments, folder, advance, task=task)
+        runner.evaluate(vlm, arguments, folder, advance, task=task, named=isinstance(model, (str, Path)))
     return Result.load(folders[0], task)
 
 

@@ -227,6 +227,8 @@ def _answers(evidence: Evidence) -> list[Claim]:
     name = max(small, key=right.__getitem__, default=None)
     if name is None:
         return [*found, Claim(*back)]
+    if blind >= full:
+        return [*found, Claim(*back, "not comparable: blind reuse lost nothing")]
     return [*found, Claim(*back, f"{right[name]:.3f} of {full:.3f} (`{name}`)", right[name] >= 0.9 * full)]
 
 

@@ -73,6 +73,7 @@ def evaluate(
     progress: Progress = lambda *_: None,
     *,
     task: Task | None = None,
+    named: bool = True,
 ) -> Record:
     """Run what is not done yet, and score everything.
 
@@ -86,6 +87,7 @@ def evaluate(
             the run's arguments and versions.
         progress: called after every group of contexts.
         task: the task, where it cannot be found by its name.
+        named: whether the model can be loaded by its name.
 
     Returns:
         The content of ``results.json``.
@@ -95,8 +97,7 @@ def evaluate(
             (`eval.tasks.InvalidTaskError`), a context that does not fit the window (`ContextTooLongError`), or a folder
             of another run (`eval.run.folder.OtherRunError`).
     """
-    named = get(run.task) if task is None else task
-    own = for_model(named, vlm)
+    own = for_model(get(run.task) if task is None else task, vlm)
     methods = parse_all(run.methods)
     limit = own.contexts if run.limit is None else run.limit
     _check_numbers(run, limit)
@@ -117,7 +118,8 @@ def evaluate(
     ]
     path = output if isinstance(output, Path) else output(identity)
     with RunFolder.opened(path, identity) as folder:
-        run_config.write(path, run, identity["versions"], named=task is None)
+        objects = [name for name, given in (("task", task is not None), ("model", not named)) if given]
+        run_config.write(path, run, identity["versions"], objects)
         done = folder.resume([[outline.context for outline in group] for group in groups])
         timing = read_json(path / TIMING) if done and (path / TIMING).exists() else {}
         failed = failures(read_lines(path / CONTEXTS)) if done else {}

@@ -7,6 +7,9 @@ from typing import Any
 from eval.tasks.comparison import SLACK, Scores, patches, recomputing
 from eval.tasks.finding import Finding
 
+NOTHING_LOST = "blind reuse lost nothing"
+"""Why nothing can be said of what gives it back."""
+
 ABLE = 0.3
 """The accuracy of full prefill from which on a model is said to be able to do a task."""
 
@@ -67,7 +70,7 @@ def tokens_close_less(scores: Scores, tokens: float, share: float) -> Finding:
         return Finding(claim, "such methods were not run", None)
     theirs, ours = (eta(scores, name) for name in names if name is not None)
     if theirs is None or ours is None:
-        return Finding(claim, "blind reuse lost nothing", None)
+        return Finding(claim, NOTHING_LOST, None)
     return Finding(claim, f"η {theirs:.2f} (`{names[0]}`) against {ours:.2f} (`{names[1]}`)", theirs < ours)
 
 
@@ -111,7 +114,9 @@ def lost_and_restored(
     size = f"≤ {FEW_BYTES:.0%} of the bytes" if components is None else f"≤ {components} components"
     claim = f"a patch of {size} gives it back: ≥ 0.9 × full"
     small = patches(scores, FEW_BYTES) if components is None else of_components(scores, components)
-    if small:
+    if blind >= full:
+        found.append(Finding(claim, NOTHING_LOST, None))
+    elif small:
         name = max(small, key=right)
         share = scores["methods"][name]["cost"]["bytes_share"]
         measured = f"{right(name):.3f} of {full:.3f} (`{name}`, {share:.1%})"
@@ -120,9 +125,13 @@ def lost_and_restored(
         found.append(Finding(claim, "no such patch was run", None))
     if oracle:
         claim = "the true KV of half of the tokens, chosen by an oracle, does not: ≤ 0.8 × full"
-        names = [name for name in scores["methods"] if name == "oracle-tokens:0.5"]
-        measured = f"{right(names[0]):.3f} of {full:.3f}" if names else "oracle-tokens:0.5 was not run"
-        found.append(Finding(claim, measured, right(names[0]) <= 0.8 * full if names else None))
+        name = "oracle-tokens:0.5"
+        if blind >= full:
+            found.append(Finding(claim, NOTHING_LOST, None))
+        elif name not in scores["methods"]:
+            found.append(Finding(claim, f"{name} was not run", None))
+        else:
+            found.append(Finding(claim, f"{right(name):.3f} of {full:.3f}", right(name) <= 0.8 * full))
     return found
 
 
@@ -165,7 +174,7 @@ def tokens_close_at_most(scores: Scores, kind: str, title: str, most: float) -> 
     name = _closest(scores, [each for each in recomputing(scores, 1.0) if each.startswith(kind)], None)
     closed = None if name is None else eta(scores, name)
     if name is None or closed is None:
-        return Finding(claim, f"{kind} was not run" if name is None else "blind reuse lost nothing", None)
+        return Finding(claim, f"{kind} was not run" if name is None else NOTHING_LOST, None)
     share = scores["methods"][name]["cost"]["recomputed_share"]
     return Finding(claim, f"η {closed:.2f} (`{name}`, {share:.0%} of the tokens)", closed <= most)
 
@@ -178,7 +187,7 @@ def near(scores: Scores, share: float, most: float, reference: str) -> Finding:
         return Finding(claim, "no such patch was run", None)
     ours, blind, full = (mean(scores, each, "kl") for each in (name, "blind", "full"))
     if not blind > 0:
-        return Finding(claim, "blind reuse lost nothing", None)
+        return Finding(claim, NOTHING_LOST, None)
     measured = f"KL {ours:.4f} (`{name}`); blind {blind:.4f}, re-prefill of what is in the window {full:.4f}"
     return Finding(claim, measured, ours <= most)
 
@@ -216,7 +225,7 @@ def last_against_first(scores: Scores) -> Finding:
         return Finding(claim, "too few steps, or no patch of ≤ 10 % of the bytes, were run", None)
     first, last = (mean(scores, name, "kl", condition) for condition in (steps[0], steps[-1]))
     if not mean(scores, "blind", "kl") > 0:
-        return Finding(claim, "blind reuse lost nothing", None)
+        return Finding(claim, NOTHING_LOST, None)
     return Finding(claim, f"{last:.4f} against {first:.4f} (`{name}`)", last <= 1.5 * first)
 
 

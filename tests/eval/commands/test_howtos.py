@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from eval.commands.eval_command import read_config
+
 ROOT = Path(__file__).parents[3]
 BLOCK = re.compile(r"^```(?P<kind>[^\n]*)\n(?P<text>.*?)^```", re.MULTILINE | re.DOTALL)
 INCLUDED = re.compile(r'--8<-- "(?P<path>.*)"\n')
@@ -100,6 +102,20 @@ def test_a_backbone(follow):
     assert kl["blind"] > kl["patch:4"] > kl["patch:12"] >= 0
     assert "epic:4 is not in the tables: it failed on context" in evaluated and "fills_slots" in evaluated
     assert len((follow.folder / "own_backbone.py").read_text(encoding="utf-8").splitlines()) <= 60
+
+
+def test_what_the_page_on_tasks_shows_runs(tmp_path, monkeypatch, capsys):
+    text = (ROOT / "docs/tasks.md").read_text(encoding="utf-8")
+    (shown,) = [block["text"] for block in BLOCK.finditer(text) if block["kind"] == "python"]
+    (toml,) = [block["text"] for block in BLOCK.finditer(text) if block["kind"] == "toml"]
+    (tmp_path / "run.toml").write_text(toml, encoding="utf-8")
+    read = read_config(tmp_path / "run.toml")
+    assert read["task"] == "continuation:tokens=128" and read["methods"] == "full,blind,patch:10%"
+    monkeypatch.chdir(tmp_path)
+    exec(compile(shown, "docs/tasks.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert "binding on kamera-tiny-gqa: 2 contexts, 12 questions" in printed and "'blind': " in printed
+    assert "<Result of binding on kamera-tiny-gqa" in printed and (tmp_path / "out/kept/results.json").is_file()
 
 
 @pytest.mark.parametrize(("page", "count"), [("task", 6), ("method", 2), ("backbone", 3)])

@@ -169,7 +169,8 @@ def test_a_task_may_be_an_object(vlm):
     assert result.record["config"]["task"] == "moons" and result.scores["full"]["exact"] == 1.0
     read, further = result.findings
     assert read.holds is True and further.measured == "not measured: the run has no 'patch:7'"
-    assert "\n# The task was given as an object" in result.files["run.toml"].decode()
+    for what in ("task", "model"):
+        assert f"\n# The {what} was given as an object in Python" in result.files["run.toml"].decode()
     console = Console(file=io.StringIO(), width=80)
     result.report(console=console)
     assert "it is read" in console.file.getvalue() and "it is read" in result.page()

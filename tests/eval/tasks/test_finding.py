@@ -153,6 +153,14 @@ def test_a_model_that_cannot_do_a_task_fails_at_nothing():
         assert [each.holds for each in found] == [None] * len(found)
 
 
+def test_what_was_not_lost_is_not_given_back():
+    task = tasks.get("quotation")
+    found = findings_of(task, made_up(METHODS, task.conditions, 0.5, 0.3))
+    lost, restored, oracle, *_ = found
+    assert lost.holds is False and lost.measured == "0.500 of 0.500"
+    assert restored.holds is oracle.holds is None and restored.measured == "blind reuse lost nothing"
+
+
 def test_the_default_patch_counts_among_patches():
     task = tasks.get("continuation")
     found = findings_of(task, made_up(("patch",), task.conditions, 0.5, 0.3))
