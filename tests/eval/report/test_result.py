@@ -110,13 +110,25 @@ def test_a_method_that_fails_is_left_out_and_said(result):
     ]  # it is not tried again
 
 
-def test_the_command_says_that_a_method_failed(result, tmp_path, capsys):
+def test_the_command_says_that_a_method_failed(result, tmp_path, capsys, monkeypatch):
     folder = result.save(tmp_path / "run")
-    given = ["--model", "qwen2_5_vl", "--config", str(folder / "run.toml"), "--output", str(folder)]
     assert main(["eval", "report", str(folder)]) == 0
     assert "parts_that_fail:Late is not in the tables: it failed on context" in capsys.readouterr().out
-    assert main(["eval", "binding", *given]) == 1  # there is no model of that name
+    assert main(["eval", "--config", str(folder / "run.toml")]) == 1  # there is no model of that name
     assert "no model" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    given = ["--methods", METHODS[1], "--seeds", "0", "--limit", "1", "--repeats", "0", "--json", "run.json"]
+    assert main(["eval", "binding", *given]) == 1
+    shown = capsys.readouterr()
+    assert "parts_that_fail:Fails failed; to try again, run it into another folder" in shown.err
+    (own,) = (tmp_path / "out").iterdir()  # the run has a folder of its own, and the same command finds it again
+    assert own.name.startswith("binding-kamera-tiny-gqa-") and f"The run is in out/{own.name}" in shown.out
+    (record,) = json.loads((tmp_path / "run.json").read_text())
+    assert list(record["scores"]["methods"]) == ["full", "blind"]
+    before = (own / "samples.jsonl").read_bytes()
+    assert main(["eval", "--config", str(own / "run.toml")]) == 1
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [own.name]
+    assert (own / "samples.jsonl").read_bytes() == before
 
 
 def test_a_result_is_saved_and_loaded(result, tmp_path):

@@ -9,6 +9,10 @@ import pytest
 from eval import tasks
 from eval.report.claims import Claim
 from eval.tasks.finding import Finding, findings_of, judged
+from eval.tasks.text.continuation import NEEDED, OTHER
+from eval.tasks.text.moving import RECALLS
+from eval.tasks.text.quotation import PLACES
+from eval.tasks.text.seen import NEXT
 from eval.tasks.text.task import TextTask
 
 VACUOUS = (
@@ -126,6 +130,12 @@ def made_up(methods, conditions, value, kl, *, flips=0, changed=0.0, hops=("1", 
     }
 
 
+def conditions_of(task):
+    """All that questions of a task may be shown by."""
+    own = list(task.conditions) if isinstance(task, TextTask) else ["plain", "text facts"]
+    return [*own, *PLACES, *NEXT, *RECALLS, NEEDED, OTHER, "steps 01 – 04", "steps 05 – 08"]
+
+
 NOTHING = re.compile(r"nan|inf\b|\bof 0(?:\.0+)?(?![\d.]*[1-9])|\b0\.0+%? (?:\(.*?\) )?against 0\.0+")
 
 
@@ -133,7 +143,7 @@ NOTHING = re.compile(r"nan|inf\b|\bof 0(?:\.0+)?(?![\d.]*[1-9])|\b0\.0+%? (?:\(.
 def test_no_task_has_a_vacuous_verdict_on_a_tiny_run(name):
     """Whatever conditions were asked, methods run, and whether anything was right, lost or changed."""
     task = tasks.get(name)
-    known = list(task.conditions) if isinstance(task, TextTask) else ["plain", "text facts"]
+    known = conditions_of(task)
     few = [(), ("patch",), ("epic:8", "cacheblend:0.15"), METHODS]
     for methods, conditions, value, kl in itertools.product(few, ([], known[:1], known), (0.0, 0.5), (0.0, 0.3)):
         scores = made_up(methods, conditions, value, kl, flips=int(value), hops=() if not conditions else ("1",))
@@ -149,13 +159,13 @@ def test_a_model_that_cannot_do_a_task_fails_at_nothing():
     """`blind is right in 0.000: holds` says nothing where full prefill is right in 0.000 too."""
     for name in ("page-break", "quotation"):
         task = tasks.get(name)
-        found = findings_of(task, made_up(METHODS, task.conditions, 0.0, 0.5))
+        found = findings_of(task, made_up(METHODS, conditions_of(task), 0.0, 0.5))
         assert [each.holds for each in found] == [None] * len(found)
 
 
 def test_what_was_not_lost_is_not_given_back():
     task = tasks.get("quotation")
-    found = findings_of(task, made_up(METHODS, task.conditions, 0.5, 0.3))
+    found = findings_of(task, made_up(METHODS, conditions_of(task), 0.5, 0.3))
     lost, restored, oracle, *_ = found
     assert lost.holds is False and lost.measured == "0.500 of 0.500"
     assert restored.holds is oracle.holds is None and restored.measured == "blind reuse lost nothing"
@@ -163,5 +173,5 @@ def test_what_was_not_lost_is_not_given_back():
 
 def test_the_default_patch_counts_among_patches():
     task = tasks.get("continuation")
-    found = findings_of(task, made_up(("patch",), task.conditions, 0.5, 0.3))
+    found = findings_of(task, made_up(("patch",), conditions_of(task), 0.5, 0.3))
     assert "`patch`" in found[0].measured and found[0].holds is False
