@@ -7,8 +7,6 @@ from typing import Any
 
 from eval.commands import outputs
 
-CLAIMS = "claims"
-
 METHODS = (
     *("full", "blind", "patch:1%", "patch:5%", "patch:10%", "patch:25%", "patch:deep", "patch:shallow"),
     *("oracle-tokens:0.15", "oracle-tokens:0.45", "oracle-tokens:0.5"),
@@ -27,14 +25,6 @@ TEXT_RUNS: tuple[tuple[str, tuple[str, ...], int], ...] = (
     ("needs-context:tokens=64,ahead=32", FEW, 1),
 )
 """On a language model: tasks, methods, and how many contexts for each that is asked for."""
-
-
-def add_note(command: argparse.ArgumentParser) -> None:
-    """Say in the description how claims are asked for."""
-    command.description = (
-        f"{command.description} With `{CLAIMS}`, measure what the paper claims on --model, into --output; or give "
-        "files and folders that were measured before, and write the page with --page."
-    )
 
 
 def run(options: argparse.Namespace) -> Any:
@@ -90,7 +80,7 @@ def measure(
     text_only = not vlm.architecture.media
     runs: Sequence[tuple[str, tuple[str, ...], int]] = TEXT_RUNS
     if not text_only:
-        from eval.commands.evaluate import DEFAULT_METHODS
+        from eval.commands.eval_command import DEFAULT_METHODS
 
         runs = [("binding", tuple(DEFAULT_METHODS.split(",")), 1)]
     with Progress(transient=True) as bar:

@@ -14,7 +14,7 @@ from eval.commands import (
     demo_command,
     doctor_command,
     encode_command,
-    evaluate,
+    eval_command,
     library_command,
     outputs,
 )
@@ -26,9 +26,11 @@ COMMANDS = (
     encode_command,
     library_command,
     bench_command,
-    evaluate,
+    eval_command,
 )
-"""The subcommands: modules with ``add_parser(commands)`` and ``run(options)``, which returns what ``--json`` writes."""
+"""The subcommands: modules with ``add_parser(commands)`` and ``run(options)``, which returns what ``--json`` writes.
+
+One whose options take more than the command line sets ``prepare``, a function that completes them, as a default."""
 
 FILES = ("json", "plot", "page")
 """The options that name files which commands write."""
@@ -61,6 +63,8 @@ def check(options: argparse.Namespace) -> list[Path]:
     Raises:
         OutputError: one of them, or a folder, cannot be written, or is what the command reads.
     """
+    if prepare := getattr(options, "prepare", None):
+        prepare(options)
     files = [(f"--{name}", getattr(options, name)) for name in FILES if getattr(options, name, None)]
     folders = [
         (f"--{name}", getattr(options, name)) for name in FOLDERS.get(options.command, ()) if getattr(options, name)

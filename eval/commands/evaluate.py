@@ -1,106 +1,208 @@
-"""`kamera eval`: every reuse method side by side on a task, and reports of finished runs."""
+"""`eval.evaluate`, and `kamera eval`, which calls it: every reuse method side by side on a task."""
 
 import argparse
+import hashlib
+import json
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from eval.commands import claims, outputs
-from eval.commands.arguments import add_json, add_model, positive
+from eval.commands.arguments import DEFAULT
+from eval.commands.eval_command import CLAIMS, DEFAULT_METHODS, REPORT, SAMPLES, SHOWN
+from eval.report import evaluation as report
+from eval.report import samples as sample_report
+from eval.report.result import Result
+from eval.run import runner
+from eval.run.folder import LOCK, RESULTS, Record, alone, expected
+from eval.tasks import TASKS, Task, check_task, get, plugins
 
-DEFAULT_METHODS = (
-    "full,blind,blind-norotate,patch:4,patch:8,patch:12,patch:energy=0.9,patch:bytes=0.25,patch:deep,patch:shallow,"
-    "cacheblend:0.15,cacheblend:0.25,epic:8,epic:16,mpic:8,vlcache:0.05,vlcache:0.25,"
-    "oracle-tokens:0.05,oracle-tokens:0.25,patch:4+epic:8"
-)
-REPORT = "report"
+__all__ = ["DEFAULT_METHODS", "evaluate", "run"]
 
+OUT = Path("out")
+"""The folder of runs' folders, where none is named."""
 
-def add_parser(commands: Any) -> argparse.ArgumentParser:
-    """Add the command to the others."""
-    command = commands.add_parser(
-        "eval",
-        help="every reuse method side by side, on a task",
-        description="Run every method on the same contexts, into a folder; a run that was stopped goes on where it "
-        "was. With `report`, show the tables of finished runs. Tasks and methods of other packages are written "
-        "package.module:Name; see docs/howto/task.md.",
-        epilog="examples: kamera eval binding --methods full,blind,patch:12,cacheblend:0.15 --limit 18 --output out/run"
-        "; kamera eval report out/run --figures out/figures",
-    )
-    command.add_argument(
-        "task",
-        nargs="?",
-        help=f"a task: its name, or package.module:Name; {REPORT}: the tables and figures of finished runs; or "
-        f"{claims.CLAIMS}: what the paper claims, and whether it holds",
-    )
-    command.add_argument(
-        "runs",
-        nargs="*",
-        type=Path,
-        metavar="DIR",
-        help="report, claims: the runs' folders, or files that --json wrote",
-    )
-    command.add_argument("--list", action="store_true", help="list the tasks and methods that there are")
-    add_model(command)
-    command.add_argument(
-        "--methods",
-        default=DEFAULT_METHODS,
-        help="comma-separated; full and blind are always run (default: %(default)s)",
-    )
-    command.add_argument("--seeds", type=_seeds, default=(0, 1, 2), metavar="0,1,…", help="data seeds (default: 0,1,2)")
-    command.add_argument("--limit", type=int, metavar="N", help="contexts of every seed (default: all)")
-    command.add_argument("--capacity", type=int, metavar="N", help="slots of a window (default: the longest context's)")
-    command.add_argument("--batch", type=int, default=10, metavar="N", help="contexts run together (default: 10)")
-    command.add_argument("--devices", type=positive, metavar="N", help="devices to spread them over (default: all)")
-    command.add_argument(
-        "--repeats",
-        type=int,
-        default=3,
-        metavar="N",
-        help="how often a window is filled to time it; 0: times are not measured (default: %(default)s)",
-    )
-    command.add_argument("--output", type=Path, metavar="DIR", help="the run's folder: new, empty, or to go on with")
-    command.add_argument(
-        "--rescore", action="store_true", help="score --output again from its samples: no model is run"
-    )
-    command.add_argument("--figures", type=Path, metavar="DIR", help="report: draw the figures into this folder")
-    command.add_argument("--page", type=Path, metavar="FILE.md", help="report, claims: write the Markdown page")
-    claims.add_note(command)
-    add_json(command)
-    return command
+Where = Callable[[Record], Path]
+"""Gives a run's folder for its arguments and versions."""
 
 
-def _seeds(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(seed) for seed in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected whole numbers, as in 0,1,2; got {text}") from None
+def evaluate(
+    task: Any,
+    model: Any = DEFAULT,
+    *,
+    methods: str | Sequence[str] = DEFAULT_METHODS,
+    seeds: int | Sequence[int] = (0, 1, 2),
+    limit: int | None = None,
+    capacity: int | None = None,
+    batch: int = 10,
+    devices: int | None = None,
+    repeats: int = 3,
+    output: str | Path | None = None,
+    name: str | None = None,
+    progress: runner.Progress | bool = True,
+) -> Result:
+    """Run every method on the same contexts of a task, as ``kamera eval`` does.
+
+    ``evaluate("binding", "kamera-tiny-gqa", methods=["patch:12", "epic:16"], limit=9)`` is ``kamera eval binding
+    --model kamera-tiny-gqa --methods patch:12,epic:16 --limit 9``, and its result can be printed.
+
+    Args:
+        task: its name (see `eval.tasks.get`), or a task: an object of the class that docs/howto/task.md shows, or the
+            class. A notebook's own task is given as an object.
+        model: a name (see `models.load`), or a backbone that is loaded already.
+        methods: names (see `eval.methods.parse`), as a list or joined by commas; ``full`` and ``blind`` are always run.
+        seeds: data seeds.
+        limit: contexts of every seed; all of the task's by default.
+        capacity: slots of a window; by default those that the longest context takes.
+        batch: contexts run together.
+        devices: how many devices they are spread over; all by default.
+        repeats: how often a window is filled to time it; 0, which is fastest: times are not measured.
+        output: the run's folder: new, empty, or of the same run, which then goes on where it was. By default the run is
+            in memory alone; `Result.save` writes it.
+        name: what reports call the model; by default the name that it is given by, or its architecture's.
+        progress: whether a bar is shown in a terminal, and a line in a notebook; or a function that is called with how
+            many contexts are done, and how many there are.
+
+    Returns:
+        What was measured.
+
+    Raises:
+        ValueError: see `eval.run.runner.evaluate`.
+    """
+    own = None if isinstance(task, str) else _checked(task)
+    arguments = runner.Run(
+        task=task if isinstance(task, str) else own.name,  # pyright: ignore[reportOptionalMemberAccess]
+        model=name or _name_of(model),
+        methods=tuple(methods.split(",") if isinstance(methods, str) else methods),
+        seeds=(seeds,) if isinstance(seeds, int) else tuple(seeds),
+        limit=limit,
+        capacity=capacity,
+        batch=batch,
+        devices=devices,
+        repeats=repeats,
+    )
+    if output is not None:
+        return _evaluate(arguments, model, own, Path(output), progress)
+    with tempfile.TemporaryDirectory() as folder:
+        found = _evaluate(arguments, model, own, Path(folder) / "run", progress)
+    return Result(found.record, found.samples, None, own, found.files)
+
+
+def _evaluate(
+    arguments: runner.Run, model: Any, task: Task | None, output: Path | Where, progress: runner.Progress | bool
+) -> Result:
+    """The result of a run in a folder."""
+    from eval.methods import parse_all
+
+    if task is None:
+        get(arguments.task)  # errors in names are reported before a model is loaded
+    parse_all(arguments.methods)
+    if isinstance(output, Path) and (output / LOCK).exists():
+        with alone(output):  # looked at before a model is loaded
+            pass
+    vlm = model
+    if isinstance(model, (str, Path)):
+        import models
+
+        vlm = models.load(model)
+    folders: list[Path] = []
+
+    def folder(identity: Record) -> Path:
+        folders.append(output if isinstance(output, Path) else output(identity))
+        return folders[0]
+
+    with _shown(progress, f"{arguments.task}, {arguments.model}") as advance:
+        runner.evaluate(vlm, arguments, folder, advance, task=task, named=isinstance(model, (str, Path)))
+    return Result.load(folders[0], task)
+
+
+def _checked(task: Any) -> Task:
+    """A task that is given as an object or a class."""
+    made = task() if isinstance(task, type) else task
+    check_task(made, "what is to be evaluated")
+    if made.name in TASKS and TASKS[made.name] != made:
+        raise ValueError(
+            f"the task is named {made.name!r}, as a built-in one; give it a name of its own, or, if it is the built-in "
+            f"one with settings, write it as text, as in '{made.name}:tokens=64'"
+        )
+    return made
+
+
+def _name_of(model: Any) -> str:
+    """What reports call a model."""
+    if isinstance(model, (str, Path)):
+        return str(model)
+    for value in (getattr(model, "name", None), getattr(getattr(model, "architecture", None), "name", None)):
+        if isinstance(value, str) and value:
+            return value
+    return type(model).__name__
+
+
+@contextmanager
+def _shown(progress: runner.Progress | bool, title: str) -> Iterator[runner.Progress]:
+    """The context in which progress is shown: by a bar, a line of a notebook, or a function of the caller's."""
+    if not isinstance(progress, bool):
+        yield progress
+    elif progress and sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import Progress
+
+        with Progress(transient=True, console=Console(stderr=True)) as bar:
+            shown = bar.add_task(title, total=None)
+            yield lambda done, total: bar.update(shown, completed=done, total=total)
+    elif progress and hasattr(sys, "ps1"):  # a notebook, or a prompt
+        yield lambda done, total: print(
+            f"\r{title}: {done} of {total} contexts",
+            end="\n" if done == total else "",
+            file=sys.stderr,
+            flush=True,
+        )
+    else:
+        yield lambda done, total: None
+
+
+def default_folder(identity: Record) -> Path:
+    """The folder of a run whose user names none: the same for the same arguments and versions."""
+    config = identity["config"]
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    task = config["task"].partition(":")[0] if config["task"].partition(":")[0] in TASKS else config["task"]
+    return OUT / f"{_slug(task)}-{_slug(Path(config['model']).name)}-{digest}"
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^\w.]+", "-", name).strip("-.")[:60] or "run"
 
 
 def run(options: argparse.Namespace) -> Any:
     """Run the command; returns what ``--json`` writes."""
+    plugins.look_here()
     if options.list:
-        return _list()
-    if options.task == claims.CLAIMS:
-        return claims.run(options)
-    from eval.report import evaluation as report
-    from eval.run.folder import expected
+        from eval.commands import listing
 
+        return listing.run()
+    if options.task == CLAIMS:
+        return claims.run(options)
     if options.task is None:
-        raise ValueError("name a task, report or claims; kamera eval --list lists the tasks and methods")
+        raise ValueError("name a task, report, samples or claims; kamera eval --list lists the tasks and methods")
+    if options.task == SAMPLES:
+        return _samples(options)
     if options.task == REPORT:
         if not options.runs:
             raise ValueError("give the folders of the runs to report: kamera eval report DIR…")
         named = [(path, each) for path in options.runs for each in report.load(path)]
-    else:
-        if options.runs or options.figures or options.page:
-            raise ValueError("folders, --figures and --page go with a report: kamera eval report DIR… --figures …")
-        if options.output is None:
-            raise ValueError("give the run a folder: --output DIR")
-        _run(options)
-        named = [(options.output, each) for each in report.load(options.output)]
-    for path, each in named:
-        with expected(path):
-            report.print_report(each)
+        for path, each in named:
+            with expected(path):
+                report.print_report(each, every=options.all)
+        return _drawn(options, named)
+    return _run(options)
+
+
+def _drawn(options: argparse.Namespace, named: Sequence[tuple[Path, Record]]) -> list[Record]:
+    """The runs that were reported; their figures and their page are written, where they are asked for."""
     loaded = [each for _, each in named]
     if loaded and (options.figures or options.page):
         with expected(named[0][0]):
@@ -111,82 +213,64 @@ def run(options: argparse.Namespace) -> Any:
     return loaded
 
 
-def _list() -> dict[str, Any]:
-    """Print the tasks and methods, built in and of installed packages."""
-    from rich.console import Console
-
-    from eval import tasks
-    from eval.methods import names
-    from eval.report.console import show
-
-    console = Console(emoji=False, highlight=False)
-    listed = {}
-    for title, group, builtin in (
-        ("Tasks", tasks.GROUP, list(tasks.TASKS)),
-        ("Methods", names.GROUP, list(names.EXAMPLES.values())),
-    ):
-        rows = [{"name": name, "source": "built in", "problem": "", "what": _about(name)} for name in builtin]
-        for name, points in group.declared().items():
-            source = ", ".join(point.value for point in points)
-            rows.append({"name": name, "source": source, "problem": group.problem(name, points), "what": ""})
-        columns = ("name", "source")
-        show(console, title, columns, [[row[column] for column in columns] for row in rows], right=False)
-        for row in rows:
-            if row["what"]:
-                console.print(f"{row['name']}: {row['what']}", markup=False, soft_wrap=True, style="dim")
-            if row["problem"]:
-                console.print(f"{row['name']} cannot be used: {row['problem']}\n", markup=False, soft_wrap=True)
-        listed[title.lower()] = rows
-    console.print(
-        "Parts of methods are joined by +, as in patch:4+epic:8. Settings of a task stand\n"
-        "behind its name, as in continuation:tokens=256,corpus=docstrings. Tasks and\n"
-        "methods of other packages are also written package.module:Name.",
-        style="dim",
-    )
-    return listed
-
-
-def _about(name: str) -> str:
-    """What a built-in task is, in a line; empty for methods."""
-    from eval import tasks
-
-    return (type(tasks.TASKS[name]).__doc__ or "").partition("\n")[0] if name in tasks.TASKS else ""
-
-
-def _run(options: argparse.Namespace) -> None:
-    from rich.progress import Progress
-
-    from eval import tasks
-    from eval.methods import parse_all
-    from eval.run import runner
-    from eval.run.folder import LOCK, alone
-    from models import load
-
-    if options.rescore:
-        runner.rescore(options.output, options.task)
-        return
-    methods = tuple(options.methods.split(","))
-    tasks.get(options.task)  # errors in names are reported before a model is loaded
-    parse_all(methods)
-    if (options.output / LOCK).exists():
-        with alone(options.output):  # looked at before a model is loaded
-            pass
-    arguments = runner.Run(
-        task=options.task,
-        model=options.model,
-        methods=methods,
-        seeds=options.seeds,
-        limit=options.limit,
-        capacity=options.capacity,
-        batch=options.batch,
-        devices=options.devices,
-        repeats=options.repeats,
-    )
-    with Progress(transient=True) as bar:
-        shown = bar.add_task(f"{options.task}, {options.model}", total=None)
-        runner.evaluate(
-            load(options.model),
-            arguments,
-            options.output,
-            lambda done, total: bar.update(shown, completed=done, total=total),
+def _run(options: argparse.Namespace) -> list[Record]:
+    """Run a task, or score it again, and report it."""
+    if (Path(options.task) / RESULTS).is_file():
+        raise ValueError(f"{options.task} is the folder of a run; to see it: kamera eval report {options.task}")
+    if options.runs or options.figures or options.page or options.wrong or options.all:
+        raise ValueError(
+            "folders, --figures, --page and --all go with a report (kamera eval report DIR… --figures …), and --wrong "
+            "with kamera eval samples DIR"
         )
+    if options.rescore:
+        if options.output is None:
+            raise ValueError("--rescore scores a finished run again; give its folder: --output DIR")
+        runner.rescore(options.output, options.task)
+        result = Result.load(options.output)
+    else:
+        if options.output is None:
+            outputs.check([], [("--output", OUT)])
+        arguments = runner.Run(
+            task=options.task,
+            model=options.model,
+            methods=tuple(options.methods.split(",")),
+            seeds=options.seeds,
+            limit=options.limit,
+            capacity=options.capacity,
+            batch=options.batch,
+            devices=options.devices,
+            repeats=options.repeats,
+        )
+        result = _evaluate(arguments, options.model, None, options.output or default_folder, progress=True)
+    folder = result.path
+    result.report()
+    print(
+        f"The run is in {folder}\n  kamera eval report {folder}   shows it again\n"
+        f"  kamera eval samples {folder}  shows what each method answered"
+    )
+    if result.failed:
+        raise outputs.UnfinishedError(
+            f"kamera: {', '.join(result.failed)} failed; to try again, run it into another folder", [result.record]
+        )
+    return [result.record]
+
+
+def _samples(options: argparse.Namespace) -> list[Record]:
+    """Show what methods answered; returns the questions that are chosen, all of them."""
+    if len(options.runs) != 1:
+        raise ValueError("give the folder of one run: kamera eval samples DIR [--wrong] [--method M,…]")
+    folder = options.runs[0]
+    samples = sample_report.read(folder)
+    methods = options.methods.split(",") if "methods" in options.asked else []
+    with expected(folder):
+        found = sample_report.chosen(samples, methods, wrong=options.wrong, every=options.all)
+        most = options.limit or (len(found) if options.all else SHOWN)
+        sample_report.print_samples(found[:most])
+    which = "that were asked" if options.all else "answered wrong" if options.wrong else "answered differently"
+    shown = min(most, len(found))
+    print(f"{shown} of {len(found)} questions {which}, of {len(samples)} in the run")
+    if shown < len(found):
+        print(f"--limit {len(found)} shows all of these, --json FILE writes them")
+    elif samples and not found:
+        print("--all shows every question")
+    return found

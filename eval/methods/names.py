@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from typing import Any
 
+from eval.descriptions import METHODS
 from eval.methods.base import Method, Part
 from eval.methods.reuse import (
     Blind,
@@ -18,7 +19,7 @@ from eval.methods.reuse import (
 )
 from eval.methods.tokens import LargestDeviation, LayerBudgets, Leading, OracleTokens, Recomputed
 from eval.tasks.base import lacks
-from eval.tasks.plugins import Group, constructed
+from eval.tasks.plugins import FILE, Group, constructed
 from kamera_jax.patch import SHARE
 
 
@@ -89,24 +90,8 @@ REPAIRS: dict[str, Callable[[str], Part]] = {
 }
 """Parts that repair some tokens of a window: behind another part and a +, or, standing first, of blind reuse."""
 
-EXAMPLES = {
-    "full": "full",
-    "blind": "blind",
-    "blind-norotate": "blind-norotate",
-    "patch": "patch:12",
-    "patch:default": "patch",
-    "patch:%": "patch:10%",
-    "patch:energy": "patch:energy=0.9",
-    "patch:bytes": "patch:bytes=0.25",
-    "patch:deep": "patch:deep=12",
-    "patch:shallow": "patch:shallow=12",
-    "cacheblend": "cacheblend:0.15",
-    "epic": "epic:16",
-    "mpic": "mpic:16",
-    "vlcache": "vlcache:0.05",
-    "oracle-tokens": "oracle-tokens:0.5",
-}
-"""An example of every built-in method as it is written."""
+EXAMPLES = {name: text.example for name, text in METHODS.items()}
+"""An example of every built-in method as it is written; `eval.descriptions.METHODS` says what each is."""
 
 GROUP = Group("method", "kamera_jax.methods", {*FILLS, *REPAIRS})
 """Methods of installed packages."""
@@ -129,7 +114,7 @@ def parse(name: str) -> Method:
     for place, text in enumerate(texts):
         kind, given, number = text.partition(":")
         makers = FILLS | REPAIRS
-        if GROUP.declared().get(kind) or (kind not in makers and OUTSIDE.fullmatch(text)):
+        if GROUP.declared().get(kind) or (kind not in makers and (OUTSIDE.fullmatch(text) or FILE.fullmatch(text))):
             parts += _outside(text)
             continue
         if kind not in makers:
@@ -151,10 +136,7 @@ def _unknown(text: str) -> str:
     hint = f"; did you mean {near[0]}?" if near else "."
     examples = [EXAMPLES[each] for each in EXAMPLES if each in FILLS | REPAIRS]
     known = ", ".join([*examples, *GROUP.declared()])
-    return (
-        f"no method {text!r}{hint} There are {known}, those of other packages, as package.module:Name, and parts "
-        "joined by +"
-    )
+    return f"no method {text!r}{hint} There are {known}, those of your own, as module:Name, and parts joined by +"
 
 
 def _outside(text: str) -> tuple[Part, ...]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from eval.tasks.binding_findings import share_for
 from eval.tasks.comparison import SLACK, Scores, main_score, patches, recomputing
+from eval.tasks.finding import judged
 from eval.tasks.text import findings as text_findings
 from eval.tasks.text.continuation import OTHER
 from eval.tasks.text.moving import ORBIT, RECALLS
@@ -24,6 +25,9 @@ NOT_MEASURED = "not measured"
 class Claim:
     """A claim and what was measured.
 
+    What has a figure that is none was not measured, and what is compared with nothing has no verdict; see
+    `eval.tasks.Finding`.
+
     Attributes:
         statement: what is claimed, with the bound that it is judged by here.
         paper: the paper's figure.
@@ -35,6 +39,12 @@ class Claim:
     paper: str
     measured: str = NOT_MEASURED
     holds: bool | None = None
+
+    def __post_init__(self) -> None:
+        """Take back a verdict that says nothing."""
+        measured, holds = judged(self.measured, self.holds, NOT_MEASURED)
+        object.__setattr__(self, "measured", measured)
+        object.__setattr__(self, "holds", holds)
 
 
 @dataclass(frozen=True)
@@ -100,7 +110,7 @@ def _change(evidence: Evidence) -> list[Claim]:
         deep = sum(error[half:]) / len(error[half:])
         what = "" if scores else " (values)"
         measured = f"{shallow:.2f} in the shallow half, {deep:.2f} in the deep{what}; {error[-1]:.2f} in the last layer"
-        found = [Claim(*grows, measured, deep > shallow)]
+        found = [Claim(*grows, measured, deep > shallow if max(shallow, deep) > 1e-4 else None)]
     if not scores:
         return [*found, Claim(*rank), Claim(*diffuse)]
     ninety, fifty = (
@@ -172,7 +182,7 @@ def _recomputed(scores: Scores | None, title: str, kind: str, tokens: float, flo
         f"η {theirs:.2f} (`{best}`: {cost['recomputed_share']:.0%} of the tokens, {cost['flops_share']:.0%} of the "
         f"FLOPs) against {ours:.2f} (`{patch}`)"
     )
-    return Claim(statement, paper, measured, theirs <= 0.5 * ours)
+    return Claim(statement, paper, measured, theirs <= 0.5 * ours if ours > 0 else None)
 
 
 def _patches(evidence: Evidence) -> list[Claim]:
@@ -217,6 +227,8 @@ def _answers(evidence: Evidence) -> list[Claim]:
     name = max(small, key=right.__getitem__, default=None)
     if name is None:
         return [*found, Claim(*back)]
+    if blind >= full:
+        return [*found, Claim(*back, "not comparable: blind reuse lost nothing")]
     return [*found, Claim(*back, f"{right[name]:.3f} of {full:.3f} (`{name}`)", right[name] >= 0.9 * full)]
 
 
@@ -251,6 +263,8 @@ def _orders(evidence: Evidence) -> list[Claim]:
     if demo := evidence.pages_demo:
         first = [row["eta"] for row in demo["reorder"] if row["antecedents_first"]]
         others = [row for row in demo["reorder"] if not row["antecedents_first"]]
+        if not first:
+            return [Claim(*claim)]
         measured = f"η ≥ {min(first):.2f} in {len(first)} orders with what is referred to first"
         if others:
             ours, full = (max(row[key] for row in others) for key in ("two_hop", "two_hop_full"))
@@ -288,6 +302,8 @@ def _slide(evidence: Evidence) -> list[Claim]:
     if scores is None or name is None:
         return [Claim(*claim)]
     ours, blind = (text_findings.mean(scores, each, "kl") for each in (name, "blind"))
+    if not blind > 0:
+        return [Claim(*claim, "not comparable: blind reuse lost nothing")]
     return [Claim(*claim, f"KL {ours:.4f} to the present reference (`{name}`; blind {blind:.4f})", ours <= 0.03)]
 
 

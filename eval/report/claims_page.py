@@ -1,6 +1,7 @@
 """The claims of the paper on several models: read from what was measured, printed, and written as a Markdown page."""
 
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -121,17 +122,33 @@ OPENING = """# The claims of the paper
 What the Kamera paper (arXiv 2606.23581) claims, beside what is measured here. Each claim has the bound that it is
 judged by on this page; the paper's figures are of its own models and data. What does not hold on a model stays on the
 page, and so does what was not measured.
-
-The embedded models (`kamera-tiny-…`) are trained on pages of glyphs; SmolLM2-135M is a real language model on real
-text, of which few contexts are run. η is the share of blind reuse's KL that a method closes. `kamera eval claims
---model M --output DIR` measures the claims on a model; `kamera eval claims FILE… --page FILE.md` writes this page.
 """
+
+ABOUT = {
+    "kamera-tiny-": "The embedded models (`kamera-tiny-…`) are trained on pages of glyphs.",
+    "smollm2": "SmolLM2-135M is a real language model on real text, of which few contexts are run.",
+}
+"""What is said of models by the beginning of their names, where they are on the page."""
+
+READING = (
+    "η is the share of blind reuse's KL that a method closes. `kamera eval claims --model M --output DIR` measures the "
+    "claims on a model; `kamera eval claims FILE… --page FILE.md` writes this page."
+)
+
+
+def _opening(names: Sequence[str]) -> list[str]:
+    about = [text for start, text in ABOUT.items() if any(name.startswith(start) for name in names)]
+    return [OPENING, textwrap.fill(" ".join([*about, READING]), 120), ""]
 
 
 def page(records: Sequence[Record]) -> str:
     """The page: a table of verdicts with a column for each model, and below it what was measured."""
     names = [f"`{record['model']}`" for record in records]
-    lines = [OPENING, f"| claim | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
+    lines = [
+        *_opening([record["model"] for record in records]),
+        f"| claim | {' | '.join(names)} |",
+        f"|---|{'---|' * len(names)}",
+    ]
     table = _table(records)
     for number, (statement, _, own) in enumerate(table, 1):
         verdicts = " | ".join(_verdict(claim) for claim in own)

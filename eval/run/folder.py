@@ -2,7 +2,7 @@
 
 ``results.json`` has the arguments and versions, and, when everything is done, the scores. ``contexts.jsonl`` and
 ``samples.jsonl`` have a line for each context and each sample. ``timing.json`` has the times, which alone differ from
-run to run.
+run to run. ``run.toml`` has the arguments as ``kamera eval --config`` takes them.
 """
 
 import json
@@ -77,9 +77,14 @@ def expected(path: Path) -> Iterator[None]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically: it is written whole, or not at all."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file atomically: it is written whole, or not at all."""
     partial = path.with_name(path.name + ".partial")
     with os.fdopen(open_regular(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "w", encoding="utf-8") as file:
-        file.write(json.dumps(value, indent=1) + "\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
@@ -214,6 +219,15 @@ def read_lines(path: Path) -> list[Record]:
     if not os.path.lexists(path):
         raise OtherRunError(f"{path.parent} has no {path.name}; expected the --output folder of kamera eval")
     return [record for record, _ in _lines(path)]
+
+
+def failures(contexts: Iterable[Record]) -> dict[str, str]:
+    """The methods that failed, each with the context where it did first and the reason."""
+    failed: dict[str, str] = {}
+    for record in contexts:
+        for name, reason in record.get("failed", {}).items():
+            failed.setdefault(name, f"on context {record['id']}: {reason}")
+    return failed
 
 
 def check_lines(path: Path) -> None:

@@ -109,6 +109,22 @@ def note_answers(
             sample["methods"][name]["chosen"] = among[int(logits[e, q, np.asarray(among)].argmax())]
 
 
+def note_failure(contexts: Sequence[Record], samples: Sequence[Record], name: str, error: Exception) -> None:
+    """Put into the contexts' lines why a method failed; what it left of itself in the lines is removed.
+
+    Args:
+        contexts, samples: the lines.
+        name: the method's name.
+        error: what it raised.
+    """
+    reason = str(error).strip().partition("\n")[0]
+    for record in contexts:
+        record["methods"].pop(name, None)
+        record.setdefault("failed", {})[name] = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
+    for sample in samples:
+        sample["methods"].pop(name, None)
+
+
 def kv_error(batch: Batch, windows: Windows) -> Float[Array, "E L"]:
     """Frobenius error of the KV behind the first chunk, relative to the reference's, by context and layer.
 

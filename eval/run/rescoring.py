@@ -3,8 +3,19 @@
 from pathlib import Path
 
 from eval.run import scores
-from eval.run.folder import CONTEXTS, RESULTS, SAMPLES, Record, RunFolder, alone, expected, read_json, read_lines
-from eval.tasks import get
+from eval.run.folder import (
+    CONTEXTS,
+    RESULTS,
+    SAMPLES,
+    Record,
+    RunFolder,
+    alone,
+    expected,
+    failures,
+    read_json,
+    read_lines,
+)
+from eval.tasks import Task, get
 
 
 def rescore(output: Path, name: str | None = None) -> Record:
@@ -26,15 +37,15 @@ def rescore(output: Path, name: str | None = None) -> Record:
         return rescored(output, name)
 
 
-def rescored(output: Path, name: str | None = None) -> Record:
-    """As `rescore`, where the caller has the folder's lock already."""
+def rescored(output: Path, name: str | None = None, task: Task | None = None) -> Record:
+    """As `rescore`, where the caller has the folder's lock already, or the task that cannot be found by its name."""
     results = read_json(output / RESULTS)
     with expected(output / RESULTS):
         identity = {name: value for name, value in results.items() if name not in ("complete", "scores")}
         config = results["config"]
         if name is not None and name != config["task"]:
             raise ValueError(f"{output} has a run of {config['task']}, not of {name}; name the task that was run")
-        task = get(config["task"])
+        task = get(config["task"]) if task is None else task
         if task.version != config["task_version"]:
             raise ValueError(
                 f"{output} has a run of version {config['task_version']} of {config['task']}, which is now version "
@@ -49,6 +60,8 @@ def rescored(output: Path, name: str | None = None) -> Record:
                 f"{output} has a run that was stopped, with {len(contexts)} of {total} contexts and {len(samples)} "
                 "samples; run kamera eval with the same arguments to finish it"
             )
-        made = scores.score(task, config["methods"], contexts, samples)
+        failed = failures(contexts)
+        made = scores.score(task, [each for each in config["methods"] if each not in failed], contexts, samples)
+        made |= {"failed": failed} if failed else {}
     RunFolder(output, identity).finish(made)
     return read_json(output / RESULTS)

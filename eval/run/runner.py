@@ -6,8 +6,9 @@ layout are run together, spread over the devices.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -18,8 +19,10 @@ import jax.numpy as jnp
 
 import kamera_jax as kj
 from eval.methods import Batch, Method, parse_all
-from eval.run import answering, records
-from eval.run.folder import TIMING, Record, RunFolder, expected, read_json, write_json
+from eval.run import answering, layouts, records
+from eval.run import config as run_config
+from eval.run.folder import CONTEXTS, TIMING, Record, RunFolder, expected, failures, read_json, read_lines, write_json
+from eval.run.layouts import ContextTooLongError
 from eval.run.rescoring import rescore, rescored
 from eval.tasks import Context, InvalidTaskError, Outline, Task, for_model, get
 from eval.tasks.tokens import segment_of
@@ -63,18 +66,28 @@ class Run:
     repeats: int = 3
 
 
-class ContextTooLongError(ValueError):
-    """A context that does not fit the window."""
-
-
-def evaluate(vlm: Backbone, run: Run, output: Path, progress: Progress = lambda *_: None) -> Record:
+def evaluate(
+    vlm: Backbone,
+    run: Run,
+    output: Path | Callable[[Record], Path],
+    progress: Progress = lambda *_: None,
+    *,
+    task: Task | None = None,
+    named: bool = True,
+) -> Record:
     """Run what is not done yet, and score everything.
+
+    A method that fails is left out from then on, and said with its reason under ``failed`` of the scores; ``full`` and
+    ``blind`` have to succeed.
 
     Args:
         vlm: the model.
         run: the arguments.
-        output: an empty or new folder, or the folder of this run where it was stopped.
+        output: an empty or new folder, or the folder of this run where it was stopped; or a function that gives it for
+            the run's arguments and versions.
         progress: called after every group of contexts.
+        task: the task, where it cannot be found by its name.
+        named: whether the model can be loaded by its name.
 
     Returns:
         The content of ``results.json``.
@@ -84,33 +97,70 @@ def evaluate(vlm: Backbone, run: Run, output: Path, progress: Progress = lambda 
             (`eval.tasks.InvalidTaskError`), a context that does not fit the window (`ContextTooLongError`), or a folder
             of another run (`eval.run.folder.OtherRunError`).
     """
-    task = for_model(get(run.task), vlm)
+    own = for_model(get(run.task) if task is None else task, vlm)
     methods = parse_all(run.methods)
-    limit = task.contexts if run.limit is None else run.limit
+    limit = own.contexts if run.limit is None else run.limit
+    _check_numbers(run, limit)
+    mesh = mesh_of(run.devices)
+    by_layout = layouts.of(own, own.outline(run.seeds, limit))
+    sizes = {layout: layouts.slots(vlm, own, outlines[0]) for layout, outlines in by_layout.items()}
+    capacity = max(slots for slots, _ in sizes.values()) if run.capacity is None else run.capacity
+    longest = max(capacity, *(with_history for _, with_history in sizes.values()))
+    for layout, (needed, _) in sizes.items():
+        layouts.check_fits(by_layout[layout][0].context, needed, capacity)
+    identity = _identity(vlm, own, run, methods, {"limit": limit, "capacity": capacity, "devices": _devices(mesh)})
+    groups = [group for outlines in by_layout.values() for group in layouts.groups(outlines, run.batch)]
+    total = sum(map(len, groups))
+    shallow = with_defaults(vlm).leading(2)
+    runners = [
+        BatchRunner(model, capacity=slots, mesh=mesh)
+        for model, slots in ((vlm, capacity), (shallow, capacity), (vlm, longest))
+    ]
+    path = output if isinstance(output, Path) else output(identity)
+    with RunFolder.opened(path, identity) as folder:
+        objects = [name for name, given in (("task", task is not None), ("model", not named)) if given]
+        run_config.write(path, run, identity["versions"], objects)
+        done = folder.resume([[outline.context for outline in group] for group in groups])
+        timing = read_json(path / TIMING) if done and (path / TIMING).exists() else {}
+        failed = failures(read_lines(path / CONTEXTS)) if done else {}
+        for number, group in enumerate(groups):
+            if number >= done:
+                size = -(-min(run.batch, len(by_layout[group[0].layout])) // _devices(mesh)) * _devices(mesh)
+                left = [method for method in methods if method.name not in failed]
+                contexts, samples, seconds = _run_group(own, left, runners, group, size, run.repeats)
+                failed |= failures(contexts)
+                folder.append(contexts, samples)
+                with expected(path / TIMING):
+                    timing[str(number)] = seconds
+                write_json(path / TIMING, timing)
+            progress(sum(map(len, groups[: number + 1])), total)
+        return rescored(path, task=task)
+
+
+def _check_numbers(run: Run, limit: int) -> None:
+    """Raise ValueError if a run's numbers cannot be."""
     if limit < 1 or run.batch < 1 or run.repeats < 0 or not run.seeds or len(set(run.seeds)) < len(run.seeds):
         raise ValueError(
             f"limit and batch must be at least 1, repeats at least 0 and the seeds different; got {limit}, "
             f"{run.batch}, {run.repeats}, {run.seeds}"
         )
-    mesh = mesh_of(run.devices)
-    layouts = _layouts(task, task.outline(run.seeds, limit))
-    sizes = {layout: _slots(vlm, task, outlines[0]) for layout, outlines in layouts.items()}
-    slots = {layout: own for layout, (own, _) in sizes.items()}
-    capacity = max(slots.values()) if run.capacity is None else run.capacity
-    longest = max(capacity, *(with_history for _, with_history in sizes.values()))
-    for layout, needed in slots.items():
-        _check_fits(layouts[layout][0].context, needed, capacity)
+
+
+def _devices(mesh: jax.sharding.Mesh | None) -> int:
+    return 1 if mesh is None else mesh.size
+
+
+def _identity(vlm: Backbone, task: Task, run: Run, methods: Sequence[Method], resolved: Mapping[str, Any]) -> Record:
+    """What a folder says of its run from the beginning: its arguments, as they turn out, and versions."""
     arguments = asdict(run)
     del arguments["repeats"]  # it changes times alone
     sources = dict(getattr(task, "sources", None) or {})
-    identity = {
+    return {
         "config": {
             **arguments,
             "methods": [method.name for method in methods],
             "seeds": list(run.seeds),
-            "limit": limit,
-            "capacity": capacity,
-            "devices": 1 if mesh is None else mesh.size,
+            **resolved,
             "task_version": task.version,
             "max_new_tokens": task.max_new_tokens,
             "fingerprint": vlm.fingerprint,
@@ -118,91 +168,6 @@ def evaluate(vlm: Backbone, run: Run, output: Path, progress: Progress = lambda 
         "versions": {"kamera-jax": kj.__version__} | {name: version(name) for name in ("jax", "jaxlib", "numpy")},
         **({"sources": sources} if sources else {}),
     }
-    groups = [group for outlines in layouts.values() for group in _groups(outlines, run.batch)]
-    total = sum(map(len, groups))
-    shallow = with_defaults(vlm).leading(2)
-    runners = [
-        BatchRunner(model, capacity=slots, mesh=mesh)
-        for model, slots in ((vlm, capacity), (shallow, capacity), (vlm, longest))
-    ]
-    with RunFolder.opened(output, identity) as folder:
-        done = folder.resume([[outline.context for outline in group] for group in groups])
-        timing = read_json(output / TIMING) if done and (output / TIMING).exists() else {}
-        for number, group in enumerate(groups):
-            if number >= done:
-                size = min(run.batch, len(layouts[group[0].layout]))
-                size = -(-size // (1 if mesh is None else mesh.size)) * (1 if mesh is None else mesh.size)
-                contexts, samples, seconds = _run_group(task, methods, runners, group, size, run.repeats)
-                folder.append(contexts, samples)
-                with expected(output / TIMING):
-                    timing[str(number)] = seconds
-                write_json(output / TIMING, timing)
-            progress(sum(map(len, groups[: number + 1])), total)
-        return rescored(output)
-
-
-def _layouts(task: Task, outlines: Sequence[Outline]) -> dict[str, list[Outline]]:
-    """Outlines by layout, in the order of their first ones."""
-    layouts: dict[str, list[Outline]] = {}
-    known = set()
-    for outline in outlines:
-        if outline.context in known:
-            raise InvalidTaskError(f"the task {task.name} has two contexts with the id {outline.context!r}")
-        known.add(outline.context)
-        layouts.setdefault(outline.layout, []).append(outline)
-    if not layouts:
-        raise InvalidTaskError(f"the task {task.name} has no contexts for these seeds and this limit")
-    return layouts
-
-
-def _drawn(task: Task, group: Sequence[Outline]) -> list[Context]:
-    """The contexts of a group, which have equally many items and questions."""
-    drawn = [task.draw(outline) for outline in group]
-    for outline, context in zip(group, drawn, strict=True):
-        if len(context.items) < 2 or not context.questions:
-            raise InvalidTaskError(
-                f"context {outline.context!r} of the task {task.name} has {len(context.items)} items and "
-                f"{len(context.questions)} questions; expected at least two items, as reuse is measured on those "
-                "behind the first, and one question"
-            )
-        counts = [(len(each.items), len(each.questions)) for each in (drawn[0], context)]
-        if counts[0] != counts[1]:
-            raise InvalidTaskError(
-                f"contexts {group[0].context!r} and {outline.context!r} of the task {task.name} have the layout "
-                f"{outline.layout!r}, and {counts[0][0]} and {counts[1][0]} items, {counts[0][1]} and {counts[1][1]} "
-                "questions; give contexts that differ in that layouts of their own"
-            )
-        if task.max_new_tokens > 1 and any(question.tail for question in context.questions):
-            raise InvalidTaskError(
-                f"context {outline.context!r} of the task {task.name} has questions with a known tail, and the task's "
-                f"max_new_tokens is {task.max_new_tokens}; what follows a known tail is read off its logits: set it to "
-                "1, or ask questions as texts"
-            )
-    return drawn
-
-
-def _groups(outlines: Sequence[Outline], size: int) -> Iterator[list[Outline]]:
-    for start in range(0, len(outlines), size):
-        yield list(outlines[start : start + size])
-
-
-def _slots(vlm: Backbone, task: Task, outline: Outline) -> tuple[int, int]:
-    """Slots that the preamble and the chunks of a context take, and those that they take with its history."""
-    (context,) = _drawn(task, [outline])
-
-    def taken(items: Sequence[Any]) -> int:
-        return sum(aligned(int(segment_of(vlm, item).length)) for item in items)
-
-    own = aligned(int(vlm.preamble.length)) + taken(context.items)
-    return own, own + taken(context.history)
-
-
-def _check_fits(context: str, needed: int, capacity: int) -> None:
-    if needed > capacity:
-        raise ContextTooLongError(
-            f"sample {context} takes {needed} slots with the preamble, the window has {capacity}; raise --capacity, or "
-            "leave it out for a window that fits the longest"
-        )
 
 
 class _Encoder:
@@ -319,13 +284,13 @@ def _run_group(
 ) -> tuple[list[Record], list[Record], Record]:
     """Lines of a group's contexts and samples, and its times. The group is filled up to ``size`` with its last."""
     runner = runners[0]
-    drawn = _drawn(task, group)
+    drawn = layouts.drawn(task, group)
     padded = drawn + [drawn[-1]] * (size - len(drawn))
     encode = _Encoder(runner.vlm)
     encoded = [encode(context.items) for context in padded]
     chunks = _stacked(task, group, encoded)
     needed = aligned(runner.preamble_length) + sum(aligned(chunk.length) for chunk in chunks)
-    _check_fits(group[0].context, needed, runner.capacity)
+    layouts.check_fits(group[0].context, needed, runner.capacity)
     behind = _antecedents(task, group, padded, encode)
     batch = Batch.of(runner, runners[1], chunks, behind, padded[0].any_order)
     asked = answering.asked_of(runner.vlm, padded)
@@ -337,7 +302,8 @@ def _run_group(
     samples = records.samples(batch, group, drawn)
     seconds = {}
     known = {"full": batch.full, "blind": batch.blind}
-    for method in methods:
+
+    def measured(method: Method) -> None:
         prepared = method.prepare(batch)
         fill = partial(method.fill, batch, prepared)
         if repeats:
@@ -352,5 +318,21 @@ def _run_group(
             answers = answering.first_tokens(logits, drawn, runner.vlm)
         records.note_costs(contexts, batch, method, prepared, windows)
         records.note_answers(samples, method.name, reference, logits, answers)
-    timing = {"layout": group[0].layout, "chunks": len(chunks), "contexts": len(group), "ttft_s": seconds}
+
+    for method in methods:
+        try:
+            measured(method)
+        except Exception as error:
+            if method.name in known:
+                raise
+            seconds.pop(method.name, None)
+            records.note_failure(contexts, samples, method.name, error)
+    finished = datetime.now(UTC).isoformat(timespec="seconds")
+    timing = {
+        "layout": group[0].layout,
+        "chunks": len(chunks),
+        "contexts": len(group),
+        "ttft_s": seconds,
+        "finished": finished,
+    }
     return contexts, samples, timing

@@ -2,8 +2,9 @@
 
 from difflib import get_close_matches
 
-from eval.tasks.base import Context, Finding, InvalidTaskError, Outline, Question, Task, check_task, for_model
+from eval.tasks.base import Context, InvalidTaskError, Outline, Question, Task, check_task, for_model
 from eval.tasks.binding import Binding
+from eval.tasks.finding import Finding, findings_of
 from eval.tasks.plugins import Group, PluginError, constructed
 from eval.tasks.settings import with_settings
 from eval.tasks.text.continuation import Continuation, NeedsContext
@@ -24,6 +25,7 @@ __all__ = [
     "Question",
     "Task",
     "UnknownTaskError",
+    "findings_of",
     "for_model",
     "get",
 ]
@@ -45,10 +47,10 @@ BUILTIN: tuple[Task, ...] = (
 TASKS: dict[str, Task] = {task.name: task for task in BUILTIN}
 """The built-in tasks by name."""
 
-RESERVED = "report"
-"""A name that no task can have: the command line means something else by it."""
+RESERVED = frozenset({"report", "samples", "claims"})
+"""Names that no task can have: the command line means something else by them."""
 
-GROUP = Group("task", "kamera_jax.tasks", {*TASKS, RESERVED})
+GROUP = Group("task", "kamera_jax.tasks", {*TASKS, *RESERVED})
 """Tasks of installed packages."""
 
 
@@ -82,6 +84,6 @@ def get(name: str) -> Task:
         near = get_close_matches(name, names, n=1, cutoff=0.4)
         hint = f"; did you mean {near[0]}?" if near else "."
         raise UnknownTaskError(
-            f"no task {name!r}{hint} There are {', '.join(names)}, and those of other packages, as package.module:Name"
+            f"no task {name!r}{hint} There are {', '.join(names)}, and those of your own, as module:Name"
         )
     return TASKS[name]

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+from eval.tasks.finding import Finding
 from eval.tasks.tokens import checked_ids
 from kamera_jax.backbone import Backbone
 
@@ -175,21 +176,6 @@ class Outline:
     context: str
     layout: str
     seed: int
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A statement about a task's scores, and what was measured.
-
-    Attributes:
-        claim: the statement, with its bound.
-        measured: the figures it is about, in words.
-        holds: whether it is true of them; None where it is no claim, or the run lacks what it takes.
-    """
-
-    claim: str
-    measured: str
-    holds: bool | None
 
 
 @runtime_checkable

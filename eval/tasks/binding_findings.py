@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from eval.tasks.base import Finding
 from eval.tasks.comparison import EQUAL_COST, SHARES, SLACK, Scores, best, main_score, patches, recomputing
+from eval.tasks.finding import Finding
 
 
 def findings(scores: Scores) -> list[Finding]:
@@ -42,12 +42,21 @@ def _patched(scores: Scores) -> Finding:
     return _beside_full(scores, claim, name, 2, lambda ours, full: ours >= 0.97 * full, note)
 
 
+def _missing(scores: Scores, patch: str | None, other: str | None) -> str:
+    """What two methods cannot be compared for by the flipped answers that they recover; empty if they can."""
+    if patch is None:
+        return f"no patch of ≤ {EQUAL_COST:.0%} of the bytes was run"
+    if other is None:
+        return "no method that recomputes so few tokens was run"
+    return "" if scores["flips"] else "blind reuse changed no answer"
+
+
 def _tokens(scores: Scores) -> Finding:
     claim = f"recomputing ≤ {EQUAL_COST:.0%} of the tokens does not recover as many flipped answers"
     name = best(scores, patches(scores, EQUAL_COST))
     other = best(scores, recomputing(scores, EQUAL_COST))
-    if name is None or other is None or not scores["flips"]:
-        return Finding(claim, "such methods were not run, or no answer flipped", None)
+    if missing := _missing(scores, name, other):
+        return Finding(claim, missing, None)
     ours, theirs = (scores["methods"][each]["recovered"] for each in (name, other))
     return Finding(claim, f"{theirs:.1%} (`{other}`) against {ours:.1%} (`{name}`)", theirs < ours)
 
@@ -61,9 +70,9 @@ def _same_work(scores: Scores) -> Finding:
     affordable = [
         name for name in recomputing(scores, 1.0) if methods[name]["cost"]["flops_share"] <= EQUAL_COST * SLACK
     ]
-    if patch is None or not affordable or not scores["flips"]:
-        return Finding(claim, "such methods were not run, or no answer flipped", None)
-    other = max(affordable, key=lambda name: methods[name]["recovered"])
+    other = max(affordable, key=lambda name: methods[name]["recovered"] or 0.0, default=None)
+    if missing := _missing(scores, patch, other):
+        return Finding(claim, missing, None)
     ours, theirs = (methods[name]["recovered"] for name in (patch, other))
     share, own = (methods[name]["cost"]["flops_share"] for name in (other, patch))
     measured = f"{theirs:.1%} (`{other}`, {share:.1%} of the FLOPs) against {ours:.1%} (`{patch}`, {own:.1%})"
@@ -74,7 +83,7 @@ def _oracle(scores: Scores) -> Finding:
     claim = "even an oracle needs about half the tokens: ≤ 0.97 × full with a quarter of them"
     name = f"oracle-tokens:{EQUAL_COST:g}"
     if name not in scores["methods"]:
-        return Finding(claim, "it was not run", None)
+        return Finding(claim, f"{name} was not run", None)
     return _beside_full(scores, claim, name, 2, lambda ours, full: ours <= 0.97 * full)
 
 
@@ -88,18 +97,21 @@ def _low_rank(scores: Scores) -> Finding:
 
 
 def _deep(scores: Scores) -> Finding:
+    claim = "the change grows with depth"
     error = scores["methods"]["blind"]["kv_error"]
-    first = next((i for i, value in enumerate(error) if value > 1e-4), len(error) - 1)
+    first = next((i for i, value in enumerate(error) if value > 1e-4), None)
+    if first is None or first == len(error) - 1:
+        return Finding(claim, "nothing changed" if first is None else "the last layer alone changed", None)
     measured = f"relative change {error[first]:.2f} in layer {first}, {error[-1]:.2f} in the last"
-    return Finding("the change grows with depth", measured, error[-1] > error[first])
+    return Finding(claim, measured, error[-1] > error[first])
 
 
 def _deep_half(scores: Scores) -> Finding:
     claim = "the deep half of the layers explains the loss, the shallow half little of it"
     if not {"patch:deep", "patch:shallow"} <= scores["methods"].keys():
-        return Finding(claim, "it was not run", None)
+        return Finding(claim, "patch:deep and patch:shallow were not both run", None)
     deep, shallow = (scores["methods"][name]["eta"] for name in ("patch:deep", "patch:shallow"))
-    if deep is None:
+    if deep is None or shallow is None:
         return Finding(claim, "blind reuse lost nothing", None)
     return Finding(claim, f"η {deep:.2f} with the deep half repaired, {shallow:.2f} with the shallow", deep > shallow)
 

@@ -16,6 +16,9 @@ EQUAL_COST = 0.25
 SLACK = 1.02
 """By how much a budget may be exceeded, as methods are rounded to whole tokens."""
 
+_PATCH = re.compile(r"patch(:(?!deep|shallow)[^+]+)?")
+_RECOMPUTING = re.compile(r"(blind\+)?(cacheblend|epic|mpic|vlcache):[^+]+")
+
 Scores = Mapping[str, Any]
 """A run's scores, as read from JSON."""
 
@@ -55,20 +58,18 @@ def best(scores: Scores, names: Sequence[str]) -> str | None:
 
 
 def patches(scores: Scores, share: float) -> list[str]:
-    """Methods that patch all layers within a share of the bytes."""
+    """Methods that patch all layers, and do no more, within a share of the bytes."""
     return [
         name
         for name, own in scores["methods"].items()
-        if re.fullmatch(r"patch:(\d+|[\d.]+%|energy=[\d.]+|bytes=[\d.]+)", name)
-        and own["cost"]["bytes_share"] <= share * SLACK
+        if _PATCH.fullmatch(name) and own["cost"]["bytes_share"] <= share * SLACK
     ]
 
 
 def recomputing(scores: Scores, share: float) -> list[str]:
-    """Methods that recompute tokens, and no more than a share of them."""
+    """Methods that recompute tokens behind blind reuse, and no more than a share of them."""
     return [
         name
         for name, own in scores["methods"].items()
-        if re.fullmatch(r"(cacheblend|epic|mpic|vlcache):[\d.]+", name)
-        and own["cost"]["recomputed_share"] <= share * SLACK
+        if _RECOMPUTING.fullmatch(name) and own["cost"]["recomputed_share"] <= share * SLACK
     ]

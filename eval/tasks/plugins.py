@@ -2,7 +2,9 @@
 
 import importlib
 import inspect
+import os
 import re
+import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -11,6 +13,10 @@ from typing import Any
 
 REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 """How an object of a module is written: ``package.module:Name``."""
+
+
+FILE = re.compile(r"(?P<path>[^:]+)\.py:(?P<name>[A-Za-z_]\w*)(?P<rest>:.*)?")
+"""How users may write an object of a file, which is not how it is written: ``folder/file.py:Name``."""
 
 
 class PluginError(ValueError):
@@ -64,11 +70,46 @@ class Group:
             raise PluginError(problem)
         if points:
             return imported(points[0].value, f"the {self.kind} {name!r} of {_package(points[0])}")
+        if written := FILE.fullmatch(name):
+            module = re.sub(r"[\\/]+", ".", os.path.relpath(written["path"]))
+            how = f"; write it {module}:{written['name']}{written['rest'] or ''}" if module[0] != "." else ""
+            raise PluginError(
+                f"the {self.kind} {name!r} is written as a file; expected module:Name, the module found from the "
+                f"current folder or on Python's path{how}"
+            )
         return imported(name, f"the {self.kind} {name!r}") if REFERENCE.fullmatch(name) else None
 
 
 def _package(point: EntryPoint) -> str:
     return "an unknown package" if point.dist is None else point.dist.name
+
+
+def look_here() -> None:
+    """Let modules be found in the current folder too, behind all that is installed.
+
+    Python itself does that for scripts and ``python -m``, and not for installed commands such as `kamera`.
+    """
+    here = os.path.realpath(os.curdir)
+    if "" not in sys.path and here not in map(os.path.realpath, sys.path):
+        sys.path.append(here)
+        importlib.invalidate_caches()
+
+
+def _missing_module(module: str, missing: str) -> str:
+    """Why a module is not found, and what to do."""
+    top = missing.partition(".")[0]
+    here = os.path.realpath(os.curdir)
+    files = sorted(os.listdir(here)) if os.path.isdir(here) else []
+    known = [
+        each.removesuffix(".py") for each in files if each[0] not in "._" and (each.endswith(".py") or "." not in each)
+    ]
+    near = get_close_matches(top, known, n=1) if top == missing and top not in known else []
+    hint = f" (did you mean {near[0]}, which is there?)" if near else ""
+    return (
+        f"needs the module {module}, and there is no module {missing}; install its package, run the command from the "
+        f"folder that has {top}.py or the folder {top} (it runs in {here} now{hint}), or name that folder in "
+        "PYTHONPATH: export PYTHONPATH=FOLDER"
+    )
 
 
 def imported(reference: str, what: str) -> Any:
@@ -88,10 +129,7 @@ def imported(reference: str, what: str) -> Any:
         value: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is not None and (module_name + ".").startswith(error.name + "."):
-            raise PluginError(
-                f"{what} needs the module {module_name}, and there is no module {error.name}; install its package, or "
-                "name the folder that holds it in PYTHONPATH"
-            ) from error
+            raise PluginError(f"{what} {_missing_module(module_name, error.name)}") from error
         raise PluginError(f"{what} cannot be imported: {module_name} needs {error.name}, which is missing") from error
     except Exception as error:
         raise PluginError(
@@ -101,7 +139,9 @@ def imported(reference: str, what: str) -> Any:
         if not hasattr(value, name):
             near = get_close_matches(name, [each for each in dir(value) if not each.startswith("_")], n=1, cutoff=0.4)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise PluginError(f"{what}: {module_name} has no {path!r}{hint}")
+            file = getattr(sys.modules.get(module_name), "__file__", None)
+            where = f" ({file})" if file else ""
+            raise PluginError(f"{what}: {module_name}{where} has no {path!r}{hint}")
         value = getattr(value, name)
     return value
 

@@ -4,8 +4,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eval.tasks.base import Finding
 from eval.tasks.comparison import SLACK, Scores, patches, recomputing
+from eval.tasks.finding import Finding
+
+NOTHING_LOST = "blind reuse lost nothing"
+"""Why nothing can be said of what gives it back."""
 
 ABLE = 0.3
 """The accuracy of full prefill from which on a model is said to be able to do a task."""
@@ -67,7 +70,7 @@ def tokens_close_less(scores: Scores, tokens: float, share: float) -> Finding:
         return Finding(claim, "such methods were not run", None)
     theirs, ours = (eta(scores, name) for name in names if name is not None)
     if theirs is None or ours is None:
-        return Finding(claim, "blind reuse lost nothing", None)
+        return Finding(claim, NOTHING_LOST, None)
     return Finding(claim, f"η {theirs:.2f} (`{names[0]}`) against {ours:.2f} (`{names[1]}`)", theirs < ours)
 
 
@@ -103,13 +106,17 @@ def lost_and_restored(
         return mean(scores, name, measure, condition)
 
     full, blind = (right(name) for name in ("full", "blind"))
+    if not cells(scores, "full", condition):
+        return [Finding(f"blind reuse loses {what}: ≤ 0.5 × full", f"nothing was asked of {condition}", None)]
     if not full >= able:
         return [Finding(f"{what}: no claim, as this model cannot do it", f"full prefill is right in {full:.3f}", None)]
     found = [Finding(f"blind reuse loses {what}: ≤ 0.5 × full", f"{blind:.3f} of {full:.3f}", blind <= 0.5 * full)]
     size = f"≤ {FEW_BYTES:.0%} of the bytes" if components is None else f"≤ {components} components"
     claim = f"a patch of {size} gives it back: ≥ 0.9 × full"
     small = patches(scores, FEW_BYTES) if components is None else of_components(scores, components)
-    if small:
+    if blind >= full:
+        found.append(Finding(claim, NOTHING_LOST, None))
+    elif small:
         name = max(small, key=right)
         share = scores["methods"][name]["cost"]["bytes_share"]
         measured = f"{right(name):.3f} of {full:.3f} (`{name}`, {share:.1%})"
@@ -118,17 +125,31 @@ def lost_and_restored(
         found.append(Finding(claim, "no such patch was run", None))
     if oracle:
         claim = "the true KV of half of the tokens, chosen by an oracle, does not: ≤ 0.8 × full"
-        names = [name for name in scores["methods"] if name == "oracle-tokens:0.5"]
-        measured = f"{right(names[0]):.3f} of {full:.3f}" if names else "it was not run"
-        found.append(Finding(claim, measured, right(names[0]) <= 0.8 * full if names else None))
+        name = "oracle-tokens:0.5"
+        if blind >= full:
+            found.append(Finding(claim, NOTHING_LOST, None))
+        elif name not in scores["methods"]:
+            found.append(Finding(claim, f"{name} was not run", None))
+        else:
+            found.append(Finding(claim, f"{right(name):.3f} of {full:.3f}", right(name) <= 0.8 * full))
     return found
 
 
+def _unable(scores: Scores, condition: str, measure: str) -> str:
+    """Why nothing can be claimed of a condition; empty if full prefill can do it."""
+    full = mean(scores, "full", measure, condition)
+    if full != full:
+        return f"nothing was asked of {condition}"
+    return "" if full >= ABLE else f"this model cannot do it: full prefill is right in {full:.3f}"
+
+
 def at_most(scores: Scores, name: str, condition: str, most: float, what: str, measure: str = "accuracy") -> Finding:
-    """A method is right in at most a share of the questions of a condition."""
+    """A method is right in at most a share of the questions of a condition, of a model that can do the task."""
     claim = f"{what}: `{name}` is right in ≤ {most:g}"
-    if name not in scores["methods"] or not cells(scores, name, condition):
-        return Finding(claim, "it was not run", None)
+    if name not in scores["methods"]:
+        return Finding(claim, f"{name} was not run", None)
+    if unable := _unable(scores, condition, measure):
+        return Finding(claim, unable, None)
     right = mean(scores, name, measure, condition)
     return Finding(claim, f"{right:.3f}", right <= most)
 
@@ -138,8 +159,10 @@ def components_reach(scores: Scores, components: int, condition: str, least: flo
     claim = f"{what}: a patch of ≤ {components} components is right in ≥ {least:g}"
     names = of_components(scores, components)
     name = max(names, key=lambda each: mean(scores, each, "accuracy", condition), default=None)
-    if name is None or not cells(scores, name, condition):
+    if name is None:
         return Finding(claim, "no such patch was run", None)
+    if unable := _unable(scores, condition, "accuracy"):
+        return Finding(claim, unable, None)
     right = mean(scores, name, "accuracy", condition)
     share = scores["methods"][name]["cost"]["bytes_share"]
     return Finding(claim, f"{right:.3f} (`{name}`, {share:.1%} of the bytes)", right >= least)
@@ -151,7 +174,7 @@ def tokens_close_at_most(scores: Scores, kind: str, title: str, most: float) -> 
     name = _closest(scores, [each for each in recomputing(scores, 1.0) if each.startswith(kind)], None)
     closed = None if name is None else eta(scores, name)
     if name is None or closed is None:
-        return Finding(claim, "it was not run, or blind reuse lost nothing", None)
+        return Finding(claim, f"{kind} was not run" if name is None else NOTHING_LOST, None)
     share = scores["methods"][name]["cost"]["recomputed_share"]
     return Finding(claim, f"η {closed:.2f} (`{name}`, {share:.0%} of the tokens)", closed <= most)
 
@@ -163,6 +186,8 @@ def near(scores: Scores, share: float, most: float, reference: str) -> Finding:
     if name is None:
         return Finding(claim, "no such patch was run", None)
     ours, blind, full = (mean(scores, each, "kl") for each in (name, "blind", "full"))
+    if not blind > 0:
+        return Finding(claim, NOTHING_LOST, None)
     measured = f"KL {ours:.4f} (`{name}`); blind {blind:.4f}, re-prefill of what is in the window {full:.4f}"
     return Finding(claim, measured, ours <= most)
 
@@ -170,10 +195,12 @@ def near(scores: Scores, share: float, most: float, reference: str) -> Finding:
 def boundary(scores: Scores, condition: str) -> Finding:
     """How far the first tokens of each chunk, run again, restore what a border cut."""
     claim = "it is a boundary effect: what running the first tokens of each chunk again gives back"
+    if unable := _unable(scores, condition, "accuracy"):
+        return Finding(claim, unable, None)
     full = mean(scores, "full", "accuracy", condition)
     own = [name for name in scores["methods"] if name.startswith(("epic:", "mpic:"))]
     measured = ", ".join(f"{mean(scores, name, 'accuracy', condition):.3f} (`{name}`)" for name in own)
-    return Finding(claim, f"{measured} of {full:.3f}" if own else "it was not run", None)
+    return Finding(claim, f"{measured} of {full:.3f}" if own else "neither epic nor mpic was run", None)
 
 
 def needed_tokens(scores: Scores, condition: str) -> list[Finding]:
@@ -197,17 +224,18 @@ def last_against_first(scores: Scores) -> Finding:
     if name is None or len(steps) < 2:
         return Finding(claim, "too few steps, or no patch of ≤ 10 % of the bytes, were run", None)
     first, last = (mean(scores, name, "kl", condition) for condition in (steps[0], steps[-1]))
+    if not mean(scores, "blind", "kl") > 0:
+        return Finding(claim, NOTHING_LOST, None)
     return Finding(claim, f"{last:.4f} against {first:.4f} (`{name}`)", last <= 1.5 * first)
 
 
 def worse_than(scores: Scores, share: float, condition: str, other: str) -> Finding:
     """Whether patches of a condition leave more KL than those of another one do."""
     claim = f"an old patch harms where none is needed: KL {condition} above {other}"
-    names = [
-        name for name in patches(scores, share * SLACK) if cells(scores, name, condition) and cells(scores, name, other)
-    ]
-    if not names:
+    name = next(iter(patches(scores, share * SLACK)), None)
+    if name is None:
         return Finding(claim, "no such patch was run", None)
-    name = names[0]
+    if not (cells(scores, name, condition) and cells(scores, name, other)):
+        return Finding(claim, "nothing was asked of one of them", None)
     ours, theirs = (mean(scores, name, "kl", each) for each in (condition, other))
     return Finding(claim, f"{ours:.4f} against {theirs:.4f} (`{name}`)", ours > theirs)

@@ -12,26 +12,25 @@ from eval.commands.main import main
 from eval.methods import parse
 
 ROOT = Path(__file__).parents[3]
-TASK = "my_package.colours:Colours"
-METHOD = "my_package.trailing:trailing:2"
+TASK = "my_task:Colours"
+METHOD = "my_method:trailing:2"
 
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     """The files that the pages say to save."""
-    folder = tmp_path / "path" / "my_package"
-    folder.mkdir(parents=True)
-    (folder / "__init__.py").touch()
+    folder = tmp_path / "path"
+    folder.mkdir()
     for page in ("task", "method"):
         text = (ROOT / f"docs/howto/{page}.md").read_text(encoding="utf-8")
         for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
-            name = re.match(r"# my_package/(\w+\.py)\n", code)
+            name = re.match(r"# (\w+\.py)\n", code)
             assert name is not None
             (folder / name[1]).write_text(code, encoding="utf-8")
-    monkeypatch.syspath_prepend(folder.parent)
+    monkeypatch.syspath_prepend(folder)
     yield folder
-    for name in [name for name in sys.modules if name.partition(".")[0] == "my_package"]:
-        del sys.modules[name]
+    for name in ("my_task", "my_method"):
+        sys.modules.pop(name, None)
 
 
 def test_a_task_and_a_method_of_another_package(package, tmp_path, capsys, monkeypatch):
@@ -61,18 +60,19 @@ def test_a_task_and_a_method_of_another_package(package, tmp_path, capsys, monke
     assert main(["eval", TASK, "--output", str(run), "--rescore"]) == 0
     assert main(["eval", "report", str(run), "--figures", str(tmp_path / "figures"), "--page", str(page)]) == 0
     assert "0.000 of 1.000: does not hold" in page.read_text() and METHOD in page.read_text()
+    assert "embedded" not in page.read_text() and "paper" not in page.read_text()  # it is the user's run
     assert "two hops" not in page.read_text()
     assert len(list((tmp_path / "figures").iterdir())) == 5
 
     shutil.rmtree(package)
-    for name in ("my_package", "my_package.colours", "my_package.trailing"):
+    for name in ("my_task", "my_method"):
         monkeypatch.delitem(sys.modules, name)
     capsys.readouterr()
     assert main(["eval", "report", str(run), "--page", str(page)]) == 0  # tables need no task
-    assert "not shown, as the task 'my_package.colours:Colours' needs" in capsys.readouterr().out
+    assert "not shown, as the task 'my_task:Colours' needs" in capsys.readouterr().out
     assert "## Findings" not in page.read_text()
     assert main(["eval", TASK, "--output", str(run), "--rescore"]) == 1
-    assert "no module my_package" in capsys.readouterr().err
+    assert "no module my_task" in capsys.readouterr().err
 
 
 def test_the_example_method_stands_behind_others(package):

@@ -204,7 +204,7 @@ def test_bad_command_lines_are_refused(tmp_path, capsys):
     for arguments, message in (
         (["bindig", "--output", str(tmp_path / "a")], "did you mean binding"),
         (["binding", "--methods", "epik:4", "--output", str(tmp_path / "a")], "did you mean epic"),
-        (["binding"], "--output DIR"),
+        (["binding", "--rescore"], "--output DIR"),
         (["report"], "give the folders"),
         (["report", str(tmp_path)], "has no results.json"),
     ):

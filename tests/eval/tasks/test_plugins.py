@@ -108,6 +108,7 @@ def test_a_task_is_a_class_an_object_or_a_function(name):
         ("outside_package.module:part", "of type Part, and no task"),
         ("json:decoder", "is the module json.decoder, and no task"),
         ("report", "no task 'report'"),
+        ("outside_package/module.py:Whole", "expected module:Name, .*; write it outside_package.module:Whole"),
         ("bindin", "did you mean binding"),
     ],
 )
@@ -130,7 +131,7 @@ def test_one_name_of_two_packages_is_refused(declare):
         tasks.get("colours")
 
 
-@pytest.mark.parametrize("name", ["binding", "report"])
+@pytest.mark.parametrize("name", ["binding", "report", "samples", "claims"])
 def test_a_task_with_a_built_in_name_is_refused(declare, name):
     declare("kamera_jax.tasks", (name, "outside_package.module:Whole"))
     with pytest.raises(tasks.PluginError, match=f"{name}' is built in.*outside_package.module:Whole"):
@@ -189,6 +190,8 @@ def test_everything_is_listed_with_what_cannot_be_used(declare, capsys, tmp_path
     assert "outside_package.module:Whole" in shown and "cacheblend:0.15" in shown
     assert "binding cannot be used: the task 'binding' is built in" in shown
     assert "slide: A window of four passages that slides over a text" in shown
+    assert "epic:K: runs the first K tokens of each chunk (arXiv 2410.15332). As in epic:16." in " ".join(shown.split())
+    assert "Settings: corpus=, tokens=, ahead=." in shown and max(map(len, shown.splitlines()[:40])) <= 80
     assert (tmp_path / "list.json").stat().st_size > 100
 
 
