@@ -33,7 +33,7 @@ def put_all(
                 size = 0
     finally:
         committer.flush()
-    wait(futures)
+        wait(futures)
     return [future.result() for future in futures]
 
 
