@@ -17,6 +17,7 @@ from eval.commands import (
     evaluate,
     library_command,
     outputs,
+    patch_command,
 )
 
 COMMANDS = (
@@ -24,6 +25,7 @@ COMMANDS = (
     ask_command,
     doctor_command,
     encode_command,
+    patch_command,
     library_command,
     bench_command,
     evaluate,
@@ -33,7 +35,7 @@ COMMANDS = (
 FILES = ("json", "plot", "page")
 """The options that name files which commands write."""
 
-FOLDERS = {"demo": ("pages",), "encode": ("library",), "eval": ("figures", "output")}
+FOLDERS = {"demo": ("pages",), "encode": ("library",), "patch": ("library",), "eval": ("figures", "output")}
 """The options that name folders which commands write to."""
 
 
