@@ -49,7 +49,7 @@ class Source:
         count: how many items it gives.
         dpi: at which its pages are rendered.
         left_out: frames of an image file behind its first that are no items.
-        first: the first of the pages that are items.
+        first: the first of the pages that are items; None where no pages are chosen.
         error: why the file cannot be opened; it then counts as one item, which cannot be read.
     """
 
@@ -57,7 +57,7 @@ class Source:
     count: int
     dpi: int
     left_out: int = 0
-    first: int = 1
+    first: int | None = None
     error: ValueError | OSError | None = None
 
     @property
@@ -86,17 +86,18 @@ class Source:
     def parts(self) -> Iterator[Part]:
         """The file's items with where they are, with the error in the place of an item that cannot be read."""
         pages: Iterator[Any]
+        first = self.first or 1
         if self.error is not None:
             yield self._part(self.error)
             return
         if self.path.suffix.lower() == ".pdf":
-            pages = pdf.rendered(self.path, dpi=self.dpi, first=self.first)
-        elif self._has_pages:
-            pages = islice(image_frames(self.path), self.first - 1, None)
+            pages = pdf.rendered(self.path, dpi=self.dpi, first=first)
+        elif self.count > 1 or self.left_out or self.first is not None:
+            pages = islice(image_frames(self.path), first - 1, None)
         else:
             yield self._part(self.path)
             return
-        number = None if self.left_out else self.first
+        number = None if self.left_out else first
         try:
             for page in islice(pages, self.count):
                 yield self._part(page, number)
@@ -104,16 +105,12 @@ class Source:
         except (ValueError, OSError) as error:
             yield self._part(error, number)
 
-    @property
-    def _has_pages(self) -> bool:
-        return self.count > 1 or self.first > 1 or bool(self.left_out)
-
     def _part(self, item: Any, page: int | None = None) -> Part:
         origin = kj.Origin(str(self.path), page)
         return Part(origin.name, origin, item)
 
 
-_PAGES = re.compile(r"(?P<path>.+):(?P<first>[1-9][0-9]{0,8})(?:-(?P<last>[1-9][0-9]{0,8}))?", re.DOTALL)
+_PAGES = re.compile(r"(?P<path>.+):(?P<first>[0-9]{1,9})(?:-(?P<last>[0-9]{1,9}))?", re.DOTALL)
 """A file and pages of it: ``report.pdf:3`` or ``report.pdf:3-5``."""
 
 
@@ -129,7 +126,7 @@ def natural(name: str) -> tuple[Any, ...]:
     for place in range(1, len(parts), 2):
         digits = parts[place].lstrip("0")
         parts[place] = (len(digits), digits)  # a number may have more digits than Python turns into one
-    return (*parts, name)
+    return tuple(parts), name
 
 
 def _natural_path(path: Path) -> tuple[Any, ...]:
@@ -193,7 +190,7 @@ def _paged(path: Path, first: int, last: int, dpi: int) -> Source:
     whole = _source(path, dpi, "all")
     if whole.error is not None:
         return whole
-    if not first <= last <= whole.count:
+    if not 1 <= first <= last <= whole.count:
         asked = f"page {first}" if first == last else f"pages {first} to {last}"
         has = "1 page" if whole.count == 1 else f"{whole.count} pages"
         raise NoItemsError(f"{path} has no {asked}: it has {has}")

@@ -12,7 +12,7 @@ from rich.console import Console
 
 import kamera_jax as kj
 from eval.commands.items import natural
-from eval.commands.names import COLUMNS, shortened
+from eval.commands.names import COLUMNS, PLACE, counted, shortened
 from eval.commands.outputs import UnfinishedError
 from eval.report.console import kibibytes, show
 from kamera_jax.errors import ChunkNotFoundError, LibraryCorruptError
@@ -59,8 +59,11 @@ def whole_key(lib: kj.ChunkLibrary, start: str) -> str:
 
 
 def matches(item: Item, text: str) -> bool:
-    """Whether a chunk's file and page have a text in them, whatever its letters' case."""
-    return item.origin is not None and text.casefold() in item.origin.where.casefold()
+    """Whether a chunk's file and page have a text in them, whatever its letters' case; a page is none of its digits."""
+    if item.origin is None:
+        return False
+    where = item.origin.where.casefold()
+    return where.endswith(text.casefold()) if PLACE.search(text) else text.casefold() in where
 
 
 def named(lib: kj.ChunkLibrary, text: str) -> list[str]:
@@ -191,7 +194,8 @@ def _chosen(lib: kj.ChunkLibrary, options: Namespace) -> list[str]:
     if options.name is not None:
         keys += named(lib, options.name)
     if not keys:
-        raise ValueError(f"name the keys of chunks or patches in {lib.root}, or with --name their files")
+        everything = ", or everything with --all" if options.action == "export" else ""
+        raise ValueError(f"name the keys of chunks or patches in {lib.root}, or their files with --name{everything}")
     return list(dict.fromkeys(keys))
 
 
@@ -205,14 +209,15 @@ def _rm(options: Namespace) -> dict[str, Any]:
         size = sum(item.bytes for key in {*items, *patches} if (item := _readable(lib, key)) is not None)
         for key, item in items.items():
             lib.delete(key)
-            also = f" and {len(item.patches)} patches" if item is not None and item.patches else ""
+            count = 0 if item is None else len(item.patches)
+            also = f" with {counted(count, 'patch', 'patches')}" if count else ""
             row = f"{key[:KEY]}  removed{also}  "
             print(row + ("its pack was gone" if item is None else _source(item, COLUMNS - len(row))))
     removed = [*items, *sorted(patches - items.keys())]
-    print(
-        f"{len(items.keys() - patches)} chunks and {len(patches)} patches removed. The room of their {kibibytes(size)}"
-    )
-    print(f"comes back with: kamera library gc {options.library}")
+    chunks = counted(len(items.keys() - patches), "chunk")
+    of_them = counted(len(patches), "patch", "patches")
+    print(f"{chunks} and {of_them} removed, {kibibytes(size)}; their room comes back with")
+    print(f"  kamera library gc {options.library}")
     return {"library": str(options.library), "removed": removed, "bytes": size}
 
 
@@ -230,6 +235,8 @@ def _export(options: Namespace) -> dict[str, Any]:
 
 
 def _import(options: Namespace) -> dict[str, Any]:
+    if not is_there(options.other):
+        raise FileNotFoundError(f"there is no folder and no file {options.other}")  # before a library is made
     with kj.ChunkLibrary.open(options.library, mode="a") as lib:
         done = lib.import_from(options.other)
         return _exchanged(options, done, lib, lib.root)
@@ -239,7 +246,8 @@ def _exchanged(options: Namespace, done: Exchanged, lib: kj.ChunkLibrary, to: Pa
     for problem in done.failed.values():
         print(problem, file=sys.stderr)
     known = f", {done.known} were there already" if done.known else ""
-    print(f"{done.chunks} chunks and {done.patches} patches, {kibibytes(done.bytes)}{known}")
+    copied = f"{counted(done.chunks, 'chunk')} and {counted(done.patches, 'patch', 'patches')} copied"
+    print(f"{copied}, {kibibytes(done.bytes)}{known}")
     result = {"library": str(options.library), "to": str(to), **asdict(done)}
     if done.failed:
         raise UnfinishedError(f"kamera: {len(done.failed)} could not be copied; they are named above", result)

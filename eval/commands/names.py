@@ -9,7 +9,8 @@ from eval.commands.arguments import EMBEDDED
 
 COLUMNS = 80
 
-_PLACE = re.compile(r", (page [0-9]+|[0-9.e+-]+ s)$")
+PLACE = re.compile(r", (page [0-9]+|[0-9.e+-]+ s)$")
+"""Where in a file an item is, at the end of its name."""
 _MARK = "…"
 
 
@@ -28,7 +29,7 @@ def shortened(name: str, columns: int) -> str:
     name = printable(name)
     if cell_len(name) <= columns:
         return name
-    place = _PLACE.search(name)
+    place = PLACE.search(name)
     tail = "" if place is None else place.group()
     file = name.removesuffix(tail)
     room = max(columns - cell_len(tail) - cell_len(_MARK), 0)
@@ -44,6 +45,11 @@ def _leading(text: str, columns: int) -> str:
         if taken > columns:
             return text[:place]
     return text
+
+
+def counted(count: int, one: str, several: str = "") -> str:
+    """A number of things, in words: ``1 chunk``, ``2 chunks``."""
+    return f"{count} {one if count == 1 else several or one + 's'}"
 
 
 def note_embedded(model: str) -> None:

@@ -1,5 +1,6 @@
 """`kamera patch`: patches of what is asked about together, into a chunk library."""
 
+import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from eval.commands.library import KEY, whole_key
 from eval.commands.names import COLUMNS, note_embedded, shortened
 from eval.commands.stored import formed_key
 from eval.report.console import kibibytes
+from kamera_jax.errors import LibraryNotFoundError, ModelMismatchError
 from kamera_jax.forward import preamble_chunk
 from kamera_jax.identity import canonical_key
 from kamera_jax.inference.encode import encode_segment
@@ -47,8 +49,8 @@ def run(options: Namespace) -> dict[str, Any]:
         ValueError: an item cannot be read, is of another model, or there are fewer than two.
     """
     given = [_given(text, options) for text in options.items]
-    if any(isinstance(each, str) for each in given):
-        kj.ChunkLibrary.open(options.library)  # where there are keys, there is a library
+    if (key := next((each for each in given if isinstance(each, str)), None)) is not None:
+        _check_library(options.library, key)
     size = Size(rank=options.rank, energy=options.energy, max_bytes=options.bytes)
     with kj.ChunkLibrary.open(options.library, mode="a") as library:
         for place, each in enumerate(given):
@@ -100,12 +102,27 @@ def _given(text: str, options: Namespace) -> Any:
     return files
 
 
+def _check_library(folder: Path, key: str) -> None:
+    """Raise ValueError unless there is a library that a key may be of: none is made for it."""
+    try:
+        kj.ChunkLibrary.open(folder)
+    except LibraryNotFoundError as error:
+        raise LibraryNotFoundError(
+            f"there is no file or folder {key}, and {folder} is no library of which it could be a key: {error}"
+        ) from error
+
+
 def _chunks(vlm: VisionLanguageModel, library: kj.ChunkLibrary, given: Sequence[Any]) -> list[Listed]:
     """The chunks in order; those that the library does not have are encoded and put into it."""
     listed: list[Listed] = []
     for each in given:
         if isinstance(each, str):
             item = library.info(each)
+            if item.fields["model"] != vlm.spec.fingerprint:
+                raise ModelMismatchError(
+                    f"chunk {each[:KEY]} was encoded by model {item.fields['model'][:KEY]}, this is "
+                    f"{vlm.spec.fingerprint[:KEY]}; name its model with --model"
+                )
             name = each[:KEY] if item.origin is None else item.origin.name
             listed.append(Listed(library.get(each), name, "known"))
             continue
@@ -143,7 +160,8 @@ def _formed(
     vlm: VisionLanguageModel, library: kj.ChunkLibrary, chunks: Sequence[kj.Chunk], size: Size, *, any_order: bool
 ) -> list[tuple[kj.Patch, bool]]:
     """The patch of each chunk that gets one, and whether the library did not have it."""
-    bar = Progress(TextColumn("forming patches"), BarColumn(), MofNCompleteColumn(), transient=True)
+    columns = (TextColumn("forming patches"), BarColumn(), MofNCompleteColumn())
+    bar = Progress(*columns, transient=True, disable=not sys.stdout.isatty())
     patches: list[tuple[kj.Patch, bool]] = []
     first = 0 if any_order else 1
     with bar:
@@ -171,8 +189,8 @@ def _print(listed: Sequence[Listed], patches: Sequence[kj.Patch], options: Names
         row = f"{patch.key[:KEY]}  patch {kibibytes(patch.nbytes):>11}  {share:>6}  "
         behind = f" behind {len(patch.antecedents)}" + (", any order" if options.any_order else "")
         console.print(f"{row}{shortened(names[patch.chunk], COLUMNS - len(row) - len(behind))}{behind}")
-    method = "" if options.rank is None else f" --method patch:{options.rank}"
-    model = "" if options.model == DEFAULT else f" --model {options.model}"
-    console.print(f"used by: kamera ask QUESTION --library {options.library}{model}{method} \\")
-    for each in listed:
-        console.print(f"  --item {each.chunk.key[:KEY]}" + ("" if each is listed[-1] else " \\"))
+    arguments = [f"--library {shlex.quote(str(options.library))}"]
+    arguments += [] if options.model == DEFAULT else [f"--model {shlex.quote(options.model)}"]
+    arguments += [] if options.rank is None else [f"--method patch:{options.rank}"]
+    arguments += [f"--item {each.chunk.key[:KEY]}" for each in listed]
+    console.print("used by:  kamera ask QUESTION \\\n  " + " \\\n  ".join(arguments))

@@ -58,8 +58,8 @@ class Reader:
     def _check_beginning(self, key: str) -> None:
         if not _BEGINNING.fullmatch(key):
             raise ChunkNotFoundError(
-                f"{self.root} holds nothing under {key!r:.80}: expected a key of 64 hexadecimal digits in lower case, "
-                f"or at least the first {SHORTEST} of them"
+                f"{self.root} has no key that begins with {key!r:.80}: a key has 64 hexadecimal digits in lower case, "
+                f"of which at least the first {SHORTEST} are needed"
             )
 
     def _only(self, start: str, found: Sequence[str]) -> str:

@@ -51,7 +51,7 @@ def test_several_keys_are_counted_and_none_is_taken(lib):
 @pytest.mark.parametrize("start", ["", "a", "abc", "ABCD", "zzzz", "abcd ", "a" * 65, "abcg", "*", "abcd\n"])
 def test_what_cannot_be_a_beginning(lib, start):
     for act in (lib.get, lib.info, lib.patches, lib.get_patch, lib.resolve):
-        with pytest.raises(ChunkNotFoundError, match="holds nothing under .*64 hexadecimal digits.*first 4"):
+        with pytest.raises(ChunkNotFoundError, match="no key that begins with .*64 hexadecimal digits.*first 4"):
             act(start)
     assert not lib.has(start) and not lib.delete(start) and lib.find(start) is None
 
