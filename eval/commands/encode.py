@@ -50,7 +50,7 @@ class Encoded:
         nbytes: bytes of its KV.
         seconds: seconds that encoding took.
         error: why it failed.
-        origin: where the item is, which the library keeps of a chunk that was encoded.
+        origin: where the item is, which the library keeps of a chunk that was encoded, with the time of that.
     """
 
     name: str
@@ -118,7 +118,7 @@ def encode_into(
         for source in items:
             for name, origin, segment in _segments(vlm, source):
                 result, chunk = _tried(vlm, library, name, segment, {chunk.key for _, chunk in waiting})
-                result = replace(result, origin=origin)
+                result = replace(result, origin=origin if _is_new(result) else replace(origin, encoded=None))
                 done.items.append(result)
                 if chunk is None:
                     report(result)

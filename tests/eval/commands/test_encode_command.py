@@ -262,6 +262,7 @@ def test_items_are_stored_with_where_they_came_from(folder, film, tmp_path):
     assert {(origin.file, origin.page) for origin in origins} == wanted
     items = json.loads((tmp_path / "a.json").read_text())["items"]
     assert (items[-1]["origin"]["page"], items[-1]["status"]) == (4, "known")
+    assert items[-1]["origin"]["encoded"] is None
     assert library.info(items[-1]["key"]).origin.page == 2
 
 
