@@ -84,7 +84,8 @@ among patches), one that none has a `ChunkNotFoundError`. `find`, by which sessi
 
 `export(to, keys)` and `import_from(other, keys)` copy chunks, their patches and their origins as they are stored, bit for
 bit, to a library's folder or into one `.tar` file that can be sent; so do `kamera library export library/ KEY… --to OTHER`
-and `kamera library import library/ OTHER`. What is not there yet comes there whole or not at all; a library that is there
+and `kamera library import library/ OTHER`. What is not there yet comes there whole or not at all (a process that is
+killed leaves a folder of its name and 32 digits beside it, which may be removed); a library that is there
 keeps what it has and takes the rest pack by pack, so that a copy that was interrupted goes on when it is asked for again.
 What is read is compared with its digests and checked as what is put is. What is not as it was written is named, and costs
 no other row. The file is an archive of a library's folder, without names of users, and is not compressed. Whoever made it:

@@ -5,6 +5,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,12 @@ def _place(item: Item) -> tuple[Any, ...]:
     origin = item.origin
     if origin is None:
         return (True,)
-    return False, tuple(map(natural, Path(origin.file).parts)), origin.page or 0, origin.time or 0.0
+    return False, _place_of(origin.file), origin.page or 0, origin.time or 0.0
+
+
+@lru_cache(maxsize=2**12)
+def _place_of(file: str) -> tuple[Any, ...]:
+    return tuple(map(natural, Path(file).parts))
 
 
 def _ls(options: Namespace) -> dict[str, Any]:
@@ -109,7 +115,7 @@ def _ls(options: Namespace) -> dict[str, Any]:
             "storage": item.fields.get("storage", "packed ranks"),
             "model": item.fields["model"],
             "of": item.fields.get("chunk"),
-            "origin": None if item.origin is None else asdict(item.origin),
+            "origin": None if item.origin is None else dict(vars(item.origin)),
         }
         for item in items
     ]

@@ -16,6 +16,8 @@ _MARK = "…"
 
 def printable(text: str) -> str:
     """A text of one line, whatever a file's name holds."""
+    if text.isprintable():
+        return text
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
@@ -27,7 +29,7 @@ def shortened(name: str, columns: int) -> str:
         columns: at least enough for the page.
     """
     name = printable(name)
-    if cell_len(name) <= columns:
+    if (len(name) if name.isascii() else cell_len(name)) <= columns:
         return name
     place = PLACE.search(name)
     tail = "" if place is None else place.group()

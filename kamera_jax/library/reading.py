@@ -153,5 +153,5 @@ class Reader:
         about, spec, nbytes = pack.facts(key)
         patches = self.index.patches(key) if kind == "chunks" else ()
         plain: Any = about.pop("origin", None)
-        origin = Origin.of(plain) if kind == "chunks" else None
+        origin = Origin.of(plain) if kind == "chunks" and plain is not None else None
         return Item(key, kind, about, spec, nbytes, pack.folder.name, patches, origin)
