@@ -160,7 +160,7 @@ def rows_by_tensorstore(root: Path, keys: list[str]) -> dict[str, float]:
     import tensorstore as ts
 
     lib = kj.ChunkLibrary.open(root)
-    found = {key: lib._pack_and_row(key, "chunks", wanted=lambda name: False)[0] for key in keys}
+    found = {key: lib._reader.pack_and_row(key, "chunks", wanted=lambda name: False)[0] for key in keys}
 
     def read(key: str) -> list[Any]:
         pack = found[key]

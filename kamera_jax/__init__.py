@@ -16,6 +16,7 @@ from kamera_jax.inference.generate import Generation, generate, query
 from kamera_jax.items import Video
 from kamera_jax.kv import KV, ChunkPool, Factors, KVSpec, Segment, Sketch, SketchSpec, WindowState
 from kamera_jax.library.library import ChunkLibrary
+from kamera_jax.library.origin import Origin
 from kamera_jax.moved import moved
 from kamera_jax.rope import RopeSpec
 from kamera_jax.session.session import Session
@@ -38,6 +39,7 @@ __all__ = [
     "Generation",
     "KVSpec",
     "Match",
+    "Origin",
     "Patch",
     "ReusePolicy",
     "RopeSpec",

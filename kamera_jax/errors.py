@@ -93,6 +93,18 @@ class ChunkNotFoundError(ValueError):
     """A key under which a chunk library holds nothing: it was never stored, or was deleted."""
 
 
+class AmbiguousKeyError(ValueError):
+    """The beginning of a key with which several keys of a chunk library begin."""
+
+
+class LibraryArchiveError(ValueError):
+    """A file that holds no chunk library as `ChunkLibrary.export` writes one."""
+
+
+class ExportError(ValueError):
+    """A path that chunks of a library cannot be exported to."""
+
+
 class LibraryDiskError(ValueError):
     """A disk, or a system, that failed while a chunk library was read or written."""
 

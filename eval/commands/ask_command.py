@@ -1,13 +1,12 @@
 """`kamera ask`: a question about images and text files."""
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.commands.arguments import EMBEDDED, add_json, add_model, add_pages, positive
+from eval.commands.arguments import add_json, add_model, add_pages, positive
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -78,7 +77,10 @@ def _share_or_rank(text: str) -> tuple[float | None, int | None]:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Run the command; returns what ``--json`` writes."""
     import kamera_jax as kj
+    from eval.commands.names import note_embedded
+    from eval.commands.stored import stored_patch
     from kamera_jax.errors import ModelLengthError
+    from kamera_jax.patch.size import Size
     from models import load
 
     lib = None if options.library is None else kj.ChunkLibrary.open(options.library)
@@ -89,11 +91,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         raise ModelLengthError(
             f"--max-new-tokens is {options.max_new_tokens}, and the model is for {limit} positions; ask for fewer"
         )
-    if options.model.startswith(EMBEDDED):
-        print(
-            "The embedded model knows only its own pages of coloured glyphs: it was trained on nothing else.",
-            file=sys.stderr,
-        )
+    note_embedded(options.model)
+    stored = 0
     if options.method == "full":
         window = kj.prefill(vlm, list(_read(vlm, listed)))
     else:
@@ -105,7 +104,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             patch = None
             if i and options.method != "blind":
                 most = None if share is None else int(share * chunk.nbytes)
-                patch = kj.form_patch(vlm, chunk, antecedents=chunks[:i], rank=rank, max_bytes=most)
+                size = Size(rank=rank, max_bytes=most)
+                patch = None if lib is None else stored_patch(lib, chunk, chunks[:i], together=chunks, size=size)
+                stored += patch is not None
+                patch = patch or kj.form_patch(vlm, chunk, antecedents=chunks[:i], rank=rank, max_bytes=most)
             window = kj.append(window, chunk, patch)
     answer = kj.generate(vlm, window, options.question, max_new_tokens=options.max_new_tokens)
     print(answer.text)
@@ -116,6 +118,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "items": options.items,
         "ttft_s": answer.ttft_s,
         "kv_bytes": sum(entry.chunk.nbytes for entry in window.entries),
+        "stored_patches": stored,
         "patch_bytes": sum(entry.patch.nbytes for entry in window.entries if entry.patch is not None),
     }
 
@@ -128,10 +131,10 @@ def _listed(text: str, lib: Any, options: argparse.Namespace) -> list[Any]:
     Raises:
         ValueError, OSError: there is neither, or a file cannot be opened.
     """
-    from eval.commands.items import sources
+    from eval.commands.items import is_path, sources
     from eval.commands.library import whole_key
 
-    if lib is not None and not os.path.lexists(text):
+    if lib is not None and not is_path(text):
         return [lib.get(whole_key(lib, text))]
     files = sources([Path(text)], dpi=options.dpi, frames=options.frames)
     for source in files:

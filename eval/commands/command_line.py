@@ -17,6 +17,7 @@ from eval.commands import (
     eval_command,
     library_command,
     outputs,
+    patch_command,
 )
 
 COMMANDS = (
@@ -24,6 +25,7 @@ COMMANDS = (
     ask_command,
     doctor_command,
     encode_command,
+    patch_command,
     library_command,
     bench_command,
     eval_command,
@@ -35,7 +37,7 @@ One whose options take more than the command line sets ``prepare``, a function t
 FILES = ("json", "plot", "page")
 """The options that name files which commands write."""
 
-FOLDERS = {"demo": ("pages",), "encode": ("library",), "eval": ("figures", "output")}
+FOLDERS = {"demo": ("pages",), "encode": ("library",), "patch": ("library",), "eval": ("figures", "output")}
 """The options that name folders which commands write to."""
 
 

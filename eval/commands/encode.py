@@ -10,9 +10,11 @@ import jax
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 import kamera_jax as kj
+from eval.commands import worth
 from eval.commands.bench import lifetime
 from eval.commands.items import Source, sources
 from eval.commands.library import KEY
+from eval.commands.names import COLUMNS, note_embedded, printable, shortened
 from eval.commands.outputs import UnfinishedError
 from eval.report.console import kibibytes
 from kamera_jax.forward import preamble_chunk
@@ -30,10 +32,10 @@ BATCH = 16
 """How many chunks are written together: at most so many are lost where a run is killed."""
 
 TIMED_TOKENS = 1024
-"""Chunks of more tokens than this are not timed at the end: that would take longer than encoding them."""
+"""Chunks of more tokens than this are not timed: that would take longer than encoding them."""
 
-RUNS = 3
-"""How often each step is timed at the end; the median counts."""
+RUNS = 5
+"""How often ``--measure`` times each step; the median counts."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Encoded:
         nbytes: bytes of its KV.
         seconds: seconds that encoding took.
         error: why it failed.
+        origin: where the item is, which the library keeps of a chunk that was encoded, with the time of that.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Encoded:
     nbytes: int = 0
     seconds: float = 0.0
     error: str | None = None
+    origin: kj.Origin | None = None
 
 
 @dataclass
@@ -100,7 +104,8 @@ def encode_into(
         if not waiting:
             return
         try:
-            library.put_many([chunk for _, chunk in waiting], storage=storage)
+            origins = [done.items[place].origin for place, _ in waiting]
+            library.put_many([chunk for _, chunk in waiting], storage=storage, origins=origins)
         except (ValueError, OSError) as error:
             done.broken = str(error)
         for place, _ in waiting:
@@ -111,8 +116,9 @@ def encode_into(
 
     try:
         for source in items:
-            for name, segment in _segments(vlm, source):
+            for name, origin, segment in _segments(vlm, source):
                 result, chunk = _tried(vlm, library, name, segment, {chunk.key for _, chunk in waiting})
+                result = replace(result, origin=origin if _is_new(result) else replace(origin, encoded=None))
                 done.items.append(result)
                 if chunk is None:
                     report(result)
@@ -137,18 +143,18 @@ def _key(done: Progressed) -> str:
     return done.items[-1].key or ""
 
 
-def _segments(vlm: VisionLanguageModel, source: Source) -> Iterator[tuple[str, Segment | str]]:
-    """Names and prepared items of a file; where an item cannot be read, the reason in its place."""
-    for name, item in source.tried():
-        if isinstance(item, ValueError | OSError):
-            yield name, str(item)
+def _segments(vlm: VisionLanguageModel, source: Source) -> Iterator[tuple[str, kj.Origin, Segment | str]]:
+    """Names, origins and prepared items of a file; where an item cannot be read, the reason in its place."""
+    for part in source.parts():
+        if isinstance(part.item, ValueError | OSError):
+            yield part.name, part.origin, str(part.item)
             continue
         try:
-            segment = vlm.prepare(item)
+            segment = vlm.prepare(part.item)
         except FAILURES as error:
-            yield name, _reason(error)
+            yield part.name, part.origin, _reason(error)
         else:
-            yield name, segment
+            yield part.name, part.origin, segment
 
 
 def _reason(error: BaseException) -> str:
@@ -183,7 +189,7 @@ def _encoded(
 def run(options: Namespace) -> dict[str, Any]:
     """Run the command; returns what ``--json`` writes.
 
-    For a chunk of each padded length it has the reuses after which a patch has paid.
+    For a chunk of each length it has the reuses after which a patch has paid: computed, or measured where asked for.
 
     Raises:
         ValueError: there is nothing to encode.
@@ -192,18 +198,16 @@ def run(options: Namespace) -> dict[str, Any]:
     files = sources(options.paths, dpi=options.dpi, frames=options.frames)
     for source in files:
         if source.note:
-            print(_printable(source.note)[:80])
+            print(shortened(source.note, COLUMNS))
+    note_embedded(options.model)
     vlm = load(options.model)
     total = sum(source.count for source in files)
     with kj.ChunkLibrary.open(options.library, mode="a") as library:
         done = _shown(vlm, library, files, total, options.storage)
-        paid = [] if done.interrupted or done.broken else _timed(vlm, library, done)
-    for row in paid:
-        paid_after = f"pays after {row['break_even']:.1f} reuses" if row["break_even"] > 0 else "does not pay"
-        print(
-            f"{row['tokens']:5} tokens: a reuse {row['apply_ms']:.1f} ms, a prefill {row['reprefill_ms']:.1f} ms; "
-            f"a patch {paid_after}"
-        )
+        stopped = done.interrupted or done.broken
+        measured = [] if stopped or not options.measure else _timed(vlm, library, done)
+    paid = measured if options.measure else worth.rows(vlm, (each.tokens for each in done.items if _is_new(each)))
+    _print_worth(paid, measured=options.measure)
     counts = {status: sum(each.status == status for each in done.items) for status in ("encoded", "known", "failed")}
     size = sum(each.nbytes for each in done.items if each.status == "encoded")
     print(", ".join(f"{count} {status}" for status, count in counts.items()) + f"; {kibibytes(size)} of KV added")
@@ -213,6 +217,7 @@ def run(options: Namespace) -> dict[str, Any]:
         "interrupted": done.interrupted,
         "frames_left_out": {str(source.path): source.left_out for source in files if source.left_out},
         "break_even": paid,
+        "break_even_is": "measured" if options.measure else "computed from FLOPs",
     }
     stored = counts["encoded"] + counts["known"]
     if done.interrupted:
@@ -226,6 +231,24 @@ def run(options: Namespace) -> dict[str, Any]:
             f"kamera: {counts['failed']} of {len(done.items)} items could not be encoded; they are named above", result
         )
     return result
+
+
+def _is_new(each: Encoded) -> bool:
+    return each.status == "encoded"
+
+
+def _print_worth(rows: Sequence[dict[str, Any]], *, measured: bool) -> None:
+    """Print after how many reuses a patch has paid, and how that is known."""
+    for row in rows:
+        even = row["break_even"]
+        paid_after = f"pays after {even:.1f} reuses" if even is not None and even > 0 else "does not pay"
+        if measured:
+            costs = f"a reuse {row['apply_ms']:.1f} ms, a prefill {row['reprefill_ms']:.1f} ms"
+        else:
+            costs = f"a reuse {row['apply_flops'] / row['reprefill_flops']:.1%} of a prefill"
+        print(f"{row['tokens']:5} tokens: {costs}; a patch {paid_after}")
+    if rows and not measured:
+        print(worth.HOW)
 
 
 def _shown(
@@ -252,7 +275,7 @@ def _shown(
 
 def _timed(vlm: VisionLanguageModel, library: kj.ChunkLibrary, done: Progressed) -> list[dict[str, Any]]:
     """What steps take with one chunk of each padded length; nothing of those that are long, or after Ctrl-C."""
-    came = {bucket(each.tokens): each for each in done.items if each.status == "encoded" and each.key is not None}
+    came = {bucket(each.tokens): each for each in done.items if _is_new(each) and each.key is not None}
     rows: list[dict[str, Any]] = []
     limit = vlm.spec.max_positions
     try:
@@ -268,14 +291,10 @@ def _timed(vlm: VisionLanguageModel, library: kj.ChunkLibrary, done: Progressed)
     return rows
 
 
-def _printable(text: str) -> str:
-    """A text of one line, whatever a file's name holds."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
-
-
 def line(each: Encoded) -> str:
     """An item's line, within 80 columns; the part of the key that is shown is enough for ``--item``."""
     if each.key is None:
-        return _printable(f"failed: {each.name}: {each.error}")
+        return printable(f"failed: {each.name}: {each.error}")
     size = f"{each.tokens:5} tokens {kibibytes(each.nbytes):>11}"
-    return _printable(f"{each.key[:KEY]}  {size}  {each.status:7}  {each.name}")[:80]
+    row = f"{each.key[:KEY]}  {size}  {each.status:7}  "
+    return row + shortened(each.name, COLUMNS - len(row))

@@ -17,7 +17,11 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         epilog="example: kamera encode report.pdf screenshots/ --library library/",
     )
     command.add_argument(
-        "paths", nargs="+", type=Path, metavar="PATH", help="an image, .txt, .md or .pdf file, or a folder of them"
+        "paths",
+        nargs="+",
+        type=Path,
+        metavar="PATH",
+        help="an image, .txt, .md or .pdf file, pages of one as report.pdf:3 or report.pdf:3-5, or a folder of them",
     )
     add_pages(command)
     command.add_argument(
@@ -29,6 +33,11 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         choices=("exact", "int8"),
         default="exact",
         help="bit for bit, or in half the bytes of bf16 (default: exact)",
+    )
+    command.add_argument(
+        "--measure",
+        action="store_true",
+        help="time on this machine what a patch costs and saves, which is else computed; takes longer than encoding",
     )
     add_json(command)
     return command

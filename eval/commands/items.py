@@ -1,12 +1,14 @@
 """Files and folders that the command line names, as items to encode: images, text files and PDF files."""
 
 import os
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+import kamera_jax as kj
 from models.media import pdf
 from models.media.files import opened
 from models.media.frames import frame_count, image_frames
@@ -20,7 +22,22 @@ Frames = Literal["first", "all"]
 
 
 class NoItemsError(ValueError):
-    """A folder without any file that can be encoded."""
+    """A folder without any file that can be encoded, or pages that a file does not have."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """An item of a file.
+
+    Attributes:
+        name: for messages, as ``report.pdf, page 12``.
+        origin: where it is, as a library stores it.
+        item: what `kamera_jax.encode` takes, or the error where it cannot be read.
+    """
+
+    name: str
+    origin: kj.Origin
+    item: Any
 
 
 @dataclass(frozen=True)
@@ -32,6 +49,7 @@ class Source:
         count: how many items it gives.
         dpi: at which its pages are rendered.
         left_out: frames of an image file behind its first that are no items.
+        first: the first of the pages that are items; None where no pages are chosen.
         error: why the file cannot be opened; it then counts as one item, which cannot be read.
     """
 
@@ -39,6 +57,7 @@ class Source:
     count: int
     dpi: int
     left_out: int = 0
+    first: int | None = None
     error: ValueError | OSError | None = None
 
     @property
@@ -61,44 +80,83 @@ class Source:
 
     def tried(self) -> Iterator[tuple[str, Any]]:
         """As `items`, with the error in the place of an item that cannot be read."""
-        name = self.path.name
+        for part in self.parts():
+            yield part.name, part.item
+
+    def parts(self) -> Iterator[Part]:
+        """The file's items with where they are, with the error in the place of an item that cannot be read."""
         pages: Iterator[Any]
+        first = self.first or 1
         if self.error is not None:
-            yield name, self.error
+            yield self._part(self.error)
             return
         if self.path.suffix.lower() == ".pdf":
-            pages = pdf.rendered(self.path, dpi=self.dpi)
-        elif self.count > 1 or self.left_out:
-            pages = islice(image_frames(self.path), self.count)
+            pages = pdf.rendered(self.path, dpi=self.dpi, first=first)
+        elif self.count > 1 or self.left_out or self.first is not None:
+            pages = islice(image_frames(self.path), first - 1, None)
         else:
-            yield name, self.path
+            yield self._part(self.path)
             return
+        number = None if self.left_out else first
         try:
-            for number, page in enumerate(pages, start=1):
-                name = self.path.name if self.left_out else f"{self.path.name}, page {number}"
-                yield name, page
+            for page in islice(pages, self.count):
+                yield self._part(page, number)
+                number = None if number is None else number + 1
         except (ValueError, OSError) as error:
-            yield name, error
+            yield self._part(error, number)
+
+    def _part(self, item: Any, page: int | None = None) -> Part:
+        origin = kj.Origin(str(self.path), page)
+        return Part(origin.name, origin, item)
+
+
+_PAGES = re.compile(r"(?P<path>.+):(?P<first>[0-9]{1,9})(?:-(?P<last>[0-9]{1,9}))?", re.DOTALL)
+"""A file and pages of it: ``report.pdf:3`` or ``report.pdf:3-5``."""
+
+
+def is_path(text: str) -> bool:
+    """Whether a text names something on the disk, or pages of it: what is no path may be a key."""
+    named = _PAGES.fullmatch(text)
+    return os.path.lexists(text) or (named is not None and os.path.lexists(named["path"]))
+
+
+def natural(name: str) -> tuple[Any, ...]:
+    """What names are sorted by: numbers in them by their value, so that page-2 comes before page-10."""
+    parts: list[Any] = re.split(r"([0-9]+)", name.casefold())
+    for place in range(1, len(parts), 2):
+        digits = parts[place].lstrip("0")
+        parts[place] = (len(digits), digits)  # a number may have more digits than Python turns into one
+    return tuple(parts), name
+
+
+def _natural_path(path: Path) -> tuple[Any, ...]:
+    return tuple(natural(part) for part in path.parts)
 
 
 def sources(paths: Sequence[Path], *, dpi: int = pdf.DPI, frames: Frames = "first") -> list[Source]:
     """The files behind paths: folders give what can be encoded in them, at any depth, in the order of their names.
 
+    Numbers in names count by their value: page-2.png comes before page-10.png.
+
     Args:
-        paths: paths of files and folders.
+        paths: paths of files and folders; behind a file's may stand a colon and its pages, as ``report.pdf:3-5``.
         dpi: at which pages of PDF files are rendered.
         frames: whether animated images and image files of several pages give their first one or, named as the pages of
             a PDF file are, all of them.
 
     Raises:
         FileNotFoundError: there is no such path.
-        NoItemsError: a folder has no file that can be encoded.
+        NoItemsError: a folder has no file that can be encoded, or a file has no such pages.
     """
     listed: list[Source] = []
     for path in paths:
+        named = None if os.path.lexists(path) else _PAGES.fullmatch(str(path))
+        if named is not None and os.path.lexists(named["path"]):
+            listed.append(_paged(Path(named["path"]), int(named["first"]), int(named["last"] or named["first"]), dpi))
+            continue
         files = [path]
         if path.is_dir():
-            files = sorted(_below(path))
+            files = sorted(_below(path), key=_natural_path)
             if not files:
                 raise NoItemsError(f"{path} has no image, .txt, .md or .pdf file")
         elif not os.path.lexists(path):
@@ -119,6 +177,26 @@ def _below(folder: Path) -> Iterator[Path]:
             if path.suffix.lower() in (*IMAGES, *TEXTS, ".pdf"):
                 yield path
     yield from unlisted
+
+
+def _paged(path: Path, first: int, last: int, dpi: int) -> Source:
+    """Some pages of a file.
+
+    Raises:
+        NoItemsError: it has no such pages.
+    """
+    if path.is_dir():
+        raise NoItemsError(f"{path} is a folder, which has no pages; name a file of it")
+    whole = _source(path, dpi, "all")
+    if whole.error is not None:
+        return whole
+    if not 1 <= first <= last <= whole.count:
+        asked = f"page {first}" if first == last else f"pages {first} to {last}"
+        has = "1 page" if whole.count == 1 else f"{whole.count} pages"
+        raise NoItemsError(f"{path} has no {asked}: it has {has}")
+    if path.suffix.lower() != ".pdf" and whole.count == 1:
+        return whole
+    return replace(whole, first=first, count=last - first + 1)
 
 
 def _source(path: Path, dpi: int, frames: Frames) -> Source:

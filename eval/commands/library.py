@@ -3,17 +3,29 @@
 import gc
 import sys
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 import kamera_jax as kj
+from eval.commands.items import natural
+from eval.commands.names import COLUMNS, PLACE, counted, shortened
+from eval.commands.outputs import UnfinishedError
 from eval.report.console import kibibytes, show
+from kamera_jax.errors import ChunkNotFoundError, LibraryCorruptError
+from kamera_jax.library.facts import Exchanged, Item
+from kamera_jax.library.failures import LIBRARY
+from kamera_jax.library.opening import is_there
 
 KEY = 12
 """How many letters of a key are shown."""
+
+LEAST_NAME = 16
+"""Columns that a name has at least, however narrow the terminal."""
 
 
 def run(options: Namespace) -> dict[str, Any]:
@@ -21,6 +33,9 @@ def run(options: Namespace) -> dict[str, Any]:
     commands: dict[str, Callable[[Namespace], dict[str, Any]]] = {
         "ls": _ls,
         "info": _info,
+        "rm": _rm,
+        "export": _export,
+        "import": _import,
         "verify": _verify,
         "gc": _gc,
     }
@@ -32,21 +47,65 @@ def run(options: Namespace) -> dict[str, Any]:
 
 
 def whole_key(lib: kj.ChunkLibrary, start: str) -> str:
-    """The key of the one chunk or patch whose key begins with these letters.
+    """The key of the one chunk or patch whose key begins with these letters; see `kamera_jax.ChunkLibrary.resolve`.
 
     Raises:
-        ValueError: there is none, or several.
+        ChunkNotFoundError: there is none, and no such file.
+        AmbiguousKeyError: there are several.
     """
-    matching = sorted(key for key in (*lib.keys(), *lib.keys("patches")) if key.startswith(start))
-    if not matching:
-        raise ValueError(f"{lib.root} has no key that begins with {start!r}, and there is no such file")
-    if len(matching) > 1:
-        raise ValueError(f"{len(matching)} keys in {lib.root} begin with {start!r}; give more of it")
-    return matching[0]
+    try:
+        return lib.resolve(start)
+    except ChunkNotFoundError as error:
+        raise ChunkNotFoundError(f"{error}; and there is no such file") from error
+
+
+def matches(item: Item, text: str) -> bool:
+    """Whether a chunk's file and page have a text in them, whatever its letters' case; a page is none of its digits."""
+    if item.origin is None:
+        return False
+    where = item.origin.where.casefold()
+    return where.endswith(text.casefold()) if PLACE.search(text) else text.casefold() in where
+
+
+def named(lib: kj.ChunkLibrary, text: str) -> list[str]:
+    """The keys of chunks whose file and page have a text in them.
+
+    Raises:
+        ChunkNotFoundError: there are none.
+    """
+    found = [item for item in lib.items() if item.kind == "chunks" and matches(item, text)]
+    if not found:
+        raise ChunkNotFoundError(f"{lib.root} has no chunk of a file with {text!r} in its name; see kamera library ls")
+    return [item.key for item in sorted(found, key=_place)]
+
+
+def _place(item: Item) -> tuple[Any, ...]:
+    """What chunks are listed by: the names of their files, and their pages; those of no file behind the others."""
+    origin = item.origin
+    if origin is None:
+        return (True,)
+    return False, _place_of(origin.file), origin.page or 0, origin.time or 0.0
+
+
+@lru_cache(maxsize=2**12)
+def _place_of(file: str) -> tuple[Any, ...]:
+    return tuple(map(natural, Path(file).parts))
 
 
 def _ls(options: Namespace) -> dict[str, Any]:
     lib = kj.ChunkLibrary.open(options.library)
+    items = list(lib.items())
+    stats = lib.stats()
+    if unread := stats.chunks + stats.patches - len(items):
+        print(f"{unread} more cannot be read: see kamera library verify {options.library}", file=sys.stderr)
+    if any(item.origin for item in items):
+        items = _in_order(items)
+    title = f"{stats.chunks} chunks and {stats.patches} patches in {stats.packs} packs, {kibibytes(stats.bytes)}"
+    if options.name is not None:
+        chosen = {item.key for item in items if matches(item, options.name)}
+        items = [item for item in items if item.key in chosen or item.fields.get("chunk") in chosen]
+        title = f"{len(chosen)} of {stats.chunks} chunks have {shortened(options.name, 30)!r} in their names"
+    _print_items(items, title)
     rows = [
         {
             "key": item.key,
@@ -56,41 +115,65 @@ def _ls(options: Namespace) -> dict[str, Any]:
             "storage": item.fields.get("storage", "packed ranks"),
             "model": item.fields["model"],
             "of": item.fields.get("chunk"),
+            "origin": None if item.origin is None else dict(vars(item.origin)),
         }
-        for item in lib.items()
+        for item in items
     ]
-    stats = lib.stats()
-    if unread := stats.chunks + stats.patches - len(rows):
-        print(f"{unread} more cannot be read: see kamera library verify {options.library}", file=sys.stderr)
-    show(
-        _console(),
-        f"{stats.chunks} chunks and {stats.patches} patches in {stats.packs} packs, {kibibytes(stats.bytes)}",
-        ("key", "kind", "tokens", "size", "stored", "model"),
-        [
-            [
-                row["key"][:KEY],
-                "chunk" if row["of"] is None else f"patch of {row['of'][:KEY]}",
-                str(row["tokens"]),
-                kibibytes(row["bytes"]),
-                row["storage"],
-                row["model"][:KEY],
-            ]
-            for row in rows
-        ],
-    )
     return {"library": str(options.library), "stats": asdict(stats), "items": rows}
 
 
+def _in_order(items: Sequence[Item]) -> list[Item]:
+    """Chunks by their names, then patches in the order of their chunks."""
+    chunks = sorted((item for item in items if item.kind == "chunks"), key=_place)
+    order = {item.key: place for place, item in enumerate(chunks)}
+    patches = [item for item in items if item.kind == "patches"]
+    return chunks + sorted(patches, key=lambda item: order.get(item.fields["chunk"], len(order)))
+
+
+def _print_items(items: Sequence[Item], title: str) -> None:
+    console = _console()
+    models = {item.fields["model"] for item in items}
+    columns = ["key", "kind", "tokens", "size", "stored", *(["model"] if len(models) > 1 else []), "from"]
+    sizes = [kibibytes(item.bytes) for item in items]
+    widest = max(map(len, sizes), default=0)
+    rows: list[list[str]] = []
+    for item, size in zip(items, sizes, strict=True):
+        kind = {"chunks": "chunk", "patches": "patch"}[item.kind]
+        row = [item.key[:KEY], kind, f"{item.fields['length']:6}", size.rjust(widest)]
+        row.append(item.fields.get("storage", "packed"))
+        rows.append(row + ([item.fields["model"][:8]] if len(models) > 1 else []))
+    widths = [max(map(len, column)) for column in zip(columns[:-1], *rows, strict=True)]
+    room = max(console.width - sum(widths) - 2 * len(widths), LEAST_NAME)
+    for row, item in zip(rows, items, strict=True):
+        row.append(_source(item, room))
+    if len(models) == 1:
+        title += f"; model {next(iter(models))[:8]}"
+    show(console, title, columns, rows, right=False)
+
+
+def _source(item: Item, room: int) -> str:
+    """What a chunk was made from, or a patch was formed of and behind how many."""
+    if item.kind == "patches":
+        return shortened(f"of {item.fields['chunk'][:KEY]} behind {len(item.fields['antecedents'])}", room)
+    return "–" if item.origin is None else shortened(item.origin.name, room)
+
+
 def _info(options: Namespace) -> dict[str, Any]:
-    lib = kj.ChunkLibrary.open(options.library)
-    item = lib.info(whole_key(lib, options.key))
+    folder = options.library
+    key = options.key
+    if not is_there(folder / LIBRARY) and is_there(Path(key) / LIBRARY):
+        folder = Path(options.key)  # the key came first once
+        key = str(options.library)
+    lib = kj.ChunkLibrary.open(folder)
+    item = lib.info(key)
     spec = item.spec or {}
     shown = {
+        **({} if item.origin is None else item.origin.plain | {"file": shortened(item.origin.file, 60)}),
         **{name: value for name, value in item.fields.items() if value not in (None, [], "")},
         **{name: spec[name] for name in ("layers", "rot_dim", "free_dim", "heads") if name in spec},
         "size": kibibytes(item.bytes),
         "pack": item.pack,
-        "patches": len(item.patches),
+        "patches": _short([each[:KEY] for each in item.patches]) if item.patches else "0",
     }
     show(_console(), item.key, ("", ""), [[name, _short(value)] for name, value in shown.items()], right=False)
     return asdict(item)
@@ -99,6 +182,82 @@ def _info(options: Namespace) -> dict[str, Any]:
 def _short(value: Any) -> str:
     text = ", ".join(str(each)[:KEY] for each in value) if isinstance(value, list | tuple) else str(value)
     return text if len(text) <= 60 else text[:59] + "…"
+
+
+def _chosen(lib: kj.ChunkLibrary, options: Namespace) -> list[str]:
+    """The keys that are named, and those of the files that are.
+
+    Raises:
+        ValueError: none is, or one that is not there.
+    """
+    keys = [lib.resolve(each) for each in options.keys]
+    if missing := [key for key in keys if not lib.has(key)]:
+        try:
+            lib.info(missing[0])
+        except LibraryCorruptError:  # lost with its pack, and still to be removed
+            if options.action != "rm":
+                raise
+    if options.name is not None:
+        keys += named(lib, options.name)
+    if not keys:
+        everything = ", or everything with --all" if options.action == "export" else ""
+        raise ValueError(f"name the keys of chunks or patches in {lib.root}, or their files with --name{everything}")
+    return list(dict.fromkeys(keys))
+
+
+def _rm(options: Namespace) -> dict[str, Any]:
+    kj.ChunkLibrary.open(options.library)  # which makes none
+    with kj.ChunkLibrary.open(options.library, mode="a") as lib:
+        items = {key: _readable(lib, key) for key in _chosen(lib, options)}  # all of them before one is removed
+        there = [item for item in items.values() if item is not None]
+        patches = {key for item in there for key in item.patches}
+        patches |= {item.key for item in there if item.kind == "patches"}
+        size = sum(item.bytes for key in {*items, *patches} if (item := _readable(lib, key)) is not None)
+        for key, item in items.items():
+            lib.delete(key)
+            count = 0 if item is None else len(item.patches)
+            also = f" with {counted(count, 'patch', 'patches')}" if count else ""
+            row = f"{key[:KEY]}  removed{also}  "
+            print(row + ("its pack was gone" if item is None else _source(item, COLUMNS - len(row))))
+    removed = [*items, *sorted(patches - items.keys())]
+    chunks = counted(len(items.keys() - patches), "chunk")
+    of_them = counted(len(patches), "patch", "patches")
+    print(f"{chunks} and {of_them} removed, {kibibytes(size)}; their room comes back with")
+    print(f"  kamera library gc {options.library}")
+    return {"library": str(options.library), "removed": removed, "bytes": size}
+
+
+def _readable(lib: kj.ChunkLibrary, key: str) -> Item | None:
+    try:
+        return lib.info(key)
+    except LibraryCorruptError:
+        return None
+
+
+def _export(options: Namespace) -> dict[str, Any]:
+    lib = kj.ChunkLibrary.open(options.library)
+    done = lib.export(options.to, None if options.all else _chosen(lib, options))
+    return _exchanged(options, done, lib, options.to)
+
+
+def _import(options: Namespace) -> dict[str, Any]:
+    if not is_there(options.other):
+        raise FileNotFoundError(f"there is no folder and no file {options.other}")  # before a library is made
+    with kj.ChunkLibrary.open(options.library, mode="a") as lib:
+        done = lib.import_from(options.other)
+        return _exchanged(options, done, lib, lib.root)
+
+
+def _exchanged(options: Namespace, done: Exchanged, lib: kj.ChunkLibrary, to: Path) -> dict[str, Any]:
+    for problem in done.failed.values():
+        print(problem, file=sys.stderr)
+    known = f", {done.known} were there already" if done.known else ""
+    copied = f"{counted(done.chunks, 'chunk')} and {counted(done.patches, 'patch', 'patches')} copied"
+    print(f"{copied}, {kibibytes(done.bytes)}{known}")
+    result = {"library": str(options.library), "to": str(to), **asdict(done)}
+    if done.failed:
+        raise UnfinishedError(f"kamera: {len(done.failed)} could not be copied; they are named above", result)
+    return result
 
 
 def _verify(options: Namespace) -> dict[str, Any]:
@@ -132,4 +291,4 @@ def _gc(options: Namespace) -> dict[str, Any]:
 
 
 def _console() -> Console:
-    return Console(emoji=False, highlight=False)
+    return Console(emoji=False, highlight=False, markup=False)

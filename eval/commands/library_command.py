@@ -7,22 +7,43 @@ from typing import Any
 from eval.commands.arguments import add_json
 
 ACTIONS = (
-    ("ls", "list every chunk and patch"),
+    ("ls", "list the chunks and patches, with the files they come from"),
     ("info", "show one chunk or patch"),
+    ("rm", "remove chunks, with their patches, or patches"),
+    ("export", "copy chunks, with their patches, to another library or into one file"),
+    ("import", "copy everything from another library, or from a file that export wrote"),
     ("verify", "read everything and compare it with its digests"),
     ("gc", "free the space of what was deleted, and merge small packs"),
 )
 
+_KEY = "key of a chunk or a patch, or the beginning of one"
+
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
     """Add the command to the others."""
-    command = commands.add_parser("library", help="list, show, verify or collect a chunk library")
+    command = commands.add_parser("library", help="list, show, remove, copy, verify or collect a chunk library")
     actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
     for name, help_text in ACTIONS:
         action = actions.add_parser(name, help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
-        if name == "info":
-            action.add_argument("key", metavar="KEY", help="key of a chunk or a patch, or the beginning of one")
         action.add_argument("library", type=Path, metavar="DIR", help="the library's folder")
+        if name == "ls":
+            action.add_argument("name", nargs="?", metavar="TEXT", help="only chunks of files with this in their names")
+        if name == "info":
+            action.add_argument("key", metavar="KEY", help=_KEY)
+        if name in ("rm", "export"):
+            action.add_argument("keys", nargs="*", metavar="KEY", help=_KEY)
+            action.add_argument("--name", metavar="TEXT", help="also all chunks of files with this in their names")
+        if name == "export":
+            action.add_argument("--all", action="store_true", help="everything there is")
+            action.add_argument(
+                "--to",
+                type=Path,
+                required=True,
+                metavar="OTHER",
+                help="another library's folder, made if it is missing, or a new file whose name ends in .tar",
+            )
+        if name == "import":
+            action.add_argument("other", type=Path, metavar="OTHER", help="the other library's folder, or the file")
         add_json(action)
     return command
 

@@ -14,6 +14,7 @@ from kamera_jax.chunk import Chunk
 from kamera_jax.errors import ChunkNotFoundError, LibraryCorruptError
 from kamera_jax.library.fields import check_kv
 from kamera_jax.library.packs import Pack
+from kamera_jax.library.reading import Reader
 from kamera_jax.library.rows import chunk_of, codec_of
 from kamera_jax.record import Plain
 
@@ -39,6 +40,21 @@ class Stacked:
         about = self.about[row]
         about = {**about, "codec": codec_of(about["codec"], about["storage"]), "storage": "exact"}
         return chunk_of(about, self.specs.get(str(about["spec"])), {name: a[row] for name, a in self.arrays.items()})
+
+
+def restore_pack(reader: Reader, name: str, sharding: jax.sharding.Sharding | None) -> tuple[Stacked, ...]:
+    """All chunks of the pack of a name; see `ChunkLibrary.restore`."""
+    index = reader.index
+    index.refresh()
+    check = reader.checks_pack(name)
+    try:
+        pack = index.pack(name)
+        stacked = restore(pack, index.live(name), sharding, verified=check)
+    except (KeyError, FileNotFoundError) as error:
+        raise ChunkNotFoundError(f"{reader.root} has no pack {name!r} of chunks; packs() names them") from error
+    if check:
+        reader.checked_pack(name)
+    return stacked
 
 
 def restore(

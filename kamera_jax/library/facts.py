@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from kamera_jax.library.origin import Origin
 from kamera_jax.library.rows import Kind
 
 
@@ -40,6 +41,7 @@ class Item:
         bytes: of the arrays, as stored.
         pack: where they lie.
         patches: keys of the patches of a chunk.
+        origin: where a chunk came from; None if that is not known.
     """
 
     key: str
@@ -49,6 +51,7 @@ class Item:
     bytes: int
     pack: str
     patches: tuple[str, ...] = ()
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True)
@@ -91,3 +94,21 @@ class Collected:
     swept: int
     kept: tuple[str, ...]
     left: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Exchanged:
+    """What `ChunkLibrary.export` and `ChunkLibrary.import_from` did.
+
+    Attributes:
+        chunks, patches: how many were copied.
+        known: how many the other library had already.
+        bytes: of the arrays of what was copied.
+        failed: why others could not be copied, by key.
+    """
+
+    chunks: int
+    patches: int
+    known: int
+    bytes: int
+    failed: dict[str, str]

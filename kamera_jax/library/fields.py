@@ -22,6 +22,9 @@ NAME_LENGTH = 150
 AXES = 8
 """Of an array of a row, at most."""
 
+FILE_LENGTH = 4096
+"""Letters of the name of a file that a chunk came from, at most: those of a path."""
+
 UNPACKED = 256
 """A patch takes at most so many times the bytes that are stored of it, or `UNPACKED_BYTES`."""
 
@@ -79,6 +82,13 @@ _SIZES = (_is_sizes, "whole numbers from 0 to 2^31")
 _NUMBERS = (_is_numbers, "finite numbers")
 
 
+_ENCODED = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}Z", re.ASCII)
+
+
+def _is_encoded(value: Any) -> bool:
+    return isinstance(value, str) and _ENCODED.fullmatch(value) is not None
+
+
 def _or_none(rule: tuple[Callable[[Any], bool], str]) -> tuple[Callable[[Any], bool], str]:
     return lambda value: value is None or rule[0](value), f"{rule[1]}, or None"
 
@@ -102,6 +112,17 @@ _CHUNK: Rules = {
 }
 _PATCH: Rules = {**_OF_BOTH, "chunk": _KEY_RULE, "ranks": _SIZES, "components": _SIZE, "rows": _SIZE}
 _SKETCH: Rules = {"layers": _SIZES, "weights": _NUMBERS, "tokens": _SIZE}
+_ORIGIN: Rules = {
+    "file": (
+        lambda value: isinstance(value, str) and 0 < len(value) <= FILE_LENGTH,
+        f"a text of 1 to {FILE_LENGTH} letters",
+    )
+}
+_ORIGIN_IF_KNOWN: Rules = {
+    "page": (lambda value: _is_size(value) and value > 0, "a whole number from 1 to 2^31"),
+    "time": (lambda value: _is_number(value) and value >= 0, "a finite number of at least 0"),
+    "encoded": (_is_encoded, "a time in UTC, such as 2026-11-30T09:15:00Z"),
+}
 _SPEC: Rules = {
     **dict.fromkeys(("layers", "rot_dim", "free_dim", "heads"), _SIZE),
     "dtype": (lambda value: value in FLOATS, f"one of {', '.join(FLOATS)}"),
@@ -137,9 +158,23 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:60]}… ({type(value).__name__})"
 
 
+def check_about(about: Any, of_patch: bool) -> None:
+    """Raise ValueError unless plain fields are those of a chunk or of a patch, as far as they show it by themselves."""
+    _check_fields(about, _PATCH if of_patch else _CHUNK, "the patch" if of_patch else "the chunk")
+    if not of_patch and about.get("origin") is not None:
+        check_origin(about["origin"])
+
+
+def check_origin(origin: Any) -> None:
+    """Raise ValueError unless plain fields say where a chunk came from; see `kamera_jax.library.origin.Origin`."""
+    _check_fields(origin, _ORIGIN, "the chunk's origin")
+    known = {name: rule for name, rule in _ORIGIN_IF_KNOWN.items() if origin.get(name) is not None}
+    _check_fields(origin, known, "the chunk's origin")
+
+
 def check_chunk(about: Any, spec: Any, leaves: Arrays) -> None:
     """Raise ValueError unless plain fields, a model's spec (or None) and arrays make a chunk."""
-    _check_fields(about, _CHUNK, "the chunk")
+    check_about(about, of_patch=False)
     if spec is not None:
         check_spec(spec)
     check_kv(about, leaves)
@@ -177,7 +212,7 @@ def check_kv(about: Mapping[str, Any], leaves: Arrays) -> None:
 
 def check_patch(about: Any, leaves: Arrays) -> None:
     """Raise ValueError unless plain fields and packed arrays make a patch, of no more bytes than `UNPACKED` allows."""
-    _check_fields(about, _PATCH, "the patch")
+    check_about(about, of_patch=True)
     if about.get("sketch") is not None:
         _check_fields(about["sketch"], _SKETCH, "the patch's sketch")
     ranks = about["ranks"]

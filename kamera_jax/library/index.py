@@ -259,6 +259,20 @@ class Index:
                 key for key, packs in self._rows.items() if any(self._packs[name].kind == kind for name in packs)
             )
 
+    def keys_from(self, start: str) -> dict[str, set[Kind]]:
+        """Keys that begin so, in order, and of which kinds they are; those of what was lost with its pack too."""
+        with self._lock:
+            found: dict[str, set[Kind]] = {key: self.kinds_of(key) for key in self._rows if key.startswith(start)}
+            for key in self._missing_packs():
+                if key.startswith(start) and (pack := self.lost_pack(key)) is not None:
+                    found[key] = {self._missing[pack].kind}
+            return dict(sorted(found.items()))
+
+    def patched_from(self, start: str) -> tuple[str, ...]:
+        """Keys of chunks that begin so and that have patches which are alive; the chunk need not be there."""
+        with self._lock:
+            return tuple(sorted(key for key in self._patches if key.startswith(start) and self.patches(key)))
+
     def patches(self, chunk: str) -> tuple[str, ...]:
         """Keys of the patches of a chunk that are alive."""
         with self._lock:

@@ -1,44 +1,37 @@
 """The chunk library: what was encoded once, found by its content, in every process that opens the folder."""
 
-import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 
 from kamera_jax.arguments import check_choice, check_type
 from kamera_jax.chunk import Chunk, Patch
-from kamera_jax.errors import (
-    ChunkNotFoundError,
-    LibraryCorruptError,
-    LibraryReadOnlyError,
-)
+from kamera_jax.errors import ArgumentError, ChunkNotFoundError, LibraryReadOnlyError
 from kamera_jax.kv import KV
-from kamera_jax.library import bulk, collection, marks
+from kamera_jax.library import bulk, collection, exchange, marks
 from kamera_jax.library.arrays import writer
 from kamera_jax.library.bulk import Stacked
-from kamera_jax.library.commit import LOCK, PACK_BYTES, STAGING, Committer, named_errors
-from kamera_jax.library.facts import Collected, Item, LibraryReport, LibraryStats
+from kamera_jax.library.commit import LOCK, STAGING, Committer, named_errors
+from kamera_jax.library.facts import Collected, Exchanged, Item, LibraryReport, LibraryStats
 from kamera_jax.library.failures import reading_errors
 from kamera_jax.library.files import locked
 from kamera_jax.library.forked import check_unforked
 from kamera_jax.library.index import Index
 from kamera_jax.library.layout import check_format, make
 from kamera_jax.library.leftovers import size, sweep
-from kamera_jax.library.manifest import KEY
-from kamera_jax.library.packs import THREADS, Pack
+from kamera_jax.library.origin import Origin
+from kamera_jax.library.packs import THREADS
+from kamera_jax.library.reading import Reader, Verify
 from kamera_jax.library.rows import Kind, Storage, chunk_of, kv_leaves, patch_of, row_of
-from kamera_jax.record import Arrays, Plain
+from kamera_jax.library.storing import put_all
 
 Mode = Literal["r", "a"]
-Verify = Literal["always", "first", "never"]
-
-_ATTEMPTS = 5
 
 
 class ChunkLibrary:
@@ -53,10 +46,9 @@ class ChunkLibrary:
         self.root = root
         self.mode = mode
         self._pid = os.getpid()
-        self._verify = verify
         self._index = Index(root)
+        self._reader = Reader(root, self._index, verify)
         self._committer = Committer(root, self._index)
-        self._checked: set[str] = set()
         self._index.refresh(force=True)
 
     @classmethod
@@ -93,13 +85,15 @@ class ChunkLibrary:
         with reading_errors(root):
             return cls(root, mode, verify)
 
-    def put(self, item: Chunk | Patch, *, storage: Storage = "exact") -> str:
+    def put(self, item: Chunk | Patch, *, storage: Storage = "exact", origin: Origin | None = None) -> str:
         """Store a chunk or a patch; nothing is written if its key is there already.
 
         Args:
             item: of any model. A patch can be stored without its chunk, and a kept turn as any chunk.
             storage: of a chunk's KV: ``"exact"``, or ``"int8"`` at about half the bytes of bf16; docs/library.md has
                 what that costs. Patches are stored as they are.
+            origin: where a chunk came from; `info` and `items` give it back. It is no part of the key: of equal
+                content from two places the first place is kept, until the chunk is deleted.
 
         Returns:
             Its key: for `get`, or for `get_patch`.
@@ -111,56 +105,66 @@ class ChunkLibrary:
             MissingKeyError: it has no key: its arrays may hold anything.
             UnstorableError: something in it cannot be stored, or would not come back as it is.
             ForkedProcessError: the library was opened before this process was forked.
-            ValueError: it is no chunk and no patch.
+            ValueError: it is no chunk and no patch, or a patch with an origin.
         """
-        return self.put_async(item, storage=storage).result()
+        return self.put_async(item, storage=storage, origin=origin).result()
 
-    def put_async(self, item: Chunk | Patch, *, storage: Storage = "exact") -> "Future[str]":
+    def put_async(
+        self, item: Chunk | Patch, *, storage: Storage = "exact", origin: Origin | None = None
+    ) -> "Future[str]":
         """Store an item without waiting: the future gives its key; the item is copied before this returns. See `put`.
 
         What is put while the writer is busy is written together. Waits when too much is waiting.
         """
         self._check_writable()
-        future = self._committer.add(row_of(item, storage))
+        future = self._committer.add(row_of(item, storage, origin))
         self._committer.flush()
         return future
 
-    def put_many(self, items: Iterable[Chunk | Patch], *, storage: Storage = "exact") -> list[str]:
+    def put_many(
+        self,
+        items: Iterable[Chunk | Patch],
+        *,
+        storage: Storage = "exact",
+        origins: Iterable[Origin | None] | None = None,
+    ) -> list[str]:
         """Store items in packs of 256 MiB: the way to store many. See `put`.
 
         An item that cannot be stored costs no other: all others are stored before its error is raised.
+
+        Args:
+            items, storage: see `put`.
+            origins: where each item came from, in the same order; None for what has none, such as a patch.
         """
         self._check_writable()
         check_choice(storage, get_args(Storage), "storage")
-        check_type(items, Iterable, "items", "chunks and patches; for one item [item]")
-        futures: list[Future[str]] = []
-        size = 0
-        try:
-            for item in items:
-                try:
-                    row = row_of(item, storage)
-                except ValueError as error:
-                    futures.append(Future())
-                    futures[-1].set_exception(error)
-                    continue
-                futures.append(self._committer.add(row))
-                size += row.nbytes
-                if size >= PACK_BYTES:
-                    self._committer.flush()
-                    size = 0
-        finally:
-            self._committer.flush()
-        wait(futures)
-        return [future.result() for future in futures]
+        return put_all(self._committer, items, storage, origins)
+
+    def resolve(self, key: str, kind: Kind | None = None) -> str:
+        """The one key that begins with some hexadecimal digits; a whole key is given back without a look.
+
+        `get` and all others that take a key do this first, `find` alone takes whole keys only.
+
+        Args:
+            key: at least the first 4 digits of it.
+            kind: of chunks or of patches; of both by default.
+
+        Raises:
+            ChunkNotFoundError: no key begins so, or it is too short to tell.
+            AmbiguousKeyError: several keys do.
+        """
+        check_choice(kind, (*get_args(Kind), None), "kind")
+        return self._reader.resolve(key, kind)
 
     def get(self, key: str) -> Chunk:
-        """A chunk.
+        """A chunk, by its key or the beginning of it, see `resolve`.
 
         Raises:
             ChunkNotFoundError: there is none of this key.
+            AmbiguousKeyError: several keys begin so.
             LibraryCorruptError: it is not as it was written, or its pack is gone.
         """
-        return chunk_of(*self._row(key, "chunks"))
+        return chunk_of(*self._reader.row(self.resolve(key, "chunks"), "chunks"))
 
     def find(self, key: str, codec: str | None = None) -> Chunk | None:
         """See `kamera_jax.store.Store.find`.
@@ -168,8 +172,9 @@ class ChunkLibrary:
         Raises:
             LibraryCorruptError: it is there, and not as it was written.
         """
+        check_type(key, str, "key", "of a chunk")
         try:
-            chunk = self.get(key)
+            chunk = chunk_of(*self._reader.row(key, "chunks"))
         except ChunkNotFoundError:
             return None
         return chunk if codec in (None, chunk.codec) else None
@@ -179,13 +184,14 @@ class ChunkLibrary:
 
     def get_many(self, keys: Iterable[str]) -> list[Chunk]:
         """Chunks in the order of their keys, read several at once; see `get`."""
-        check_type(keys, Iterable, "keys", "what put returned for each; for one chunk use get(key)")
+        _check_keys(keys)
         with ThreadPoolExecutor(THREADS) as pool:
-            return [chunk_of(*row) for row in pool.map(lambda key: self._row(key, "chunks"), keys)]
+            rows = pool.map(lambda key: self._reader.row(self.resolve(key, "chunks"), "chunks"), keys)
+            return [chunk_of(*row) for row in rows]
 
     def get_patch(self, key: str) -> Patch:
         """A patch by the key that `put` gave for it; raises as `get`."""
-        about, _, leaves = self._row(key, "patches")
+        about, _, leaves = self._reader.row(self.resolve(key, "patches"), "patches")
         return patch_of(about, leaves)
 
     def get_kv(self, key: str, layers: slice = slice(None)) -> KV:
@@ -198,11 +204,11 @@ class ChunkLibrary:
         Returns:
             KV [l, T, ·].
         """
-        _check_key(key)
+        key = self.resolve(key, "chunks")
         check_type(layers, slice, "layers", "consecutive layers, such as slice(0, 2)")
         if layers.step not in (None, 1):
             raise ValueError(f"layers must be consecutive; got {layers}")
-        _, (about, _, leaves) = self._pack_and_row(
+        _, (about, _, leaves) = self._reader.pack_and_row(
             key, "chunks", wanted=lambda name: name.startswith("kv."), layers=layers
         )
         kv = kv_leaves(about, leaves)
@@ -215,16 +221,18 @@ class ChunkLibrary:
             key: of the chunk.
             antecedents: only those formed after these chunks, in this order.
         """
-        _check_key(key)
+        key = self._reader.resolve_patched(key)
         self._index.refresh()
         patches = (self.get_patch(patch) for patch in self._index.patches(key))
         return tuple(patch for patch in patches if antecedents is None or patch.antecedents == tuple(antecedents))
 
     def has(self, key: str) -> bool:
-        """Whether a chunk or patch of this key can be read."""
-        _check_key(key)
-        self._index.refresh()
-        return bool(self._index.packs_of(key))
+        """Whether a chunk or patch of this key can be read.
+
+        Raises:
+            AmbiguousKeyError: it is the beginning of several keys.
+        """
+        return self._reader.has(key)
 
     def keys(self, kind: Kind = "chunks") -> tuple[str, ...]:
         """The keys of all chunks, or of all patches."""
@@ -234,31 +242,14 @@ class ChunkLibrary:
 
     def info(self, key: str) -> Item:
         """What is stored under a key, of a chunk or of a patch; no array is read. Raises as `get`."""
-        _check_key(key)
-        self._index.refresh()
-        kind: Kind = "patches" if "patches" in self._index.kinds_of(key) else "chunks"
-        pack, _ = self._pack_and_row(key, kind, wanted=lambda name: False)
-        return self._item(pack, key, kind)
+        return self._reader.item(self.resolve(key))
 
     def items(self) -> Iterator[Item]:
         """What is stored under every key, of chunks and then of patches; see `info`. What cannot be read is left out.
 
         What is put or deleted meanwhile is among them or not.
         """
-        self._index.refresh()
-        for kind in get_args(Kind):
-            for key in self._index.keys(kind):
-                with contextlib.suppress(LibraryCorruptError, ChunkNotFoundError):
-                    try:
-                        if (pack := self._index.find(key, kind)) is not None:
-                            yield self._item(pack, key, kind)
-                    except FileNotFoundError:  # collected meanwhile
-                        yield self.info(key)
-
-    def _item(self, pack: Pack, key: str, kind: Kind) -> Item:
-        about, spec, nbytes = pack.facts(key)
-        patches = self._index.patches(key) if kind == "chunks" else ()
-        return Item(key, kind, about, spec, nbytes, pack.folder.name, patches)
+        return self._reader.items()
 
     def delete(self, key: str) -> bool:
         """Remove a chunk with its patches, or a patch; whether there was something to remove.
@@ -267,10 +258,63 @@ class ChunkLibrary:
 
         Raises:
             LibraryReadOnlyError: see `put`.
+            AmbiguousKeyError: it is the beginning of several keys; nothing is removed.
         """
-        _check_key(key)
         self._check_writable()
+        try:
+            key = self.resolve(key)
+        except ChunkNotFoundError:
+            return False
         return collection.delete(self._committer, key)
+
+    def export(self, to: str | Path, keys: Iterable[str] | None = None) -> Exchanged:
+        """Copy chunks and patches to another library, or to one file: as they are stored, with their origins.
+
+        Args:
+            to: a folder that is a library, is empty or is not there yet; or a file whose name ends in ``.tar``, which
+                is not there yet. What is not there yet comes there whole or not at all.
+            keys: of chunks, whose patches go along, and of patches, or their beginnings; everything by default.
+
+        Returns:
+            What was copied, and what was not: it is not as it was written.
+
+        Raises:
+            ExportError: something else is there, or nothing can be written there.
+            ChunkNotFoundError, AmbiguousKeyError, LibraryCorruptError: of a key, as `get`; nothing is copied then.
+            LibraryFullError, LibraryDiskError: see `put`.
+        """
+        check_type(to, (str, os.PathLike), "to", "a folder, or a file whose name ends in .tar")
+        path = Path(to).absolute()
+        exchange.check_target(self.root, path)
+        reader = Reader(self.root, self._index, "always")
+        wanted = exchange.selected(reader, None if keys is None else _check_keys(keys))
+        if path.is_dir():
+            return self._exported(reader, path, wanted)
+        with exchange.beside(path) as place:
+            return self._exported(reader, place, wanted)
+
+    def _exported(self, reader: Reader, to: Path, wanted: dict[str, Kind]) -> Exchanged:
+        with ChunkLibrary.open(to, mode="a") as other:
+            return exchange.copy(reader, other._committer, wanted)
+
+    def import_from(self, other: str | Path, keys: Iterable[str] | None = None) -> Exchanged:
+        """Copy chunks and patches from another library, or from a file that `export` wrote; see `export`.
+
+        What is there already stays as it is. Whoever made the other library, what comes from it is checked as what is
+        put is.
+
+        Raises:
+            LibraryNotFoundError, LibraryVersionError: there is none, or none that this version reads.
+            LibraryArchiveError: the file holds none, or has links in it.
+            LibraryReadOnlyError, LibraryFullError, LibraryDiskError: see `put`; what came before is there.
+            ChunkNotFoundError, AmbiguousKeyError, LibraryCorruptError: of a key, as `get`; nothing is copied then.
+        """
+        self._check_writable()
+        check_type(other, (str, os.PathLike), "other", "a library's folder, or a file that export wrote")
+        with exchange.opened(self.root, Path(other).absolute()) as root:
+            reader = ChunkLibrary.open(root)._reader
+            wanted = exchange.selected(reader, None if keys is None else _check_keys(keys))
+            return exchange.copy(reader, self._committer, wanted)
 
     def verify(self) -> LibraryReport:
         """Read everything and compare it with its digests. Raises nothing: the report says what is wrong."""
@@ -324,17 +368,7 @@ class ChunkLibrary:
             ValueError: the sharding does not split the arrays evenly, or its devices cannot take them.
         """
         check_type(pack, str, "pack", "one of what packs() returns")
-        self._index.refresh()
-        check = self._verify == "always" or (self._verify == "first" and pack not in self._checked)
-        try:
-            files = self._index.pack(pack)
-            live = self._index.live(pack)
-            stacked = bulk.restore(files, live, sharding, verified=check)
-        except (KeyError, FileNotFoundError) as error:
-            raise ChunkNotFoundError(f"{self.root} has no pack {pack!r} of chunks; packs() names them") from error
-        if check:
-            self._checked.add(pack)
-        return stacked
+        return bulk.restore_pack(self._reader, pack, sharding)
 
     def close(self) -> None:
         """Wait for what was put, and write down what is where, so that the next to open need not look."""
@@ -358,42 +392,9 @@ class ChunkLibrary:
         if self.mode == "r":
             raise LibraryReadOnlyError(f"{self.root} was opened for reading; open it with mode='a'")
 
-    def _row(self, key: str, kind: Kind) -> tuple[Plain, Plain | None, Arrays]:
-        """The row of a key; see `Pack.row`."""
-        _check_key(key)
-        return self._pack_and_row(key, kind)[1]
 
-    def _pack_and_row(
-        self, key: str, kind: Kind, *, wanted: Callable[[str], bool] | None = None, layers: slice = slice(None)
-    ) -> tuple[Pack, tuple[Plain, Plain | None, Arrays]]:
-        """The pack that holds a key, and its row; another pack's where one is collected meanwhile."""
-        for attempt in range(_ATTEMPTS):
-            self._index.refresh(force=attempt > 0)
-            try:
-                if (pack := self._index.find(key, kind)) is None:
-                    break
-                place = f"{pack.folder.name}.{key}"
-                known = place in self._checked or pack.folder.name in self._checked
-                check = self._verify == "always" or (self._verify == "first" and not known)
-                row = pack.row(key, wanted=wanted, layers=layers, verified=check)
-            except FileNotFoundError:
-                continue
-            if check and wanted is None:
-                self._checked.add(place)
-            return pack, row
-        raise self._missing(key, kind)
-
-    def _missing(self, key: str, kind: Kind) -> ValueError:
-        if (pack := self._index.lost_pack(key)) is not None:
-            return LibraryCorruptError(f"the pack {pack} of {key[:12]} in {self.root} is gone; put it anew")
-        if self._index.packs_of(key):
-            other = {"chunks": "a patch: use get_patch", "patches": "a chunk: use get"}[kind]
-            return ChunkNotFoundError(f"{key[:12]} in {self.root} is the key of {other}")
-        damaged = len(self._index.damaged)
-        why = f"; {damaged} of its packs cannot be read, see verify()" if damaged else ""
-        what = key[:12] if KEY.fullmatch(key) else repr(key)
-        return ChunkNotFoundError(f"{self.root} holds nothing under {what}{why}: it was never stored, or was deleted")
-
-
-def _check_key(key: Any) -> None:
-    check_type(key, str, "key", "what put returned, or the key of a chunk or patch")
+def _check_keys(keys: Iterable[str]) -> Iterable[str]:
+    check_type(keys, Iterable, "keys", "what put returned for each; for one chunk [key]")
+    if isinstance(keys, str):
+        raise ArgumentError(f"keys is {keys!r:.80}; expected several, what put returned for each; for one chunk [key]")
+    return keys

@@ -14,6 +14,7 @@ import numpy as np
 
 from kamera_jax.errors import LibraryCorruptError, NotRegularError, UnstorableError
 from kamera_jax.library import arrays
+from kamera_jax.library.fields import check_about
 from kamera_jax.library.files import MALFORMED, SEALED_BYTES, digests, read_sealed, sha256, sync_tree, write_sealed
 from kamera_jax.library.manifest import Leaf, Manifest, arranged
 from kamera_jax.library.opening import check_folders, folder_stamp, kind_of, open_regular
@@ -122,6 +123,7 @@ class Pack:
         """A row's plain fields, its model's spec, and the bytes of its arrays, which are not read; raises as `row`."""
         with self.manifest_errors():
             about = dict(self.manifest.entries[key]["about"])
+            check_about(about, of_patch=self.manifest.kind == "patches")
             return about, self.manifest.specs.get(str(about.get("spec"))), self.manifest.row_nbytes(key)
 
     @contextmanager

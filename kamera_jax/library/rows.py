@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import jax
 import numpy as np
 
+from kamera_jax.arguments import check_type
 from kamera_jax.chunk import Chunk, Patch
 from kamera_jax.errors import DonatedError, LibraryCorruptError, MissingKeyError, UnstorableError
 from kamera_jax.handle import deleted
@@ -18,6 +19,7 @@ from kamera_jax.library import int8
 from kamera_jax.library.arrays import DTYPES
 from kamera_jax.library.fields import AXES, KEY, NAME, NAME_LENGTH, check_chunk, check_kv, check_patch, check_spec
 from kamera_jax.library.files import MALFORMED, sha256
+from kamera_jax.library.origin import Origin
 from kamera_jax.record import Arrays, Plain, join_chunk, join_patch, spec_of, split_chunk, split_patch
 
 Storage = Literal["exact", "int8"]
@@ -74,11 +76,11 @@ def digest(array: np.ndarray, count: int) -> str:
     return "".join(sha256(part) for part in payload.reshape(count, payload.size // count)) if count else ""
 
 
-def row_of(item: Chunk | Patch, storage: Storage) -> Row:
+def row_of(item: Chunk | Patch, storage: Storage, origin: Origin | None = None) -> Row:
     """A copy that shares nothing with the device, of an item that comes back as it is.
 
     Raises:
-        ValueError: neither a chunk nor a patch, or an unknown storage.
+        ValueError: neither a chunk nor a patch, an unknown storage, or the origin of a patch.
         MissingKeyError: it has no key.
         UnstorableError: something in it cannot be stored, or would not come back as it is.
         DonatedError: its arrays were given away.
@@ -88,6 +90,9 @@ def row_of(item: Chunk | Patch, storage: Storage) -> Row:
     if not isinstance(item, Chunk | Patch):
         raise ValueError(f"a library stores chunks and patches; got {type(item).__name__}: encode it first")
     what = type(item).__name__.lower()
+    check_type(origin, (Origin, type(None)), "origin", "kamera_jax.Origin('report.pdf', page=3), or None")
+    if origin is not None and not isinstance(item, Chunk):
+        raise ValueError(f"a patch has no origin of its own, its chunk has; got {origin.where!r:.80}: leave it out")
     if item.key is None or (isinstance(item.key, str) and not item.key):
         raise MissingKeyError(
             f"the {what} has no key, so nothing says how its arrays were computed: it, or what it was run behind, was "
@@ -99,14 +104,14 @@ def row_of(item: Chunk | Patch, storage: Storage) -> Row:
     try:
         if deleted(item):
             raise DonatedError(f"the arrays of {what} {item.key[:12]} were donated; put what took their place")
-        return _chunk_row(item, storage) if isinstance(item, Chunk) else _patch_row(item)
+        return _chunk_row(item, storage, origin) if isinstance(item, Chunk) else _patch_row(item)
     except DonatedError:
         raise
     except (*MALFORMED, RuntimeError) as error:  # whatever comes of fields of other types than they have
         raise UnstorableError(f"{what} {item.key[:12]} cannot be stored: {error}") from error
 
 
-def _chunk_row(chunk: Chunk, storage: Storage) -> Row:
+def _chunk_row(chunk: Chunk, storage: Storage, origin: Origin | None) -> Row:
     for name, kind in (("kv", KV), ("source", Segment | None), ("spec", KVSpec | None)):
         _check_kind(getattr(chunk, name), kind, name)
     given = {"kv.rot": chunk.kv.rot, "kv.free": chunk.kv.free, "positions": chunk.positions}
@@ -126,6 +131,8 @@ def _chunk_row(chunk: Chunk, storage: Storage) -> Row:
             raise ValueError(f"the model's spec comes back as another one, of other types; got {chunk.spec!r:.300}")
     about = _plain(about) | {"spec": None if plain is None else content_key(plain)}
     about |= {"storage": storage, "dtype": leaves["kv.rot"].dtype.name}
+    if origin is not None:
+        about["origin"] = origin.plain
     check_kv({}, leaves)
     if not leaves["kv.rot"].size or not leaves["kv.free"].size:
         raise ValueError(f"its KV, {leaves['kv.rot'].shape} and {leaves['kv.free'].shape}, has no values")
@@ -135,6 +142,20 @@ def _chunk_row(chunk: Chunk, storage: Storage) -> Row:
         leaves |= int8.quantised(leaves["kv.rot"], leaves["kv.free"], chunk.length)
     check_chunk(about, plain, leaves)
     return _checked(Row(chunk.key, "chunks", about, plain, leaves, _digests(leaves)))
+
+
+def check_row(row: Row) -> None:
+    """Raise ValueError unless a row that another library has is one that `row_of` may give."""
+    leaves = dict(row.leaves)
+    _check_storable(leaves)
+    if row.kind == "patches":
+        check_patch(row.about, leaves)
+    else:
+        named = row.about.get("spec")
+        if named != (None if row.spec is None else content_key(row.spec)):
+            raise ValueError(f"its model's spec is not the one of the digest {named!r:.80}")
+        check_chunk(row.about, row.spec, leaves)
+    _checked(row)
 
 
 def _check_arrays(given: Mapping[str, Any]) -> None:

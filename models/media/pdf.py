@@ -58,10 +58,10 @@ def pdf_pages(path: Path, *, dpi: int = DPI) -> Iterator[Image.Image]:
         yield page
 
 
-def rendered(path: Path, *, dpi: int = DPI) -> Iterator[Image.Image | PdfError]:
+def rendered(path: Path, *, dpi: int = DPI, first: int = 1) -> Iterator[Image.Image | PdfError]:
     """As `pdf_pages`, with the error in the place of a page that cannot be rendered.
 
-    After `MAX_FAILURES` such pages in a row no more are tried.
+    After `MAX_FAILURES` such pages in a row no more are tried. Pages before ``first`` are left out.
 
     Raises:
         PdfError, MediaFileError, FileNotFoundError: as `pdf_pages`, of the whole file.
@@ -70,7 +70,7 @@ def rendered(path: Path, *, dpi: int = DPI) -> Iterator[Image.Image | PdfError]:
         raise PdfError(f"a page is rendered at a resolution above 0 dpi; got {dpi}")
     with _document(path) as document:
         failures = 0
-        for number in range(len(document)):
+        for number in range(first - 1, len(document)):
             try:
                 image = _rendered(document[number], dpi)
             except Exception as error:  # pdfium says nothing but that it failed; memory may be lacking too

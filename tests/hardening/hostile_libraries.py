@@ -46,7 +46,7 @@ ABOUT = (
     "key",
     "content",
 )
-ABOUT += ("lineage", "inputs", "source", "storage", "dtype")
+ABOUT += ("lineage", "inputs", "source", "storage", "dtype", "origin")
 OF_PATCHES = (
     "length",
     "chunk",
@@ -313,6 +313,21 @@ def _do_all(root, trusting, spared):
                         right(key, tried(f"{what} row", lambda p=part, r=row: p.chunk(r)) if key in chunks else None)
         for name in ("keys", "stats", "verify"):
             tried(f"{what} {name}", getattr(lib, name))
+        tried(f"{what} items", lambda: list(lib.items()))
+        tried(f"{what} beginning", lambda: lib.info(key_of(0)[:8]))
+        copied(lib, what)
+
+    def copied(lib, what):
+        """What comes into other libraries is whole, whatever it comes from."""
+        for name, source in ((f"{what}-folder", None), (f"{what}-file.tar", root)):
+            to = root.parent / name
+            tried(f"{what} export", lambda to=to: lib.export(to))
+            with kj.ChunkLibrary.open(root.parent / f"from-{name}", mode="a") as other:
+                tried(f"{what} import", lambda other=other, source=source or to: other.import_from(source))
+                if not other.verify().ok:
+                    wrong.append("wrong: what was imported is not as it was written")
+                for key in set(other.keys()) & chunks.keys():
+                    right(key, tried(f"{what} imported", lambda other=other, key=key: other.get(key)))
 
     for mode in ("r", "a"):
         lib = tried(f"open {mode}", lambda mode=mode: kj.ChunkLibrary.open(root, mode=mode))

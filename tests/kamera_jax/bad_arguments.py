@@ -4,6 +4,7 @@ import re
 import tempfile
 from contextlib import chdir
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -85,6 +86,21 @@ def main():
     jax.tree.map(lambda leaf: leaf.delete() if isinstance(leaf, jax.Array) else None, lost.kv)
     refused(lambda: kj.append(w, lost), DonatedError, "was donated", "copied")
 
+    origin = kj.Origin(Path("a") / "b.png", page=np.int64(3), time=np.float32(0.5), encoded=None)
+    assert origin.plain == {"file": str(Path("a") / "b.png"), "page": 3, "time": 0.5}
+    assert all(type(value) in (str, int, float) for value in origin.plain.values())
+    refused(lambda: kj.Origin(7), ArgumentError, "file is 7", "name")
+    refused(lambda: kj.Origin("a.png", page=1.5), ArgumentError, "page is 1.5", "whole number")
+    refused(lambda: kj.Origin("a.png", page=True), ArgumentError, "page is True")
+    refused(lambda: kj.Origin("a.png", time="3"), ArgumentError, "time is '3'", "number")
+    refused(lambda: kj.Origin("a.png", encoded=5), ArgumentError, "encoded is 5", "UTC")
+    with tempfile.TemporaryDirectory() as folder, kj.ChunkLibrary.open(f"{folder}/library", mode="a") as lib:
+        refused(lambda: lib.put(a, origin="a.png"), ArgumentError, "origin is 'a.png'", "Origin")
+        refused(lambda: lib.put_many([a], origins=origin), ArgumentError, "origins is", "one for each item")
+        refused(lambda: lib.get(7), ArgumentError, "key is 7")
+        refused(lambda: lib.resolve(a.key, "chunk"), ArgumentError, "kind is 'chunk'", "patches")
+        assert not lib.keys()
+
     vlm = load("kamera-tiny-gqa")
     image = np.random.default_rng(0).integers(0, 256, (56, 56, 3), np.uint8)
     assert vlm.prepare(jnp.asarray(image)).content == vlm.prepare(image).content
@@ -143,8 +159,12 @@ def public(toy, a, b, p, w, folder):
     yield partial(session, "save"), {"folder": f"{folder}/session"}
     yield kj.Session.restore, {"vlm": toy, "folder": f"{folder}/none"}
     yield kj.ChunkLibrary.open, {"path": f"{folder}/other", "mode": "a", "verify": "always"}
-    yield lib.put, {"item": b, "storage": "exact"}
-    yield lib.put_many, {"items": [b], "storage": "exact"}
+    yield lib.put, {"item": b, "storage": "exact", "origin": kj.Origin("b.txt")}
+    yield lib.put_many, {"items": [b], "storage": "exact", "origins": [None]}
+    yield kj.Origin, {"file": "b.txt", "page": 1, "time": 0.5, "encoded": None}
+    yield lib.export, {"to": f"{folder}/exported", "keys": [a.key]}
+    yield lib.import_from, {"other": f"{folder}/exported", "keys": [a.key]}
+    yield lib.resolve, {"key": a.key, "kind": "chunks"}
     for read in (lib.get, lib.get_patch, lib.patches, lib.has, lib.info, lib.find):
         yield read, {"key": a.key}
     yield lib.get_many, {"keys": [a.key]}

@@ -1,7 +1,7 @@
 import pytest
 from PIL import Image
 
-from eval.commands.items import NoItemsError, sources
+from eval.commands.items import NoItemsError, is_path, natural, sources
 from models.media.pdf import PdfError
 
 
@@ -64,3 +64,59 @@ def test_nothing_to_encode_is_named(folder, tmp_path):
         list(found[3].items())
     [(name, error)] = found[3].tried()
     assert name == "e.pdf" and isinstance(error, PdfError)
+
+
+def test_numbers_in_names_count_by_their_value(tmp_path):
+    wanted = ["scan 2/page-1.png", "scan 2/page-02.png", "scan 2/page-2.png", "scan 2/Page-10.png"]
+    wanted += ["scan 10/page-1.png", "scan 10/page-9.txt", "scan 10/v1.2/a.md", "scan 10/v1.10/a.md"]
+    wanted += ["x9" + "9" * 100 + ".txt", "x10" + "0" * 100 + ".txt"]
+    for name in reversed(wanted):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_text("text")
+    found = [source.path.relative_to(tmp_path).as_posix() for source in sources([tmp_path])]
+    assert found == wanted
+    assert sorted(["b", "a10", "", "a9", "7", "10", "9" * 5000], key=natural) == [
+        "",
+        "7",
+        "10",
+        "9" * 5000,
+        "a9",
+        "a10",
+        "b",
+    ]
+
+
+def test_pages_of_a_file_are_named_behind_a_colon(tmp_path):
+    shades = [Image.new("RGB", (28, 28), (0, 40 * i, 0)) for i in range(4)]
+    shades[0].save(tmp_path / "e.pdf", save_all=True, append_images=shades[1:], resolution=72)
+    shades[0].copy().save(tmp_path / "film.tiff", save_all=True, append_images=[each.copy() for each in shades[1:]])
+    shades[0].copy().save(tmp_path / "single.png")
+    shades[1].copy().save(tmp_path / "odd.png:2", format="PNG")
+    for name in ("e.pdf", "film.tiff"):
+        for asked, pages in (("1", [1]), ("3", [3]), ("4-4", [4]), ("2-3", [2, 3]), ("1-4", [1, 2, 3, 4])):
+            [source] = sources([tmp_path / f"{name}:{asked}"], dpi=72)
+            parts = list(source.parts())
+            assert [part.name for part in parts] == [f"{name}, page {page}" for page in pages]
+            assert [(part.origin.file, part.origin.page) for part in parts] == [
+                (str(tmp_path / name), page) for page in pages
+            ]
+            assert [part.item.getpixel((5, 5))[1] // 38 for part in parts] == [page - 1 for page in pages]
+        for asked, words in (
+            ("0", "no page 0"),
+            ("5", "no page 5: it has 4 pages"),
+            ("3-5", "no pages 3 to 5"),
+            ("3-2", "no pages 3 to 2"),
+        ):
+            with pytest.raises(NoItemsError, match=words):
+                sources([tmp_path / f"{name}:{asked}"])
+        assert is_path(str(tmp_path / f"{name}:9"))
+    [(name, path)] = [pair for source in sources([tmp_path / "single.png:1"]) for pair in source.items()]
+    assert (name, path) == ("single.png", tmp_path / "single.png")
+    [source] = sources([tmp_path / "odd.png:2"])  # a file of this very name
+    assert source.path.name == "odd.png:2"
+    for text in ("none.pdf:3", "abcdef", "a:b"):
+        assert not is_path(str(tmp_path / text))
+        with pytest.raises(FileNotFoundError):
+            sources([tmp_path / text])
+    with pytest.raises(NoItemsError, match="is a folder, which has no pages"):
+        sources([type(tmp_path)(f"{tmp_path}:2")])

@@ -3,10 +3,12 @@
 import json
 
 import pytest
+from rich.cells import cell_len
 
 import kamera_jax as kj
 from eval.commands import demo
 from eval.commands.main import main
+from tests.kamera_jax.library import made
 
 QUESTION = "what colour is the flower?"
 
@@ -31,6 +33,106 @@ def filled(pages, tmp_path_factory):
         residual = jnp.zeros(5)
         lib.put(kj.Patch(factors, second.key, second.model, (first.key,), mass, residual, second.length, key="5" * 64))
     return folder
+
+
+@pytest.fixture(scope="module")
+def scanned(tmp_path_factory):
+    """A library of pages of files with long names, two of which are alike but in their middle, and a patch."""
+    folder = tmp_path_factory.mktemp("scanned")
+    with kj.ChunkLibrary.open(folder / "lib", mode="a") as lib:
+        for number, page in enumerate((1, 2, 10, 12)):
+            origin = kj.Origin(f"scans/{LONG} 2025.pdf", page=page, encoded="2026-11-30T09:15:00Z")
+            lib.put(made.chunk(number), origin=origin)
+        lib.put(made.chunk(4), origin=kj.Origin(f"scans/{LONG} 2024.pdf", page=12))
+        lib.put(made.chunk(5), origin=kj.Origin("[red]\x1b]0;title\x07日本語の報告書の長い長い名前です.png"))
+        lib.put_many([made.chunk(6), made.patch(0), made.patch(7)])
+    return folder / "lib"
+
+
+LONG = "the quarterly report on everything that was sold in the year"
+
+
+def test_rows_are_in_natural_order_and_keep_the_page(scanned, capsys, tmp_path):
+    out = printed(capsys, "ls", scanned, "--json", tmp_path / "ls.json")
+    lines = out.splitlines()[2:]
+    pages = [line.rpartition(", page ")[2] for line in lines if ", page " in line]
+    assert pages == ["12", "1", "2", "10", "12"]
+    assert "2024.pdf, page 12" in lines[1] and lines[1].startswith(made.key_of(4)[:12])
+    assert [line[:12] for line in lines[6:9]] == [made.key_of(6)[:12], *(made.patch(i).key[:12] for i in (0, 7))]
+    assert "\x1b" not in out and "[red]" in lines[0] and all(cell_len(line) <= 80 for line in lines)
+    items = json.loads((tmp_path / "ls.json").read_text())["items"]
+    assert [item["origin"] and item["origin"]["page"] for item in items[1:6]] == [12, 1, 2, 10, 12]
+    assert items[1]["origin"]["file"] == f"scans/{LONG} 2024.pdf" and items[6]["origin"] is None
+
+
+def test_rows_are_searched_by_name(scanned, capsys):
+    def keys(text):
+        return [line[:12] for line in printed(capsys, "ls", scanned, text).splitlines()[2:] if line]
+
+    long = [made.key_of(i)[:12] for i in (4, 0, 1, 2, 3)]
+    assert keys("QUARTERLY") == [*long, made.patch(0).key[:12]] and keys("nothing") == []
+    assert keys("2025.pdf, page 1") == [made.key_of(0)[:12], made.patch(0).key[:12]]  # and not page 10 and 12
+    assert keys("scans/")[:5] == long and keys("報告書") == [made.key_of(5)[:12]]
+
+
+def test_info_says_where_a_chunk_came_from(scanned, capsys, tmp_path):
+    key = made.key_of(3)
+    for arguments in ((scanned, key[:9]), (key[:9], scanned)):  # the key came first once
+        out = printed(capsys, "info", *arguments, "--json", tmp_path / "info.json")
+        assert "2026-11-30T09:15:00Z" in out and out.startswith(key) and "year 2025.pdf" in out
+        origin = json.loads((tmp_path / "info.json").read_text())["origin"]
+        assert (origin["file"], origin["page"]) == (f"scans/{LONG} 2025.pdf", 12)
+
+
+def test_removing(scanned, capsys, tmp_path):
+    import shutil
+
+    root = tmp_path / "lib"
+    shutil.copytree(scanned, root)
+    with kj.ChunkLibrary.open(root, mode="a") as lib:
+        before = {item.key: item.bytes for item in lib.items()}
+    assert main(["library", "rm", str(root), made.key_of(1)[:8], "ffff00"]) == 1  # all or none
+    assert "no key that begins with 'ffff00'" in capsys.readouterr().err
+    keys = [made.key_of(0)[:8], made.patch(0).key, made.key_of(0), made.patch(7).key[:6]]
+    out = printed(capsys, "rm", root, *keys, "--json", tmp_path / "rm.json")
+    gone = [made.key_of(0), made.patch(0).key, made.patch(7).key]
+    assert f"{gone[0][:12]}  removed with 1 patch  " in out and "25.pdf, page 1\n" in out
+    assert "1 chunk and 2 patches removed" in out and f"kamera library gc {root}" in out
+    result = json.loads((tmp_path / "rm.json").read_text())
+    assert sorted(result["removed"]) == sorted(gone) and result["bytes"] == sum(before[key] for key in gone)
+    lib = kj.ChunkLibrary.open(root)
+    assert {item.key for item in lib.items()} == before.keys() - set(gone)
+    out = printed(capsys, "rm", root, "--name", "2025.pdf, page 1", "--name", "2025.pdf")
+    assert "3 chunks and 0 patches removed" in out
+    lost = lib.info(made.key_of(4)).pack
+    shutil.rmtree(root / "packs" / lost)
+    assert "its pack was gone" in printed(capsys, "rm", root, made.key_of(4)[:8])
+    assert kj.ChunkLibrary.open(root).stats().lost == 0
+
+
+def test_exporting_and_importing(scanned, capsys, tmp_path):
+    out = printed(capsys, "export", scanned, made.key_of(0)[:8], "--name", "日本語", "--to", tmp_path / "a.tar")
+    assert out.startswith("2 chunks and 1 patch copied")
+    out = printed(capsys, "import", tmp_path / "new", tmp_path / "a.tar", "--json", tmp_path / "import.json")
+    assert out.startswith("2 chunks and 1 patch copied")
+    lib = kj.ChunkLibrary.open(tmp_path / "new")
+    assert made.bits(lib.get(made.key_of(0))) == made.bits(made.chunk(0)) and lib.info(made.key_of(0)).origin.page == 1
+    result = json.loads((tmp_path / "import.json").read_text())
+    assert (result["chunks"], result["patches"], result["known"], result["failed"]) == (2, 1, 0, {})
+    out = printed(capsys, "export", scanned, "--all", "--to", tmp_path / "new")
+    assert out.startswith("5 chunks and 1 patch copied") and "3 were there already" in out
+
+
+def test_what_cannot_be_copied_is_named(scanned, capsys, tmp_path):
+    import shutil
+
+    shutil.copytree(scanned, tmp_path / "lib")
+    pack = kj.ChunkLibrary.open(tmp_path / "lib").info(made.key_of(2)).pack
+    next((tmp_path / "lib" / "packs" / pack).glob("state/*.kv.rot/0.0.0.0")).write_bytes(b"")
+    assert main(["library", "export", str(tmp_path / "lib"), "--all", "--to", str(tmp_path / "out")]) == 1
+    shown = capsys.readouterr()
+    assert "is not as long as it was written" in shown.err and "1 could not be copied" in shown.err
+    assert "6 chunks and 2 patches copied" in shown.out and kj.ChunkLibrary.open(tmp_path / "out").verify().ok
 
 
 def printed(capsys, *arguments):
@@ -75,13 +177,25 @@ def test_bad_input_is_named(filled, tmp_path, capsys):
         (["library", "ls", str(tmp_path / "empty")], "is no library"),
         (["library", "gc", str(tmp_path / "empty")], "is no library"),
         (["library", "info", "zz", str(filled)], "no key that begins with 'zz'"),
-        (["library", "info", "", str(filled)], "4 keys"),
+        (["library", "info", str(filled), ""], "at least the first 4 are needed"),
+        (["library", "rm", str(filled)], "name the keys"),
+        (["library", "rm", str(filled), "0123456"], "no key that begins with '0123456'"),
+        (["library", "rm", str(filled), "--name", "nowhere"], "no chunk of a file with 'nowhere' in its name"),
+        (["library", "rm", str(tmp_path / "empty"), "0123456"], "is no library"),
+        (["library", "export", str(filled), "--to", str(tmp_path / "out")], "everything with --all"),
+        (["library", "export", str(filled), "--all", "--to", str(filled)], "is the library that is exported from"),
+        (["library", "export", str(filled), "--all", "--to", str(tmp_path / "a.zip")], "compressed"),
+        (["library", "import", str(filled), str(filled)], "is the library that is imported into"),
+        (["library", "import", str(tmp_path / "new"), str(tmp_path / "none")], "no folder and no file"),
+        (["library", "import", str(filled), __file__], "is no library as export writes one"),
         (["ask", "what?", "--item", "zz", "--library", str(filled)], "no key that begins with 'zz'"),
         (["encode", str(tmp_path / "none.png"), "--library", str(tmp_path / "new")], "none.png"),
     ):
         assert main(arguments) == 1
         message = capsys.readouterr().err
         assert named in message and "Traceback" not in message
+    assert not (tmp_path / "new").exists() and not (tmp_path / "out").exists()
+    assert kj.ChunkLibrary.open(filled).stats().chunks == 3
 
 
 def test_damage_is_told(filled, capsys, tmp_path):
