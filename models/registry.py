@@ -88,7 +88,7 @@ def load(
         check_architecture(str(name), mapping, ARCHITECTURES)
         check_folder(folder)
         port = ARCHITECTURES[mapping["model_type"]]
-        return VisionLanguageModel.load(
+        vlm = VisionLanguageModel.load(
             port,
             folder,
             dtype=dtype,
@@ -98,6 +98,8 @@ def load(
             rules=rules,
             chat_template_kwargs=chat_template_kwargs,
         )
+    vlm.name = text
+    return vlm
 
 
 @contextmanager

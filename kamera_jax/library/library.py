@@ -13,11 +13,7 @@ import jax.numpy as jnp
 
 from kamera_jax.arguments import check_choice, check_type
 from kamera_jax.chunk import Chunk, Patch
-from kamera_jax.errors import (
-    ChunkNotFoundError,
-    LibraryCorruptError,
-    LibraryReadOnlyError,
-)
+from kamera_jax.errors import ChunkNotFoundError, LibraryCorruptError, LibraryReadOnlyError
 from kamera_jax.kv import KV
 from kamera_jax.library import bulk, collection, marks
 from kamera_jax.library.arrays import writer
@@ -33,7 +29,7 @@ from kamera_jax.library.leftovers import size, sweep
 from kamera_jax.library.manifest import KEY
 from kamera_jax.library.packs import THREADS, Pack
 from kamera_jax.library.rows import Kind, Storage, chunk_of, kv_leaves, patch_of, row_of
-from kamera_jax.record import Arrays, Plain
+from kamera_jax.record import Arrays, Plain, library_repr
 
 Mode = Literal["r", "a"]
 Verify = Literal["always", "first", "never"]
@@ -47,6 +43,8 @@ class ChunkLibrary:
     Several processes, and several threads of each, may put, get, delete and collect at once. What `put` has returned
     for is there for good; a process that dies leaves nothing half-written that could be seen.
     """
+
+    __repr__ = library_repr
 
     def __init__(self, root: Path, mode: Mode, verify: Verify) -> None:
         """Use `open`."""

@@ -82,8 +82,8 @@ def describe_undecodable(path: Path, error: UnicodeDecodeError) -> str:
         return f"{path} is text in UTF-16, expected UTF-8: save it as UTF-8, or iconv -f utf-16 -t utf-8 {path} > NEW"
     line = content.count(b"\n", 0, error.start) + 1
     return (
-        f"{path} is no UTF-8 text: byte 0x{content[error.start]:02X} at position {error.start}, in line {line}; save it "
-        f"as UTF-8, or, if it is Latin-1 (Windows-1252), iconv -f cp1252 -t utf-8 {path} > NEW"
+        f"{path} is no UTF-8 text: byte 0x{content[error.start]:02X} at position {error.start}, in line {line}; save "
+        f"it as UTF-8, or, if it is Latin-1 (Windows-1252), iconv -f cp1252 -t utf-8 {path} > NEW"
     )
 
 

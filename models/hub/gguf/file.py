@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from kamera_jax.library.opening import QUIET
+from models.hub.files import LFS_POINTER, check_no_pointer
 from models.hub.gguf.errors import (
     CorruptGgufError,
     GgufByteOrderError,
@@ -29,7 +30,6 @@ from models.hub.gguf.errors import (
     TruncatedGgufError,
     UnsupportedTensorTypeError,
 )
-from models.hub.files import LFS_POINTER, check_no_pointer
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
