@@ -34,6 +34,7 @@ def check_identity(vlm: Any) -> None:
     Raises:
         NoModelError: it has nothing of a backbone.
     """
+    # A model of a class with __slots__ and nothing else is told about these.
     if isinstance(vlm, _NO_MODEL) or not any(hasattr(vlm, member) for member in (*REQUIRED, "__slots__")):
         named = isinstance(vlm, str) and re.fullmatch(r"[\w./-]{1,60}", vlm) and PurePath(vlm).suffix in ("", ".gguf")
         load = f"models.load({vlm if named else 'kamera-tiny-gqa'!r})"

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 
 from kamera_jax.handle import in_bytes, traced
-from models.blocks.attention import DecoderAttention, Latent
+from models.blocks.attention import Latent
 from models.blocks.decoder import DecoderConfig, text_declaration
 from models.blocks.params import Params
 from models.hub.chat import ChatTemplate
@@ -139,8 +139,8 @@ class Architecture:
         return {medium.kind: medium for medium in self.media}[kind]
 
 
-def describe_attention(attention: DecoderAttention) -> str:
-    """A kind of attention in words: MLA, MHA, MQA or GQA, and its heads."""
+def describe_attention(attention: Any) -> str:
+    """A decoder's attention in words: MLA, MHA, MQA or GQA, and its heads."""
     kv_heads = attention.kv_widths[2]
     if isinstance(attention, Latent):
         return f"MLA of {attention.heads} heads"

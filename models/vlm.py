@@ -117,7 +117,8 @@ class VisionLanguageModel(BackboneBase):
         model = f"{name!r} ({self.architecture.name})" if name else f"of {self.architecture.name}"
         return (
             f"<{type(self).__name__} {model}: {text.num_hidden_layers} layers, "
-            f"{describe_attention(text.attention)}, {describe_params(self.params)}, fingerprint {self.fingerprint[:12]}>"
+            f"{describe_attention(text.attention)}, {describe_params(self.params)}, "
+            f"fingerprint {self.fingerprint[:12]}>"
         )
 
     @classmethod

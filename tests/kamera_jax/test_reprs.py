@@ -85,7 +85,6 @@ SHOWN = {
         "kamera-tiny-gqa",
         "2 chunks (0 with patches)",
         "of 256 slots",
-        "'materialise'",
         "1 turns",
         "max_kl=0.05",
     ],
