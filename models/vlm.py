@@ -165,9 +165,7 @@ class VisionLanguageModel(BackboneBase):
         fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         kinds = [medium.kind for medium in architecture.media]
         chat = ChatTemplate.load(folder, system=system, kinds=kinds, variables=chat_template_kwargs)
-        settings = {
-            each.kind: each.settings(preprocessing_of(folder, each.kind), config) for each in architecture.media
-        }
+        settings = {m.kind: m.settings(preprocessing_of(folder, m.kind), config) for m in architecture.media}
         parts = {"configuration": mapping, "preprocessing": preprocessing, "weights": identity["weights"]}
         return cls(
             architecture,
