@@ -1,14 +1,13 @@
 """`kamera ask`: a question about images and text files, answered by the chosen method."""
 
 import os
-import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 import kamera_jax as kj
 from eval.commands import streams
@@ -21,7 +20,7 @@ from kamera_jax.errors import ModelLengthError, WindowFullError
 from kamera_jax.handle import in_bytes
 from kamera_jax.window.window import aligned
 from models import load
-from models.media.spans import advance_of
+from models.media import spans
 from models.vlm import VisionLanguageModel
 
 ROOM = 64
@@ -34,15 +33,8 @@ class Shown:
     def __init__(self) -> None:
         """Show nothing yet."""
         console = Console(stderr=True)
-        counted = (BarColumn(), MofNCompleteColumn())
-        self._bar = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            *counted,
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
+        columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._task = self._bar.add_task("", total=None)
 
     def __enter__(self) -> "Shown":
@@ -54,7 +46,7 @@ class Shown:
 
     def step(self, what: str, done: int = 0, total: int | None = None) -> None:
         """Show what is being done, and how far that is."""
-        self._bar.update(self._task, description=what, completed=done, total=total)
+        self._bar.update(self._task, description=what if total is None else f"{what} {done}/{total}")
 
     def stop(self) -> None:
         """Take the display away; nothing is shown any more."""
@@ -116,27 +108,24 @@ def _patches(
 ) -> list[kj.Patch | None]:
     """The patches of all chunks but the first, each behind those before it."""
     shown.step("forming patches", 0, len(chunks) - 1)
-    if size.share is None and size.even_share is None:
-        bounds = {"rank": size.rank, "energy": size.energy, "max_bytes": size.max_bytes}
-        return list(kj.form_patches(vlm, chunks, **bounds)[1][1:])
-    formed: list[kj.Patch | None] = []
+    if size.share is None and size.even_share is None:  # one size for all: from the forwards of one prefill
+        formed = kj.form_patches(vlm, chunks, rank=size.rank, energy=size.energy, max_bytes=size.max_bytes)[1]
+        return list(formed[1:])
+    own: list[kj.Patch | None] = []
     for place, chunk in enumerate(chunks[1:], start=1):
-        formed.append(kj.form_patch(vlm, chunk, antecedents=chunks[:place], **_bounds(vlm, chunk, size)))
+        most = None if size.share is None else int(size.share * chunk.nbytes)
+        rank = None if size.even_share is None else _rank(vlm, chunk, int(size.even_share * chunk.nbytes))
+        own.append(kj.form_patch(vlm, chunk, antecedents=chunks[:place], rank=rank, max_bytes=most))
         shown.step("forming patches", place, len(chunks) - 1)
-    return formed
+    return own
 
 
-def _bounds(vlm: VisionLanguageModel, chunk: kj.Chunk, size: PatchSize) -> dict[str, int]:
-    """A share of a chunk's bytes, as `kamera_jax.form_patch` takes it."""
-    if size.share is not None:
-        return {"max_bytes": int(size.share * chunk.nbytes)}
-    assert size.even_share is not None
+def _rank(vlm: VisionLanguageModel, chunk: kj.Chunk, most: int) -> int:
+    """Components in every layer that take at most so many bytes."""
     spec = vlm.spec
     features = spec.rot_dim + spec.free_dim
     itemsize = spec.token_bytes // (spec.layers * features)
-    most = int(size.even_share * chunk.nbytes)
-    shape = {"layers": spec.layers, "length": chunk.length, "features": features, "itemsize": itemsize}
-    return {"rank": patches.rank_for_bytes(most, **shape)}
+    return patches.rank_for_bytes(most, layers=spec.layers, length=chunk.length, features=features, itemsize=itemsize)
 
 
 def _capacity(vlm: VisionLanguageModel, lengths: Any, options: Namespace) -> int:
@@ -170,9 +159,7 @@ def _asked(vlm: VisionLanguageModel, window: kj.Window, options: Namespace, show
         shown.stop()
         print(text, end="", flush=True)
 
-    answer = kj.generate(
-        vlm, window, options.question, max_new_tokens=options.max_new_tokens, stream=show, keep=False
-    )
+    answer = kj.generate(vlm, window, options.question, max_new_tokens=options.max_new_tokens, stream=show, keep=False)
     shown.stop()
     print(flush=True)
     patched = [entry.patch for entry in window.entries if entry.patch is not None]
@@ -245,7 +232,7 @@ def _read(vlm: VisionLanguageModel, listed: Sequence[Any]) -> Iterator[Any]:
     for each in listed:
         for name, item in [("", each)] if isinstance(each, kj.Chunk) else each.items():
             read = item if isinstance(item, kj.Chunk) else vlm.preprocess(item)
-            taken += read.advance if isinstance(read, kj.Chunk) else advance_of(read.spans)
+            taken += read.advance if isinstance(read, kj.Chunk) else spans.advance_of(read.spans)
             if limit is not None and taken > limit:
                 raise ModelLengthError(
                     f"the items up to {name or each.key} take {taken:g} positions; the model is for {limit}: ask about "

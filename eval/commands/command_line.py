@@ -50,9 +50,10 @@ def parser() -> argparse.ArgumentParser:
         "for what it would have absorbed from its neighbours.",
         formatter_class=HelpFormatter,
         epilog="examples:\n  kamera demo\n  kamera ask 'what colour is the star?' --item examples/pages/first.png\n"
-        "  kamera help ask\n\nCompiled programs and converted GGUF files are cached in the user's cache folder; KAMERA_CACHE=off in "
-        "the environment turns it off, and JAX_COMPILATION_CACHE_DIR names another folder. A file to be written may "
-        "be -, which is standard output: what is otherwise printed there then goes to standard error.",
+        "  kamera help ask\n\nCompiled programs and converted GGUF files are cached in the user's cache folder; "
+        "KAMERA_CACHE=off in the environment turns it off, and JAX_COMPILATION_CACHE_DIR names another folder. A "
+        "file to be written may be -, which is standard output: what is otherwise printed there then goes to "
+        "standard error.",
     )
     top.add_argument("--version", action="version", version=f"kamera {version()}", help="show the version and exit")
     add_common(top)

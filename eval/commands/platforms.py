@@ -11,8 +11,8 @@ from pkgutil import iter_modules
 _DEVICES = ("/dev/accel*", "/dev/vfio/[0-9]*")
 """Where a TPU is, if there is one."""
 
-_OWN = ("TPU_SKIP_MDS_QUERY",)
-"""What JAX itself sets where it sees no TPU."""
+_OWN = ("TPU_SKIP_MDS_QUERY", "TPU_LIBRARY_PATH")
+"""What JAX and libtpu set themselves, whether or not there is a TPU."""
 
 
 def skip_missing_tpu() -> None:

@@ -46,7 +46,8 @@ def test_what_is_no_size_is_refused_alike(text):
 
 
 def test_sizes_are_read_without_jax():
-    code = "import sys; import eval.methods.sizes, eval.commands.command_line as c; c.parser(); print('jax' in sys.modules)"
+    code = "import sys; import eval.methods.sizes; from eval.commands.command_line import parser; parser(); "
+    code += "print('jax' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True
     )
