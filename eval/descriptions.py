@@ -74,6 +74,11 @@ METHODS: dict[str, MethodText] = {
         "patch:10%",
         "a patch within P % of the chunk's bytes: the strongest components of all layers, in int8",
     ),
+    "patch:SIZE": MethodText(
+        "patch:SIZE",
+        "patch:64KiB",
+        "a patch within so many bytes, as patch:P%",
+    ),
     "patch:energy": MethodText(
         "patch:energy=E",
         "patch:energy=0.9",

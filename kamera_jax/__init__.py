@@ -17,7 +17,7 @@ from kamera_jax.items import Video
 from kamera_jax.kv import KV, ChunkPool, Factors, KVSpec, Segment, Sketch, SketchSpec, WindowState
 from kamera_jax.library.library import ChunkLibrary
 from kamera_jax.library.origin import Origin
-from kamera_jax.moved import moved
+from kamera_jax.moved import moved, warn_of_hidden
 from kamera_jax.rope import RopeSpec
 from kamera_jax.session.session import Session
 from kamera_jax.session.stats import SessionStats
@@ -94,3 +94,5 @@ moved(
         "subspace": "kamera_jax.patch.subspace",
     },
 )
+
+warn_of_hidden(("models", "eval", "pallas_kernels"))

@@ -2,8 +2,10 @@
 
 import inspect
 import math
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from numbers import Integral, Real
+from numbers import Integral, Number, Real
+from pathlib import PurePath
 from typing import Any
 from weakref import ref
 
@@ -11,8 +13,9 @@ import jax
 import numpy as np
 
 from kamera_jax.arguments import short
-from kamera_jax.errors import BackboneError
-from kamera_jax.handle import traced
+from kamera_jax.errors import BackboneError, NoModelError
+from kamera_jax.handle import Handle, traced
+from kamera_jax.items import Video
 from kamera_jax.kv import KVSpec, Segment, WindowState
 
 METHODS = ("prepare", "tail", "decode", "forward")
@@ -21,8 +24,24 @@ OPTIONAL_METHODS = ("follow_up", "flops", "leading", "cut")
 OPTIONAL = ("closing", "attends_in_place", "reads_context", "fills_slots", "collects", *OPTIONAL_METHODS)
 
 
+_NO_MODEL = (str, bytes, PurePath, Number, list, tuple, dict, np.ndarray, jax.Array, Handle, Video, type(None))
+"""What users hand in where a model is expected."""
+
+
 def check_identity(vlm: Any) -> None:
-    """Raise BackboneError unless things can be kept by a backbone: for as long as it lives."""
+    """Raise BackboneError unless things can be kept by a backbone: for as long as it lives.
+
+    Raises:
+        NoModelError: it has nothing of a backbone.
+    """
+    # A model of a class with __slots__ and nothing else is told about these.
+    if isinstance(vlm, _NO_MODEL) or not any(hasattr(vlm, member) for member in (*REQUIRED, "__slots__")):
+        named = isinstance(vlm, str) and re.fullmatch(r"[\w./-]{1,60}", vlm) and PurePath(vlm).suffix in ("", ".gguf")
+        load = f"models.load({vlm if named else 'kamera-tiny-gqa'!r})"
+        raise NoModelError(
+            f"vlm is {short(vlm)}; expected a model, which stands first, as in encode(vlm, item): vlm = {load} makes "
+            "one, or see kamera_jax.backbone.Backbone for your own"
+        )
     name = type(vlm).__name__
     try:
         hash(vlm)

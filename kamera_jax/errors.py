@@ -9,6 +9,10 @@ class ArgumentError(ValueError, TypeError):
     """An argument of another type than the function takes."""
 
 
+class NoModelError(ArgumentError, BackboneError):
+    """What stands where a model is expected has nothing of one: an item, a name, or arguments in another order."""
+
+
 class DonatedError(ValueError):
     """A window or chunk whose arrays were given away, by ``donate=True`` or a caller's own donation."""
 

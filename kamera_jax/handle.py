@@ -230,6 +230,15 @@ class Handle:
         )
 
 
+def in_bytes(count: int) -> str:
+    """A number of bytes for people, as in 4.7 MiB."""
+    if count < 1024:
+        return f"{count} B"
+    units = ("KiB", "MiB", "GiB", "TiB")
+    power = min((count.bit_length() - 1) // 10, len(units))
+    return f"{count / 1024**power:.1f} {units[power - 1]}"
+
+
 def shapes(self: Any) -> str:
     """``__repr__`` of a dataclass of arrays: their dtypes and shapes."""
     values = {each.name: getattr(self, each.name, None) for each in fields(self)}

@@ -48,6 +48,10 @@ class Video:
         object.__setattr__(self, "frames", frames)
         object.__setattr__(self, "times", seconds)
 
+    def __repr__(self) -> str:
+        count, height, width, _ = self.frames.shape
+        return f"<Video {count} frames of {height} x {width}, {self.times[0]:g} to {self.times[-1]:g} s>"
+
     @classmethod
     def at_rate(cls, frames: np.ndarray, fps: float | int) -> "Video":
         """A video whose frames follow one another at ``fps`` a second, the first at 0.

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Int8
 
 from kamera_jax.dtypes import floating
 from kamera_jax.errors import ModelLengthError
-from kamera_jax.handle import shapes, traced
+from kamera_jax.handle import in_bytes, shapes, traced
 from kamera_jax.rope import RopeSpec
 
 
@@ -270,6 +270,14 @@ class KVSpec:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", floating(self.dtype, "the KV's dtype").name)
+
+    def __repr__(self) -> str:
+        limit = "" if self.max_positions is None else f", {self.max_positions} positions"
+        return (
+            f"<KVSpec layers={self.layers}, rot_dim={self.rot_dim}, free_dim={self.free_dim}, heads={self.heads}, "
+            f"{self.dtype}, {in_bytes(self.token_bytes)} a token{limit}, model {self.fingerprint[:12]}, "
+            f"rope={self.rope!r}>"
+        )
 
     @property
     def token_bytes(self) -> int:

@@ -169,6 +169,12 @@ def spec_of(plain: Mapping[str, Any]) -> KVSpec:
     return KVSpec(**{**plain, "rope": RopeSpec(**turned), "identity": identity})
 
 
+def library_repr(self: Any) -> str:
+    """``__repr__`` of a `kamera_jax.ChunkLibrary`: of what it has read, so that nothing is read for it."""
+    counts = ", ".join(f"{len(self._index.keys(kind))} {kind}" for kind in ("chunks", "patches"))
+    return f"<ChunkLibrary {str(self.root)!r}, mode={self.mode!r}: {counts} in {len(self._index.packs())} packs>"
+
+
 def _copied(named: Mapping[str, Any]) -> Arrays:
     return {name: np.array(array) for name, array in named.items()}
 

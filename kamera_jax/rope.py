@@ -63,6 +63,18 @@ class RopeSpec:
         if list(self.unrotated) != sorted(set(self.unrotated)) or min(self.unrotated, default=0) < 0:
             raise ValueError(f"unrotated layers are {self.unrotated}; expected each once, in order, counted from 0")
 
+    def __repr__(self) -> str:
+        shown = [f"{self.layout} layout", f"{self.rotary_dim} of {self.head_dim} dims of a head"]
+        if self.inv_freq:
+            shown.append(f"frequencies {max(self.inv_freq):.3g} to {min(self.inv_freq):.3g}")
+        if self.sections is not None:
+            shown.append(f"sections {self.sections} {self.section_layout}")
+        if self.scale != 1.0:
+            shown.append(f"scale {self.scale:.6g}")
+        if self.unrotated:
+            shown.append(f"{len(self.unrotated)} layers unrotated")
+        return f"<RopeSpec {', '.join(shown)}>"
+
     @property
     def plain(self) -> dict[str, Any]:
         """The fields by name; without ``unrotated`` where every layer is rotated, as in what older versions wrote."""

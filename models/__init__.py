@@ -1,5 +1,10 @@
 """Jitted ports of vision-language backbones."""
 
+import kamera_jax
+
+if not hasattr(kamera_jax, "__path__"):
+    raise ImportError(f"{kamera_jax.__file__} hides the package 'kamera_jax', which this one is built on; rename it")
+
 from kamera_jax.moved import moved
 from models.registry import load
 

@@ -6,6 +6,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 
+from kamera_jax.handle import in_bytes, traced
+from models.blocks.attention import Latent
 from models.blocks.decoder import DecoderConfig, text_declaration
 from models.blocks.params import Params
 from models.hub.chat import ChatTemplate
@@ -135,3 +137,28 @@ class Architecture:
             KeyError: the port reads none of it.
         """
         return {medium.kind: medium for medium in self.media}[kind]
+
+
+def describe_attention(attention: Any) -> str:
+    """A decoder's attention in words: MLA, MHA, MQA or GQA, and its heads."""
+    kv_heads = attention.kv_widths[2]
+    if isinstance(attention, Latent):
+        return f"MLA of {attention.heads} heads"
+    if attention.heads == kv_heads:
+        return f"MHA of {attention.heads} heads"
+    return f"{'MQA' if kv_heads == 1 else 'GQA'} of {attention.heads} heads on {kv_heads}"
+
+
+def describe_params(params: Params) -> str:
+    """Parameters in words: how many, of which dtype, their bytes and where they lie."""
+    leaves = jax.tree.leaves(params)
+    sizes: dict[str, int] = {}
+    places: set[Any] = set()
+    for leaf in leaves:
+        sizes[str(leaf.dtype)] = sizes.get(str(leaf.dtype), 0) + leaf.size * leaf.dtype.itemsize
+        if isinstance(leaf, jax.Array) and not traced(leaf):
+            places |= leaf.sharding.device_set
+    where = f"{len(places)} devices" if len(places) > 1 else "".join(map(str, places)) or "no device"
+    dtypes = " and ".join(sorted(sizes, key=lambda name: -sizes[name]))
+    count = sum(leaf.size for leaf in leaves)
+    return f"{count:,} parameters in {dtypes} ({in_bytes(sum(sizes.values()))}) on {where}"

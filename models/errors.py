@@ -37,6 +37,10 @@ class WeightsError(ValueError):
     """A folder's weights are not the model's."""
 
 
+class GitLfsPointerError(ConfigError, WeightsError):
+    """A file of a model is a pointer of Git LFS: its content was never fetched."""
+
+
 class MissingTensorError(WeightsError):
     """The model needs a tensor that the folder does not have."""
 

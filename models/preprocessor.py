@@ -18,6 +18,7 @@ from models.architecture import Architecture, Config, Medium
 from models.hub.borders import Piece, warn_of_trailing_space
 from models.hub.chat import Block, ChatTemplate
 from models.media.files import MAX_TEXT_BYTES, MediaFileError
+from models.media.mistaken import instead_of, warn_of_path
 from models.media.pictures import ImageError, open_item
 from models.media.spans import Pending, Span, advance_of
 
@@ -99,6 +100,9 @@ class Preprocessor:
         self.identity = identity
         self._chat = chat
         self._settings = settings
+
+    def __repr__(self) -> str:
+        return f"<Preprocessor of {self.architecture.name}, for {self.identity[:12]}: reads {self._readable()}>"
 
     def __call__(self, item: Any) -> Preprocessed:
         """The item, preprocessed; see `VisionLanguageModel.prepare` for what it may be.
@@ -252,6 +256,9 @@ class Preprocessor:
                 f"a {type(item).__name__} stands among the parts of a chunk; expected {self._readable()}: put all "
                 "parts in one list, or encode it as a chunk of its own"
             )
+        file = f"{item}: " if isinstance(item, Path) else ""
+        if isinstance(item, str):
+            warn_of_path(item)
         if isinstance(item, str | Path | Image.Image | np.ndarray):
             item = open_item(item)
         if isinstance(item, str):
@@ -260,14 +267,14 @@ class Preprocessor:
                     f"the text has {len(item)} letters, expected {MAX_TEXT_BYTES} at most; hand it in in several parts"
                 )
             if not self._chat.encode(item.lstrip()[:_SLICE]) and not self._chat.encode(item):
-                raise ItemError("the text is empty; a chunk needs at least one token")
+                raise ItemError(f"{file}the text is empty; a chunk needs at least one token")
             return _text_part(item)
         for medium in self.architecture.media:
             if medium.reads(item):
                 item = medium.normal(item)
                 return Part(medium, item, medium.digested(item, self._settings[medium.kind]))
         given = "an image" if isinstance(item, Image.Image | np.ndarray) else f"of type {type(item).__name__}"
-        raise ItemError(f"the item is {given}; this model reads {self._readable()}")
+        raise ItemError(f"the item is {given}; this model reads {self._readable()}{instead_of(item)}")
 
     def _readable(self) -> str:
         """What the model reads, in words."""

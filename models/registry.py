@@ -10,6 +10,7 @@ import jax
 
 from kamera_jax.arguments import short
 from models.blocks.sharding import MeshError, Rules
+from models.hub.download import downloaded
 from models.hub.fields import read_json
 from models.hub.files import check_folder
 from models.hub.gguf.packaged import NAMES as PACKAGED
@@ -30,7 +31,6 @@ TOWERS = ("kamera-smol-vl",)
 """Of which the tower is embedded, and the language model in a package of PyPI."""
 
 _LONGEST = 200
-HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 ARCHITECTURES = {port.name: port for port in (QWEN2_5_VL, KIMI_VL, DEEPSEEK_VL, LLAVA, SMOL_VL, *LANGUAGE_MODELS)}
 
 
@@ -88,7 +88,7 @@ def load(
         check_architecture(str(name), mapping, ARCHITECTURES)
         check_folder(folder)
         port = ARCHITECTURES[mapping["model_type"]]
-        return VisionLanguageModel.load(
+        vlm = VisionLanguageModel.load(
             port,
             folder,
             dtype=dtype,
@@ -98,6 +98,8 @@ def load(
             rules=rules,
             chat_template_kwargs=chat_template_kwargs,
         )
+    vlm.name = text
+    return vlm
 
 
 @contextmanager
@@ -134,17 +136,10 @@ def _folder(name: str | Path) -> Path:
         return CHECKPOINTS / str(name)
     if str(name) and Path(name).is_dir():
         return Path(name)
-    if str(name).count("/") != 1 or Path(name).exists():
+    known = (*EMBEDDED, *TOWERS, *PACKAGED)
+    if str(name) and Path(name).exists():  # a pipe, a socket or a device
         raise UnknownModelError(
-            f"no model {short(str(name))}: expected one of {', '.join((*EMBEDDED, *TOWERS, *PACKAGED))}, a folder in "
-            "hub format, a GGUF file, or a hub id owner/name"
+            f"no model {short(str(name))}: it is neither a folder nor a regular file; expected one of "
+            f"{', '.join(known)}, a folder in hub format, a GGUF file, or a hub id owner/name"
         )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(str(name), allow_patterns=HUB_FILES))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise UnknownModelError(
-            f"the hub gave no model {short(str(name))} ({type(error).__name__}): check the id and the network"
-        ) from error
+    return downloaded(str(name), known)

@@ -20,14 +20,14 @@ from kamera_jax.kv import KVSpec, Segment
 from kamera_jax.session.warm import QUESTION, Progress, warm
 from kamera_jax.transfer import to_device
 from kamera_jax.window.window import Mode
-from models.architecture import Architecture, Config, Encode, Medium
+from models.architecture import Architecture, Config, Encode, Medium, describe_attention, describe_params
 from models.blocks import decoder
 from models.blocks.params import Params, check_params, params_digest
 from models.blocks.sharding import Rules, on_device, param_shardings
 from models.errors import FrozenParamsError
 from models.forward import COLLECTS, COLLECTS_OF_EXPERTS, forward_of
 from models.hub.chat import ChatTemplate
-from models.hub.fields import ConfigError, Fields, UnsupportedConfigError, read_json
+from models.hub.fields import ConfigError, UnsupportedConfigError, preprocessing_of, read_json
 from models.hub.files import parsed, read_text
 from models.hub.weights import load_params, revision, stored_dtype
 from models.media.spans import Features, Pending, Span, compose
@@ -38,11 +38,15 @@ __all__ = ["CALIBRATION", "ItemError", "VisionLanguageModel"]
 CALIBRATION = "calibration.json"
 """Beside the weights: a `kamera_jax.Calibration`."""
 
+_SHOWN = 60
+"""Letters of a model's name in its ``repr``."""
+
 
 class VisionLanguageModel(BackboneBase):
     """A checkpoint of one of the ports.
 
     Attributes:
+        name: what it was loaded by, for people; empty where it was put together otherwise.
         architecture: the port.
         config: its configuration.
         spec: what its KV is.
@@ -58,6 +62,7 @@ class VisionLanguageModel(BackboneBase):
             these weights in this dtype; else None.
     """
 
+    name: str = ""
     attends_in_place = True
     reads_context = True
     fills_slots = True
@@ -106,6 +111,16 @@ class VisionLanguageModel(BackboneBase):
         self.closing = chat.closing
         self.preamble = self._text_segment(chat.preamble, f"preamble:{list(chat.preamble)}")
 
+    def __repr__(self) -> str:
+        text = self.config.text
+        name = self.name if len(self.name) <= _SHOWN else f"…{self.name[-_SHOWN:]}"
+        model = f"{name!r} ({self.architecture.name})" if name else f"of {self.architecture.name}"
+        return (
+            f"<{type(self).__name__} {model}: {text.num_hidden_layers} layers, "
+            f"{describe_attention(text.attention)}, {describe_params(self.params)}, "
+            f"fingerprint {self.fingerprint[:12]}>"
+        )
+
     @classmethod
     def load(
         cls,
@@ -139,7 +154,7 @@ class VisionLanguageModel(BackboneBase):
         config = architecture.config_from_hf(mapping)
         auto = dtype is None or (isinstance(dtype, str) and dtype.strip().lower() == "auto")
         dtype = _stored_dtype(folder, mapping) if auto else floating(dtype)
-        preprocessing = _preprocessing(folder) if architecture.media else {}
+        preprocessing = preprocessing_of(folder) if architecture.media else {}
         declared = architecture.declaration(config)
         table = architecture.weight_table(config)
         shardings = None if mesh is None else param_shardings(declared, mesh, rules)
@@ -150,7 +165,7 @@ class VisionLanguageModel(BackboneBase):
         fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         kinds = [medium.kind for medium in architecture.media]
         chat = ChatTemplate.load(folder, system=system, kinds=kinds, variables=chat_template_kwargs)
-        settings = {each.kind: each.settings(_preprocessing(folder, each.kind), config) for each in architecture.media}
+        settings = {m.kind: m.settings(preprocessing_of(folder, m.kind), config) for m in architecture.media}
         parts = {"configuration": mapping, "preprocessing": preprocessing, "weights": identity["weights"]}
         return cls(
             architecture,
@@ -364,21 +379,6 @@ def _stored_dtype(folder: Path, mapping: Mapping[str, Any]) -> np.dtype:
         return floating(dtype, f"config.json: {field}" if field else "the dtype that most of the weights are stored in")
     except DtypeError as error:
         raise UnsupportedConfigError(f'{error}; say what to load it in, such as load(…, dtype="float32")') from error
-
-
-def _preprocessing(folder: Path, kind: str = "image") -> dict[str, Any]:
-    """Settings of a kind of media: a file of their own, or, from transformers 5, a section of the processor's.
-
-    Kinds that have neither are preprocessed as images are.
-    """
-    own = "preprocessor_config.json" if kind == "image" else f"{kind}_preprocessor_config.json"
-    if (folder / own).exists():
-        return read_json(folder / own)
-    if (folder / "processor_config.json").exists():
-        processor = Fields("processor_config.json", read_json(folder / "processor_config.json"))
-        if kind == "image" or f"{kind}_processor" in processor.rest:
-            return processor.take(f"{kind}_processor", dict)
-    return read_json(folder / own) if kind == "image" else _preprocessing(folder)
 
 
 def _calibration(folder: Path, fingerprint: str) -> Calibration | None:

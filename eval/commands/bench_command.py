@@ -10,13 +10,19 @@ from eval.commands.arguments import add_json, positive
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
     """Add the command to the others."""
-    command = commands.add_parser("bench", help="measure what an operation costs on this machine")
+    command = commands.add_parser(
+        "bench",
+        help="measure what an operation costs on this machine",
+        description="Measure what an operation costs on this machine.",
+        epilog="example:\n  kamera bench form --tokens 256 512",
+    )
     operations = command.add_subparsers(dest="what", required=True, metavar="WHAT")
     form = operations.add_parser(
         "form",
         help="forming a patch, and after how many reuses it has paid",
         description="Encode, form, apply and re-prefill, taken in turns, on a decoder of random weights: 8 layers of "
         "width 1024, f32. A patch has paid after form / (re-prefill - apply) reuses.",
+        epilog="example:\n  kamera bench form --tokens 256 512 --plot form.png",
     )
     form.add_argument(
         "--tokens",

@@ -20,6 +20,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "then reorder, slide and recall (a minute on gqa, two or three on mla and mha). With --model and a language "
         "model, as --model smollm2: how quotations go on behind chunks of real text that were encoded apart, with "
         "CacheBlend beside them (a minute or two). With --model kamera-smol-vl the chunks are pictures of pages.",
+        epilog="examples:\n  kamera demo\n  kamera demo --attention mla --plot demo.png\n  kamera demo --model smollm2",
     )
     which = command.add_mutually_exclusive_group()
     which.add_argument(

@@ -13,15 +13,20 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         help="what is installed, what it runs on, and which kernels will run",
         description="Versions, devices, a check of the operator against float64, and for every operation which kernel "
         "serves it here, on a TPU and on a Hopper GPU, and why not a faster one.",
+        epilog="examples:\n  kamera doctor\n  kamera doctor --model FOLDER --slots 8192\n"
+        "  kamera doctor --warm smollm2 --slots 2048",
     )
     command.add_argument(
         "--model",
         dest="models",
         action="append",
         default=[],
+        metavar="MODEL",
         help="look at this model's calls; repeat it (default: well-known backbones, in bf16)",
     )
-    command.add_argument("--slots", type=positive, default=4096, help="slots of the window (default: 4096)")
+    command.add_argument(
+        "--slots", type=positive, default=4096, metavar="N", help="slots of the window (default: 4096)"
+    )
     command.add_argument(
         "--warm",
         metavar="MODEL",
@@ -29,7 +34,11 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "cache of compiled programs",
     )
     command.add_argument(
-        "--mode", choices=("materialise", "in_place"), default="materialise", help="of that session's window"
+        "--mode",
+        choices=("materialise", "in_place"),
+        default="materialise",
+        help="how that session's window keeps its chunks: written rotated and patched, or read where they lie "
+        "(default: materialise)",
     )
     add_json(command)
     return command

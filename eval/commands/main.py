@@ -104,11 +104,14 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
 def _run(arguments: "Sequence[str] | None", own: bool) -> int:
     from eval.commands import command_line
 
-    options = command_line.parser().parse_args(arguments)
+    options = command_line.parse(arguments)
     try:
         files = command_line.check(options)
-        from eval.commands import compile_cache
+        from eval.commands import compile_cache, hidden, platforms
 
+        hidden.check()
+        if own:
+            platforms.skip_missing_tpu()
         compile_cache.enable()
         import kamera_jax  # noqa: F401  (here, so that an interrupted import says nothing but that)
 

@@ -1,10 +1,10 @@
 """Names and rows as terminals show them: within so many columns, and without what would steer a terminal."""
 
 import re
-import sys
 
 from rich.cells import cell_len
 
+from eval.commands import streams
 from eval.commands.arguments import EMBEDDED
 
 COLUMNS = 80
@@ -57,7 +57,4 @@ def counted(count: int, one: str, several: str = "") -> str:
 def note_embedded(model: str) -> None:
     """Say on standard error that an embedded model is a toy, where it is one that is used."""
     if model.startswith(EMBEDDED):
-        print(
-            "The embedded model knows only its own pages of coloured glyphs: it was trained on nothing else.",
-            file=sys.stderr,
-        )
+        streams.note("The embedded model knows only its own pages of coloured glyphs: it was trained on nothing else.")

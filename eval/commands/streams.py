@@ -1,10 +1,39 @@
-"""Standard output and error that outlive their readers: `kamera … | head` ends as it would without a pipe."""
+"""Standard output and error: they outlive their readers, as in `kamera … | head`, and say no more than is wanted."""
 
 import errno
 import io
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+_QUIET: list[bool] = []
+"""Whether notes and progress are left out, by the commands that are running."""
+
+
+@contextmanager
+def quiet(wanted: bool) -> Iterator[None]:
+    """The context in which a command leaves out notes and progress, if that is wanted."""
+    if not wanted:
+        yield
+        return
+    from rich.progress import Progress
+
+    _QUIET.append(True)
+    shown = (Progress.start, Progress.stop)
+    Progress.start = Progress.stop = lambda self: None
+    try:
+        yield
+    finally:
+        Progress.start, Progress.stop = shown
+        _QUIET.pop()
+
+
+def note(text: str) -> None:
+    """Print something beside the result on standard error, unless it is to be quiet."""
+    if not _QUIET:
+        print(text, file=sys.stderr)
 
 
 class Forgiving(io.FileIO):

@@ -15,8 +15,10 @@ from eval.methods.reuse import (
     energy_budget,
     formed_budget,
     half_budget,
+    most_budget,
     rank_budget,
 )
+from eval.methods.sizes import patch_size
 from eval.methods.tokens import LargestDeviation, LayerBudgets, Leading, OracleTokens, Recomputed
 from eval.tasks.base import lacks
 from eval.tasks.plugins import FILE, Group, constructed
@@ -37,40 +39,30 @@ def _whole(name: str, text: str) -> int:
     return int(text)
 
 
-def _share(name: str, text: str, *, zero: bool = True) -> float:
+def _share(name: str, text: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = -1.0
-    if not (0 <= value <= 1 and (zero or value)):
-        bounds = "0 to 1" if zero else "above 0, up to 1"
-        raise ValueError(f"{name} needs a share ({bounds}), as in {EXAMPLES[name]}; got {text!r}")
-    return value
-
-
-def _percentage(name: str, text: str) -> float:
-    try:
-        value = float(text.removesuffix("%")) / 100
-    except ValueError:
-        value = 0.0
-    if not 0 < value <= 1:
-        raise ValueError(f"{name} needs a percentage (above 0, up to 100), as in {EXAMPLES[name]}; got {text!r}")
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} needs a share (0 to 1), as in {EXAMPLES[name]}; got {text!r}")
     return value
 
 
 def _patch(text: str) -> Part:
-    if not text:
-        return Patched(formed_budget(SHARE))
-    if text.endswith("%"):
-        return Patched(formed_budget(_percentage("patch:%", text)))
     kind, given, value = text.partition("=")
-    if kind == "energy":
-        return Patched(energy_budget(_share("patch:energy", value, zero=False)))
-    if kind == "bytes":
-        return Patched(bytes_budget(_share("patch:bytes", value, zero=False)))
     if kind in ("deep", "shallow"):
         return Patched(half_budget(_whole(f"patch:{kind}", value) if given else None, deep=kind == "deep"))
-    return Patched(rank_budget(_whole("patch", text)))
+    size = patch_size(text)
+    if size.rank is not None:
+        return Patched(rank_budget(size.rank))
+    if size.energy is not None:
+        return Patched(energy_budget(size.energy))
+    if size.even_share is not None:
+        return Patched(bytes_budget(size.even_share))
+    if size.max_bytes is not None:
+        return Patched(most_budget(size.max_bytes))
+    return Patched(formed_budget(SHARE if size.share is None else size.share))
 
 
 FILLS: dict[str, Callable[[str], Part]] = {

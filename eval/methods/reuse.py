@@ -126,6 +126,17 @@ def formed_budget(share: float) -> Budget:
     return budget
 
 
+def most_budget(most: int) -> Budget:
+    """Patches as `kamera_jax.form_patch` makes them of at most so many bytes each; see `formed_budget`."""
+
+    def budget(batch: Batch, place: int) -> Factors:
+        size = Size(max_bytes=most)
+        fitted = _each(batch, place, lambda true, own, length: size.fit(true, own, length).factors)
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *fitted)
+
+    return budget
+
+
 def _rank(spec: KVSpec, chunk: Stack, most: int) -> int:
     features = spec.rot_dim + spec.free_dim
     itemsize = jnp.dtype(spec.dtype).itemsize

@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import stdtr
 
-from kamera_jax.backbone import Backbone
+from kamera_jax.arguments import check_type
+from kamera_jax.backbone import Backbone, with_defaults
 from kamera_jax.chunk import Chunk, Patch
 from kamera_jax.guard import prior
 from kamera_jax.guard.fidelity import verify
@@ -86,6 +87,14 @@ class Calibration:
             raise ValueError("a KL of the calibration is not finite; leave such drifts out or find their cause")
         if not all(0 <= value <= 1 for value in (*self.lost, *self.added, *self.moved)):
             raise ValueError("shares of attention are from 0 to 1; kamera_jax.guard.prior.difference gives them")
+
+    def __repr__(self) -> str:
+        low = min(self.kls)
+        high = max(self.kls)
+        return (
+            f"<Calibration of {len(self.changes)} drifts of model {self.model[:12]}: KL {low:.2g} to {high:.2g} nats, "
+            f"sketches of layers {self.sketch.layers}>"
+        )
 
     def estimate(self, change: float, lost: float = 0.0, added: float = 0.0, moved: float = 0.0) -> float:
         """The KL, in nats, that is expected of reusing a patch; it rises with the change unless the drifts deny that.
@@ -255,6 +264,8 @@ def calibrate(vlm: Backbone, drifts: Iterable[Drift]) -> Calibration:
     Raises:
         ValueError: no drifts, or patches with different sketches; else as `staleness` and `verify`.
     """
+    with_defaults(vlm)
+    check_type(drifts, Iterable, "drifts", "a list of kamera_jax.guard.calibration.Drift")
     rows: list[tuple[float, ...]] = []
     sketches = set()
     for drift in drifts:

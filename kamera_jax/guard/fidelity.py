@@ -46,6 +46,9 @@ class Fidelity:
     max_kl: float
     reference: Reference
 
+    def __repr__(self) -> str:
+        return f"<Fidelity ok={self.ok}: {self.reason}>"
+
     @property
     def ok(self) -> bool:
         """Whether the mean KL is within ``max_kl``."""

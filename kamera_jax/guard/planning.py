@@ -9,6 +9,7 @@ for every chunk that comes, and plans only where others stand behind it.
 """
 
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -18,6 +19,7 @@ from kamera_jax.backbone import Backbone, forward_flops
 from kamera_jax.chunk import Chunk, Entry, Patch, describe
 from kamera_jax.errors import StalePatchError
 from kamera_jax.guard.policy import ReusePolicy
+from kamera_jax.handle import in_bytes
 from kamera_jax.inference.encode import form_patch, run_chunk
 from kamera_jax.patch.size import Size
 from kamera_jax.window.changes import append, without
@@ -95,6 +97,12 @@ class Step:
     bytes: int = 0
     present: Patch | None = None
 
+    def __repr__(self) -> str:
+        return (
+            f"<Step {self.action.name} of {describe(self.chunk)}: estimate {self.estimate_kl:.3g} nats, "
+            f"{self.flops:.3g} FLOPs, {in_bytes(self.bytes)}; {self.reason}>"
+        )
+
     @property
     def held(self) -> tuple[Patch, ...]:
         """The old name of `stored`."""
@@ -117,6 +125,14 @@ class Plan:
     window: Window
     policy: ReusePolicy
     prefill_flops: float
+
+    def __repr__(self) -> str:
+        counts = Counter(step.action.name for step in self.steps)
+        actions = ", ".join(f"{count} {name}" for name, count in counts.items())
+        return (
+            f"<Plan of {len(self.steps)} steps ({actions or 'none'}): {self.flops:.3g} of {self.prefill_flops:.3g} "
+            f"FLOPs of a prefill, {in_bytes(self.bytes)} read and written>"
+        )
 
     @property
     def flops(self) -> float:

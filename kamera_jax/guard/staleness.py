@@ -44,6 +44,12 @@ class Staleness:
     mass_then: dict[str, float]
     mass_now: dict[str, float]
 
+    def __repr__(self) -> str:
+        return (
+            f"<Staleness change={self.change:.3g}, match={self.match.value!r}, {len(self.deleted)} deleted, "
+            f"{len(self.inserted)} inserted of {len(self.mass_then)} antecedents and {len(self.mass_now)} chunks>"
+        )
+
     @property
     def reason(self) -> str:
         """What has changed, in words; keys by their first 12 letters."""

@@ -136,6 +136,7 @@ def prefill(vlm: Backbone, items: Sequence[Any], *, capacity: int | None = None)
 
 
 def _sources(vlm: Backbone, items: Sequence[Any]) -> list[Segment | Chunk]:
+    with_defaults(vlm)
     check_list(items, object, "items", "of what encode takes, or chunks; for one item [item]")
     for item in items:
         if isinstance(item, Chunk):
@@ -197,9 +198,14 @@ def form_patch(
         raise ValueError("give either antecedents= (chunks to prefill before it) or context= (a window as it stands)")
     if any_order and antecedents is None:
         raise ValueError("any_order=True puts antecedents= in several orders; a context stands in its own")
+    with_defaults(vlm)
     size = Size(rank, energy, max_bytes, int8)
     if antecedents is not None:
-        check_list(antecedents, Chunk, "antecedents", "chunks that encode(vlm, item) made; for one chunk [chunk]")
+        remedy = "chunks that encode(vlm, item) made; for one chunk [chunk], for a window as it stands context=window"
+        check_list(antecedents, Chunk, "antecedents", remedy)
+    if context is not None and not isinstance(context, Window):
+        remedy = "a window is what append and prefill make; for chunks antecedents=[chunk, ...]"
+        check_type(context, Window, "context", remedy)
     _check_canonical(chunk)
     _check_model(vlm, chunk)
     source_of(chunk)  # raises before anything is run

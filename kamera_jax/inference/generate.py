@@ -42,6 +42,10 @@ def query(vlm: Backbone, window: Window, text: str) -> Float[Array, " V"]:
     return output.logits[0]
 
 
+_SHOWN = 80
+"""Letters of an answer in its ``repr``."""
+
+
 @dataclass(frozen=True)
 class Decoding:
     """How an answer is generated, checked; the attributes are what `generate` takes."""
@@ -84,6 +88,11 @@ class Generation:
     tokens: tuple[int, ...]
     ttft_s: float
     window: Window
+
+    def __repr__(self) -> str:
+        text = self.text if len(self.text) <= _SHOWN else f"{self.text[:_SHOWN]}…"
+        chunks = len(self.window.entries)
+        return f"<Generation {text!r}: {len(self.tokens)} tokens, the first after {self.ttft_s:.3g} s, {chunks} chunks>"
 
 
 def generate(

@@ -30,6 +30,7 @@ from kamera_jax.library.packs import THREADS
 from kamera_jax.library.reading import Reader, Verify
 from kamera_jax.library.rows import Kind, Storage, chunk_of, kv_leaves, patch_of, row_of
 from kamera_jax.library.storing import put_all
+from kamera_jax.record import library_repr
 
 Mode = Literal["r", "a"]
 
@@ -40,6 +41,8 @@ class ChunkLibrary:
     Several processes, and several threads of each, may put, get, delete and collect at once. What `put` has returned
     for is there for good; a process that dies leaves nothing half-written that could be seen.
     """
+
+    __repr__ = library_repr
 
     def __init__(self, root: Path, mode: Mode, verify: Verify) -> None:
         """Use `open`."""

@@ -3,11 +3,13 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+from kamera_jax.backbone import Backbone
 from kamera_jax.chunk import Chunk, Patch
-from kamera_jax.guard.planning import Step
-from kamera_jax.handle import deleted
+from kamera_jax.guard.planning import Action, Step
+from kamera_jax.guard.policy import ReusePolicy
+from kamera_jax.handle import deleted, in_bytes
 from kamera_jax.session.lending import Lent
-from kamera_jax.session.log import KEPT, Served
+from kamera_jax.session.log import KEPT, Operation, Served
 from kamera_jax.session.memory import ChunkMemory, Contents
 from kamera_jax.session.serving import Coming
 from kamera_jax.session.settings import check_key
@@ -224,3 +226,21 @@ class Kept:
     def _owns(self, window: Window) -> bool:
         """Whether nobody else has a window with these buffers; in place, those made from one another share pools."""
         return not self.lent or (window.mode == "materialise" and window is not self._state.window)
+
+
+def stays(operation: Operation, key: str) -> Note:
+    """What is noted of a chunk which stands in the window and is used again."""
+    return Note(use=key, records=(Served(operation, key, Action.KEEP, "it stands in the window already"),))
+
+
+def described(vlm: Backbone, kept: Kept, policy: ReusePolicy) -> str:
+    """``repr`` of a session: what fills its window, and what it keeps beside."""
+    window = kept.window
+    patched = sum(entry.patch is not None for entry in window.entries)
+    beside = f"{len(kept.state.evicted)} evicted"
+    beside += f" ({in_bytes(kept.store.nbytes)})" if isinstance(kept.store, ChunkMemory) else ""
+    return (
+        f"<Session of {getattr(vlm, 'name', '') or type(vlm).__name__}: {len(window.entries)} chunks ({patched} with "
+        f"patches), {window.next_slot} of {window.capacity} slots, mode={window.mode!r}; {beside}, "
+        f"{kept.state.stats.turns} turns; max_kl={policy.max_kl:g}, fallback={policy.fallback!r}>"
+    )

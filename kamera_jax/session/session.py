@@ -9,12 +9,12 @@ from typing import Any
 from kamera_jax.backbone import Backbone, forward_flops
 from kamera_jax.chunk import Chunk, Patch
 from kamera_jax.errors import ChunkNotHeldError, MissingKeyError
-from kamera_jax.guard.planning import FORWARDS, Action
+from kamera_jax.guard.planning import FORWARDS
 from kamera_jax.guard.policy import ReusePolicy
 from kamera_jax.identity import canonical_key
 from kamera_jax.inference.encode import encode_segment
 from kamera_jax.inference.generate import Decoding, Generation, generate_turn, question_tail, turn_slots
-from kamera_jax.session.kept import Kept, Note, State
+from kamera_jax.session.kept import Kept, Note, State, described, stays
 from kamera_jax.session.log import Operation, Served, served
 from kamera_jax.session.memory import ChunkMemory
 from kamera_jax.session.saved import SavedSession, load_session, save_session
@@ -73,6 +73,9 @@ class Session:
         window = reserved(Window.empty(vlm, capacity, mode=mode), FIRST_ROWS)
         self._kept = Kept(State(window), ChunkMemory(memory_bytes) if store is None else store)
         self._serving = Serving(vlm, policy, rank)
+
+    def __repr__(self) -> str:
+        return described(self._vlm, self._kept, self._serving.policy)
 
     @property
     def window(self) -> Window:
@@ -141,7 +144,7 @@ class Session:
         chunk, patches, encoding = self._chunk(item, key)
         if chunk.key in self.keys:
             pinned = chunk.key if pin else None
-            self._kept.note(replace(_stays("add", chunk.key), pin=pinned, counts={"seen": 1, "reused": 1}))
+            self._kept.note(replace(stays("add", chunk.key), pin=pinned, counts={"seen": 1, "reused": 1}))
             return chunk.key
         return self._put("add", Append(chunk), patches, patch=patch, encoding=encoding, pin=pin).key
 
@@ -197,7 +200,7 @@ class Session:
         if key not in self.keys:
             self._put("recall", Recall(chunk, None, at), patches, patch=patch)
         elif at is None:
-            self._kept.note(replace(_stays("recall", key), counts={"recalls": 1}))
+            self._kept.note(replace(stays("recall", key), counts={"recalls": 1}))
         else:
             self._move(key, at, patch=patch)
 
@@ -224,7 +227,7 @@ class Session:
         if chunk.key in self.keys:
             gone = [place] if chunk.key != key else []
             counts = {"seen": 1, "reused": 1, "evicted": len(gone)}
-            note = replace(_stays("replace", chunk.key), pin=chunk.key if pinned else None, counts=counts)
+            note = replace(stays("replace", chunk.key), pin=chunk.key if pinned else None, counts=counts)
             self._kept.commit(without(self._kept.window, gone), gone, note)
             return chunk.key
         change = Replace(place, chunk)
@@ -346,7 +349,7 @@ class Session:
             if each != place:
                 after.append(coming if isinstance(each, Pair) else each)
         if after.index(coming) == place:
-            self._kept.note(replace(_stays("recall", key), counts={"recalls": 1}))
+            self._kept.note(replace(stays("recall", key), counts={"recalls": 1}))
         else:
             self._arrange("recall", after, moved=place)
 
@@ -391,8 +394,3 @@ class Session:
         note = Note(use=chunk.key, pin=chunk.key if pin else None, records=records, counts=counts)
         self._kept.commit(staying, leaving, note, list(zip(coming, steps, strict=True)), change)
         return chunk
-
-
-def _stays(operation: Operation, key: str) -> Note:
-    """What is noted of a chunk which stands in the window and is used again."""
-    return Note(use=key, records=(Served(operation, key, Action.KEEP, "it stands in the window already"),))

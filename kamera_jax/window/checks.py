@@ -1,5 +1,7 @@
 """What belongs together and what fits: checked before anything is written."""
 
+from typing import Any
+
 import jax
 
 from kamera_jax.arguments import check_type, whole_number
@@ -39,7 +41,8 @@ def check_whole(window: Window) -> None:
         DonatedError: its buffers were given to another window.
         WindowFullError: it comes from a compiled function in which something did not fit.
     """
-    check_type(window, Window, "window", "Window.empty(vlm, capacity) makes one; the order is (vlm, window, text)")
+    if not isinstance(window, Window):
+        check_type(window, Window, "window", _remedy(window))
     if deleted(window.state):
         raise DonatedError(
             "the window's buffers were given to the window that was made of it (donate=True; in place, to those that "
@@ -50,6 +53,19 @@ def check_whole(window: Window) -> None:
             f"the window of {window.capacity} slots comes from a compiled function in which something did not fit it, "
             "or the model's length; make it again from the window that went in, with more slots or fewer chunks"
         )
+
+
+def _remedy(value: Any) -> str:
+    """What to do where something else stands in a window's place."""
+    if isinstance(value, Chunk):
+        return "append(window, chunk) gives one that holds it, Window.empty(vlm, capacity) an empty one"
+    if isinstance(value, list | tuple):
+        return "prefill(vlm, items) makes one of items or chunks; append(window, chunk) adds a chunk to one"
+    if "window" in dir(type(value)) or "window" in getattr(type(value), "__dataclass_fields__", {}):
+        return f"a {type(value).__name__} has one, its .window"
+    if callable(getattr(value, "forward", None)):
+        return "Window.empty(vlm, capacity) makes one; where a model is taken, the order is (vlm, window, text)"
+    return "Window.empty(vlm, capacity) makes one, prefill(vlm, items) one of items"
 
 
 def check_model(vlm: Backbone, window: Window) -> None:

@@ -105,8 +105,9 @@ class Window(Handle):
         """
         if mode not in get_args(Mode):
             raise ValueError(f"mode must be one of {get_args(Mode)}; got {mode!r}")
+        spec = with_defaults(vlm).spec
         capacity = whole_number(capacity, "capacity", 1)
-        _check_memory(with_defaults(vlm).spec, capacity, mode)
+        _check_memory(spec, capacity, mode)
         if mode == "in_place" and not with_defaults(vlm).attends_in_place:
             raise ValueError(
                 f"{type(vlm).__name__} does not say attends_in_place = True, so its forward may not read chunks that "

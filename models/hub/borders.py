@@ -22,7 +22,7 @@ _OURS = (*map(str, kamera_jax.__path__), str(Path(__file__).parents[1]), "<@bear
 
 
 _WARNED: set[tuple[str, int]] = set()
-"""Places that were warned of: file and line."""
+"""Places that were warned of once and for all: file and line."""
 
 
 class TrailingSpaceWarning(UserWarning):
@@ -51,7 +51,18 @@ def ends_open(text: str, ids: Callable[[str], list[int]]) -> bool:
 
 
 def warn_of_trailing_space() -> None:
-    """Warn of a text that ends in white space, where the project was called: once for each such place.
+    """Warn of a text that ends in white space, where the project was called: once for each such place."""
+    warn_caller(
+        "the text ends in white space, which the tokenizer joins to a word that follows; where the next text begins "
+        "with that word, the token ids of both are not those of the whole text: move the white space to the beginning "
+        "of the next text, or let kamera_jax.encode_all cut the whole",
+        TrailingSpaceWarning,
+        once=True,
+    )
+
+
+def warn_caller(message: str, category: type[Warning], *, once: bool = False) -> None:
+    """Warn where the project was called, by Python's own rules; ``once``: not again at a place, whatever these say.
 
     Python's own registry of places is forgotten whenever filters change, as they do within JAX.
     """
@@ -59,18 +70,18 @@ def warn_of_trailing_space() -> None:
     while frame.f_back is not None and _is_ours(frame):
         frame = frame.f_back
     place = (frame.f_code.co_filename, frame.f_lineno)
-    if place in _WARNED:
+    if once and place in _WARNED:
         return
     warnings.warn_explicit(
-        "the text ends in white space, which the tokenizer joins to a word that follows; where the next text begins "
-        "with that word, the token ids of both are not those of the whole text: move the white space to the beginning "
-        "of the next text, or let kamera_jax.encode_all cut the whole",
-        TrailingSpaceWarning,
+        message,
+        category,
         filename=frame.f_code.co_filename,
         lineno=frame.f_lineno,
         module=frame.f_globals.get("__name__"),
+        registry=None if once else frame.f_globals.setdefault("__warningregistry__", {}),
     )
-    _WARNED.add(place)  # unless it was made an error
+    if once:
+        _WARNED.add(place)  # unless it was made an error
 
 
 def _is_ours(frame: FrameType) -> bool:

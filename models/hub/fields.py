@@ -1,6 +1,7 @@
 """Strict reading of the JSON files of a Hugging Face folder: every field is used, checked or ignored by name."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from kamera_jax.rope import is_positive
@@ -20,6 +21,7 @@ __all__ = [
     "MissingConfigFileError",
     "UnknownConfigFieldError",
     "UnsupportedConfigError",
+    "preprocessing_of",
     "read_json",
 ]
 
@@ -148,3 +150,18 @@ def _counted(value: int, named: str, least: int, most: int) -> int:
         limit = "less than 2**31" if most == _MOST else f"at most {most}"
         raise UnsupportedConfigError(f"{named} is {shown(value)}; expected at least {least}, and {limit}")
     return value
+
+
+def preprocessing_of(folder: Path, kind: str = "image") -> dict[str, Any]:
+    """Settings of a kind of media: a file of their own, or, from transformers 5, a section of the processor's.
+
+    Kinds that have neither are preprocessed as images are.
+    """
+    own = "preprocessor_config.json" if kind == "image" else f"{kind}_preprocessor_config.json"
+    if (folder / own).exists():
+        return read_json(folder / own)
+    if (folder / "processor_config.json").exists():
+        processor = Fields("processor_config.json", read_json(folder / "processor_config.json"))
+        if kind == "image" or f"{kind}_processor" in processor.rest:
+            return processor.take(f"{kind}_processor", dict)
+    return read_json(folder / own) if kind == "image" else preprocessing_of(folder)

@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from kamera_jax.library.opening import QUIET
-from models.errors import ConfigError, MissingConfigFileError
+from models.errors import ConfigError, GitLfsPointerError, MissingConfigFileError
 
 JSON_BYTES = 2**25
 """Bytes of a JSON file, or of a header, at most: 32 MiB."""
 
 VOCABULARY_BYTES = 2**27
 """Bytes of a file with a vocabulary, at most: 128 MiB."""
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How a pointer of Git LFS begins, which stands where a large file was not fetched."""
 
 DEEPEST = 64
 """So many objects and lists may stand within each other."""
@@ -43,6 +46,7 @@ def read_bytes(path: Path, most: int) -> bytes:
 
     Raises:
         MissingConfigFileError: it is not there.
+        GitLfsPointerError: it is a pointer of Git LFS, whose file was not fetched.
         ConfigError: it is no file, is longer, or cannot be read.
     """
     try:
@@ -61,9 +65,20 @@ def read_bytes(path: Path, most: int) -> bytes:
             size = os.fstat(file.fileno()).st_size
             if size > most:
                 raise ConfigError(f"{path} has {size} bytes; expected at most {most}: fetch the model's folder again")
-            return file.read(most + 1)
+            content = file.read(most + 1)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error}); fetch the model's folder again") from error
+    check_no_pointer(path, content[: len(LFS_POINTER)])
+    return content
+
+
+def check_no_pointer(path: Path, start: bytes) -> None:
+    """Raise GitLfsPointerError if a file that begins like this is a pointer of Git LFS, and not the file itself."""
+    if start.startswith(LFS_POINTER):
+        raise GitLfsPointerError(
+            f"{path} is a Git-LFS pointer: a few lines that stand in place of the file, whose content was not fetched; "
+            f"run `git lfs install` and `git lfs pull` in {path.parent}, or download the file itself"
+        )
 
 
 def read_text(path: Path, most: int = JSON_BYTES) -> str:

@@ -10,9 +10,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from models.errors import WeightsError, few
+from models.errors import GitLfsPointerError, WeightsError, few
 from models.hub.files import JSON_BYTES as HEADER_BYTES
-from models.hub.files import is_regular, parsed, read_bytes
+from models.hub.files import LFS_POINTER, check_no_pointer, is_regular, parsed, read_bytes
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -51,6 +51,7 @@ def open_tensors(folder: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
     Raises:
         MissingFileError, TruncatedFileError, CorruptFileError: the files are not whole.
+        GitLfsPointerError: one is a pointer of Git LFS, whose file was not fetched.
     """
     folder = Path(folder)
     if is_regular(folder / SINGLE):
@@ -62,6 +63,8 @@ def open_tensors(folder: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     try:
         index = parsed(read_bytes(folder / INDEX, HEADER_BYTES), folder / INDEX, unique=True)
         placed = {name: os.fspath(shard) for name, shard in index["weight_map"].items()}
+    except GitLfsPointerError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptFileError(
             f"{folder / INDEX} is not an index with a weight_map ({error}); fetch it again"
@@ -96,6 +99,7 @@ def _open_file(path: Path) -> Iterator[tuple[str, np.ndarray]]:
             f"{path} has {size} bytes; a safetensors file starts with 8 bytes of header length; fetch it again"
         )
     raw = np.memmap(path, np.uint8, "r")
+    check_no_pointer(path, raw[: len(LFS_POINTER)].tobytes())
     start = 8 + int.from_bytes(raw[:8].tobytes(), "little")
     if start - 8 > HEADER_BYTES:
         raise CorruptFileError(

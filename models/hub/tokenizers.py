@@ -7,7 +7,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from models.errors import ConfigError
+from models.errors import ConfigError, MissingConfigFileError
 from models.hub.files import JSON_BYTES, VOCABULARY_BYTES, check_folder, read_bytes, read_json
 
 _WHOLE = "tokenizer.json"
@@ -41,10 +41,15 @@ class TokenizerFilesError(ConfigError):
     """The files of a tokenizer cannot be read."""
 
 
+class MissingTokenizerError(TokenizerFilesError, MissingConfigFileError):
+    """A folder lacks the files that a tokenizer is made of."""
+
+
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a Hugging Face folder, with the rows of its model's embedding as ``embedding_rows``.
 
     Raises:
+        MissingTokenizerError: there are no files of a tokenizer.
         ConfigError: its files cannot be read; `TokenizerFilesError` where no library makes a tokenizer of them.
     """
     tokenizer = _loaded(folder)
@@ -99,11 +104,35 @@ def _check_files(folder: Path, settings: Mapping[str, Any]) -> None:
                 )
         elif path.name.endswith((".model", ".vocab")) or path.name in ("merges.txt", "vocab.txt"):
             read_bytes(path, JSON_BYTES)
+    _check_there(folder)
     if not isinstance(settings.get("tokenizer_class", ""), str):
         raise TokenizerFilesError(
             f"{folder / 'tokenizer_config.json'}: tokenizer_class is {settings['tokenizer_class']!r:.200}; expected a "
             "name"
         )
+
+
+def _check_there(folder: Path) -> None:
+    """Raise MissingTokenizerError unless the folder has the files of one kind of tokenizer.
+
+    Other names than these are left to the libraries, as long as they could be a vocabulary.
+    """
+    there = {path.name for path in folder.iterdir() if path.exists()}
+    if _WHOLE in there or any(name.endswith((".model", ".vocab")) or name == "vocab.txt" for name in there):
+        return
+    lists = ("vocab.json", "merges.txt")
+    missing = [name for name in lists if name not in there]
+    if not missing:
+        return
+    if len(missing) < len(lists):
+        raise MissingTokenizerError(
+            f"{folder} has {next(name for name in lists if name in there)}, and neither {missing[0]} nor {_WHOLE}: "
+            f"fetch {_WHOLE} from where the model comes from"
+        )
+    raise MissingTokenizerError(
+        f"{folder} has no tokenizer: expected {_WHOLE}, or {' with '.join(lists)}, tokenizer.model or "
+        f"tiktoken.model; fetch {_WHOLE} from where the model comes from"
+    )
 
 
 def _check_vocabulary(path: Path, content: bytes) -> None:

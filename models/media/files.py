@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from kamera_jax.library.opening import QUIET
+from models.hub.files import LFS_POINTER
 
 MAX_TEXT_BYTES = 2**24
 """A text, or a text file, of more bytes than this is not read."""
@@ -20,7 +21,7 @@ _KINDS = (
 
 
 class MediaFileError(ValueError):
-    """A path that is no regular file, cannot be opened, or is larger than what is read."""
+    """A path that is no regular file, cannot be opened, is larger than what is read, or a pointer of Git LFS."""
 
 
 def opened(path: Path) -> BinaryIO:
@@ -28,7 +29,8 @@ def opened(path: Path) -> BinaryIO:
 
     Raises:
         FileNotFoundError: there is no such file, or it is a link to one that does not exist.
-        MediaFileError: it is a folder, a pipe, a socket or a device, or may not be read; the message says which.
+        MediaFileError: it is a folder, a pipe, a socket or a device, may not be read, or is a pointer of Git LFS; the
+            message says which.
     """
     try:
         _check_regular(path, os.stat(path).st_mode)
@@ -45,6 +47,11 @@ def opened(path: Path) -> BinaryIO:
         raise MediaFileError(f"{path} cannot be opened ({reason}); expected a file that may be read") from error
     try:
         _check_regular(path, os.fstat(descriptor).st_mode)
+        if os.pread(descriptor, len(LFS_POINTER), 0) == LFS_POINTER:
+            raise MediaFileError(
+                f"{path} is a Git-LFS pointer: a few lines in place of the file, whose content was not fetched; run "
+                f"`git lfs pull` in {path.parent}"
+            )
         return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
@@ -66,6 +73,18 @@ def read_text(path: Path) -> str:
             f"{path} is longer than {MAX_TEXT_BYTES} bytes, which is the most that a text may have: split it into files"
         )
     return content.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def describe_undecodable(path: Path, error: UnicodeDecodeError) -> str:
+    """Why a file is no text in UTF-8: the byte, its place and its line, and what makes UTF-8 of it."""
+    content = error.object
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return f"{path} is text in UTF-16, expected UTF-8: save it as UTF-8, or iconv -f utf-16 -t utf-8 {path} > NEW"
+    line = content.count(b"\n", 0, error.start) + 1
+    return (
+        f"{path} is no UTF-8 text: byte 0x{content[error.start]:02X} at position {error.start}, in line {line}; save "
+        f"it as UTF-8, or, if it is Latin-1 (Windows-1252), iconv -f cp1252 -t utf-8 {path} > NEW"
+    )
 
 
 def _check_regular(path: Path, mode: int) -> None:

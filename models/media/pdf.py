@@ -1,6 +1,7 @@
 """Pages of PDF files as images, rendered by pypdfium2."""
 
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,12 @@ MAX_PAGE_PIXELS = 2**24
 
 MAX_PAGE_SIDE = 2**16
 """As `MAX_PAGE_PIXELS`, of a page's longer side."""
+
+_SCANNED = 2**24
+"""Bytes that are looked through for a page where a file cannot be opened."""
+
+_HEADER = 1024
+"""Bytes within which a PDF file says what it is."""
 
 MAX_FAILURES = 16
 """Pages in a row that cannot be rendered, after which the rest of a file is given up."""
@@ -104,15 +111,32 @@ def _rendered(page: pdfium.PdfPage, dpi: int) -> Image.Image:
 @contextmanager
 def _document(path: Path) -> Iterator[pdfium.PdfDocument]:
     with opened(path) as file:
+        start = file.read(_HEADER)
+        file.seek(0)
+        if not start:
+            raise PdfError(f"{path} is empty: it has 0 bytes; was it written, or copied, to its end?")
+        if b"%PDF" not in start:
+            raise PdfError(f"{path} is no PDF file: it begins with {start[:16]!r}; PDF files begin with b'%PDF-'")
         try:
             document = pdfium.PdfDocument(file)
         except Exception as error:  # PdfiumError, or what the reading of a damaged file brings
-            raise PdfError(
-                f"{path} is no PDF file that can be read ({error}); is it damaged, or behind a password?"
-            ) from error
+            file.seek(0)
+            raise PdfError(_unreadable(path, str(error), file.read(_SCANNED))) from error
         try:
             if not len(document):
-                raise PdfError(f"{path} has no page")
+                raise PdfError(f"{path} has no page: there is nothing to read in it")
             yield document
         finally:
             document.close()
+
+
+def _unreadable(path: Path, reason: str, content: bytes) -> str:
+    """A message that pdfium cannot open a file; of one without pages it says "Success", or that its format is wrong."""
+    if "password" in reason.lower():
+        return f"{path} is behind a password; save it without one"
+    no_page = re.search(rb"/Type\s*/Pages", content) and not re.search(rb"/Type\s*/Page(?!s)|/ObjStm", content)
+    if no_page and b"%%EOF" in content:
+        return f"{path} has no page: there is nothing to read in it"
+    if "success" in reason.lower():
+        return f"{path} has no page that can be read; is it damaged, or empty?"
+    return f"{path} is no PDF file that can be read ({reason}); is it damaged?"

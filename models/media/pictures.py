@@ -7,7 +7,7 @@ from typing import Any, BinaryIO, NoReturn
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
-from models.media.files import MediaFileError, opened, read_text
+from models.media.files import MediaFileError, describe_undecodable, opened, read_text
 
 FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "PSD", "TIFF", "WEBP")
 """The formats of image files that are read, as far as the installed Pillow has them. None of them starts another
@@ -26,6 +26,12 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """What undoes each EXIF orientation; 1 is upright."""
+
+VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
+"""Endings of video files, which are not read here."""
+
+WRITTEN = (".csv", ".html", ".htm", ".json", ".jsonl", ".log", ".py", ".rst", ".tex", ".xml", ".yaml", ".yml")
+"""Endings of files of text that are not taken for passages of text."""
 
 ONE_PICTURE = ("MPO", "PSD")
 """Formats whose further frames are no pages: a phone's depth and gain maps, and layers of the picture itself."""
@@ -92,8 +98,11 @@ def _open_file(path: Path) -> str | Image.Image:
         try:
             return read_text(path)
         except UnicodeDecodeError as error:
-            raise ImageFormatError(f"{path} is no UTF-8 text ({error}); save it as UTF-8") from error
+            raise ImageFormatError(describe_undecodable(path, error)) from error
     with opened(path) as file:
+        if not file.read(1):
+            raise ImageFormatError(f"{path} is empty: it has 0 bytes; was it written, or copied, to its end?")
+        file.seek(0)
         try:
             with opened_image(file, str(path)) as image:
                 _left_out(image, str(path))
@@ -165,7 +174,7 @@ def refuse(error: Exception, name: str) -> NoReturn:
     if isinstance(error, UnidentifiedImageError):
         raise ImageFormatError(
             f"{name} is no image that Pillow can read here; expected an image ({', '.join(FORMATS)}), .txt or .md file"
-            + ("; install pillow-heif and register its opener" if name.lower().endswith((".heic", ".heif")) else "")
+            + _instead(Path(name).suffix.lower())
         ) from error
     if bomb:
         raise ImageSizeError(f"{name} is too large ({error}); cut it up or shrink it") from error
@@ -173,6 +182,19 @@ def refuse(error: Exception, name: str) -> NoReturn:
         f"{name} cannot be decoded ({str(error) or type(error).__name__}); is the file whole, and was it still open "
         "when the image was handed in?"
     ) from error
+
+
+def _instead(ending: str) -> str:
+    """What to do with a file of another kind, by the ending of its name."""
+    if ending == ".pdf":
+        return "; of a PDF file each page is an item: models.media.pdf.pdf_pages(path) gives them as images"
+    if ending in (".heic", ".heif"):
+        return "; install pillow-heif and register its opener"
+    if ending in VIDEOS:
+        return "; of a video hand in its frames and their times: kamera_jax.Video(frames, times)"
+    if ending in WRITTEN:
+        return "; to read it as text hand in its text: path.read_text()"
+    return ""
 
 
 def to_rgb(image: Image.Image | np.ndarray) -> Image.Image:

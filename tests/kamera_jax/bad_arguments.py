@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import kamera_jax as kj
-from kamera_jax.errors import ArgumentError, DonatedError
+from kamera_jax.errors import ArgumentError, DonatedError, NoModelError
 from kamera_jax.session.warm import warm
 from models import load
 from tests.kamera_jax.toy import Toy
@@ -53,6 +53,28 @@ def main():
     refused(lambda: kj.generate(toy, w, "what", key=key[None], temperature=1.0), ArgumentError, "jax.random.key")
     refused(lambda: kj.generate(toy, w, "what", max_new_tokens=2.5), ArgumentError, "max_new_tokens is 2.5", "whole")
     refused(lambda: kj.generate(toy, w, "what", max_new_tokens=0), ValueError, "max_new_tokens is 0")
+    for value in ("kamera-tiny-gqa", Path("page.png"), b"x", 3, None, [a], a, w, np.zeros((2, 2, 3), np.uint8)):
+        for call in (
+            lambda vlm: kj.encode(vlm, "abc"),
+            lambda vlm: kj.encode_all(vlm, "abc"),
+            lambda vlm: kj.prefill(vlm, toy),
+            lambda vlm: kj.form_patch(vlm, toy, antecedents=[a]),
+            lambda vlm: kj.form_patches(vlm, toy),
+            lambda vlm: kj.generate(vlm, w, "what"),
+            lambda vlm: kj.Window.empty(vlm, toy),
+            lambda vlm: kj.Session(vlm, toy),
+            lambda vlm: kj.calibrate(vlm, []),
+        ):
+            refused(partial(call, value), NoModelError, "vlm is ", "expected a model, which stands first", "load")
+    refused(lambda: kj.encode("kamera-tiny-gqa", "abc"), NoModelError, r"models\.load\('kamera-tiny-gqa'\)")
+    refused(lambda: kj.encode("page.png", toy), NoModelError, r"vlm is 'page\.png'.*models\.load\('kamera-tiny-gqa'\)")
+    refused(lambda: kj.generate(toy, [a], "what"), ArgumentError, "window is", r"prefill\(vlm, items\)")
+    refused(lambda: kj.generate(toy, a, "what"), ArgumentError, "window is", r"append\(window, chunk\)")
+    refused(lambda: kj.generate(toy, kj.Session(toy, 64), "what"), ArgumentError, "Session has one, its .window")
+    refused(lambda: kj.form_patch(toy, b, antecedents=a), ArgumentError, r"antecedents is .*\[chunk\].*context=window")
+    refused(lambda: kj.form_patch(toy, b, antecedents=w), ArgumentError, "antecedents is", "context=window")
+    refused(lambda: kj.form_patch(toy, b, context=[a]), ArgumentError, "context is", r"antecedents=\[chunk")
+    refused(lambda: kj.calibrate(toy, None), ArgumentError, "drifts is None", "Drift")
     session = kj.Session(toy, 128)
     for count in (2.5, True, np.bool_(True), "2", None, float("nan"), [2]):
         for ask in (partial(kj.generate, toy, w, "what"), partial(session.ask, "what"), partial(warm, toy, 128)):

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from kamera_jax.library.opening import QUIET
+from models.hub.files import LFS_POINTER, check_no_pointer
 from models.hub.gguf.errors import (
     CorruptGgufError,
     GgufByteOrderError,
@@ -202,6 +203,7 @@ class _Header:
     def opening(self) -> tuple[int, int]:
         """Numbers of tensors and of key-value pairs."""
         if self.data[:4] != MAGIC:
+            check_no_pointer(self.path, self.data[: len(LFS_POINTER)])
             raise NotGgufError(
                 f"{self.path} begins with {self.data[:4]!r}; GGUF files begin with {MAGIC!r}: name a .gguf file, or a "
                 "folder in hub format"

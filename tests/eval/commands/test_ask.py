@@ -28,7 +28,10 @@ def ask(pages, question, *more):
     return main(["ask", question, *items, *more])
 
 
-@pytest.mark.parametrize("method", ["full", "patch", "patch:12", "patch:20%"])
+METHODS = ["full", "patch", "patch:12", "patch:20%", "patch:64KiB", "patch:energy=0.99", "patch:bytes=0.5"]
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_two_hops_are_answered(pages, capsys, method, tmp_path):
     glyph, colour = sample_story(np.random.default_rng((demo.HELD_OUT_SEED, 0))).two_hop[0]
     assert ask(pages, question_text(glyph), "--method", method, "--json", str(tmp_path / "answer.json")) == 0
@@ -38,6 +41,10 @@ def test_two_hops_are_answered(pages, capsys, method, tmp_path):
     written = json.loads((tmp_path / "answer.json").read_text())
     assert written["answer"] == COLOUR_NAMES[colour] and written["kv_bytes"] > 0
     assert (written["patch_bytes"] > 0) == (method != "full")
+    assert written["chunks"] == 3 and written["patches"] == (0 if method == "full" else 2)
+    assert written["dtype"] == "float32" and written["tokens"] > 100
+    how = "run together" if method == "full" else "encoded apart, 2 patches of"
+    assert f"{method}: 3 chunks of {written['tokens']} tokens" in output.err and how in output.err
 
 
 def test_blind_answers_one_hop(pages, capsys):
@@ -84,6 +91,14 @@ def test_bad_input_is_named(pages, tmp_path, capsys):
         (["ask", "what?", "--item", str(text)], "no image that Pillow can read"),
         (["ask", "what?", "--item", str(tmp_path / "thin.png")], "within a factor of 200"),
         (["ask", " ", *item], "the question is empty"),
+        (["ask", "", *item, "--model", "no-such-model"], "the question is empty"),
+        (["ask", "what?", *item, "--dtype", "int8", "--model", "no-such-model"], "--dtype is int8"),
+        (["ask", "what?", *item, "--capacity", "0"], "at least 1"),
+        (["ask", "what?", *item, "--capacity", "100"], "--capacity is 100, and the items take"),
+        (["ask", "what?", *item, "--capacity", "100", "--method", "full"], "--capacity is 100, and the items take"),
+        (["ask", "what?", *item, "--method", "cacheblend:0.15"], "expected full, blind, patch, patch:M"),
+        (["ask", "what?", *item, "--method", "patch:0KiB"], "needs at least a byte"),
+        (["ask", "what?", *item, "--method", "patch:energy=2"], "patch:energy needs a share (above 0, up to 1)"),
         (["ask", "what?", *item, "--method", "patch:0"], "patch:M with a rank M of at least 1"),
         (["ask", "what?", *item, "--method", "patch:0%"], "patch:P% with a share of the bytes above 0"),
         (["ask", "what?", *item, "--method", "patch:"], "patch:M with a rank M of at least 1"),
@@ -118,3 +133,45 @@ def test_frames_that_are_left_out_are_said_or_read(pages, tmp_path, capsys):
         assert noted == (not more)
         sizes.append(json.loads(out.read_text())["kv_bytes"])
     assert sizes[1] > 1.5 * sizes[0]
+
+
+def test_an_answer_of_more_tokens_than_a_window_has_free_by_default(pages, capsys):
+    for method in ("full", "blind"):
+        item = ["--item", str(pages / "first.png"), "--method", method]
+        assert main(["ask", "what colour is the star?", *item, "--max-new-tokens", "600"]) == 0
+    capsys.readouterr()
+
+
+def test_the_dtype_and_the_capacity_are_those_asked_for(pages, tmp_path, capsys):
+    out = tmp_path / "answer.json"
+    assert ask(pages, "what colour is the star?", "--dtype", "bf16", "--capacity", "700", "--json", str(out)) == 0
+    written = json.loads(out.read_text())
+    assert (written["dtype"], written["capacity"]) == ("bfloat16", 700)
+    assert "bfloat16" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("place", [0, 3], ids=["before", "behind"])
+def test_quiet_leaves_the_answer_alone(pages, capsys, place):
+    arguments = ["ask", "what colour is the star?", "--item", str(pages / "first.png")]
+    assert main([*arguments[: place and 4], "-q", *arguments[place and 4 :]]) == 0
+    output = capsys.readouterr()
+    assert output.err == "" and output.out.strip() and output.out.count("\n") == 1
+    assert main(arguments) == 0
+    assert capsys.readouterr().err != ""
+
+
+def test_an_answer_is_printed_as_it_comes(pages, monkeypatch, capsys):
+    """Piece by piece, each at once, and in all what `--json` has."""
+    pieces = []
+    real = kj.generate
+
+    def streamed(*arguments, stream, **options):
+        def seen(text):
+            stream(text)
+            pieces.append(capsys.readouterr().out)
+
+        return real(*arguments, stream=seen, **options)
+
+    monkeypatch.setattr(kj, "generate", streamed)
+    assert ask(pages, "what colour is the star?", "--max-new-tokens", "3") == 0
+    assert pieces and all(pieces)

@@ -101,3 +101,34 @@ def test_every_frame_is_looked_at_before_it_is_decoded(tmp_path, monkeypatch, ki
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda *_: pytest.fail("decoded"))
     with pytest.raises(pictures.ImageSizeError, match="20 x 20 pixels"):
         list(frames.image_frames(path))
+
+
+def test_a_text_that_is_not_utf_8_names_the_byte_and_what_makes_it_so(tmp_path):
+    (tmp_path / "old.txt").write_bytes("one line\ncaf\xe9\n".encode("latin-1"))
+    (tmp_path / "wide.txt").write_bytes("one line".encode("utf-16"))
+    with pytest.raises(ImageFormatError, match=r"old\.txt .* byte 0xE9 at position 12, in line 2; .*iconv -f cp1252"):
+        open_item(tmp_path / "old.txt")
+    with pytest.raises(ImageFormatError, match=r"wide\.txt is text in UTF-16.*iconv -f utf-16"):
+        open_item(tmp_path / "wide.txt")
+
+
+@pytest.mark.parametrize("name", ["page.png", "page.txt", "page.pdf"])
+def test_a_pointer_of_git_lfs_is_named(tmp_path, name):
+    (tmp_path / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n")
+    with pytest.raises(MediaFileError, match=rf"{name} is a Git-LFS pointer.*git lfs pull"):
+        open_item(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("page.png", b"", "is empty: it has 0 bytes"),
+        ("page.pdf", b"%PDF-1.4", r"each page is an item: models\.media\.pdf\.pdf_pages"),
+        ("clip.mp4", b"\0\0\0\x20ftypisom", r"kamera_jax\.Video\(frames, times\)"),
+        ("table.csv", b"a,b\n", r"path\.read_text\(\)"),
+    ],
+)
+def test_a_file_of_another_kind_says_what_to_do(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ImageFormatError, match=message):
+        open_item(tmp_path / name)

@@ -91,3 +91,37 @@ def test_an_image_of_too_many_pixels_on_a_page_is_not_decoded(tmp_path, monkeypa
     monkeypatch.setattr(module, "MAX_PIXELS", 59_999)
     with pytest.raises(PdfError, match="an image on it has 300 x 200 pixels, expected 59999 at most"):
         next(pdf_pages(tmp_path / "a.pdf"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty: it has 0 bytes"),
+        (b"no pdf at all", "begins with b'no pdf at all'; PDF files begin with b'%PDF-'"),
+        (b"%PDF-1.4\ncut short", "is it damaged"),
+        (pdf(PAGES, b"<</Type/Pages/Kids[]/Count 0>>"), "has no page"),
+        (
+            pdf(PAGES, b"<</Type/Pages/Kids[3 0 R]/Count 1>>", pdf_page(10, 10)).replace(
+                b"/Root 1 0 R", b"/Root 1 0 R" + ENCRYPTED
+            ),
+            "is behind a password",
+        ),
+    ],
+)
+def test_each_pdf_file_that_cannot_be_read_says_why(tmp_path, content, message):
+    (tmp_path / "b.pdf").write_bytes(content)
+    with pytest.raises(PdfError) as caught:
+        page_count(tmp_path / "b.pdf")
+    assert message in str(caught.value) and "b.pdf" in str(caught.value)
+    assert "Success" not in str(caught.value)
+
+
+def test_a_document_that_pdfium_refuses_with_success_has_no_page(tmp_path, monkeypatch):
+    (tmp_path / "b.pdf").write_bytes(b"%PDF-1.4\n")
+
+    def refuse(_):
+        raise module.pdfium.PdfiumError("Failed to load document (PDFium: Success).")
+
+    monkeypatch.setattr(module.pdfium, "PdfDocument", refuse)
+    with pytest.raises(PdfError, match=r"b\.pdf has no page that can be read"):
+        page_count(tmp_path / "b.pdf")
