@@ -19,17 +19,18 @@ from eval.tiny.glyphs import COLOUR_NAMES
 from eval.tiny.story import ASKED, Story, sample_story
 from kamera_jax import patch
 from kamera_jax.backbone import Backbone
-from kamera_jax.batch.windows import BatchRunner, Stack, Windows, fit
+from kamera_jax.batch.windows import BatchRunner, Stack, Windows, fit, fit_size
 from kamera_jax.kv import Factors, Segment
+from kamera_jax.patch.size import Size
 
 RANKS = (2, 4, 8, 12)
-"""Ranks of the patches that are compared with full and blind; the last is used for the window operations."""
+"""Ranks of the patches that are compared with full, blind and patches of the default size."""
+
+DEFAULT = Size()
+"""The size of a patch of `kamera_jax.form_patch` that is asked for none: the window operations use it."""
 
 HELD_OUT_SEED = 20_000_000
 """The first of the data seeds: no training has used them."""
-
-EPISODES = 200
-"""Held-out episodes, unless another number is asked for."""
 
 EPISODES = 200
 """Held-out episodes, unless another number is asked for."""
@@ -105,7 +106,7 @@ def run(
     Args:
         vlm: a model that reads the tiny pages.
         episodes: held-out episodes.
-        ranks: of the patches to show; the last is used for the window operations.
+        ranks: of the patches to show beside those of the default size.
         progress: called after every step.
 
     Returns:
@@ -114,7 +115,6 @@ def run(
     runner = BatchRunner(vlm)
     stories = [sample_story(np.random.default_rng((HELD_OUT_SEED, i))) for i in range(episodes)]
     scene = stage(vlm, runner, stories, progress)
-    rank = ranks[-1]
     steps = iter(range(1, 5))
 
     def next_part(name: str) -> None:
@@ -124,11 +124,11 @@ def run(
     methods = compare(runner, scene, ranks)
     moved = scene.head(-(-episodes // 2))  # the operations are many windows each
     next_part("reorder")
-    reorder = reordered(runner, moved, rank)
+    reorder = reordered(runner, moved)
     next_part("slide")
     slide = slid(runner, moved)
     next_part("recall")
-    recall = recalled(runner, moved, rank)
+    recall = recalled(runner, moved)
     return {
         "methods": methods,
         "reorder": reorder,
@@ -147,11 +147,14 @@ def compare(runner: BatchRunner, scene: Scene, ranks: Sequence[int]) -> list[dic
     full, seconds = timed(lambda: runner.prefill(trio))
     built: dict[str, tuple[Windows, float, float]] = {"full": (full, seconds, 0.0)}
     built["blind"] = (*timed(lambda: runner.reuse(trio, [None] * 3)), 0.0)
-    widest = [None, *(fit(full.conditioned[i], trio[i].kv, trio[i].length, rank=max(ranks)) for i in (1, 2))]
-    for rank in ranks:
-        factors = [None if f is None else patch.truncate(f, rank) for f in widest]
+    patched = [(full.conditioned[i], trio[i].kv, trio[i].length) for i in (1, 2)]
+    sizes: dict[str, list[Factors]] = {"patch": [fit_size(*each, DEFAULT) for each in patched]}
+    widest = [fit(*each, rank=max(ranks)) for each in patched]
+    sizes |= {f"patch:{rank}": [patch.truncate(factors, rank) for factors in widest] for rank in ranks}
+    for name, formed in sizes.items():
+        factors = [None, *formed]
         windows, seconds = timed(lambda factors=factors: runner.reuse(trio, factors))
-        built[f"patch:{rank}"] = (windows, seconds, mean_bytes(factors, trio))
+        built[name] = (windows, seconds, mean_bytes(factors, trio))
 
     logits = {
         name: {kind: runner.ask(windows, tails) for kind, (tails, _) in kinds.items()}
@@ -196,21 +199,21 @@ def timed(build: Callable[[], Windows]) -> tuple[Windows, float]:
     return windows, time.perf_counter() - start
 
 
-def orbit_factors(runner: BatchRunner, chunks: Sequence[Stack], rank: int) -> list[Factors]:
+def orbit_factors(runner: BatchRunner, chunks: Sequence[Stack]) -> list[Factors]:
     """A patch for every chunk, formed once after all the others in a fixed order, for use in every order."""
     factors = []
     for i, chunk in enumerate(chunks):
         others = [other for j, other in enumerate(chunks) if j != i]
         conditioned = runner.prefill([*others, chunk]).conditioned[-1]
-        factors.append(fit(conditioned, chunk.kv, chunk.length, rank=rank))
+        factors.append(fit_size(conditioned, chunk.kv, chunk.length, DEFAULT))
     return factors
 
 
-def reordered(runner: BatchRunner, scene: Scene, rank: int) -> list[dict[str, Any]]:
+def reordered(runner: BatchRunner, scene: Scene) -> list[dict[str, Any]]:
     """Every order of the three pages with orbit patches, against full prefill in that order."""
     trio = scene.trio
     (tails, answers) = scene.two_hop
-    factors = orbit_factors(runner, trio, rank)
+    factors = orbit_factors(runner, trio)
     rows = []
     for order in itertools.permutations(range(3)):
         chunks = [trio[i] for i in order]
@@ -250,7 +253,7 @@ def slid(runner: BatchRunner, scene: Scene) -> dict[str, Any]:
     }
 
 
-def recalled(runner: BatchRunner, scene: Scene, rank: int) -> dict[str, Any]:
+def recalled(runner: BatchRunner, scene: Scene) -> dict[str, Any]:
     """Accuracy after the third page is recalled behind a page that its patch was not formed with.
 
     The patch was formed with the first and second page before it.
@@ -258,7 +261,7 @@ def recalled(runner: BatchRunner, scene: Scene, rank: int) -> dict[str, Any]:
     first, second, third = scene.trio
     tails, answers = scene.two_hop
     conditioned = runner.prefill([first, second, third]).conditioned[-1]
-    stored = fit(conditioned, third.kv, third.length, rank=rank)
+    stored = fit_size(conditioned, third.kv, third.length, DEFAULT)
     window = [first, second, scene.chunks["other"], third]
 
     def accuracy(windows: Windows) -> float:

@@ -24,8 +24,9 @@ from kamera_jax.backbone import Backbone, with_defaults
 from kamera_jax.batch.windows import BatchRunner, Stack, Windows
 from kamera_jax.inference.encode import encode_segment
 
-METHODS = ("full", "blind", "cacheblend:0.15", "patch:1", "patch:2", "patch:4", "patch:8")
-"""The reference, the baseline, recomputing 15 % of the tokens, and patches of few components a layer."""
+METHODS = ("full", "blind", "cacheblend:0.15", "patch", "patch:1", "patch:2", "patch:4", "patch:8")
+"""The reference, the baseline, recomputing 15 % of the tokens, patches of the default size, and of few components a
+layer."""
 
 CASES = 12
 """Quotations: two cores run so many in about a minute."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from eval.methods.base import Batch, Cost
 from kamera_jax import patch
-from kamera_jax.batch.windows import Stack, Windows
+from kamera_jax.batch.windows import Stack, Windows, fit_size
 from kamera_jax.kv import KV, Factors, KVSpec
 from kamera_jax.patch.size import Size
 
@@ -120,9 +120,8 @@ def formed_budget(share: float) -> Budget:
 
     def budget(batch: Batch, place: int) -> Factors:
         most = int(share * batch.chunks[place].length * batch.runner.vlm.spec.token_bytes)
-        size = Size(max_bytes=most)
-        fitted = _each(batch, place, lambda true, own, length: size.fit(true, own, length).factors)
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *fitted)
+        chunk = batch.chunks[place]
+        return fit_size(batch.conditioned(place), chunk.kv, chunk.length, Size(max_bytes=most))
 
     return budget
 

@@ -88,8 +88,9 @@ def print_demo(result: dict[str, Any], console: Console | None = None) -> None:
             for row in result["methods"]
         ],
         "full: pages prefilled together. blind: encoded alone, rotated into place.\n"
-        "patch:M: blind plus a rank-M patch, no forward. KL and η (against full, over\n"
-        "blind): two-hop questions. of KV: of the two patched pages. ms: per window.",
+        "patch: blind plus a patch of the default size, no forward; patch:M of rank M.\n"
+        "KL and η (against full, over blind): two-hop questions. of KV: of the two\n"
+        "patched pages. ms: per window.",
     )
     show(
         console,
@@ -100,11 +101,12 @@ def print_demo(result: dict[str, Any], console: Console | None = None) -> None:
                 " → ".join(row["order"]) + ("" if row["antecedents_first"] else " *"),
                 f"{row['two_hop']:.3f}",
                 f"{row['two_hop_full']:.3f}",
-                f"{row['eta']:.3f}",
+                f"{row['eta']:.3f}" if row["antecedents_first"] else "–",
             ]
             for row in result["reorder"]
         ],
-        "* references stand before what they refer to: full prefill cannot bind them",
+        "* references stand before what they refer to: full prefill cannot bind them,\n"
+        "and is nothing that reuse should come near",
     )
     slide = result["slide"]
     recall = result["recall"]
@@ -193,7 +195,8 @@ def plot_demo(results: Sequence[dict[str, Any]], path: Path) -> None:
 
 def _plot_panel(axes: Any, result: dict[str, Any]) -> None:
     by_name = {row["name"]: row for row in result["methods"]}
-    patches = [by_name["blind"], *(row for row in result["methods"] if row["name"].startswith("patch"))]
+    default = by_name.get("patch")
+    patches = [by_name["blind"], *(row for row in result["methods"] if row["name"].startswith("patch:"))]
     shares = [100 * row["patch_share"] for row in patches]
     axes.axhline(by_name["full"]["two_hop"], color=COLOURS["full"], linestyle="--", linewidth=1.5)
     axes.text(
@@ -215,6 +218,12 @@ def _plot_panel(axes: Any, result: dict[str, Any]) -> None:
             textcoords="offset points",
             fontsize=9,
             color=COLOURS["patch"],
+        )
+    if default is not None:
+        place = (100 * default["patch_share"], default["two_hop"])
+        axes.plot(*place, "*", color=COLOURS["patch"], markersize=14, zorder=4)
+        axes.annotate(
+            "patch, default size", place, (6, -16), textcoords="offset points", fontsize=9, color=COLOURS["patch"]
         )
     axes.set_xlabel("patch bytes, % of the patched pages' KV")
     axes.set_ylim(0, 1.1)

@@ -55,7 +55,8 @@ def print_text(result: dict[str, Any], console: Console | None = None) -> None:
         ],
         f"right: of the next tokens, given those before. all {ahead}: quotations that greedy\n"
         "decoding writes to the end. KL: to full, nats. η: share of blind's KL closed.\n"
-        "patch:M: M components a layer, no forward; stored beside B's KV, of its bytes.\n"
+        "patch: of the default size, no forward; patch:M: M components a layer.\n"
+        "stored: beside B's KV, and of its bytes.\n"
         "run: tokens run to fill a window. ms: to fill it; encoding A and B, and forming\n"
         "the patch, which happens once, are not in it.",
     )
@@ -85,7 +86,7 @@ def _print_example(example: dict[str, Any], console: Console) -> None:
     end = _one_line((example["copy"] + example["given"])[-200:])[-62:]
     console.print(f"{'B ends':<15} …{end}", markup=False)
     console.print(f"{'the passage':<15} {_one_line(example['next'])[:61]}", markup=False)
-    for name in ("full", "blind", "cacheblend:0.15", "patch:1", "patch:8"):
+    for name in ("full", "blind", "cacheblend:0.15", "patch", "patch:1"):
         if name in example["written"]:
             written = example["written"][name]
             wrong = "" if written == example["next"] else " ✗"
@@ -139,12 +140,12 @@ def _spread(heights: list[float], gap: float) -> list[float]:
 
 def _draw_quotation(axes: Any, result: dict[str, Any]) -> None:
     """Share of quotations that are right so far, by the number of next tokens."""
-    names = ("full", "blind", "cacheblend:0.15", "patch:1", "patch:8")
+    names = ("full", "blind", "cacheblend:0.15", "patch:1", "patch")
     rows = [row for row in result["methods"] if row["name"] in names]
     count = result["next_tokens"]
     for row in rows:
         colour, marker = STYLES[family(row["name"])]
-        dashed = row["name"] in ("patch:8", "cacheblend:0.15")  # where two lines are one, both are seen
+        dashed = row["name"] in ("patch", "cacheblend:0.15")  # where two lines are one, both are seen
         axes.plot(
             range(1, count + 1),
             [100 * value for value in row["so_far"]],
@@ -173,7 +174,7 @@ def _draw_bytes(axes: Any, result: dict[str, Any]) -> None:
     from matplotlib.ticker import LogLocator, NullLocator
 
     rows = [row for row in result["methods"] if row["name"] != "full"]
-    patches = [row for row in rows if family(row["name"]) == "patch"]
+    patches = sorted((row for row in rows if family(row["name"]) == "patch"), key=lambda row: row["bytes_share"])
     blind = next(row for row in rows if row["name"] == "blind")
     colour = STYLES["patch"][0]
     line = [blind, *patches]
@@ -214,6 +215,10 @@ def _draw_depth(axes: Any, result: dict[str, Any]) -> None:
     axes.set_title("Where A changes the KV of B", loc="left")
 
 
+SHOWN = ("full", "blind", "cacheblend:0.15", "patch", "patch:1")
+"""The methods that the README has room for; `kamera demo` and its JSON show all."""
+
+
 def markdown_text(result: dict[str, Any]) -> str:
     """The result as a Markdown table, for the README, without times, which differ from machine to machine."""
     ahead = result["next_tokens"]
@@ -221,7 +226,7 @@ def markdown_text(result: dict[str, Any]) -> str:
         f"| `{result['model']['name']}` | next tokens right | all {ahead} right | KL | η | stored, of B's KV | run |",
         "|---|---|---|---|---|---|---|",
     ]
-    for row in result["methods"]:
+    for row in [row for row in result["methods"] if row["name"] in SHOWN]:
         stored = f"{kibibytes(row['bytes'])}, {row['bytes_share']:.1%}" if row["bytes"] else "–"
         scores = f"{row['accuracy']:.3f} | {row['so_far'][-1]:.3f} | {row['kl']:.4f} | {row['eta']:.3f}"
         lines.append(f"| {row['name']} | {scores} | {stored} | {row['computed_tokens']:.0f} |")

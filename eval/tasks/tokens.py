@@ -1,5 +1,6 @@
 """Chunks and continuations that are token ids, not items that the model has yet to read."""
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 from kamera_jax.backbone import Backbone
 from kamera_jax.identity import content_key
 from kamera_jax.kv import Segment
+from models.hub.borders import TrailingSpaceWarning
 from models.media.spans import Span, compose
 
 
@@ -54,8 +56,10 @@ def segment_of(vlm: Backbone, item: Any) -> Segment:
 
 
 def ids_of(vlm: Backbone, text: str) -> list[int]:
-    """Token ids of a text as the model prepares it."""
-    segment = vlm.prepare(text)
+    """Token ids of a text as the model prepares it; it is a part of a corpus, which may end anywhere."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TrailingSpaceWarning)
+        segment = vlm.prepare(text)
     tokens = np.asarray(segment.inputs["tokens"])  # on the host: a slice on the device compiles for each length
     return tokens[: int(segment.length)].tolist()
 

@@ -21,6 +21,7 @@ from kamera_jax.batch.devices import replicated, spread
 from kamera_jax.chunk import Chunk, source_of
 from kamera_jax.forward import preamble_chunk
 from kamera_jax.kv import KV, Factors, Segment, WindowState
+from kamera_jax.patch.size import Size
 from kamera_jax.rope import RopeSpec
 from kamera_jax.types import Params
 from kamera_jax.window.reuse import write, write_jit
@@ -270,3 +271,13 @@ def _ask(
 def fit(conditioned: KV, canonical: KV, length: jax.Array | int, *, rank: int) -> Factors:
     """`kamera_jax.patch.fit` over E chunks."""
     return jax.vmap(lambda a, b: patch.fit(a, b, length, rank))(conditioned, canonical)
+
+
+def fit_size(conditioned: KV, canonical: KV, length: int, size: Size) -> Factors:
+    """The patches that `kamera_jax.form_patch` makes when it is asked for this size, over E chunks."""
+    count = canonical.rot.shape[0]
+    fitted = [
+        size.fit(*jax.tree.map(lambda leaf, each=each: leaf[each], (conditioned, canonical)), length).factors
+        for each in range(count)
+    ]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *fitted)

@@ -54,8 +54,14 @@ def test_blind_reuse_loses_the_second_hop_and_a_patch_gives_it_back(result):
     )
 
 
+def test_a_patch_of_the_default_size_gives_it_back_with_a_tenth_of_the_bytes(result):
+    rows = by_name(result)
+    assert rows["patch"]["patch_share"] <= 0.1 < rows["patch:8"]["patch_share"]
+    assert rows["patch"]["two_hop"] >= 0.97 * rows["full"]["two_hop"] and rows["patch"]["eta"] >= 0.98
+
+
 def test_more_rank_is_closer_to_full_prefill(result):
-    kl = [row["kl"] for row in result["methods"] if row["name"].startswith("patch")]
+    kl = [row["kl"] for row in result["methods"] if row["name"].startswith("patch:")]
     assert kl == sorted(kl, reverse=True)
     assert by_name(result)["full"]["kl"] <= 1e-6
 
@@ -85,7 +91,7 @@ def test_tables_fit_eighty_columns(result):
     report.print_demo(result, console)
     lines = console.export_text().splitlines()
     assert max(len(line.rstrip()) for line in lines) <= 80
-    assert any(line.startswith("patch:12") for line in lines)
+    assert any(line.startswith("patch ") for line in lines) and any(line.startswith("patch:12") for line in lines)
 
 
 def test_the_figure_is_drawn(result, tmp_path):
