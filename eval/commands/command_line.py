@@ -30,7 +30,7 @@ COMMANDS = (
 )
 """The subcommands: modules with ``add_parser(commands)`` and ``run(options)``, which returns what ``--json`` writes."""
 
-FILES = ("json", "plot", "page")
+FILES = ("json", "plot", "page", "animate")
 """The options that name files which commands write."""
 
 FOLDERS = {"demo": ("pages",), "encode": ("library",), "eval": ("figures", "output")}

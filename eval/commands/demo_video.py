@@ -24,7 +24,10 @@ SEGMENTS = 50
 WINDOW = 5
 """Segments that the window has room for."""
 
-LOOKS_BACK = 6
+EPISODES = 100
+"""Held-out episodes of three segments, unless another number is asked for."""
+
+LOOKS_BACK = 12
 """Segments that have left and are recalled at the end, one after the other."""
 
 METHODS = ("history", "patch", "blind", "present")
@@ -171,6 +174,11 @@ def run(
     }
 
 
+def cells_shown(seed: int = HELD_OUT_SEED) -> list[np.ndarray]:
+    """The cells of the video's segments."""
+    return [chunk.cells for chunk, _ in sample_stream(np.random.default_rng(seed), SEGMENTS) if chunk.cells is not None]
+
+
 def questions(stream: Sequence[tuple[Chunk, tuple[Truth, ...]]], number: int, window: int) -> list[tuple[str, Truth]]:
     """One question of each kind about the window whose last segment is this one.
 
@@ -203,14 +211,25 @@ def look_back(
     for done, number in enumerate(chosen):
         session.recall(keys[number])
         actions += [each.action.value for each in session.last if each.came]
-        fact = next(truth for truth in stream[number][1] if truth.behind == 0)
+        others = [entry.chunk.key for entry in session.window.entries if entry.chunk.key != keys[number]]
+        taken = {truth.glyph for key in others for truth in stream[keys.index(key)][1]}
+        facts = [truth for truth in stream[number][1] if truth.behind == 0 and truth.glyph not in taken]
+        progress("looks back", done + 1, len(chosen))
+        if not facts:  # what else the window shows says something else of each of its things
+            continue
+        fact = facts[0]
         answer = answer_token(vlm, fact.colour)
         tail = vlm.tail(question_text(fact.glyph))
         prefilled = kj.prefill(vlm, [entry.chunk for entry in session.window.entries])
         right.append(int(next_token(vlm, session.window, tail).argmax()) == answer)
         full.append(int(next_token(vlm, prefilled, tail).argmax()) == answer)
-        progress("looks back", done + 1, len(chosen))
-    return {"segments": chosen, "accuracy": float(np.mean(right)), "full": float(np.mean(full)), "actions": actions}
+    return {
+        "segments": chosen,
+        "questions": len(right),
+        "accuracy": float(np.mean(right)),
+        "full": float(np.mean(full)),
+        "actions": actions,
+    }
 
 
 def _capacity(vlm: VisionLanguageModel, chunk: Chunk, window: int) -> int:

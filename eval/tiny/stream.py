@@ -8,7 +8,10 @@ from eval.tiny.episodes import SEGMENTS, Chunk, Recipe, draw_cells
 from eval.tiny.glyphs import COLOUR_NAMES, NAMES
 
 NEAR = 5
-"""A segment refers to one of so many before it at most, and shows no thing that these show."""
+"""A segment shows no thing that so many before it show."""
+
+REACH = 4
+"""It refers to one of so many before it at most: with them it stands in a window of five."""
 
 THINGS = len(NAMES) // (NEAR + 1)
 """Different things of a segment."""
@@ -45,7 +48,7 @@ def sample_stream(
             (truth, len(near) - place)
             for place, (_, truths) in enumerate(near)
             for truth in truths
-            if truth.behind == 0
+            if truth.behind == 0 and len(near) - place <= REACH
         ]
         truths = [Truth(int(glyph), int(rng.integers(len(COLOUR_NAMES))), 0) for glyph in glyphs]
         entries = {truth.glyph: ("fact", truth.colour) for truth in truths}
