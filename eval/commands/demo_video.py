@@ -103,10 +103,10 @@ class Windows:
 
 def next_token(vlm: VisionLanguageModel, window: kj.Window, tail: Segment) -> np.ndarray:
     """Next-token logits f32[V] behind a question."""
-    last: Any = np.int32(int(tail.length) - 1)
+    last = np.asarray([int(tail.length) - 1], np.int32)
     output = run_forward(vlm.params, tail, window.state, last, np.float32(window.next_position), forward=vlm.forward)
     assert output.logits is not None
-    return np.asarray(output.logits)
+    return np.asarray(output.logits)[0]
 
 
 def run(

@@ -13,8 +13,8 @@ NEAR = 5
 REACH = 4
 """It refers to one of so many before it at most: with them it stands in a window of five."""
 
-THINGS = len(NAMES) // (NEAR + 1)
-"""Different things of a segment."""
+THINGS = 6
+"""Different things of a segment: few enough that segments far apart show different ones."""
 
 REFERENCES = THINGS // 2
 """How many of them refer to a thing of an earlier segment."""
