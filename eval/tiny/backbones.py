@@ -1,6 +1,6 @@
 """The embedded models: one tiny backbone for each attention family, described as its hub folder would."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -46,17 +46,26 @@ class TinyBackbone:
         square: whether pages are padded to a square, as towers of one image size need.
         hf_config: content of ``config.json``.
         preprocessing: content of ``preprocessor_config.json``.
+        label: in its name, where that is not the family's.
+        video: content of ``video_preprocessor_config.json``; None for a model that is shown no videos.
     """
 
     attention: Attention
     square: bool
     hf_config: dict[str, Any]
     preprocessing: dict[str, Any]
+    label: str = ""
+    video: dict[str, Any] | None = None
+
+    @property
+    def key(self) -> str:
+        """What `EMBEDDED` knows it as."""
+        return self.label or self.attention
 
     @property
     def name(self) -> str:
         """What `models.load` knows it as."""
-        return f"kamera-tiny-{self.attention}"
+        return f"kamera-tiny-{self.key}"
 
     @property
     def architecture(self) -> Architecture:
@@ -101,6 +110,18 @@ class TinyBackbone:
             positions, advance = self.images.positions(rows * merge, columns * merge, self.config.vision)
         token = Span([0])
         return local_positions([token, Span([0] * length, positions=positions, advance=advance), token], self.axes)
+
+    def segment_positions(self, moments: int, rows: int, columns: int) -> tuple[np.ndarray, float]:
+        """As `page_positions`, of a video segment of so many temporal patches of cells; see its port's video medium."""
+        speed = self.config.media["video"]
+        row, column = np.divmod(np.arange(rows * columns), columns)
+        spans = [Span([0])]
+        for moment in range(moments):
+            time = np.floor(moment * pages.SECONDS * speed)
+            positions = np.stack([np.full_like(row, time), row, column]).astype(np.float32)
+            last = moment == moments - 1
+            spans.append(Span([0] * len(row), None, positions, float(max(time + 1, rows, columns)) if last else 0.0))
+        return local_positions([*spans, Span([0])], self.axes)
 
     def text_positions(self, count: int) -> np.ndarray:
         """Local positions f32[A, count] of text."""
@@ -255,5 +276,26 @@ _DEEPSEEK_VL = TinyBackbone(
     },
 )
 
+_VIDEO = replace(
+    _QWEN2_5_VL,
+    label="video",
+    hf_config={
+        **_QWEN2_5_VL.hf_config,
+        "vision_config": {**_QWEN2_5_VL.hf_config["vision_config"], "tokens_per_second": 2},
+    },
+    video={
+        "video_processor_type": "Qwen2VLVideoProcessor",
+        "processor_class": "Qwen2_5_VLProcessor",
+        "patch_size": pages.CELL // 2,
+        "merge_size": 2,
+        "temporal_patch_size": 2,
+        "size": {"shortest_edge": pages.CELL**2, "longest_edge": pages.CELL**2 * 1024},
+        **_NORMALISATION,
+    },
+)
+
 BACKBONES: dict[str, TinyBackbone] = {each.attention: each for each in (_QWEN2_5_VL, _KIMI_VL, _DEEPSEEK_VL)}
 """By attention family."""
+
+EMBEDDED: dict[str, TinyBackbone] = {**BACKBONES, _VIDEO.key: _VIDEO}
+"""All embedded models that are trained on cells: those of the attention families, and the one that is shown videos."""

@@ -7,7 +7,7 @@ import flax.struct
 import numpy as np
 
 from eval.tiny import pages
-from eval.tiny.backbones import BACKBONES, Attention, TinyBackbone
+from eval.tiny.backbones import EMBEDDED, TinyBackbone
 from eval.tiny.episodes import (
     PASSAGE_FACTS,
     Episode,
@@ -142,7 +142,8 @@ def pack(
             if max_gap and rng.random() < 0.3:
                 base += float(rng.integers(max_gap))
             if chunk.cells is not None:
-                seen = backbone.seen(chunk.cells)
+                video = chunk.cells.ndim == 3
+                seen = chunk.cells if video else backbone.seen(chunk.cells)
                 for place, cell in enumerate(seen.reshape(-1).tolist()):
                     kind, glyph, _ = pages.parse(cell) if cell != pages.PADDING else ("padding", -1, -1)
                     if kind == "reference" and glyph in bound[c]:
@@ -152,7 +153,8 @@ def pack(
                     *(words.size + seen.reshape(-1)).tolist(),
                     words.ids["<|vision_end|>"],
                 ]
-                positions, advance = backbone.page_positions(*seen.shape)
+                local = backbone.segment_positions if video else backbone.page_positions
+                positions, advance = local(*seen.shape)
                 row.add(cells, base + positions, c, 0)
                 base += advance
             else:
@@ -189,7 +191,7 @@ def pack(
 def slots_for(recipe: Recipe, words: Words, chunks: int, backbone: TinyBackbone) -> int:
     """Slots that hold any episode of so many chunks, a multiple of 16."""
     longest = max((1 + len(words.tail(question_text(0, phrase))) for phrase in recipe.phrases), default=1)
-    widest = backbone.seen(np.zeros((recipe.rows, recipe.columns), int)).size + 2
+    widest = backbone.seen(np.zeros((recipe.rows, recipe.columns), int)).size * max(recipe.moments, 1) + 2
     if recipe.text:
         widest = max(widest, len(words.text(passage({glyph: ("fact", 0) for glyph in range(PASSAGE_FACTS)}))))
     return -(-(len(words.preamble) + chunks * widest + recipe.questions * longest) // 16) * 16
@@ -200,13 +202,13 @@ def sample_batch(
     recipe: Recipe,
     words: Words,
     size: int,
-    attention: Attention,
+    model: str,
     *,
     max_gap: int,
     probe_weight: float = 0.0,
 ) -> Batch:
-    """A batch of fresh episodes, all of the same number of chunks, for the embedded model of that attention."""
-    backbone = BACKBONES[attention]
+    """A batch of fresh episodes, all of the same number of chunks, for an embedded model by its key."""
+    backbone = EMBEDDED[model]
     rng = np.random.default_rng(seed)
     low, high = recipe.chunks
     chunks = int(rng.integers(low, high + 1))

@@ -17,7 +17,10 @@ def write_settings(folder: Path, backbone: TinyBackbone) -> None:
     for name, content in (
         ("config.json", backbone.hf_config),
         ("preprocessor_config.json", backbone.preprocessing),
+        ("video_preprocessor_config.json", backbone.video),
     ):
+        if content is None:
+            continue
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     build_tokenizer(folder)
 

@@ -19,13 +19,14 @@ class Recipe:
     """What episodes look like.
 
     Attributes:
-        rows, columns: cells of a page.
-        informative: cells of a page that are not background.
+        rows, columns: cells of a page, or of a frame.
+        informative: cells of a page, or of a frame, that are not background.
+        moments: 0 for pages; otherwise each chunk is a video segment of so many moments, a temporal patch each.
         chunks: least and most chunks of an episode (repeats included).
         hops: most hops of a question.
         depth: probability that a reference goes to another reference, where one stands that leads on within ``hops``.
         text: probability that a chunk is a passage of text.
-        repeat: probability that a chunk is an earlier page again, as it was or with its cells rearranged.
+        repeat: probability that a chunk is an earlier one again, as it was or with its cells rearranged.
         invert: probability that chunks come in any order, dependants before antecedents included.
         evict: probability that a question must be answered without its antecedents.
         questions: how many.
@@ -35,6 +36,7 @@ class Recipe:
     rows: int = 6
     columns: int = 10
     informative: int = 20
+    moments: int = 0
     chunks: tuple[int, int] = (2, 6)
     hops: int = 3
     depth: float = 0.5
@@ -46,9 +48,16 @@ class Recipe:
     phrases: tuple[int, ...] = (0, 1, 2, 3)
 
 
+SEGMENTS = Recipe(rows=4, columns=6, informative=12, moments=4, chunks=(2, 6), hops=2, text=0.0, depth=0.0, evict=1.0)
+"""Segments of a video: twelve things among 24 places, four moments of a second."""
+
+
 @dataclass(frozen=True)
 class Chunk:
-    """One page of cells, or one passage of text; ``source`` is shared by a page and its repeats."""
+    """One page of cells [rows, columns], one video segment [moments, rows, columns], or one passage of text.
+
+    ``source`` is shared by a page or segment and its repeats.
+    """
 
     source: int
     entries: dict[int, tuple[str, int]]
@@ -122,6 +131,42 @@ def draw_page(rng: np.random.Generator, recipe: Recipe, entries: dict[int, tuple
     return cells.reshape(recipe.rows, recipe.columns)
 
 
+MOVING = 3
+"""So many of a segment's things move at most from one moment to the next."""
+
+
+def draw_cells(rng: np.random.Generator, recipe: Recipe, entries: dict[int, tuple[str, int]]) -> np.ndarray:
+    """A page of cell ids, or a segment [moments, rows, columns] that begins as one.
+
+    From moment to moment a few things move to a neighbouring place; behind them stands the background.
+    """
+    cells = draw_page(rng, recipe, entries)
+    if not recipe.moments:
+        return cells
+    behind = np.where(cells < pages.BACKGROUNDS, cells, rng.integers(0, pages.BACKGROUNDS, cells.shape))
+    moments = [cells]
+    while len(moments) < recipe.moments:
+        moments.append(_moved(rng, moments[-1], behind))
+    return np.stack(moments)
+
+
+def _moved(rng: np.random.Generator, cells: np.ndarray, behind: np.ndarray) -> np.ndarray:
+    """The next moment of a segment."""
+    cells = cells.copy()
+    things = np.argwhere(cells >= pages.BACKGROUNDS)
+    for row, column in rng.permutation(things)[: rng.integers(1, MOVING + 1)]:
+        steps = [(row + down, column + right) for down, right in ((0, 1), (1, 0), (0, -1), (-1, 0))]
+        free = [
+            (down, right)
+            for down, right in steps
+            if 0 <= down < cells.shape[0] and 0 <= right < cells.shape[1] and cells[down, right] < pages.BACKGROUNDS
+        ]
+        if free:
+            cells[free[rng.integers(len(free))]] = cells[row, column]
+            cells[row, column] = behind[row, column]
+    return cells
+
+
 def _follow(glyph: int, known: dict[int, tuple[str, int]]) -> tuple[int, ...]:
     chain = [glyph]
     while known[chain[-1]][0] == "reference":
@@ -147,7 +192,7 @@ def _chunk(
             entries[int(glyph)] = ("reference", int(rng.choice(chained if far else targets)))
         else:
             entries[int(glyph)] = ("fact", int(colour))
-    return Chunk(source, entries, cells=draw_page(rng, recipe, entries))
+    return Chunk(source, entries, cells=draw_cells(rng, recipe, entries))
 
 
 def sample_chunks(rng: np.random.Generator, recipe: Recipe, count: int) -> list[Chunk]:
@@ -160,7 +205,7 @@ def sample_chunks(rng: np.random.Generator, recipe: Recipe, count: int) -> list[
         drawn = [chunk for chunk in chunks if chunk.cells is not None]
         if drawn and rng.random() < recipe.repeat:
             again = drawn[rng.integers(len(drawn))]
-            cells = again.cells if rng.random() < 0.5 else draw_page(rng, recipe, again.entries)
+            cells = again.cells if rng.random() < 0.5 else draw_cells(rng, recipe, again.entries)
             chunks.append(Chunk(again.source, again.entries, cells=cells))
             continue
         chunk = _chunk(rng, recipe, index, glyphs[index * distinct : (index + 1) * distinct], known)

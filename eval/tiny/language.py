@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from eval.tiny import pages
-from eval.tiny.backbones import Attention, TinyBackbone
+from eval.tiny.backbones import TinyBackbone
 from eval.tiny.batches import Batch, Words, sample_batch
 from eval.tiny.episodes import Recipe
 from eval.tiny.glyphs import COLOUR_NAMES, NAMES
@@ -122,9 +122,7 @@ def loss_and_hits(text: Params, table: jax.Array, config: DecoderConfig, batch: 
     return jnp.sum(losses * batch.weight) + batch.probe_weight * probe_loss, hits
 
 
-def batches(
-    stages: Sequence[Stage], words: Words, attention: Attention, seed: int, workers: int
-) -> Iterator[tuple[int, Batch]]:
+def batches(stages: Sequence[Stage], words: Words, model: str, seed: int, workers: int) -> Iterator[tuple[int, Batch]]:
     """(stage, batch) for every step, sampled ahead in worker processes; the same for any number of workers."""
     plan = [(i, stage) for i, stage in enumerate(stages) for _ in range(stage.steps)]
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
@@ -138,7 +136,7 @@ def batches(
                     stage.recipe,
                     words,
                     stage.batch,
-                    attention,
+                    model,
                     max_gap=stage.gap,
                     probe_weight=stage.probes,
                 )
@@ -190,7 +188,7 @@ def train_language(
     state = optimiser.init(params)
     start = time.time()
     seen = []
-    for number, (stage, batch) in enumerate(batches(stages, words, backbone.attention, seed, workers), start=1):
+    for number, (stage, batch) in enumerate(batches(stages, words, backbone.key, seed, workers), start=1):
         params, state, value, hits = step(params, state, batch)
         seen.append((value, hits, batch.hops))
         if number % every == 0 or number == steps:

@@ -13,6 +13,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
 from eval.tiny.glyphs import COLOUR_NAMES, COLOURS, GLYPHS, NAMES, SIZE
+from kamera_jax.items import Video
 
 CELL = 28
 """Side of a cell in pixels: a 14-pixel patch, merged 2 x 2, is one token."""
@@ -137,6 +138,31 @@ def render(cells: np.ndarray) -> Image.Image:
             "give the cell ids as a table, one row of cells per row"
         )
     return Image.fromarray(np.vstack([np.hstack([cell_pixels(int(cell)) for cell in row]) for row in cells]))
+
+
+FRAMES = 2
+"""Frames of a video for each moment: one temporal patch of the vision tower."""
+
+SECONDS = 1.0
+"""How long a moment is shown."""
+
+
+def render_video(cells: np.ndarray) -> Video:
+    """The video of a segment.
+
+    Args:
+        cells: int[M, H, W], cell ids by moment, row and column.
+
+    Returns:
+        `FRAMES` equal frames for each moment, a second long; times begin at 0.
+    """
+    frames = np.repeat([np.asarray(render(moment)) for moment in cells], FRAMES, axis=0)
+    return Video(frames, SECONDS / FRAMES * np.arange(len(frames)))
+
+
+def shown(cells: np.ndarray) -> Image.Image | Video:
+    """The image of a page [H, W], or the video of a segment [M, H, W]."""
+    return render(cells) if cells.ndim == 2 else render_video(cells)
 
 
 def _index(what: str, value: SupportsIndex, count: int) -> int:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eval.tiny.episodes import Chunk, Recipe, draw_page
+from eval.tiny.episodes import Chunk, Recipe, draw_cells
 from eval.tiny.glyphs import COLOUR_NAMES, NAMES
 
 DISTINCT = 12
@@ -58,7 +58,7 @@ def sample_story(rng: np.random.Generator, recipe: Recipe | None = None) -> Stor
     asked = [*list(references.items())[:ASKED], *list(references.items())[-ASKED:]]
 
     def page(source: int, entries: dict[int, tuple[str, int]]) -> Chunk:
-        return Chunk(source, entries, cells=draw_page(rng, recipe, entries))
+        return Chunk(source, entries, cells=draw_cells(rng, recipe, entries))
 
     return Story(
         page(0, first),

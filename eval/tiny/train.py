@@ -22,12 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from eval.tiny import checkpoint
-from eval.tiny.backbones import BACKBONES, TinyBackbone
+from eval.tiny.backbones import EMBEDDED, TinyBackbone
 from eval.tiny.batches import Words
-from eval.tiny.episodes import Recipe
+from eval.tiny.episodes import SEGMENTS, Recipe
 from eval.tiny.language import Stage, cell_declaration, cell_table, train_language
 from eval.tiny.tower import Tower, train_tower
 from eval.tiny.vocabulary import VOCABULARY
+from models import load
 from models.blocks.params import Params, init_params
 from models.registry import CHECKPOINTS
 
@@ -53,6 +54,11 @@ CONVERSATION = (
 ADAPTATION = (Stage(TURNS, steps=80, batch=16, gap=64),)
 
 TOWER_STEPS = 3000
+
+VIDEO = (
+    Stage(replace(SEGMENTS, chunks=(2, 4)), steps=40, batch=16, gap=64),
+    Stage(SEGMENTS, steps=60, batch=16, gap=64),
+)
 
 
 def train(
@@ -136,6 +142,43 @@ def train(
     (folder / "training.json").write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
 
 
+def train_video(folder: Path, start: Path, *, stages: Sequence[Stage] = VIDEO, seed: int = 0, workers: int = 1) -> None:
+    """Train the embedded model that is shown videos: the language model of another one goes on, on segments.
+
+    Its tower stays: a temporal patch of two equal frames is to it what a page is.
+
+    Args:
+        folder: where the checkpoint goes, with a record of the training.
+        start: the embedded model of grouped-query attention.
+        stages: what it learns.
+        seed: of the episodes.
+        workers: processes that sample episodes.
+    """
+    backbone = EMBEDDED["video"]
+    words = Words({word: i for i, word in enumerate(VOCABULARY)}, len(VOCABULARY))
+    params = load(start).params
+    seen = Tower(backbone).table(params["vision"])
+    history: list[dict[str, Any]] = []
+
+    def log(record: dict[str, Any]) -> None:
+        history.append({"part": "segments", **record})
+        print(json.dumps(history[-1]), flush=True)
+
+    learner = train_language(
+        {"text": jax.tree.map(jnp.copy, params["text"])},
+        backbone,
+        stages,
+        words,
+        learning_rate=1e-3,
+        seed=seed + 3,
+        workers=workers,
+        table=lambda _: seen,
+        log=log,
+    )
+    checkpoint.write(folder, backbone, {"text": learner["text"], "vision": params["vision"]})
+    (folder / "training.json").write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
+
+
 def _nearest(seen: np.ndarray, table: np.ndarray) -> np.ndarray:
     """The row of the table closest to each embedding."""
     return np.argmin(np.sum(table * table, axis=1)[None, :] - 2 * seen @ table.T, axis=1)
@@ -144,12 +187,20 @@ def _nearest(seen: np.ndarray, table: np.ndarray) -> np.ndarray:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Train an embedded model from scratch.")
-    parser.add_argument("--attention", choices=tuple(BACKBONES), default="gqa")
+    parser.add_argument("--attention", choices=tuple(EMBEDDED), default="gqa")
     parser.add_argument("--output", type=Path, help="folder (default: where models.load looks for it)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1, help="processes that sample episodes")
     arguments = parser.parse_args()
-    backbone = BACKBONES[arguments.attention]
+    backbone = EMBEDDED[arguments.attention]
+    if backbone.key == "video":
+        train_video(
+            arguments.output or CHECKPOINTS / backbone.name,
+            CHECKPOINTS / EMBEDDED["gqa"].name,
+            seed=arguments.seed,
+            workers=arguments.workers,
+        )
+        return
     train(arguments.output or CHECKPOINTS / backbone.name, backbone, seed=arguments.seed, workers=arguments.workers)
 
 
