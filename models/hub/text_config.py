@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from kamera_jax.rope import RopeSpec, UnsupportedRopeError, magnitude, position_limit, spec_from_config
+from kamera_jax.rope import RopeSpec, SectionLayout, UnsupportedRopeError, magnitude, position_limit, spec_from_config
 from models.blocks.attention import GroupedQuery, Latent
 from models.blocks.decoder import DecoderConfig
 from models.blocks.moe import Experts
@@ -243,7 +243,15 @@ class Rope:
     parameters: Mapping[str, Any]
 
 
-def read_rope(fields: Fields, theta: float, head_dim: int, max_positions: int, *, sections: bool = False) -> Rope:
+def read_rope(
+    fields: Fields,
+    theta: float,
+    head_dim: int,
+    max_positions: int,
+    *,
+    sections: bool = False,
+    section_layout: SectionLayout = "contiguous",
+) -> Rope:
     """Takes what a language model's section says of its positions, as transformers 5 reads it.
 
     Args:
@@ -252,6 +260,7 @@ def read_rope(fields: Fields, theta: float, head_dim: int, max_positions: int, *
         head_dim: width of the rotated features.
         max_positions: its default of ``max_position_embeddings``.
         sections: whether the architecture has M-RoPE; ``mrope_section`` means nothing to others.
+        section_layout: how the architecture lays these sections out.
 
     Raises:
         UnsupportedConfigError, UnsupportedRopeError: a field is none that this serves, named.
@@ -274,7 +283,7 @@ def read_rope(fields: Fields, theta: float, head_dim: int, max_positions: int, *
             "rotate whole heads, and transformers cannot run this either: set it to 1"
         )
     declared = fields.size("max_position_embeddings", max_positions)
-    spec = spec_from_config(parameters, head_dim=head_dim, max_positions=declared)
+    spec = spec_from_config(parameters, head_dim=head_dim, max_positions=declared, section_layout=section_layout)
     return Rope(spec, position_limit(parameters, declared), parameters)
 
 
