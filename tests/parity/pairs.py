@@ -1,5 +1,6 @@
 """What differs from port to port: the random model, its hub folder, its images, its positions and its cache."""
 
+import json
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import groupby
@@ -130,6 +131,10 @@ class Qwen3VLPair(Qwen2_5VLPair):
         save_hub_folder(self.hf, folder, sharded=self.hf.config.tie_word_embeddings and layout is None)
         if layout is not None:
             save_experts(folder, layout)
+        settings = {name: value for name, value in self.preprocessing().items() if not name.endswith("_pixels")}
+        settings["size"] = {"shortest_edge": 1, "longest_edge": 10**6}  # of all frames together
+        settings["video_processor_type"] = "Qwen3VLVideoProcessor"
+        (folder / "video_preprocessor_config.json").write_text(json.dumps(settings))
 
     def positions(self, ids: np.ndarray, media: Media) -> np.ndarray:
         kinds = np.where(ids == token("image_pad"), 1, np.where(ids == token("video_pad"), 2, 0))
@@ -424,14 +429,14 @@ CONFIGS: dict[str, tuple[type[Pair], dict[str, Any]]] = {
             **_TIED,
         },
     ),
-    "qwen3_vl_moe: 4 to 4 heads of 16, all of 3 experts, tied": (
+    "qwen3_vl_moe: 4 to 4 heads of 16, 2 of 3 experts, tied": (
         Qwen3VLMoePair,
         {
             "text": {
                 "num_key_value_heads": 4,
                 "num_hidden_layers": 3,
                 "num_experts": 3,
-                "num_experts_per_tok": 3,
+                "num_experts_per_tok": 2,
                 "moe_intermediate_size": 40,
             },
             "vision": {"num_heads": 4, "deepstack_visual_indexes": [2]},

@@ -24,7 +24,10 @@ PROMPTS = {
     "interleaved": [INTERLEAVED],
     "behind others": ["dot", CAPTIONS, ("square", "wide")],
 }
-ONE_A_PORT = [next(name for name in CONFIGS if name.startswith(port)) for port in ("qwen2", "qwen3_vl:", "qwen3_vl_moe", "kimi", "deepseek", "llava")]
+ONE_A_PORT = [
+    next(name for name in CONFIGS if name.startswith(port))
+    for port in ("qwen2", "qwen3_vl:", "qwen3_vl_moe", "kimi", "deepseek", "llava")
+]
 SOME = [*ONE_A_PORT, *(name for name in CONFIGS if name.startswith("qwen2") and name not in ONE_A_PORT)]
 
 some = pytest.mark.parametrize("pair", SOME, indirect=True)

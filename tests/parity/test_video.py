@@ -1,4 +1,4 @@
-"""Videos of Qwen2.5-VL and Qwen3-VL, alone and among texts and images of one chunk, against transformers: rungs 2 to 5."""
+"""Videos of Qwen2.5-VL and Qwen3-VL, alone and in chunks of several parts, against transformers: rungs 2 to 5."""
 
 import jax.numpy as jnp
 import numpy as np
