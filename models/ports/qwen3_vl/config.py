@@ -1,51 +1,23 @@
 """Configuration of Qwen3-VL, dense and with experts."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from models.architecture import Config
-from models.blocks.attention import GroupedQuery
 from models.blocks.decoder import DecoderConfig
 from models.blocks.moe import Experts
 from models.hub.fields import LAYERS, WIDTH, Fields, UnsupportedConfigError
 from models.hub.text_config import IGNORED, one_head, top_fields
+from models.ports.llama.config import Family, grouped_query
 from models.ports.qwen2_5_vl.config import read_mrope
 from models.ports.qwen3_vl.vision import vision_config_from_hf
 
-
-@dataclass(frozen=True)
-class Family:
-    """What transformers' configuration class of one model type says where config.json says nothing.
-
-    Attributes:
-        hidden_size, intermediate_size, layers, heads, kv_heads: defaults.
-        head_dim: default; None for the width divided by the query heads.
-        experts: whether the layers have experts.
-    """
-
-    hidden_size: int
-    intermediate_size: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int | None
-    experts: bool
-
-
 FAMILIES = {
-    "qwen3_vl": Family(4096, 22016, 32, 32, 32, 128, experts=False),
-    "qwen3_vl_moe": Family(2048, 5632, 24, 16, 16, None, experts=True),
+    "qwen3_vl": Family(hidden_size=4096, max_positions=128000, theta=5e5, head_dim=128, qk_norm=True),
+    "qwen3_vl_moe": Family(151936, 2048, 5632, 24, 16, max_positions=128000, theta=5e5, kv_heads=16, qk_norm=True),
 }
-"""By ``model_type``."""
-
-
-@dataclass(frozen=True)
-class Framing:
-    """Tokens that stand before and behind the tokens of an image or of a temporal patch of a video."""
-
-    start: int
-    end: int
+"""By ``model_type``: what transformers' configuration classes say where config.json says nothing."""
 
 
 def config_from_hf(mapping: Mapping[str, Any]) -> Config:
@@ -61,21 +33,15 @@ def config_from_hf(mapping: Mapping[str, Any]) -> Config:
     kind = kind if isinstance(kind, str) and kind in FAMILIES else "qwen3_vl"
     top = top_fields(mapping, kind)
     text = _text_config(one_head(top), kind)
-    vision = vision_config_from_hf(top, text.hidden_size, kind)
-    if len(vision.deepstack_visual_indexes) > text.num_hidden_layers:
-        raise UnsupportedConfigError(
-            f"vision_config: deepstack_visual_indexes names {len(vision.deepstack_visual_indexes)} blocks, whose "
-            f"features are added behind as many layers; the language model has {text.num_hidden_layers}"
-        )
+    vision = vision_config_from_hf(top, text, kind)
+    # What stands before and behind the tokens of an image, and of each temporal patch of a video.
+    start = top.size("vision_start_token_id", 151652, least=0)
+    end = top.size("vision_end_token_id", 151653, least=0)
     config = Config(
         text,
         vision,
         image_token_id=top.size("image_token_id", 151655, least=0),
-        media={
-            "video": Framing(
-                top.size("vision_start_token_id", 151652, least=0), top.size("vision_end_token_id", 151653, least=0)
-            )
-        },
+        media={"video": (start, end)},
         placeholders={"video": top.size("video_token_id", 151656, least=0)},
     )
     top.close()
@@ -88,32 +54,21 @@ def _text_config(mapping: Mapping[str, Any], kind: str) -> DecoderConfig:
     fields.expect("model_type", f"{kind}_text", kind)
     fields.expect("hidden_act", "silu")
     fields.expect("sliding_window", None)
-    layers = fields.size("num_hidden_layers", family.layers, most=LAYERS)
-    hidden = fields.size("hidden_size", family.hidden_size)
-    heads = fields.size("num_attention_heads", family.heads)
-    # null is a value of this field, and means as many as there are query heads.
-    kv_heads = fields.size("num_key_value_heads", heads if "num_key_value_heads" in mapping else family.kv_heads)
-    whole = family.head_dim is not None or "head_dim" in fields.rest or hidden % heads == 0
-    if heads % kv_heads or not whole:
-        raise UnsupportedConfigError(
-            f"text_config: width {hidden}, {heads} query heads, {kv_heads} KV heads; each must divide the last"
-        )
-    head_dim = fields.size("head_dim", family.head_dim or hidden // heads, most=WIDTH)
-    rope = read_mrope(fields, 5e5, head_dim, 128000, "interleaved")
-    bias = fields.take("attention_bias", bool, False)
+    attention = grouped_query(fields, family, mapping)
+    rope = read_mrope(fields, family.theta, attention.head_dim, family.max_positions, "interleaved")
     eps = fields.positive("rms_norm_eps", 1e-6)
     config = DecoderConfig(
-        vocab_size=fields.size("vocab_size", 151936),
-        hidden_size=hidden,
+        vocab_size=fields.size("vocab_size", family.vocab_size),
+        hidden_size=fields.size("hidden_size", family.hidden_size),
         intermediate_size=fields.size("intermediate_size", family.intermediate_size),
-        num_hidden_layers=layers,
+        num_hidden_layers=fields.size("num_hidden_layers", family.layers, most=LAYERS),
         rms_norm_eps=eps,
-        attention=GroupedQuery(heads, kv_heads, head_dim, bias=bias, output_bias=bias, norm_eps=eps),
+        attention=replace(attention, norm_eps=eps),
         rope=rope.spec,
         max_positions=rope.limit,
         tie_word_embeddings=fields.take("tie_word_embeddings", bool, False),
     )
-    if family.experts:
+    if kind == "qwen3_vl_moe":
         config = _with_experts(config, fields)
     fields.ignore(*IGNORED)
     fields.close()

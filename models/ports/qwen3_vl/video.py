@@ -19,18 +19,15 @@ from models.ports.qwen2_5_vl.port import image_positions
 from models.ports.qwen2_5_vl.video import VideoMedium, video_config_from_hf
 from models.ports.qwen3_vl.vision import encode_image, plan, vision_declaration
 
-DEFAULTS = {
-    "size": {"shortest_edge": 128 * 32 * 32, "longest_edge": 768 * 32 * 32},
-    "image_mean": [0.5, 0.5, 0.5],
-    "image_std": [0.5, 0.5, 0.5],
-}
+_SIZE = {"shortest_edge": 128 * 32 * 32, "longest_edge": 768 * 32 * 32}
+DEFAULTS = {"size": _SIZE, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 """What a file of videos' own leaves out; the sizes bound the area of all frames together."""
 
 
 def video_size(frames: int, height: int, width: int, config: ImageConfig) -> tuple[int, int]:
     """The size that so many frames are resized to (HF ``smart_resize`` of ``Qwen3VLVideoProcessor``).
 
-    Whole merged tokens, of about the same shape, with the area of all frames within bounds. One frame is taken twice.
+    Whole merged tokens, with the area of all frames within bounds. One frame is taken twice.
 
     Raises:
         AspectRatioError: one side is more than 200 times the other.
@@ -66,15 +63,11 @@ def stamps(times: np.ndarray, frames: int) -> list[str]:
 
 @dataclass(frozen=True)
 class TimedVideoMedium(VideoMedium):
-    """Videos: a temporal patch is two frames, and sees no other in the tower; an odd last frame is repeated.
-
-    Each is written as an image, behind its time as text, which is all that the model knows of it: positions do not
-    depend on times.
+    """Videos: a temporal patch is two frames, sees no other in the tower, and is written as an image behind its time.
 
     Attributes:
         framed: whether the start and end tokens that the chat template writes around a video stay around all of its
-            temporal patches, as transformers 5 leaves them; transformers 4, with which the models were published, puts
-            the patches in their place.
+            temporal patches, as in transformers 5; as published, in transformers 4, the patches take their place.
     """
 
     framed: bool = False
@@ -90,8 +83,7 @@ class TimedVideoMedium(VideoMedium):
 
     def around(self, config: Any) -> tuple[int, int] | None:
         """See `models.architecture.Medium`."""
-        framing = config.media[self.kind]
-        return None if self.framed else (framing.start, framing.end)
+        return None if self.framed else config.media[self.kind]
 
     def spans(
         self,
@@ -103,7 +95,7 @@ class TimedVideoMedium(VideoMedium):
     ) -> Sequence[Span]:
         """See `models.architecture.Medium`: for each temporal patch its time, and a block between start and end."""
         tower = config.towers[self.tower]
-        framing = config.media[self.kind]
+        start, end = config.media[self.kind]
         count = settings.temporal_patch_size
         frames = _fitted(item, settings)
         spans = []
@@ -115,7 +107,7 @@ class TimedVideoMedium(VideoMedium):
             features = encode(pad_patches(cut.patches, layout), layout)
             ids = [config.placeholders[self.kind]] * int(layout.tokens)
             block = Span(ids, features, *image_positions(rows, columns, tower))
-            spans += [Span([*chat.ids(stamp), framing.start]), block, Span([framing.end])]
+            spans += [Span([*chat.ids(stamp), start]), block, Span([end])]
         return spans
 
     def cut(self, item: Video, settings: ImageConfig, config: Any, tokens: int) -> Sequence[Video]:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from models.blocks.decoder import DecoderConfig
 from models.blocks.layers import dense
 from models.blocks.params import ParamInfo, Params, linear, stacked
 from models.blocks.vit import (
@@ -110,12 +111,12 @@ class VisionPlan:
         return self.valid.shape[-1]
 
 
-def vision_config_from_hf(top: Fields, out_hidden_size: int, kind: str = "qwen3_vl") -> VisionConfig:
+def vision_config_from_hf(top: Fields, text: DecoderConfig, kind: str) -> VisionConfig:
     """The image side of a hub ``config.json``: takes its ``vision_config`` (``Qwen3VLVisionConfig``).
 
     Args:
         top: the file; what is not about images is left in it.
-        out_hidden_size: width of the language model.
+        text: the language model.
         kind: the file's ``model_type``.
 
     Raises:
@@ -141,9 +142,14 @@ def vision_config_from_hf(top: Fields, out_hidden_size: int, kind: str = "qwen3_
         num_position_embeddings=fields.size("num_position_embeddings", 2304, most=WIDTH**2),
         deepstack_visual_indexes=fields.sizes("deepstack_visual_indexes", [8, 16, 24], least=0),
     )
-    if config.out_hidden_size != out_hidden_size:
+    if config.out_hidden_size != text.hidden_size:
         raise UnsupportedConfigError(
-            f"vision_config: out_hidden_size is {config.out_hidden_size}; expected the text width, {out_hidden_size}"
+            f"vision_config: out_hidden_size is {config.out_hidden_size}; expected the text width, {text.hidden_size}"
+        )
+    if len(config.deepstack_visual_indexes) > text.num_hidden_layers:
+        raise UnsupportedConfigError(
+            f"vision_config: deepstack_visual_indexes names {len(config.deepstack_visual_indexes)} blocks, whose "
+            f"features are added behind as many layers; the language model has {text.num_hidden_layers}"
         )
     fields.ignore(*UNUSED_FIELDS)
     fields.close()

@@ -8,7 +8,6 @@ from kamera_jax.rope import UnsupportedRopeError, inverse_frequencies
 from models.blocks.attention import GroupedQuery
 from models.blocks.moe import Experts
 from models.hub.fields import MissingConfigFieldError, UnknownConfigFieldError, UnsupportedConfigError
-from models.ports.qwen3_vl.config import Framing
 from models.registry import ARCHITECTURES
 
 DENSE = {  # the 4B checkpoint
@@ -120,7 +119,7 @@ def test_dense():
     assert (text.rope.sections, text.rope.section_layout) == ((24, 20, 20), "interleaved")
     assert text.tie_word_embeddings and text.experts is None and text.stacks == {"layers": range(36)}
     assert (config.image_token_id, config.placeholders["video"]) == (151655, 151656)
-    assert config.media == {"video": Framing(151652, 151653)}
+    assert config.media == {"video": (151652, 151653)}
     vision = config.vision
     assert (vision.depth, vision.side, vision.deepstack_visual_indexes) == (24, 48, (5, 11, 17))
     assert (vision.pixels, vision.merged, vision.head_dim) == (3 * 2 * 16**2, 4096, 64)
