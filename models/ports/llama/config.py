@@ -79,7 +79,7 @@ def config_from_hf(mapping: Mapping[str, Any]) -> Config:
     family = FAMILIES[str(kind)]
     fields.expect("hidden_act", "silu")
     fields.expect("rope_interleaved", False)
-    attention = grouped_query(fields, family, mapping)
+    attention = _attention(fields, family, mapping)
     layers = fields.size("num_hidden_layers", family.layers, most=LAYERS)
     unrotated = _unrotated(fields, layers) if family.nope else ()
     rope = read_rope(fields, family.theta, attention.head_dim, family.max_positions)
@@ -104,8 +104,8 @@ def config_from_hf(mapping: Mapping[str, Any]) -> Config:
     return Config(text)
 
 
-def grouped_query(fields: Fields, family: Family, mapping: Mapping[str, Any]) -> GroupedQuery:
-    """Takes heads and biases from a language model's section, of which ``mapping`` is the whole.
+def _attention(fields: Fields, family: Family, mapping: Mapping[str, Any]) -> GroupedQuery:
+    """Heads and biases.
 
     Raises:
         UnsupportedConfigError: the heads do not divide as they must, or there are biases that the model type has not.

@@ -8,14 +8,13 @@ from models.architecture import Config
 from models.blocks.decoder import DecoderConfig
 from models.blocks.moe import Experts
 from models.hub.fields import LAYERS, WIDTH, Fields, UnsupportedConfigError
-from models.hub.text_config import IGNORED, one_head, top_fields
-from models.ports.llama.config import Family, grouped_query
+from models.hub.text_config import IGNORED, grouped_query, one_head, top_fields
 from models.ports.qwen2_5_vl.config import read_mrope
 from models.ports.qwen3_vl.vision import vision_config_from_hf
 
-FAMILIES = {
-    "qwen3_vl": Family(hidden_size=4096, max_positions=128000, theta=5e5, head_dim=128, qk_norm=True),
-    "qwen3_vl_moe": Family(151936, 2048, 5632, 24, 16, max_positions=128000, theta=5e5, kv_heads=16, qk_norm=True),
+FAMILIES: dict[str, dict[str, Any]] = {
+    "qwen3_vl": {"width": 4096, "inner": 22016, "layers": 32, "heads": 32, "kv_heads": 32, "head_dim": 128},
+    "qwen3_vl_moe": {"width": 2048, "inner": 5632, "layers": 24, "heads": 16, "kv_heads": 16, "head_dim": None},
 }
 """By ``model_type``: what transformers' configuration classes say where config.json says nothing."""
 
@@ -54,16 +53,19 @@ def _text_config(mapping: Mapping[str, Any], kind: str) -> DecoderConfig:
     fields.expect("model_type", f"{kind}_text", kind)
     fields.expect("hidden_act", "silu")
     fields.expect("sliding_window", None)
-    attention = grouped_query(fields, family, mapping)
-    rope = read_mrope(fields, family.theta, attention.head_dim, family.max_positions, "interleaved")
+    hidden = fields.size("hidden_size", family["width"])
+    heads = {name: family[name] for name in ("heads", "kv_heads", "head_dim")}
+    attention = grouped_query(fields, mapping, hidden, **heads)
+    rope = read_mrope(fields, 5e5, attention.head_dim, 128000, "interleaved")
     eps = fields.positive("rms_norm_eps", 1e-6)
+    bias = fields.take("attention_bias", bool, False)
     config = DecoderConfig(
-        vocab_size=fields.size("vocab_size", family.vocab_size),
-        hidden_size=fields.size("hidden_size", family.hidden_size),
-        intermediate_size=fields.size("intermediate_size", family.intermediate_size),
-        num_hidden_layers=fields.size("num_hidden_layers", family.layers, most=LAYERS),
+        vocab_size=fields.size("vocab_size", 151936),
+        hidden_size=hidden,
+        intermediate_size=fields.size("intermediate_size", family["inner"]),
+        num_hidden_layers=fields.size("num_hidden_layers", family["layers"], most=LAYERS),
         rms_norm_eps=eps,
-        attention=replace(attention, norm_eps=eps),
+        attention=replace(attention, bias=bias, output_bias=bias, norm_eps=eps),
         rope=rope.spec,
         max_positions=rope.limit,
         tie_word_embeddings=fields.take("tie_word_embeddings", bool, False),

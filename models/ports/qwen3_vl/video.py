@@ -105,8 +105,8 @@ class TimedVideoMedium(VideoMedium):
             _, rows, columns = cut.grid
             layout = plan(rows, columns, tower)
             features = encode(pad_patches(cut.patches, layout), layout)
-            ids = [config.placeholders[self.kind]] * int(layout.tokens)
-            block = Span(ids, features, *image_positions(rows, columns, tower))
+            tokens = [config.placeholders[self.kind]] * int(layout.tokens)
+            block = Span(tokens, features, *image_positions(rows, columns, tower))
             spans += [Span([*chat.ids(stamp), start]), block, Span([end])]
         return spans
 

@@ -25,8 +25,7 @@ def weight_table(config: Config) -> WeightTable:
     ]
     if vision.deepstack_visual_indexes:
         rows += _merger_rows("model.visual.deepstack_merger_list.{}", "vision/deep")
-    ignored = (r"model\.visual\..*\.inv_freq",)
-    return port_table(config.text, rows, model="model.language_model", ignored=ignored)
+    return port_table(config.text, rows, model="model.language_model", ignored=(r"model\.visual\..*\.inv_freq",))
 
 
 def _merger_rows(name: str, path: str) -> list[Row]:
