@@ -52,7 +52,8 @@ class Medium(Protocol):
     """A kind of media that a port reads; hashable, for it is a static argument of what is compiled.
 
     One whose ``reads_embeddings`` is true, which may be left out, gets the language model's embeddings [V, E] in
-    `encode`, as ``params["embeddings"]``.
+    `encode`, as ``params["embeddings"]``. One whose spans bring the tokens that the chat template writes before and
+    behind its placeholder says them in ``around(config)``, a pair of ids, or None; it may be left out too.
     """
 
     @property

@@ -1,4 +1,7 @@
-"""The forward of every port: embeddings with media in their rows, the decoder behind a window, collected extras."""
+"""The forward of every port: embeddings with media in their rows, the decoder behind a window, collected extras.
+
+DeepStack features of media, a segment's ``inputs["deep"]`` f32[T, d, E], are added behind the first d layers.
+"""
 
 from collections.abc import Callable, Sequence
 from functools import cache, partial
@@ -44,8 +47,7 @@ def forward(
 
     Raises:
         ValueError: ``collect`` names something else, or experts of a model that has none, or attention_mass and
-            owner_mass at once, or one of them where chunks lie in pools, or tokens come with slots there, or the
-            segment has DeepStack features.
+            owner_mass at once, or one of them where chunks lie in pools, or tokens come with slots there.
     """
     pools = () if state is None else state.pools
     by = _mass_by(collect)
@@ -94,6 +96,7 @@ def forward(
         past,
         bool(pools),
         absorb=True if "queries" in collect else None,
+        deep=segment.inputs.get("deep"),
     )
     logits = None if logits_at is None else decoder.logits(params["text"], decoded.hidden[logits_at])
     kv = jax.tree.map(lambda rows: jnp.where(valid[None, :, None], rows, jnp.zeros((), rows.dtype)), decoded.kv)
@@ -130,11 +133,6 @@ def _check(config: DecoderConfig, segment: Segment, pools: Sequence[ChunkPool], 
         raise ValueError(
             "tokens that come with slots stand among what is written, and this window keeps its chunks in place; run "
             'them on a window of mode="materialise"'
-        )
-    if "deep" in segment.inputs:
-        raise ValueError(
-            "the segment has features for inner layers (DeepStack, inputs['deep']), which this decoder does not add; a "
-            "medium of such a model needs a decoder that does"
         )
 
 

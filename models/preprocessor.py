@@ -291,7 +291,7 @@ class Preprocessor:
         content = [part.item if part.medium is None else Block(part.medium.kind) for part in parts]
         spans = []
         text: list[int] = []
-        for number in self._chat.content(content, placeholders):
+        for number in self._less_around(self._chat.content(content, placeholders), blocks):
             if number not in blocks:
                 text.append(number)
                 continue
@@ -304,6 +304,16 @@ class Preprocessor:
         spans += [Span(text)] if text else []
         self._check_length(spans)
         return spans
+
+    def _less_around(self, ids: Sequence[int], blocks: Mapping[int, list[Part]]) -> list[int]:
+        """What the template writes, less what stands around placeholders whose spans bring that themselves."""
+        media = {number: parts[0].medium for number, parts in blocks.items()}
+        around = {each: getattr(medium, "around", lambda config: None)(self.config) for each, medium in media.items()}
+        kept = list(ids)
+        for at in reversed([at for at, number in enumerate(ids) if around.get(number) is not None]):
+            if (*kept[max(at - 1, 0) : at], *kept[at + 1 : at + 2]) == around[kept[at]]:
+                del kept[at + 1], kept[at - 1]
+        return kept
 
     def _block(self, part: Part, encoder: Callable[[Medium], Any]) -> Sequence[Span]:
         """The spans of a medium's part."""

@@ -21,6 +21,7 @@ from models.ports.kimi_vl.port import ARCHITECTURE as KIMI_VL
 from models.ports.llama.port import ARCHITECTURES as LANGUAGE_MODELS
 from models.ports.llava.port import ARCHITECTURE as LLAVA
 from models.ports.qwen2_5_vl.port import ARCHITECTURE as QWEN2_5_VL
+from models.ports.qwen3_vl.port import ARCHITECTURES as QWEN3_VL
 from models.ports.smol_vl.folder import language_model, whole_folder
 from models.ports.smol_vl.port import ARCHITECTURE as SMOL_VL
 from models.vlm import VisionLanguageModel
@@ -31,7 +32,9 @@ TOWERS = ("kamera-smol-vl",)
 """Of which the tower is embedded, and the language model in a package of PyPI."""
 
 _LONGEST = 200
-ARCHITECTURES = {port.name: port for port in (QWEN2_5_VL, KIMI_VL, DEEPSEEK_VL, LLAVA, SMOL_VL, *LANGUAGE_MODELS)}
+ARCHITECTURES = {
+    port.name: port for port in (QWEN2_5_VL, *QWEN3_VL, KIMI_VL, DEEPSEEK_VL, LLAVA, SMOL_VL, *LANGUAGE_MODELS)
+}
 
 
 def load(

@@ -39,6 +39,20 @@ MODELS = {
         "`Qwen/Qwen2.5-VL-{3B,7B,32B,72B}-Instruct`",
         "`kamera-tiny-gqa`",
     ),
+    "qwen3_vl": Port(
+        "Qwen3-VL",
+        "GQA, QK-norm; DeepStack",
+        "M-RoPE, interleaved sections; YaRN",
+        "text, images, videos",
+        "`Qwen/Qwen3-VL-{2B,4B,8B,32B}-{Instruct,Thinking}`",
+    ),
+    "qwen3_vl_moe": Port(
+        "Qwen3-VL, experts",
+        "GQA, QK-norm; DeepStack; mixture of experts",
+        "M-RoPE, interleaved sections; YaRN",
+        "text, images, videos",
+        "`Qwen/Qwen3-VL-{30B-A3B,235B-A22B}-{Instruct,Thinking}`",
+    ),
     "kimi_vl": Port(
         "Kimi-VL",
         "MLA; mixture of experts",

@@ -131,6 +131,7 @@ def decoder(
     pooled: bool = False,
     observe: Callable[[jax.Array], Any] = lambda x: None,
     absorb: bool | None = None,
+    deep: Float[Array, "T d E"] | None = None,
 ) -> Decoded:
     """Run the decoder over T tokens; only ``attend`` knows who sees whom.
 
@@ -142,8 +143,10 @@ def decoder(
         attend: attention over the S past and T present tokens.
         past: rotated KV of the S tokens before, in parts [L, ·, ·].
         pooled: whether ``attend`` also reads chunks that lie in pools; it is then given the layer's index.
-        observe: called with the residual stream [T, E] after every layer.
+        observe: called with the residual stream [T, E] after every layer, and after what ``deep`` adds to it.
         absorb: whether an MLA attends in the latent space; see `models.blocks.attention.Latent`.
+        deep: what is added to the residual stream behind each of the first d layers (DeepStack, arXiv 2406.04334);
+            zero at tokens that are no media.
     """
     rotated = rotation(config.rope, positions)
 
@@ -163,6 +166,10 @@ def decoder(
             out = swiglu(weights["mlp"], h)
             routing = None
         x = x + out
+        if deep is not None:
+            levels = deep.shape[1]
+            level = jax.lax.dynamic_index_in_dim(deep, jnp.minimum(index, levels - 1), axis=1, keepdims=False)
+            x = x + jnp.where(index < levels, level, 0).astype(x.dtype)
         return x, (kv, collected, observe(x), routing)
 
     x = embeds

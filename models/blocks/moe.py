@@ -1,9 +1,9 @@
-"""Mixture of experts: sigmoid routing with a correction bias, and a grouped matrix product over the experts."""
+"""Mixture of experts: sigmoid or softmax routing, and a grouped matrix product over the experts."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,8 @@ class Experts:
         groups_per_token: number of groups that a token may use.
         normalise: whether a token's k weights are scaled to sum to 1.
         scale: factor on the weights.
+        scoring: what becomes of the router's logits: the sigmoid of each, and a learned bias sways the choice
+            (DeepSeek-V3), or a softmax over all experts (Qwen3).
     """
 
     count: int
@@ -36,16 +38,17 @@ class Experts:
     groups_per_token: int = 1
     normalise: bool = True
     scale: float = 1.0
+    scoring: Literal["sigmoid", "softmax"] = "sigmoid"
 
     def declaration(self, width: int) -> Params:
         """Parameters of one layer; experts on the leading axis."""
         inner = self.intermediate_size
-        declared: Params = {
+        router: Params = {"w": ParamInfo((width, self.count), axes=("embed", "router"))}
+        if self.scoring == "sigmoid":
             # The bias stays in f32 in a bf16 model, as in transformers: rounded, it would send tokens elsewhere.
-            "router": {
-                "w": ParamInfo((width, self.count), axes=("embed", "router")),
-                "bias": ParamInfo((self.count,), "zeros", "float32", axes=("router",)),
-            },
+            router["bias"] = ParamInfo((self.count,), "zeros", "float32", axes=("router",))
+        declared: Params = {
+            "router": router,
             "experts": {
                 "gate": ParamInfo((self.count, width, inner), axes=("experts", "embed", "mlp")),
                 "up": ParamInfo((self.count, width, inner), axes=("experts", "embed", "mlp")),
@@ -74,13 +77,14 @@ class Routing(NamedTuple):
 
 
 def route(config: Experts, router: Params, x: Float[Array, "T E"]) -> Routing:
-    """Choose experts by sigmoid scores plus a bias, within the best groups (HF ``DeepseekV3MoE``).
+    """Choose experts by their scores, plus a bias where there is one, within the best groups.
 
-    Scores are f32 whatever the dtype of ``x``; the bias sways the choice, not the weights.
+    HF ``DeepseekV3MoE`` and, of a softmax, ``Qwen3VLMoeTextTopKRouter``. Scores are f32 whatever the dtype of ``x``;
+    the bias sways the choice, not the weights.
     """
-    logits = jnp.matmul(x.astype(jnp.float32), router["w"].astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
-    scores = jax.nn.sigmoid(logits)
-    choice = scores + router["bias"].astype(jnp.float32)[None, :]
+    choice = scores = router_scores(config, router, x)
+    if "bias" in router:
+        choice = scores + router["bias"].astype(jnp.float32)[None, :]
     margin = jnp.full(choice.shape[0], jnp.inf, jnp.float32)
     if config.groups > 1:
         grouped = choice.reshape(choice.shape[0], config.groups, -1)
@@ -95,6 +99,12 @@ def route(config: Experts, router: Params, x: Float[Array, "T E"]) -> Routing:
     return Routing(experts, weights * config.scale, margin)
 
 
+def router_scores(config: Experts, router: Params, x: Float[Array, "T E"]) -> Float[Array, "T X"]:
+    """What the router makes of each token and expert, in f32, before any bias."""
+    logits = jnp.matmul(x.astype(jnp.float32), router["w"].astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
+    return jax.nn.sigmoid(logits) if config.scoring == "sigmoid" else jax.nn.softmax(logits, axis=-1)
+
+
 def _top(scores: jax.Array, count: int, margin: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Indices of the best, and the smaller of ``margin`` and their lead over the rest."""
     if count == scores.shape[-1]:
@@ -104,7 +114,7 @@ def _top(scores: jax.Array, count: int, margin: jax.Array) -> tuple[jax.Array, j
 
 
 def mixture(config: Experts, layer: Params, x: Float[Array, "T E"]) -> tuple[Float[Array, "T E"], Routing]:
-    """Routed and shared experts of T tokens (HF ``DeepseekV3MoE``)."""
+    """Routed and shared experts of T tokens (HF ``DeepseekV3MoE``, ``Qwen3VLMoeTextSparseMoeBlock``)."""
     routing = route(config, layer["router"], x)
     out = _routed(layer["experts"], x, routing.experts, routing.weights)
     if config.shared_size:

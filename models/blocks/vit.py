@@ -3,7 +3,7 @@
 The Square names are for towers whose images all have one size (SigLIP, CLIP): one shape, so nothing is padded.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, runtime_checkable
@@ -201,10 +201,54 @@ def run_blocks(
         valid: which rows hold a patch; all by default.
         rotate: applied to the heads [T, N, D] of q and k, such as an `axial_rotation`.
     """
-    tokens = x.shape[0]
+    block = _block(config, x.shape[0], valid, rotate)
+    return jax.lax.scan(lambda x, weights: (block(x, weights), None), x, blocks)[0]
+
+
+def run_blocks_tapped(
+    blocks: Params,
+    config: VitConfig,
+    x: Float[Array, "T E"],
+    taps: Sequence[int],
+    *,
+    valid: Bool[Array, " T"] | None = None,
+    rotate: Callable[[jax.Array], jax.Array] | None = None,
+) -> tuple[Float[Array, "T E"], Float[Array, "d T E"]]:
+    """As `run_blocks`, and what came out of some of the blocks on the way.
+
+    Args:
+        blocks: as declared by `blocks_declaration`.
+        config: the tower's configuration (static).
+        x: embedded patches.
+        taps: indices of those blocks, rising.
+        valid: which rows hold a patch; all by default.
+        rotate: applied to the heads [T, N, D] of q and k, such as an `axial_rotation`.
+    """
+    block = _block(config, x.shape[0], valid, rotate)
+    # Each block writes where the next tap belongs, which the tap itself then overwrites; those after the last one write
+    # to a place of their own, so that no more than d + 1 outputs are kept at a time.
+    places = jnp.asarray(np.searchsorted(np.asarray(taps, np.int32), np.arange(config.depth)), jnp.int32)
+
+    def step(
+        carry: tuple[jax.Array, jax.Array], scanned: tuple[Params, jax.Array]
+    ) -> tuple[tuple[jax.Array, jax.Array], None]:
+        x, kept = carry
+        weights, place = scanned
+        x = block(x, weights)
+        return (x, jax.lax.dynamic_update_index_in_dim(kept, x, place, 0)), None
+
+    kept = jnp.zeros((len(taps) + 1, *x.shape), x.dtype)
+    (x, kept), _ = jax.lax.scan(step, (x, kept), (blocks, places))
+    return x, kept[: len(taps)]
+
+
+def _block(
+    config: VitConfig, tokens: int, valid: jax.Array | None, rotate: Callable[[jax.Array], jax.Array] | None
+) -> Callable[[jax.Array, Params], jax.Array]:
+    """One block of ``tokens`` rows, as a function of them and its parameters."""
     seen = jnp.ones(tokens, bool) if valid is None else valid
 
-    def block(x: jax.Array, weights: Params) -> tuple[jax.Array, None]:
+    def block(x: jax.Array, weights: Params) -> jax.Array:
         attn = weights["attn"]
         h = layer_norm(weights["attn_norm"], x, config.layer_norm_eps)
         if "qkv" in attn:
@@ -216,9 +260,9 @@ def run_blocks(
             k = rotate(k)
         x = x + dense(attn["o"], attention(q, [Keys(k, v, seen)], config.head_dim**-0.5).out)
         h = layer_norm(weights["mlp_norm"], x, config.layer_norm_eps)
-        return x + mlp(weights["mlp"], h, config.hidden_act), None
+        return x + mlp(weights["mlp"], h, config.hidden_act)
 
-    return jax.lax.scan(block, x, blocks)[0]
+    return block
 
 
 def axial_rotation(positions: Float[Array, "2 T"], head_dim: int) -> Callable[[jax.Array], jax.Array]:
@@ -255,3 +299,20 @@ def square_features(
     if "pre_norm" in params:
         x = layer_norm(params["pre_norm"], x, config.layer_norm_eps)
     return run_blocks(params["blocks"], config, x)
+
+
+def interpolated(
+    table: Float[Array, "... E"], taps: Int[Array, "P K"], weights: Float[Array, "P K"]
+) -> Float[Array, "P E"]:
+    """Learned positions at the patches, each between K of them, whose indices count through the table's rows.
+
+    Summed in f32, one tap at a time: all of them at once would take K times the memory of the patches.
+    """
+    flat = table.reshape(-1, table.shape[-1])
+
+    def add(total: jax.Array, tap: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        index, weight = tap
+        return total + weight[:, None] * flat[index].astype(jnp.float32), None
+
+    start = jnp.zeros((taps.shape[0], flat.shape[-1]), jnp.float32)
+    return jax.lax.scan(add, start, (taps.T, weights.T))[0].astype(table.dtype)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from kamera_jax.rope import RopeSpec, UnsupportedRopeError, magnitude, position_limit, spec_from_config
+from kamera_jax.rope import RopeSpec, SectionLayout, UnsupportedRopeError, magnitude, position_limit, spec_from_config
 from models.blocks.attention import GroupedQuery, Latent
 from models.blocks.decoder import DecoderConfig
 from models.blocks.moe import Experts
@@ -61,21 +61,15 @@ def llama_config(mapping: Mapping[str, Any]) -> DecoderConfig:
     fields.expect("attention_bias", False)
     fields.expect("mlp_bias", False)
     hidden = fields.size("hidden_size", 4096)
-    heads = fields.size("num_attention_heads", 32)
-    kv_heads = fields.size("num_key_value_heads", heads)
-    if heads % kv_heads or ("head_dim" not in fields.rest and hidden % heads):
-        raise UnsupportedConfigError(
-            f"text_config: width {hidden}, {heads} query heads, {kv_heads} KV heads; each must divide the last"
-        )
-    head_dim = fields.size("head_dim", hidden // heads, most=WIDTH)
-    rope = read_rope(fields, 10000.0, head_dim, 2048)
+    attention = grouped_query(fields, mapping, hidden, heads=32)
+    rope = read_rope(fields, 10000.0, attention.head_dim, 2048)
     config = DecoderConfig(
         vocab_size=fields.size("vocab_size", 32000),
         hidden_size=hidden,
         intermediate_size=fields.size("intermediate_size", 11008),
         num_hidden_layers=fields.size("num_hidden_layers", 32, most=LAYERS),
         rms_norm_eps=fields.positive("rms_norm_eps", 1e-6),
-        attention=GroupedQuery(heads, kv_heads, head_dim),
+        attention=attention,
         rope=rope.spec,
         max_positions=rope.limit,
         tie_word_embeddings=fields.take("tie_word_embeddings", bool, False),
@@ -83,6 +77,38 @@ def llama_config(mapping: Mapping[str, Any]) -> DecoderConfig:
     fields.ignore(*IGNORED)
     fields.close()
     return config
+
+
+def grouped_query(
+    fields: Fields,
+    mapping: Mapping[str, Any],
+    hidden: int,
+    *,
+    heads: int,
+    kv_heads: int | None = None,
+    head_dim: int | None = None,
+) -> GroupedQuery:
+    """Takes the heads of a language model's section.
+
+    Args:
+        fields: the section.
+        mapping: the section as it is; null, as the number of KV heads, is as many as there are query heads.
+        hidden: width of the model.
+        heads: transformers' default of the number of query heads.
+        kv_heads: its default of the number of KV heads; None for as many.
+        head_dim: its default of their width; None for the model's divided by the query heads.
+
+    Raises:
+        UnsupportedConfigError: the heads do not divide as they must.
+    """
+    count = fields.size("num_attention_heads", heads)
+    default = count if kv_heads is None or "num_key_value_heads" in mapping else kv_heads
+    groups = fields.size("num_key_value_heads", default)
+    if count % groups or (head_dim is None and "head_dim" not in fields.rest and hidden % count):
+        raise UnsupportedConfigError(
+            f"{fields.section}: width {hidden}, {count} query heads, {groups} KV heads; each must divide the last"
+        )
+    return GroupedQuery(count, groups, fields.size("head_dim", head_dim or hidden // count, most=WIDTH))
 
 
 def deepseek_v3_config(mapping: Mapping[str, Any]) -> DecoderConfig:
@@ -243,7 +269,15 @@ class Rope:
     parameters: Mapping[str, Any]
 
 
-def read_rope(fields: Fields, theta: float, head_dim: int, max_positions: int, *, sections: bool = False) -> Rope:
+def read_rope(
+    fields: Fields,
+    theta: float,
+    head_dim: int,
+    max_positions: int,
+    *,
+    sections: bool = False,
+    section_layout: SectionLayout = "contiguous",
+) -> Rope:
     """Takes what a language model's section says of its positions, as transformers 5 reads it.
 
     Args:
@@ -252,6 +286,7 @@ def read_rope(fields: Fields, theta: float, head_dim: int, max_positions: int, *
         head_dim: width of the rotated features.
         max_positions: its default of ``max_position_embeddings``.
         sections: whether the architecture has M-RoPE; ``mrope_section`` means nothing to others.
+        section_layout: how the architecture lays these sections out.
 
     Raises:
         UnsupportedConfigError, UnsupportedRopeError: a field is none that this serves, named.
@@ -274,7 +309,7 @@ def read_rope(fields: Fields, theta: float, head_dim: int, max_positions: int, *
             "rotate whole heads, and transformers cannot run this either: set it to 1"
         )
     declared = fields.size("max_position_embeddings", max_positions)
-    spec = spec_from_config(parameters, head_dim=head_dim, max_positions=declared)
+    spec = spec_from_config(parameters, head_dim=head_dim, max_positions=declared, section_layout=section_layout)
     return Rope(spec, position_limit(parameters, declared), parameters)
 
 

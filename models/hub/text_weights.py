@@ -8,10 +8,10 @@ import numpy as np
 
 from models.blocks.attention import Latent
 from models.blocks.decoder import DecoderConfig
-from models.hub.weight_table import TRANSPOSED, Either, Row, Transform, WeightTable
+from models.hub.weight_table import AS_IS, TRANSPOSED, Either, Row, Transform, WeightTable
 
 
-def text_rows(config: DecoderConfig, *, model: str = "model", head: str = "lm_head") -> list[Row]:
+def text_rows(config: DecoderConfig, *, model: str = "model", head: str = "lm_head") -> list[Row | Either]:
     """The decoder's rows of a weight table.
 
     Args:
@@ -19,7 +19,10 @@ def text_rows(config: DecoderConfig, *, model: str = "model", head: str = "lm_he
         model: what the hub puts before ``.layers``, ``.norm`` and ``.embed_tokens``.
         head: the hub's name of an untied head.
     """
-    rows = [Row(f"{model}.embed_tokens.weight", "text/embed/w"), Row(f"{model}.norm.weight", "text/norm")]
+    rows: list[Row | Either] = [
+        Row(f"{model}.embed_tokens.weight", "text/embed/w"),
+        Row(f"{model}.norm.weight", "text/norm"),
+    ]
     if not config.tie_word_embeddings:
         rows += dense_rows(head, "text/head", bias=False)
     for stack, layers in config.stacks.items():
@@ -35,8 +38,15 @@ def text_rows(config: DecoderConfig, *, model: str = "model", head: str = "lm_he
                 else _expert_rows(config, hub, path)
             ),
         ]
-        rows += [replace(row, first=layers.start) for row in stacked]
+        rows += [_starting_at(layers.start, row) for row in stacked]
     return rows
+
+
+def _starting_at(first: int, row: Row | Either) -> Row | Either:
+    """The row, or the rows of each layout, of layers from ``first`` on."""
+    if isinstance(row, Row):
+        return replace(row, first=first)
+    return Either(tuple(tuple(replace(each, first=first) for each in option) for option in row.options))
 
 
 def port_table(
@@ -107,9 +117,11 @@ def _attention_rows(config: DecoderConfig, name: str, path: str) -> list[Row]:
     ]
 
 
-def _expert_rows(config: DecoderConfig, hub: str, path: str) -> list[Row]:
+def _expert_rows(config: DecoderConfig, hub: str, path: str) -> list[Row | Either]:
     assert config.experts is not None
-    rows = [
+    if config.experts.scoring == "softmax":
+        return [Row(f"{hub}.mlp.gate.weight", f"{path}/mlp/router/w", TRANSPOSED), _stacked_experts(hub, path)]
+    rows: list[Row | Either] = [
         Row(f"{hub}.mlp.gate.weight", f"{path}/mlp/router/w", TRANSPOSED),
         Row(f"{hub}.mlp.gate.e_score_correction_bias", f"{path}/mlp/router/bias"),
         *(
@@ -118,6 +130,27 @@ def _expert_rows(config: DecoderConfig, hub: str, path: str) -> list[Row]:
         ),
     ]
     return rows + (swiglu_rows(f"{hub}.mlp.shared_experts", f"{path}/mlp/shared") if config.experts.shared_size else [])
+
+
+def _stacked_experts(hub: str, path: str) -> Either:
+    """Experts in one tensor a layer, or one each.
+
+    On the hub [X, in, out], as a product takes them; as transformers 5 has them in memory [X, out, in]; in some files
+    each expert's by itself. Of the fused tensor the gates come first.
+    """
+    experts = f"{path}/mlp/experts"
+    gate_up = (f"{experts}/gate", f"{experts}/up")
+    names = (f"{hub}.mlp.experts.gate_up_proj", f"{hub}.mlp.experts.down_proj")
+    return Either(
+        (
+            (Row(names[0], gate_up, AS_IS, axis=-1), Row(names[1], f"{experts}/down")),
+            (Row(names[0], gate_up, TRANSPOSED, axis=-2), Row(names[1], f"{experts}/down", TRANSPOSED)),
+            tuple(
+                Row(f"{hub}.mlp.experts.{{}}.{p}_proj.weight", f"{experts}/{p}", TRANSPOSED)
+                for p in ("gate", "up", "down")
+            ),
+        )
+    )
 
 
 def pairs_apart(kept: int, rotary: int) -> Transform:

@@ -24,7 +24,8 @@ class ImageMedium:
         preprocess: an image and these settings to patches and their grid.
         declared: the tower's configuration to its parameters.
         plan: rows and columns of patches, and the tower's configuration, to the layout that ``embed`` takes.
-        embed: parameters, the tower's configuration, patches and layout to [M, E], zero from ``plan.tokens`` on.
+        embed: parameters, the tower's configuration, patches and layout to [M, E], or to `Features` of as many rows
+            where the tower has outputs for inner layers too; zero from ``plan.tokens`` on.
         positions: for position axes of its own: rows and columns of patches, and the tower's configuration, to the
             block's positions f32[A, n], counted from where it begins, and how far behind that the next span begins.
         reads_embeddings: whether ``embed`` reads the language model's embeddings too, as ``params["embeddings"]``.
@@ -34,7 +35,7 @@ class ImageMedium:
     preprocess: Callable[[Image.Image, Any], ImagePatches]
     declared: Callable[[Any], Params]
     plan: Callable[[int, int, Any], Any]
-    embed: Callable[[Params, Any, Any, Any], jax.Array]
+    embed: Callable[[Params, Any, Any, Any], jax.Array | Features]
     positions: Callable[[int, int, Any], tuple[np.ndarray, float]] | None = None
     reads_embeddings: bool = False
     kind: str = "image"
@@ -84,4 +85,5 @@ class ImageMedium:
 
     def encode(self, params: Params, tower: Any, inputs: jax.Array, plan: Any) -> Features:
         """See `models.architecture.Medium`."""
-        return Features(self.embed(params, tower, inputs, plan))
+        made = self.embed(params, tower, inputs, plan)
+        return made if isinstance(made, Features) else Features(made)

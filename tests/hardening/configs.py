@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+import kamera_jax as kj
 from eval.tiny.vocabulary import VOCABULARY, build_tokenizer
 from kamera_jax.forward import check_forward
 from models import load
@@ -19,7 +20,7 @@ from models.hub.weights import save_params
 from models.registry import ARCHITECTURES, CHECKPOINTS, EMBEDDED
 from tests.hardening.named import unnamed
 from tests.hardening.warm import cached
-from tests.models import tiny_llava
+from tests.models import tiny_llava, tiny_qwen3_vl
 
 TEXT = {
     "vocab_size": len(VOCABULARY),
@@ -37,8 +38,15 @@ TEXT = {
     "eos_token_id": VOCABULARY.index("<|im_end|>"),
 }
 LANGUAGES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
-PORTS = (*EMBEDDED, "llava", *LANGUAGES)
-FILES = ("config.json", "preprocessor_config.json", "tokenizer_config.json", "generation_config.json")
+QWEN3_VL = ("qwen3_vl", "qwen3_vl_moe")
+PORTS = (*EMBEDDED, "llava", *QWEN3_VL, *LANGUAGES)
+FILES = (
+    "config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "tokenizer_config.json",
+    "generation_config.json",
+)
 
 ROPES = (
     {"rope_type": "yarn", "factor": 4.0},
@@ -90,6 +98,8 @@ def base(folder, port):
         (place / "calibration.json").unlink()
     elif port == "llava":
         tiny_llava.write(place, np.float32)
+    elif port in QWEN3_VL:
+        tiny_qwen3_vl.write(place, experts=port == "qwen3_vl_moe")
     else:
         config = {"model_type": port, "architectures": ["X"], **TEXT}
         if port == "mistral":
@@ -187,7 +197,7 @@ def changed(content, changes):
 
 
 def judge(case, folder):
-    """Load the folder, and preprocess an image with it."""
+    """Load the folder, and preprocess an image and a video with it."""
     port, name, changes, runs = case
     place = base(folder.parent, port)
     for path in place.iterdir():
@@ -198,6 +208,8 @@ def judge(case, folder):
         vlm = load(folder)
         if vlm.architecture.media:
             vlm.preprocess(np.full((30, 40, 3), 127, np.uint8))
+        if "video" in [medium.kind for medium in vlm.architecture.media]:
+            vlm.preprocess(kj.Video(np.full((3, 30, 40, 3), 127, np.uint8), [0.0, 0.5, 1.0]))
         if runs:
             check_forward(vlm)  # traced, and not compiled
     except Exception as error:

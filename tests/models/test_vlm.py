@@ -1,6 +1,5 @@
 """What every port shares: reading a folder, and what a forward collects."""
 
-import dataclasses
 import json
 
 import jax.numpy as jnp
@@ -141,13 +140,6 @@ def test_tokens_with_slots_see_only_what_stands_below_them(vlm):
         forward=vlm.forward,
     )
     assert not np.allclose(blind.logits[0], whole.logits[1], atol=1e-2)
-
-
-def test_features_for_inner_layers_are_refused(vlm):
-    segment = vlm.prepare("a")
-    inputs = {**segment.inputs, "deep": np.zeros((segment.positions.shape[-1], 2, 8), np.float32)}
-    with pytest.raises(ValueError, match="DeepStack"):
-        vlm.forward(vlm.params, dataclasses.replace(segment, inputs=inputs), None)
 
 
 def test_tokens_with_slots_are_refused_in_place(vlm):

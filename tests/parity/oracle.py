@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers import AutoTokenizer
+from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeTextTopKRouter
 
 import kamera_jax as kj
 from eval.tiny.vocabulary import VOCABULARY, build_tokenizer
@@ -52,12 +53,14 @@ class Media:
         counts: tokens of each image.
         video_counts: tokens of each video.
         intervals: positions between two temporal patches of each video.
+        stamps: what the processor writes before each temporal patch of each video.
     """
 
     tensors: dict[str, torch.Tensor]
     counts: tuple[int, ...]
     video_counts: tuple[int, ...] = ()
     intervals: tuple[float, ...] = ()
+    stamps: tuple[tuple[str, ...], ...] = ()
 
 
 class Pair:
@@ -115,6 +118,12 @@ class Pair:
         """What a cache layer holds of rot and free [1, H, S, ·]."""
         return layer.keys, layer.values
 
+    def expanded(self, template: Sequence[int], media: Media) -> list[int]:
+        """What the template writes, with as many placeholders as there are tokens."""
+        counts = {token("image_pad"): iter(media.counts), token("video_pad"): iter(media.video_counts)}
+        copies = [(each, next(counts[each]) if each in counts else 1) for each in template]
+        return [copy for each, count in copies for copy in [each] * count]
+
     def generation(self, prompt: "Prompt") -> dict[str, torch.Tensor]:
         """What ``generate`` needs beside ids and media."""
         return {}
@@ -124,7 +133,8 @@ class Pair:
         """The model in bf16, as transformers loads it: what sways the router stays in f32."""
         low = copy.deepcopy(self.hf).to(torch.bfloat16)
         for gate, exact in zip(_gates(low), _gates(self.hf), strict=True):
-            gate.e_score_correction_bias = exact.e_score_correction_bias.clone()
+            if hasattr(exact, "e_score_correction_bias"):
+                gate.e_score_correction_bias = exact.e_score_correction_bias.clone()
         return low
 
     def image(self, name: str) -> Image.Image:
@@ -178,7 +188,10 @@ class Pair:
         experts = []
 
         def routed(gate: Any, _: Any, output: tuple[torch.Tensor, ...]) -> None:
-            scores.append(output[0].sigmoid() + gate.e_score_correction_bias)
+            if hasattr(gate, "e_score_correction_bias"):
+                scores.append(output[0].sigmoid() + gate.e_score_correction_bias)
+            else:
+                scores.append(output[0].float().softmax(-1))
             experts.append(output[2].sort(-1).values)
 
         gates = _gates(model)
@@ -205,7 +218,11 @@ class Pair:
 
 
 def _gates(model: Any) -> list[Any]:
-    return [module for module in model.modules() if hasattr(module, "e_score_correction_bias")]
+    return [
+        module
+        for module in model.modules()
+        if hasattr(module, "e_score_correction_bias") or isinstance(module, Qwen3VLMoeTextTopKRouter)
+    ]
 
 
 def token(word: str) -> int:
@@ -234,9 +251,7 @@ class Prompt:
         messages = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
         template = pair.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         self.media = pair.media(parts)
-        counts = {token("image_pad"): iter(self.media.counts), token("video_pad"): iter(self.media.video_counts)}
-        copies = [(each, next(counts[each]) if each in counts else 1) for each in template]
-        self.ids = np.array([copy for each, count in copies for copy in [each] * count])
+        self.ids = np.array(pair.expanded(template, self.media))
 
     @cached_property
     def kinds(self) -> torch.Tensor:
@@ -287,6 +302,8 @@ class Prompt:
             n = int(segment.length)
             positions[:, span] = np.asarray(segment.positions)[:, :n]
             for name, rows in segment.inputs.items():
+                if name not in padded:
+                    padded[name] = np.zeros((size, *rows.shape[1:]), np.float32)
                 padded[name][span] = np.asarray(rows)[:n]
         inputs = {name: jnp.asarray(rows) for name, rows in padded.items()}
         return kj.Segment(inputs, jnp.asarray(positions), jnp.int32(len(self.ids)))

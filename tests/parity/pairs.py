@@ -16,19 +16,11 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 import kamera_jax as kj
 from eval.tiny.backbones import BACKBONES
 from models.ports.kimi_vl.images import ImageConfig, preprocess_image
+from tests.parity import qwen3_pairs
 from tests.parity.kimi_hub import save_kimi_vl
 from tests.parity.oracle import Media, Pair, Prompt, token
+from tests.parity.qwen3_pairs import LIMIT, SPECIAL, rate_of, video_patches
 from tests.parity.tiny_hf import save_hub_folder, tiny_deepseek_vl, tiny_kimi_k25, tiny_llava, tiny_qwen2_5_vl
-
-SPECIAL = {
-    "image_token_id": token("image_pad"),
-    "video_token_id": token("video_pad"),
-    "vision_start_token_id": token("vision_start"),
-    "vision_end_token_id": token("vision_end"),
-}
-
-LIMIT = 14
-"""Tokens of an image, at most: with its start and end in one bucket, so that few programs serve every image."""
 
 
 class Qwen2_5VLPair(Pair):  # noqa: N801
@@ -72,9 +64,9 @@ class Qwen2_5VLPair(Pair):  # noqa: N801
     def with_videos(self, media: Media, videos: Sequence[kj.Video]) -> Media:
         """Frames that need no resizing, at one rate; transformers' own video processor needs torchvision."""
         vision = self.hf.config.vision_config
-        cut = [_video_patches(video.frames, self.preprocessing(), vision.spatial_merge_size) for video in videos]
+        cut = [video_patches(video.frames, self.preprocessing(), vision.spatial_merge_size) for video in videos]
         grids = np.array([grid for _, grid in cut])
-        rates = [float((len(v.times) - 1) / (v.times[-1] - v.times[0])) if len(v.times) > 1 else 1.0 for v in videos]
+        rates = [rate_of(video) for video in videos]
         tensors = {
             **media.tensors,
             "pixel_values_videos": torch.from_numpy(np.concatenate([patches for patches, _ in cut])),
@@ -104,21 +96,6 @@ class Qwen2_5VLPair(Pair):  # noqa: N801
 
     def generation(self, prompt: Prompt) -> dict[str, torch.Tensor]:
         return {"mm_token_type_ids": prompt.kinds}
-
-
-def _video_patches(frames: np.ndarray, settings: dict[str, Any], merge: int) -> tuple[np.ndarray, tuple[int, int, int]]:
-    """What HF ``Qwen2VLVideoProcessor`` cuts of frames [n, H, W, 3] that need no resizing; an odd last one repeats."""
-    patch = settings["patch_size"]
-    pixels = (frames / np.float32(255) - np.float32(settings["image_mean"])) / np.float32(settings["image_std"])
-    pixels = torch.from_numpy(pixels.astype(np.float32)).permute(0, 3, 1, 2)
-    if len(pixels) % 2:
-        pixels = torch.cat([pixels, pixels[-1:]])
-    time = len(pixels) // 2
-    rows = pixels.shape[2] // patch
-    columns = pixels.shape[3] // patch
-    blocks = pixels.view(1, time, 2, 3, rows // merge, merge, patch, columns // merge, merge, patch)
-    blocks = blocks.permute(0, 1, 4, 7, 5, 8, 3, 2, 6, 9).reshape(time * rows * columns, -1)
-    return blocks.numpy(), (time, rows, columns)
 
 
 class KimiVLPair(Pair):
@@ -270,6 +247,7 @@ CONFIGS: dict[str, tuple[type[Pair], dict[str, Any]]] = {
             **_TIED,
         },
     ),
+    **qwen3_pairs.CONFIGS,
     "kimi_vl: 4 heads, 2 of 8 experts": (KimiVLPair, {}),
     "kimi_vl: 2 heads, query latent, 4 of 16 experts in 4 groups, YaRN": (
         KimiVLPair,
@@ -360,6 +338,7 @@ _POWERS = {"rope_type": "default", "rope_theta": 256.0}
 
 FAR: dict[str, tuple[type[Pair], dict[str, Any]]] = {
     "qwen2_5_vl": (Qwen2_5VLPair, {"text": {"rope_parameters": {**_POWERS, "mrope_section": [2, 3, 3]}}}),
+    **qwen3_pairs.FAR,
     "kimi_vl": (KimiVLPair, {"text": {"qk_rope_head_dim": 16, "rope_parameters": _POWERS}}),
     "deepseek_vl": (DeepseekVLPair, {"text": {"rope_parameters": _POWERS}}),
     "llava": (LlavaPair, {"text": {"rope_parameters": _POWERS}}),

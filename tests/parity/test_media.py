@@ -18,6 +18,12 @@ CONFIGS = {
         "temporal_patch_size": 1,
         "size": {"shortest_edge": 64, "longest_edge": 64 * 64},
     },
+    "qwen3_vl": {
+        "patch_size": 16,
+        "size": {"shortest_edge": 65536, "longest_edge": 16777216},
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    },
     "symmetric": {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.25, 0.2], "merge_size": 1},
 }
 SIZES = [(28, 28), (1, 1), (1, 150), (97, 61), (300, 224), (5, 640), (641, 480)]

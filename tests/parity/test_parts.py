@@ -24,8 +24,11 @@ PROMPTS = {
     "interleaved": [INTERLEAVED],
     "behind others": ["dot", CAPTIONS, ("square", "wide")],
 }
-ONE_A_PORT = [next(name for name in CONFIGS if name.startswith(port)) for port in ("qwen", "kimi", "deepseek", "llava")]
-SOME = [*ONE_A_PORT, *(name for name in CONFIGS if name.startswith("qwen") and name not in ONE_A_PORT)]
+ONE_A_PORT = [
+    next(name for name in CONFIGS if name.startswith(port))
+    for port in ("qwen2", "qwen3_vl:", "qwen3_vl_moe", "kimi", "deepseek", "llava")
+]
+SOME = [*ONE_A_PORT, *(name for name in CONFIGS if name.startswith("qwen2") and name not in ONE_A_PORT)]
 
 some = pytest.mark.parametrize("pair", SOME, indirect=True)
 one_a_port = pytest.mark.parametrize("pair", ONE_A_PORT, indirect=True)

@@ -13,10 +13,11 @@ from models.blocks import moe
 from tests.parity.pairs import CONFIGS
 from tests.parity.routing import ROUTES, differs, margins, reached, tolerance
 
-pytestmark = [
-    pytest.mark.parity,
-    pytest.mark.parametrize("pair", [name for name in CONFIGS if name.startswith("kimi_vl")], indirect=True),
-]
+pytestmark = pytest.mark.parity
+
+EXPERTS = [name for name in CONFIGS if name.startswith(("kimi_vl", "qwen3_vl_moe"))]
+with_experts = pytest.mark.parametrize("pair", EXPERTS, indirect=True)
+with_a_bias = pytest.mark.parametrize("pair", [name for name in EXPERTS if name.startswith("kimi_vl")], indirect=True)
 
 QUESTION = "which colour is the cell on the page?"
 NAMES = ("large", "wide")
@@ -39,7 +40,7 @@ def routes(model, prompt, params=None):
     original = moe.route
 
     def route(config, router, x):
-        seen = jax.nn.sigmoid(x.astype(jnp.float32) @ router["w"].astype(jnp.float32)) + router["bias"][None, :]
+        seen = moe.router_scores(config, router, x) + router.get("bias", jnp.zeros(config.count, jnp.float32))[None, :]
         jax.debug.callback(lambda each: scores.append(np.asarray(each)), seen, ordered=True)
         return original(config, router, x)
 
@@ -55,6 +56,7 @@ def routes(model, prompt, params=None):
     return np.stack(scores)[:, :tokens], np.sort(experts), margin
 
 
+@with_experts
 def test_margins_are_those_of_hf_s_scores(pair, prompt):
     config = pair.vlm.config.text.experts
     scores, experts, margin = routes(pair.vlm, prompt)
@@ -63,6 +65,7 @@ def test_margins_are_those_of_hf_s_scores(pair, prompt):
     assert np.abs(margin - margins(prompt.full.scores, config)).max() <= 1e-5
 
 
+@with_experts
 def test_what_bf16_sends_elsewhere_was_a_close_call(pair, low, prompt):
     config = pair.vlm.config.text.experts
     layers = pair.vlm.spec.layers
@@ -83,6 +86,7 @@ def test_what_bf16_sends_elsewhere_was_a_close_call(pair, low, prompt):
     assert ours <= 1.15 * hf_s, (ours, hf_s)
 
 
+@with_a_bias
 def test_a_near_tie_goes_elsewhere_and_its_margin_tells(pair, low, prompt):
     """The bias is set so that f32 chooses one of two experts and bf16, by what it rounds, the other."""
     config = pair.vlm.config.text.experts

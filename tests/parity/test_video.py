@@ -1,4 +1,4 @@
-"""Videos of Qwen2.5-VL, alone and among texts and images of one chunk, against transformers: rungs 2 to 5."""
+"""Videos of Qwen2.5-VL and Qwen3-VL, alone and in chunks of several parts, against transformers: rungs 2 to 5."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,10 +11,9 @@ from tests.parity.oracle import assert_close, assert_prefilled, token
 from tests.parity.pairs import CONFIGS
 from tests.parity.test_reuse import assert_blind_equals_hf, assert_items_equal_there, patched
 
-pytestmark = [
-    pytest.mark.parity,
-    pytest.mark.parametrize("pair", [name for name in CONFIGS if name.startswith("qwen")], indirect=True),
-]
+pytestmark = pytest.mark.parity
+
+with_videos = pytest.mark.parametrize("pair", [name for name in CONFIGS if name.startswith("qwen")], indirect=True)
 
 SIZE = 128
 QUESTION = "which colour is the cell on the page?"
@@ -47,6 +46,7 @@ def prompt(pair, request):
     return pair.prompt(prompts(pair)[request.param], QUESTION)
 
 
+@with_videos
 def test_whole_prompt_equals_hf(pair, prompt):
     tokens = [np.asarray(s.inputs["tokens"])[: int(s.length)] for s in prompt.segments]
     positions = [np.asarray(s.positions)[:, : int(s.length)] for s in prompt.segments]
@@ -62,6 +62,7 @@ def test_whole_prompt_equals_hf(pair, prompt):
     assert_close(np.asarray(output.kv.free)[:, :length], prompt.full.free, layers=True)
 
 
+@pytest.mark.parametrize("pair", [name for name in CONFIGS if name.startswith("qwen2")], indirect=True)
 def test_positions_of_a_short_video_are_hf_5_s(pair):
     """transformers 5 begins what follows at max(rows, columns): the same where the video is no longer than that."""
     prompt = pair.prompt(prompts(pair)["fast"], QUESTION)
@@ -75,10 +76,12 @@ def test_positions_of_a_short_video_are_hf_5_s(pair):
     np.testing.assert_array_equal(prompt.positions, theirs[:, 0].numpy())
 
 
+@with_videos
 def test_a_chunk_rotated_equals_hf_there(pair):
     assert_items_equal_there(pair, prompts(pair)["behind others"][1:2], 37)
 
 
+@with_videos
 def test_blind_and_patched_reuse_equal_hf(pair):
     prompt = pair.prompt(prompts(pair)["behind others"], QUESTION)
     assert_blind_equals_hf(pair, prompt, "pinned")

@@ -15,16 +15,25 @@ from models.hub.weights import UnexpectedTensorError, load_params, revision, sav
 from models.registry import ARCHITECTURES
 from tests.parity.kimi_hub import hub_state, save_kimi_vl
 from tests.parity.tiny_hf import (
+    save_experts,
     save_hub_folder,
     tiny_deepseek_vl,
     tiny_kimi_k25,
     tiny_llava,
     tiny_qwen2_5_vl,
+    tiny_qwen3_vl,
+    tiny_qwen3_vl_moe,
 )
 
 pytestmark = pytest.mark.parity
 
-MODELS = {"qwen2_5_vl": tiny_qwen2_5_vl, "deepseek_vl": tiny_deepseek_vl, "llava": tiny_llava}
+MODELS = {
+    "qwen2_5_vl": tiny_qwen2_5_vl,
+    "qwen3_vl": tiny_qwen3_vl,
+    "qwen3_vl_moe": tiny_qwen3_vl_moe,
+    "deepseek_vl": tiny_deepseek_vl,
+    "llava": tiny_llava,
+}
 """Those that transformers saves under hub names; Kimi-VL it does not know."""
 
 
@@ -58,7 +67,7 @@ def test_every_layout_holds_the_same_parameters(tmp_path, name):
     assert_same(params, read(in_memory))
     assert revision(single) == revision(sharded)
     attention = model.model.language_model.layers[2].self_attn
-    keys = params["text"]["layers"]["attn"]["k"]
+    keys = params["text"]["moe_layers" if name == "qwen3_vl_moe" else "layers"]["attn"]["k"]
     np.testing.assert_array_equal(keys["w"][2], attention.k_proj.weight.detach().numpy().T)
     assert ("b" in keys) == (name == "qwen2_5_vl")
     if "b" in keys:
@@ -92,7 +101,9 @@ def test_what_is_saved_transformers_loads(tmp_path, name, tied):
     # A tower's last block and pooling head may not run: then the port does not read them, and cannot write them.
     assert not report["unexpected_keys"] and not report["mismatched_keys"]
     unused = report["missing_keys"]
-    assert all("vision" in key for key in unused) and (name != "qwen2_5_vl" or not any(report.values())), report
+    assert all("vision" in key for key in unused) and (name in ("deepseek_vl", "llava") or not any(report.values())), (
+        report
+    )
     state = again.state_dict()
     assert all(torch.equal(a, state[key]) for key, a in model.state_dict().items() if key not in unused)
 
@@ -117,6 +128,34 @@ def test_kimi_vl_is_saved_as_it_was(tmp_path, tied, shared):
     expected = load_file(folder / SINGLE)
     assert given.keys() == expected.keys()
     assert all(torch.equal(given[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize("layout", ["memory", "hub", "apart"])
+def test_experts_are_read_from_every_layout(tmp_path, layout):
+    model = tiny_qwen3_vl_moe(5, text={"mlp_only_layers": [0]})
+    folder = save_hub_folder(model, tmp_path)
+    if layout != "memory":
+        save_experts(folder, layout)
+    params = read(folder)["text"]
+    experts = params["moe_layers"]["mlp"]["experts"]
+    assert experts["gate"].shape == (3, 6, 64, 24) and "mlp" in params["layers"]
+    fused = model.model.language_model.layers[2].mlp.experts
+    gate, up = np.split(fused.gate_up_proj[5].detach().numpy().T, 2, axis=1)
+    np.testing.assert_array_equal(experts["gate"][1, 5], gate)
+    np.testing.assert_array_equal(experts["up"][1, 5], up)
+    np.testing.assert_array_equal(experts["down"][1, 5], fused.down_proj[5].detach().numpy().T)
+
+
+@pytest.mark.parametrize("layout", ["memory", "hub"])
+def test_square_experts_are_told_apart_by_their_other_tensor(tmp_path, layout):
+    """Twice the inner width is the width, so that one tensor fits both layouts, and the other one of them."""
+    model = tiny_qwen3_vl_moe(5, text={"moe_intermediate_size": 32})
+    folder = save_hub_folder(model, tmp_path)
+    if layout == "hub":
+        save_experts(folder, layout)
+    experts = read(folder)["text"]["moe_layers"]["mlp"]["experts"]
+    gate_up = model.model.language_model.layers[1].mlp.experts.gate_up_proj[3].detach().numpy()
+    np.testing.assert_array_equal(experts["gate"][1, 3], gate_up[:32].T)
 
 
 def test_kimi_vl_in_bf16_keeps_what_sways_the_router_in_f32(tmp_path):

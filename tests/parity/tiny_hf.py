@@ -6,6 +6,9 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
+
+from models.hub.tensor_files import SINGLE
 
 torch.set_num_threads(1)
 transformers.logging.set_verbosity_error()
@@ -68,6 +71,31 @@ QWEN2_5_VIT: dict[str, Any] = {
     "spatial_merge_size": 2,
     "temporal_patch_size": 2,
 }
+QWEN3: dict[str, Any] = {
+    **_TEXT,
+    "num_hidden_layers": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 5e6,
+        "mrope_section": [3, 3, 2],
+        "mrope_interleaved": True,
+    },
+}
+QWEN3_MOE: dict[str, Any] = {**QWEN3, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+QWEN3_VIT: dict[str, Any] = {
+    "depth": 4,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_heads": 2,
+    "patch_size": 4,
+    "out_hidden_size": 64,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+    "num_position_embeddings": 25,
+    "deepstack_visual_indexes": [0, 2, 3],
+}
 _VIT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 4}
 MOONVIT: dict[str, Any] = {**_VIT, "pos_emb_height": 8, "pos_emb_width": 8}
 SIGLIP: dict[str, Any] = {**_VIT, "model_type": "siglip_vision_model", "image_size": 12}
@@ -84,6 +112,30 @@ def tiny_qwen2_5_vl(
         **{**TOKENS, **top},
     )
     return _random(transformers.Qwen2_5_VLForConditionalGeneration, config, seed)
+
+
+def tiny_qwen3_vl(
+    seed: int, *, text: dict[str, Any] | None = None, vision: dict[str, Any] | None = None, **top: Any
+) -> transformers.Qwen3VLForConditionalGeneration:
+    """As `tiny_qwen2_5_vl`."""
+    config = transformers.Qwen3VLConfig(
+        text_config={**QWEN3, **(text or {})},
+        vision_config={**QWEN3_VIT, **(vision or {})},
+        **{**TOKENS, "tie_word_embeddings": False, **top},
+    )
+    return _random(transformers.Qwen3VLForConditionalGeneration, config, seed)
+
+
+def tiny_qwen3_vl_moe(
+    seed: int, *, text: dict[str, Any] | None = None, vision: dict[str, Any] | None = None, **top: Any
+) -> transformers.Qwen3VLMoeForConditionalGeneration:
+    """As `tiny_qwen2_5_vl`."""
+    config = transformers.Qwen3VLMoeConfig(
+        text_config={**QWEN3_MOE, **(text or {})},
+        vision_config={**QWEN3_VIT, **(vision or {})},
+        **{**TOKENS, "tie_word_embeddings": False, **top},
+    )
+    return _random(transformers.Qwen3VLMoeForConditionalGeneration, config, seed)
 
 
 def tiny_kimi_k25(
@@ -140,6 +192,25 @@ def randomize(model: Any, seed: int) -> Any:
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.add_(noise * (0.1 if parameter.ndim == 1 else 0.02))
     return model
+
+
+def save_experts(path: Path, layout: str) -> None:
+    """Write the experts of a saved folder as the hub has them, ``"hub"``, or each in tensors of its own, ``"apart"``.
+
+    What was never read from the hub transformers writes as it has it in memory, the other way round.
+    """
+    written = {}
+    for name, tensor in load_file(path / SINGLE).items():
+        if ".mlp.experts." not in name:
+            written[name] = tensor
+        elif layout == "hub":
+            written[name] = tensor.transpose(1, 2).contiguous()
+        else:
+            names = ("gate_proj", "up_proj") if "gate_up_proj" in name else ("down_proj",)
+            for part, each in zip(names, tensor.chunk(len(names), dim=1), strict=True):
+                for number, expert in enumerate(each):
+                    written[f"{name.rpartition('.')[0]}.{number}.{part}.weight"] = expert.clone().contiguous()
+    save_file(written, path / SINGLE, metadata={"format": "pt"})
 
 
 def save_hub_folder(model: Any, path: Path, *, sharded: bool = False) -> Path:

@@ -7,7 +7,6 @@ out merged token by merged token, so that merging is a reshape.
 from dataclasses import dataclass
 
 import flax.struct
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -18,6 +17,7 @@ from models.blocks.vit import (
     VitConfig,
     axial_rotation,
     blocks_declaration,
+    interpolated,
     layer_norm,
     mlp,
     mlp_declaration,
@@ -218,7 +218,7 @@ def encode_image(
     """
     embed = params["patch_embed"]
     x = dense(embed, jnp.asarray(patches).astype(embed["w"].dtype))[plan.order]
-    x = x + _interpolated(params["positions"], jnp.asarray(plan.taps), jnp.asarray(plan.weights))
+    x = x + interpolated(params["positions"], jnp.asarray(plan.taps), jnp.asarray(plan.weights))
     rotate = axial_rotation(jnp.asarray(plan.positions), config.head_dim)
     x = run_blocks(params["blocks"], config, x, valid=jnp.asarray(plan.valid), rotate=rotate)
 
@@ -226,17 +226,3 @@ def encode_image(
     x = layer_norm(projector["norm"], layer_norm(params["norm"], x, EPS), EPS)
     x = mlp(projector, x.reshape(-1, x.shape[-1] * config.spatial_merge_size**2), "gelu")
     return jnp.where((jnp.arange(x.shape[0], dtype=jnp.int32) < plan.tokens)[:, None], x, jnp.zeros((), x.dtype))
-
-
-def _interpolated(
-    table: Float[Array, "H W E"], taps: Int[Array, "P K"], weights: Float[Array, "P K"]
-) -> Float[Array, "P E"]:
-    """Learned positions at the patches, summed in f32, one tap at a time: all of them at once would take K times x."""
-    flat = table.reshape(-1, table.shape[-1])
-
-    def add(total: jax.Array, tap: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        index, weight = tap
-        return total + weight[:, None] * flat[index].astype(jnp.float32), None
-
-    start = jnp.zeros((taps.shape[0], flat.shape[-1]), jnp.float32)
-    return jax.lax.scan(add, start, (taps.T, weights.T))[0].astype(table.dtype)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kamera_jax.rope import SectionLayout
 from models.architecture import Config
 from models.blocks.attention import GroupedQuery
 from models.blocks.decoder import DecoderConfig
@@ -132,7 +133,7 @@ def _text_config(nested: Mapping[str, Any], flat: Mapping[str, Any]) -> DecoderC
             f"{fields.section}: width {hidden}, {heads} query heads, {kv_heads} KV heads; each must divide the last"
         )
     fields.expect("head_dim", hidden // heads)
-    rope = _rope(fields, hidden // heads)
+    rope = read_mrope(fields, 1e6, hidden // heads, 32768)
     config = DecoderConfig(
         vocab_size=fields.size("vocab_size", 152064),
         hidden_size=hidden,
@@ -159,8 +160,16 @@ def _plain(value: Any) -> Any:
     return {**value, "type": None, "rope_type": "default" if kind == "mrope" else kind}
 
 
-def _rope(fields: Fields, head_dim: int) -> Rope:
-    rope = read_rope(fields, 1e6, head_dim, 32768, sections=True)
+def read_mrope(
+    fields: Fields, theta: float, head_dim: int, max_positions: int, layout: SectionLayout = "contiguous"
+) -> Rope:
+    """As `models.hub.text_config.read_rope`, of positions on three axes: time, rows and columns.
+
+    Raises:
+        MissingConfigFieldError: there is no mrope_section.
+        UnsupportedConfigError, UnsupportedRopeError: a field is none that this serves, named.
+    """
+    rope = read_rope(fields, theta, head_dim, max_positions, sections=True, section_layout=layout)
     if rope.spec.sections is None:
         raise MissingConfigFieldError(
             f"{fields.section}: the rope parameters have no 'mrope_section'; expected 3 integers"

@@ -10,7 +10,6 @@ from models.architecture import Architecture, Config
 from models.hub.fields import Fields
 from models.media.still import ImageMedium
 from models.ports.qwen2_5_vl import config, images, vision
-from models.ports.qwen2_5_vl.config import VisionConfig
 from models.ports.qwen2_5_vl.video import VideoMedium
 from models.ports.qwen2_5_vl.weights import weight_table
 
@@ -30,7 +29,7 @@ def config_from_hf(mapping: Mapping[str, Any]) -> Config:
     )
 
 
-def image_positions(rows: int, columns: int, config: VisionConfig) -> tuple[np.ndarray, float]:
+def image_positions(rows: int, columns: int, config: Any) -> tuple[np.ndarray, float]:
     """Positions f32[3, n] of an image's tokens, counted from where it begins, and its advance (HF ``get_rope_index``).
 
     On the axes time, height and width a token stands at (0, row, column), in raster order, and what follows the image
@@ -38,7 +37,7 @@ def image_positions(rows: int, columns: int, config: VisionConfig) -> tuple[np.n
 
     Args:
         rows, columns: of patches.
-        config: the vision tower's.
+        config: the vision tower's, which says how many of them a token merges: `spatial_merge_size`.
     """
     rows = rows // config.spatial_merge_size
     columns = columns // config.spatial_merge_size

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -31,8 +32,19 @@ ROUNDING = 1e-3
 """Of a position: a time in f32 may lie this far below the whole position that it stands for."""
 
 
-def video_config_from_hf(mapping: Mapping[str, Any], patch_size: int = 14) -> ImageConfig:
+def video_config_from_hf(
+    mapping: Mapping[str, Any],
+    patch_size: int = 14,
+    processors: Sequence[str] = ("Qwen2VLVideoProcessor", "Qwen2_5_VLVideoProcessor"),
+    defaults: Mapping[str, Any] = MappingProxyType({"size": _SIZE}),
+) -> ImageConfig:
     """How frames become patches, from a ``video_preprocessor_config.json``, or from the images' where there is none.
+
+    Args:
+        mapping: the file.
+        patch_size: of the tower.
+        processors: video processors of transformers that compute what the port does.
+        defaults: what a file of videos' own leaves out.
 
     Raises:
         UnknownConfigFieldError: a field this does not know, named.
@@ -41,10 +53,10 @@ def video_config_from_hf(mapping: Mapping[str, Any], patch_size: int = 14) -> Im
     if "video_processor_type" not in mapping:
         return ImageConfig.from_hf(mapping, patch_size)
     fields = Fields("video_preprocessor_config.json", mapping)
-    fields.expect("video_processor_type", "Qwen2VLVideoProcessor", "Qwen2_5_VLVideoProcessor")
+    fields.expect("video_processor_type", *processors)
     fields.expect("cap_pixels_per_frame", False)
     fields.ignore(*_SAMPLING)
-    rest = {"size": _SIZE, **{name: value for name, value in fields.rest.items() if value is not None}}
+    rest = {**defaults, **{name: value for name, value in fields.rest.items() if value is not None}}
     rest.pop("image_processor_type", None)  # of the images, in a file that both were written to
     return ImageConfig.from_hf(rest, patch_size)
 

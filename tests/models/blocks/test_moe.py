@@ -132,8 +132,12 @@ def test_gradients_equal_those_of_the_dense_sum(name):
 
 def routed_by_sorting(config, router, x):
     """Experts in order of their number, their weights, and the margin, in f64."""
-    scores = 1 / (1 + np.exp(-(np.float64(x) @ np.float64(router["w"]))))
-    choice = scores + np.float64(router["bias"])
+    logits = np.float64(x) @ np.float64(router["w"])
+    if config.scoring == "softmax":
+        choice = scores = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    else:
+        scores = 1 / (1 + np.exp(-logits))
+        choice = scores + np.float64(router["bias"])
     experts = []
     given = []
     margin = []
@@ -164,16 +168,23 @@ ROUTERS = {
     "1 of 2 groups": Experts(12, 3, INNER, groups=2, groups_per_token=1, normalise=False),
     "every group": Experts(12, 3, INNER, groups=3, groups_per_token=3),
 }
+SOFTMAX = {
+    "softmax": Experts(9, 3, INNER, scoring="softmax"),
+    "softmax, best of all": Experts(5, 5, INNER, scoring="softmax"),
+    "softmax, as they are": Experts(8, 1, INNER, normalise=False, scoring="softmax"),
+}
 
 
-@pytest.mark.parametrize("name", ROUTERS)
+@pytest.mark.parametrize("name", [*ROUTERS, *SOFTMAX])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_routing_equals_a_restatement_by_sorting(name, dtype):
-    config = ROUTERS[name]
+    config = (ROUTERS | SOFTMAX)[name]
     rng = np.random.default_rng(len(name))
     x = jnp.asarray(rng.normal(size=(200, WIDTH)), dtype)
     router = {"w": jnp.asarray(rng.normal(size=(WIDTH, config.count)) * 0.3, dtype)}
-    router["bias"] = jnp.asarray(rng.normal(size=config.count) * 0.2, jnp.float32)
+    if config.scoring == "sigmoid":
+        router["bias"] = jnp.asarray(rng.normal(size=config.count) * 0.2, jnp.float32)
+    assert router.keys() == config.declaration(WIDTH)["router"].keys()
     routing = jax.jit(route, static_argnums=0)(config, router, x)
     experts, given, margin = routed_by_sorting(config, router, x)
     order = np.argsort(routing.experts, axis=-1)

@@ -17,6 +17,7 @@ from models.ports.qwen2_5_vl import images as qwen2_5_vl_images
 from models.registry import ARCHITECTURES, CHECKPOINTS
 from tests.models.ports.test_port_configs import PUBLISHED
 from tests.models.ports.test_qwen2_5_vl_config import HUB, nested
+from tests.models.ports.test_qwen3_vl_config import PUBLISHED as QWEN3_VL
 
 NAN = float("nan")
 INFINITY = float("inf")
@@ -24,7 +25,7 @@ HUGE = 10**400
 NO_NUMBERS = [NAN, INFINITY, -INFINITY, True, False, "1", [1.0], {}, HUGE, -HUGE]
 NOT_POSITIVE = [*NO_NUMBERS, 0, 0.0, -1, -1e-6, 1e-320]
 NO_SIZES = [*NO_NUMBERS, 0, -1, 1.5, 2.0, 2**31, 10**30]
-CONFIGS = {**PUBLISHED, "qwen2_5_vl": HUB, "qwen2_5_vl, nested": nested()}
+CONFIGS = {**PUBLISHED, **QWEN3_VL, "qwen2_5_vl": HUB, "qwen2_5_vl, nested": nested()}
 
 
 def with_field(mapping, path, value):
@@ -52,6 +53,7 @@ POSITIVE = {
     "deepseek_vl": "text_config/rms_norm_eps text_config/rope_theta vision_config/layer_norm_eps",
     "llava": "text_config/rms_norm_eps text_config/rope_theta vision_config/layer_norm_eps",
     "qwen2_5_vl": "rms_norm_eps rope_theta",
+    "qwen3_vl": "text_config/rms_norm_eps text_config/rope_theta",
     "qwen2_5_vl, nested": "text_config/rms_norm_eps text_config/rope_parameters/rope_theta",
 }
 
@@ -72,6 +74,10 @@ SIZES = {
     "vision_config/num_attention_heads vision_config/image_size vision_config/num_channels",
     "llava": "text_config/hidden_size text_config/intermediate_size text_config/original_max_position_embeddings "
     "vision_config/hidden_size vision_config/num_hidden_layers",
+    "qwen3_vl": "text_config/head_dim text_config/num_hidden_layers text_config/num_key_value_heads "
+    "vision_config/depth vision_config/patch_size vision_config/num_position_embeddings vision_config/num_heads",
+    "qwen3_vl_moe": "text_config/num_experts text_config/num_experts_per_tok text_config/moe_intermediate_size "
+    "text_config/decoder_sparse_step",
     "qwen2_5_vl": "num_attention_heads num_key_value_heads max_position_embeddings vocab_size vision_config/depth "
     "vision_config/window_size vision_config/temporal_patch_size vision_config/spatial_merge_size",
 }
@@ -88,6 +94,7 @@ TOKENS = {
     "deepseek_vl": "image_token_id",
     "llava": "image_token_id image_token_index",
     "qwen2_5_vl": "image_token_id",
+    "qwen3_vl": "image_token_id video_token_id vision_start_token_id vision_end_token_id",
 }
 
 
@@ -117,6 +124,10 @@ def test_what_counts_from_zero(name, path, value):
         ("qwen2_5_vl", "vision_config/fullatt_block_indexes", [True], "fullatt_block_indexes"),
         ("qwen2_5_vl", "vision_config/fullatt_block_indexes", [1.0], "fullatt_block_indexes"),
         ("qwen2_5_vl", "vision_config/fullatt_block_indexes", [-1], "fullatt_block_indexes"),
+        ("qwen3_vl", "text_config/attention_bias", 0, "attention_bias is 0"),
+        ("qwen3_vl", "vision_config/deepstack_visual_indexes", [True], "deepstack_visual_indexes"),
+        ("qwen3_vl", "vision_config/deepstack_visual_indexes", [1.0], "deepstack_visual_indexes"),
+        ("qwen3_vl_moe", "text_config/mlp_only_layers", [0.0], "mlp_only_layers"),
         ("llava", "vision_feature_layer", True, "vision_feature_layer is True"),
         ("llava", "vision_feature_layer", [-2, -5], "vision_feature_layer"),
         ("llava", "vision_feature_layer", 0, "vision_feature_layer is 0"),

@@ -7,10 +7,13 @@ from models.hub.fields import read_json
 from models.ports.llama.config import FAMILIES
 from models.ports.smol_vl.config import MODEL_TYPE as SMOL_VL
 from models.registry import ARCHITECTURES, CHECKPOINTS
+from tests.models.ports.test_qwen3_vl_config import PUBLISHED as QWEN3_VL
 from tests.models.tiny_llava import CONFIG
 
 PREFIX = {
     "qwen2_5_vl": ("model", "lm_head"),
+    "qwen3_vl": ("model.language_model", "lm_head"),
+    "qwen3_vl_moe": ("model.language_model", "lm_head"),
     "kimi_vl": ("language_model.model", "language_model.lm_head"),
     "deepseek_vl": ("model.language_model", "lm_head"),
     "llava": ("language_model.model", "language_model.lm_head"),
@@ -22,7 +25,11 @@ CONFIGS = {each.architecture.name: each.config for each in BACKBONES.values()}
 def config_of(name):
     if name in CONFIGS:
         return CONFIGS[name]
-    given = {"llava": CONFIG, SMOL_VL: read_json(CHECKPOINTS / "kamera-smol-vl" / "config.json") | {"text_config": {}}}
+    given = {
+        "llava": CONFIG,
+        **QWEN3_VL,
+        SMOL_VL: read_json(CHECKPOINTS / "kamera-smol-vl" / "config.json") | {"text_config": {}},
+    }
     return ARCHITECTURES[name].config_from_hf(given.get(name, {"model_type": name}))
 
 
