@@ -20,10 +20,11 @@ from benchmarks import (
     session,
     session_page,
     smol_vl,
+    video_page,
     window,
 )
 from eval.commands.main import ATTENTIONS
-from eval.report import claims_page, evaluation, figures, real_text
+from eval.report import claims_page, console, demo_text, demo_video, evaluation, figures, real_text
 from eval.report.readme import put
 from eval.tiny import assess
 
@@ -67,6 +68,7 @@ def pages(docs: Path) -> dict[Path, Callable[[], str]]:
         "results": methods,
         "sessions": sessions,
         "smol-vl": smol,
+        "video": lambda: video_page.page_of(read("demo-video"), read("video")),
         "window": windows,
     }
     return {docs / f"{name}.md": write for name, write in found.items()}
@@ -84,7 +86,11 @@ def draw(docs: Path, folder: Path) -> list[Path]:
     measured = read("patch")
     patch.plot(measured["models"], files[1])
     patch_text.plot(measured["text"], files[2])
-    return [*drawn.values(), *files]
+    demos = [folder / f"{name}.png" for name in ("demo", "quotation", "video")]
+    console.plot_demo([read(f"demo-{name}") for name in ATTENTIONS], demos[0])
+    demo_text.plot_text(read("demo-smollm2"), demos[1])
+    demo_video.plot_stream(read("demo-video")["stream"], demos[2])
+    return [*drawn.values(), *files, *demos]
 
 
 def main() -> None:

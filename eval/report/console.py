@@ -179,52 +179,40 @@ def plot_form(result: dict[str, Any], path: Path) -> None:
 
 def plot_demo(results: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw accuracy against patch bytes, one panel for each result, with full prefill and chance as lines."""
-    from matplotlib.figure import Figure
-
-    width = 7 if len(results) == 1 else 5 * len(results)
-    figure = Figure(figsize=(width, 4.2), layout="constrained")
-    panels = figure.subplots(1, len(results), sharey=True, squeeze=False)
-    for axes, result in zip(panels[0], results, strict=True):
-        _plot_panel(axes, result)
-    panels[0, 0].set_ylabel("accuracy")
-    panels[0, -1].legend(loc="lower right", bbox_to_anchor=(1, 0.2), frameon=False)
-    figure.suptitle("Blind reuse loses the second hop; a low-rank patch gives it back", x=0.01, ha="left", fontsize=12)
-    figure.savefig(path, dpi=150)
+    with style.drawing(path, 2.7 if len(results) > 1 else 3.6) as figure:
+        panels = style.panels(figure, [result["model"]["name"] for result in results])[0]
+        for axes, result in zip(panels, results, strict=True):
+            _plot_panel(axes, result)
+        panels[0].set_ylabel("accuracy")
+        panels[len(panels) // 2].set_xlabel("bytes of patches, % of the patched pages' KV")
+        style.legend(figure, panels, columns=3)
+        figure.draw_without_rendering()
+        for axes, result in zip(panels, results, strict=True):
+            rows = [row for row in result["methods"] if row["name"].startswith("patch:")]
+            style.label(axes, [(100 * row["patch_share"], row["two_hop"], row["name"]) for row in rows[:2]])
 
 
 def _plot_panel(axes: Any, result: dict[str, Any]) -> None:
     by_name = {row["name"]: row for row in result["methods"]}
-    default = by_name.get("patch")
-    patches = [by_name["blind"], *(row for row in result["methods"] if row["name"].startswith("patch:"))]
+    blind = by_name["blind"]
+    patches = [blind, *(row for row in result["methods"] if row["name"].startswith("patch:"))]
     shares = [100 * row["patch_share"] for row in patches]
-    axes.axhline(by_name["full"]["two_hop"], color=COLOURS["full"], linestyle="--", linewidth=1.5)
-    axes.text(
-        shares[-1], by_name["full"]["two_hop"] + 0.02, "full prefill, two hops", ha="right", color=COLOURS["full"]
-    )
-    axes.axhline(1 / 8, color="#999999", linestyle=":", linewidth=1.2)
-    axes.text(shares[-1], 1 / 8 - 0.05, "chance", ha="right", color="#777777")
-    axes.plot(shares, [row["one_hop"] for row in patches], "s-", color=COLOURS["one_hop"], label="one hop")
-    axes.plot(shares, [row["two_hop"] for row in patches], "o-", color=COLOURS["patch"], label="two hops")
-    axes.plot(shares[0], patches[0]["two_hop"], "o", color=COLOURS["blind"], markersize=9, zorder=3)
-    axes.annotate(
-        "blind reuse", (shares[0], patches[0]["two_hop"]), (24, 6), textcoords="offset points", color=COLOURS["blind"]
-    )
-    for share, row in zip(shares[1:], patches[1:], strict=True):
-        axes.annotate(
-            row["name"],
-            (share, row["two_hop"]),
-            (6, -14),
-            textcoords="offset points",
-            fontsize=9,
-            color=COLOURS["patch"],
+    axes.axhline(by_name["full"]["two_hop"], color=style.BLACK, linestyle="--", label="full prefill, two hops")
+    axes.axhline(1 / 8, color=style.GREY, linestyle=":", label="chance")
+    axes.plot(shares, [row["one_hop"] for row in patches], "s-", color=style.GREEN, label="one hop, by rank")
+    axes.plot(shares, [row["two_hop"] for row in patches], "o-", color=style.BLUE, label="two hops, by rank")
+    axes.plot(0, blind["two_hop"], "X", color=style.VERMILION, markersize=8, zorder=3, label="blind reuse, two hops")
+    if "patch" in by_name:
+        default = by_name["patch"]
+        axes.plot(
+            100 * default["patch_share"],
+            default["two_hop"],
+            "*",
+            color=style.ORANGE,
+            markeredgecolor=style.BLACK,
+            markersize=12,
+            zorder=4,
+            label="patch of the default size, two hops",
         )
-    if default is not None:
-        place = (100 * default["patch_share"], default["two_hop"])
-        axes.plot(*place, "*", color=COLOURS["patch"], markersize=14, zorder=4)
-        axes.annotate(
-            "patch, default size", place, (6, -16), textcoords="offset points", fontsize=9, color=COLOURS["patch"]
-        )
-    axes.set_xlabel("patch bytes, % of the patched pages' KV")
-    axes.set_ylim(0, 1.1)
-    axes.set_title(result["model"]["name"], loc="left", fontsize=11)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_ylim(0, 1.08)
+    style.whole_numbers(axes.xaxis, 6)

@@ -6,10 +6,11 @@ from typing import Any
 
 from rich.console import Console
 
+from eval.report import style
 from eval.report.console import kibibytes, show
 from eval.report.figures import STYLES, family, styles
 
-WORDS = {"full": "full prefill", "blind": "blind reuse", "cacheblend": "CacheBlend", "patch": "patch"}
+WORDS = {"full": "full prefill", "blind": "blind reuse", "cacheblend": "CacheBlend", "patch": "patch, default size"}
 """How families of methods are called in the figure."""
 
 
@@ -100,73 +101,37 @@ def _one_line(text: str) -> str:
 
 def plot_text(result: dict[str, Any], path: Path) -> None:
     """Draw how quotations go on, KL against bytes, and the change by depth; PNG or SVG, by the file's ending."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    settings: dict[Any, Any] = {"font.size": 10, "axes.titlesize": 11.5, "axes.labelcolor": "#333333"}
-    with rc_context(settings):
-        figure = Figure(figsize=(13, 4.7), layout="constrained")
-        panels = figure.subplots(1, 3, width_ratios=(1.1, 1, 1))
-        for axes in panels:
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.grid(color="#e6e6e6", linewidth=0.7)
-            axes.set_axisbelow(True)
+    with style.drawing(path, 3.0) as figure:
+        panels = figure.subplots(1, 3)
+        titles = ("Right so far, %", "KL to full prefill, nats", "Change of B's KV, %")
+        for place, (axes, title) in enumerate(zip(panels, titles, strict=True)):
+            axes.set_title(style.lettered(place, title, len(titles)))
         _draw_quotation(panels[0], result)
         _draw_bytes(panels[1], result)
         _draw_depth(panels[2], result)
-        first, second = result["tokens"]
-        what = "page" if result.get("pages") else "passage"
-        figure.suptitle(
-            f"{result['model']['name']}, {result['cases']} {what}s of real text. A: a {what} of {first} tokens. B: a "
-            f"copy of its first half ({second} tokens), encoded apart from A.",
-            x=0.01,
-            ha="left",
-            fontsize=11.5,
-            fontweight="bold",
-        )
-        engine: Any = figure.get_layout_engine()
-        engine.set(wspace=0.06, w_pad=0.08)
-        figure.savefig(path, dpi=150)
-
-
-def _spread(heights: list[float], gap: float) -> list[float]:
-    """Heights of labels, in the same order, at least ``gap`` apart."""
-    order = sorted(range(len(heights)), key=lambda i: (heights[i], -i))  # of equals the first is the highest
-    moved = list(heights)
-    for below, above in zip(order, order[1:], strict=False):
-        moved[above] = max(moved[above], moved[below] + gap)
-    return moved
+        style.legend(figure, panels, columns=4)
 
 
 def _draw_quotation(axes: Any, result: dict[str, Any]) -> None:
     """Share of quotations that are right so far, by the number of next tokens."""
-    names = ("full", "blind", "cacheblend:0.15", "patch:1", "patch")
-    rows = [row for row in result["methods"] if row["name"] in names]
+    rows = [row for row in result["methods"] if row["name"] in SHOWN or family(row["name"]) not in STYLES]
+    marks = styles([row["name"] for row in rows])
     count = result["next_tokens"]
     for row in rows:
-        colour, marker = STYLES[family(row["name"])]
-        dashed = row["name"] in ("patch", "cacheblend:0.15")  # where two lines are one, both are seen
+        colour, marker = marks[family(row["name"])]
+        default = row["name"] == "patch"
+        dashed = default or row["name"] == "cacheblend:0.15"  # where two lines are one, both are seen
         axes.plot(
             range(1, count + 1),
             [100 * value for value in row["so_far"]],
             "--" if dashed else "-",
-            color=colour,
-            linewidth=2,
-            marker=marker,
+            color=style.ORANGE if default else colour,
+            marker="*" if default else marker,
             markevery=(count - 1, count),
-            markersize=6,
-            markerfacecolor="white" if dashed else colour,
-            clip_on=False,
-            zorder=3,
+            label=style.plain(style.shortened(label(row))),
         )
-    heights = _spread([100 * row["so_far"][-1] for row in rows], 6.0)
-    for row, height in zip(rows, heights, strict=True):
-        colour = STYLES[family(row["name"])][0]
-        axes.annotate(label(row), (count + 0.5, height), color=colour, va="center", fontsize=9, annotation_clip=False)
-    axes.set(xlim=(1, count * 1.38), ylim=(0, 104), xlabel="next tokens", ylabel="quotations right so far, %")
+    axes.set(ylim=(0, 104), xlabel="next tokens")
     axes.set_xticks([1, *range(4, count + 1, 4)])
-    axes.spines["bottom"].set_bounds(1, count)
-    axes.set_title("The quotation, written on greedily", loc="left")
 
 
 def _draw_bytes(axes: Any, result: dict[str, Any]) -> None:
@@ -174,46 +139,36 @@ def _draw_bytes(axes: Any, result: dict[str, Any]) -> None:
     from matplotlib.ticker import LogLocator, NullLocator
 
     rows = [row for row in result["methods"] if row["name"] != "full"]
-    patches = sorted((row for row in rows if family(row["name"]) == "patch"), key=lambda row: row["bytes_share"])
-    blind = next(row for row in rows if row["name"] == "blind")
-    colour = STYLES["patch"][0]
-    line = [blind, *patches]
-    axes.plot([100 * row["bytes_share"] for row in line], [row["kl"] for row in line], color=colour, linewidth=1.5)
-    widest = max(100 * row["bytes_share"] for row in rows) or 1.0
+    by_rank = [row for row in rows if family(row["name"]) == "patch" and row["name"] != "patch"]
+    line = [next(row for row in rows if row["name"] == "blind"), *by_rank]
+    axes.plot([100 * row["bytes_share"] for row in line], [row["kl"] for row in line], "-", color=style.BLUE)
     marks = styles([row["name"] for row in rows])
     for row in rows:
         colour, marker = marks[family(row["name"])]
-        axes.plot(100 * row["bytes_share"], row["kl"], marker, color=colour, markersize=8, clip_on=False, zorder=3)
-        kind = family(row["name"])
-        below = kind == "cacheblend"
-        text = label(row)
-        text += f": {row['computed_tokens']:.0f} tokens run" if row["computed_tokens"] else ""
-        offset = (8, -13) if below else (8, 5)
-        axes.annotate(
-            text, (100 * row["bytes_share"], row["kl"]), offset, textcoords="offset points", color=colour, fontsize=9
+        default = row["name"] == "patch"
+        axes.plot(
+            100 * row["bytes_share"],
+            row["kl"],
+            "*" if default else marker,
+            color=style.ORANGE if default else colour,
+            markersize=11 if default else 6,
+            clip_on=False,
+            zorder=3,
         )
-    axes.set(xlim=(-0.03 * widest, 1.25 * widest), yscale="log")
+    axes.set(yscale="log", xlabel="stored, % of B's bytes")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("stored beside B's KV, % of its bytes")
-    axes.set_ylabel("KL to full prefill, nats")
-    axes.set_title("Distance to full prefill, and its price", loc="left")
+    style.whole_numbers(axes.xaxis, 6)
 
 
 def _draw_depth(axes: Any, result: dict[str, Any]) -> None:
     """The relative change of keys and values by layer."""
     change = result["change"]
-    layers = range(len(change["keys"]))
-    for name, colour in (("values", "#8c2d04"), ("keys", "#cc79a7")):
-        own = [100 * value for value in change[name]]
-        axes.plot(layers, own, color=colour, linewidth=2)
-        axes.annotate(
-            name, (len(own) - 1, own[-1]), (5, 0), textcoords="offset points", color=colour, va="center", fontsize=9
-        )
-    axes.set(xlabel="layer", xlim=(0, 1.15 * (len(change["keys"]) - 1)), ylim=(0, None))
-    axes.set_ylabel("change of B's KV by A, % of its size")
-    axes.set_title("Where A changes the KV of B", loc="left")
+    for name, colour in (("values", "#8c2d04"), ("keys", style.PURPLE)):
+        axes.plot([100 * value for value in change[name]], color=colour, label=f"{name} (c)")
+    axes.set(xlabel="layer", ylim=(0, None))
+    style.whole_numbers(axes.xaxis, 6)
 
 
 SHOWN = ("full", "blind", "cacheblend:0.15", "patch", "patch:1")

@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 from rich.console import Console
 
-from eval.report.console import COLOURS, show
+from eval.report import style
+from eval.report.console import show
 from eval.tiny.pages import shown
 
 WORDS = {
@@ -19,6 +20,14 @@ WORDS = {
     "present": "prefilled anew",
 }
 """The windows in words."""
+
+_COLOURS = {"history": style.BLACK, "patch": style.BLUE, "blind": style.VERMILION, "present": style.GREEN}
+
+GOAL = 0.02
+"""Nats that the session may be from the history."""
+
+_LEAST = 1e-7
+"""Nats below which float32 does not tell distributions apart."""
 
 SHOWN = 12
 """Segments of the animation."""
@@ -63,35 +72,26 @@ def print_stream(stream: Mapping[str, Any], console: Console | None = None) -> N
 
 def plot_stream(stream: Mapping[str, Any], path: Path) -> None:
     """Draw accuracy by window, and how far the session is from the history at each slide; PNG or SVG."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.2, 3.2), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
     kinds = [kind for kind, asked in stream["asked"].items() if asked["questions"]]
-    colours = {
-        "history": COLOURS["full"],
-        "patch": COLOURS["patch"],
-        "blind": COLOURS["blind"],
-        "present": COLOURS["one_hop"],
-    }
-    width = 0.8 / len(WORDS)
-    for place, (name, words) in enumerate(WORDS.items()):
-        heights = [stream["asked"][kind][name]["accuracy"] for kind in kinds]
-        at = np.arange(len(kinds)) + (place - (len(WORDS) - 1) / 2) * width
-        left.bar(at, heights, width, color=colours[name], label=words)
-    left.set_xticks(range(len(kinds)), [kind.replace(", ", ",\n") for kind in kinds])
-    left.set(ylim=(0, 1.35), ylabel="accuracy")
-    left.legend(frameon=False, ncols=2, fontsize=9, loc="upper left")
-    left.set_title("(a) What the windows answer", loc="left", fontsize=11)
-    kls = stream["survivors_kl"]
-    slides = np.arange(1, len(kls) + 1)
-    right.plot(slides, np.maximum(kls, 1e-7), color=COLOURS["patch"])
-    right.axhline(0.02, color="#999999", linestyle=":", linewidth=1.2)
-    right.set(yscale="log", xlabel="slides", ylabel="KL to the history, nats", ylim=(1e-7, 1))
-    right.set_title("(b) Survivors, slide by slide", loc="left", fontsize=11)
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
+    with style.drawing(path, 2.9) as figure:
+        left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
+        left.set_title("(a) Accuracy")
+        right.set_title("(b) KL of survivors to the history, nats")
+        width = 0.8 / len(WORDS)
+        for place, (name, words) in enumerate(WORDS.items()):
+            heights = [stream["asked"][kind][name]["accuracy"] for kind in kinds]
+            at = np.arange(len(kinds)) + (place - (len(WORDS) - 1) / 2) * width
+            left.bar(at, heights, width, color=_COLOURS[name], label=words)
+        left.set_xticks(range(len(kinds)), [kind.replace(", ", ",\n") for kind in kinds])
+        left.set_ylim(0, 1.05)
+        left.grid(axis="x", visible=False)
+        kls = np.maximum(stream["survivors_kl"], _LEAST)
+        right.plot(np.arange(1, len(kls) + 1), kls, "o-", color=style.BLUE, markersize=3)
+        right.axhline(GOAL, color=style.GREY, linestyle=":")
+        right.annotate("goal", (1, GOAL), (0, 4), textcoords="offset points", color=style.GREY)
+        right.set(yscale="log", xlabel="slides", ylim=(_LEAST / 2, 1))
+        style.whole_numbers(right.xaxis)
+        style.legend(figure, [left], columns=4)
 
 
 def animate(cells: Sequence[np.ndarray], window: int, path: Path) -> None:
