@@ -4,7 +4,7 @@ import gc
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -59,11 +59,11 @@ def whole_key(lib: kj.ChunkLibrary, start: str) -> str:
         raise ChunkNotFoundError(f"{error}; and there is no such file") from error
 
 
-def matches(item: Item, text: str) -> bool:
+def matches(origin: kj.Origin | None, text: str) -> bool:
     """Whether a chunk's file and page have a text in them, whatever its letters' case; a page is none of its digits."""
-    if item.origin is None:
+    if origin is None:
         return False
-    where = item.origin.where.casefold()
+    where = origin.where.casefold()
     return where.endswith(text.casefold()) if PLACE.search(text) else text.casefold() in where
 
 
@@ -73,15 +73,14 @@ def named(lib: kj.ChunkLibrary, text: str) -> list[str]:
     Raises:
         ChunkNotFoundError: there are none.
     """
-    found = [item for item in lib.items() if item.kind == "chunks" and matches(item, text)]
+    found = [(_place(item.origin), item.key) for item in lib.items() if matches(item.origin, text)]
     if not found:
         raise ChunkNotFoundError(f"{lib.root} has no chunk of a file with {text!r} in its name; see kamera library ls")
-    return [item.key for item in sorted(found, key=_place)]
+    return [key for _, key in sorted(found)]
 
 
-def _place(item: Item) -> tuple[Any, ...]:
+def _place(origin: kj.Origin | None) -> tuple[Any, ...]:
     """What chunks are listed by: the names of their files, and their pages; those of no file behind the others."""
-    origin = item.origin
     if origin is None:
         return (True,)
     return False, _place_of(origin.file), origin.page or 0, origin.time or 0.0
@@ -92,70 +91,108 @@ def _place_of(file: str) -> tuple[Any, ...]:
     return tuple(map(natural, Path(file).parts))
 
 
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What is listed of a chunk or patch: little of each, for there may be very many.
+
+    Attributes:
+        key: of the chunk or patch.
+        of: the key of a patch's chunk.
+        behind: how many chunks a patch was formed behind.
+        tokens, bytes, storage, model: of it.
+        origin: of a chunk.
+    """
+
+    key: str
+    of: str | None
+    behind: int
+    tokens: int
+    bytes: int
+    storage: str
+    model: str
+    origin: kj.Origin | None
+
+    @staticmethod
+    def of_item(item: Item) -> "Row":
+        """The row of what a library says of a key."""
+        fields = item.fields
+        return Row(
+            key=item.key,
+            of=fields.get("chunk"),
+            behind=len(fields["antecedents"]),
+            tokens=fields["length"],
+            bytes=item.bytes,
+            storage=sys.intern(fields.get("storage", "packed ranks")),
+            model=sys.intern(fields["model"]),
+            origin=item.origin,
+        )
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "key": self.key,
+            "kind": "chunks" if self.of is None else "patches",
+            "tokens": self.tokens,
+            "bytes": self.bytes,
+            "storage": self.storage,
+            "model": self.model,
+            "of": self.of,
+            "origin": None if self.origin is None else dict(vars(self.origin)),
+        }
+
+
 def _ls(options: Namespace) -> dict[str, Any]:
     lib = kj.ChunkLibrary.open(options.library)
-    items = list(lib.items())
+    rows = [Row.of_item(item) for item in lib.items()]
     stats = lib.stats()
-    if unread := stats.chunks + stats.patches - len(items):
+    if unread := stats.chunks + stats.patches - len(rows):
         print(f"{unread} more cannot be read: see kamera library verify {options.library}", file=sys.stderr)
-    if any(item.origin for item in items):
-        items = _in_order(items)
     title = f"{stats.chunks} chunks and {stats.patches} patches in {stats.packs} packs, {kibibytes(stats.bytes)}"
     if options.name is not None:
-        chosen = {item.key for item in items if matches(item, options.name)}
-        items = [item for item in items if item.key in chosen or item.fields.get("chunk") in chosen]
+        chosen = {row.key for row in rows if matches(row.origin, options.name)}
+        rows = [row for row in rows if row.key in chosen or row.of in chosen]
         title = f"{len(chosen)} of {stats.chunks} chunks have {shortened(options.name, 30)!r} in their names"
-    _print_items(items, title)
-    rows = [
-        {
-            "key": item.key,
-            "kind": item.kind,
-            "tokens": item.fields["length"],
-            "bytes": item.bytes,
-            "storage": item.fields.get("storage", "packed ranks"),
-            "model": item.fields["model"],
-            "of": item.fields.get("chunk"),
-            "origin": None if item.origin is None else dict(vars(item.origin)),
-        }
-        for item in items
-    ]
-    return {"library": str(options.library), "stats": asdict(stats), "items": rows}
+    if any(row.origin for row in rows):
+        rows = _in_order(rows)
+    _print_rows(rows, title)
+    return {"library": str(options.library), "stats": asdict(stats), "items": [row.plain for row in rows]}
 
 
-def _in_order(items: Sequence[Item]) -> list[Item]:
+def _in_order(rows: Sequence[Row]) -> list[Row]:
     """Chunks by their names, then patches in the order of their chunks."""
-    chunks = sorted((item for item in items if item.kind == "chunks"), key=_place)
-    order = {item.key: place for place, item in enumerate(chunks)}
-    patches = [item for item in items if item.kind == "patches"]
-    return chunks + sorted(patches, key=lambda item: order.get(item.fields["chunk"], len(order)))
+    chunks = sorted((row for row in rows if row.of is None), key=lambda row: _place(row.origin))
+    order = {row.key: place for place, row in enumerate(chunks)}
+    patches = [row for row in rows if row.of is not None]
+    return chunks + sorted(patches, key=lambda row: order.get(row.of or "", len(order)))
 
 
-def _print_items(items: Sequence[Item], title: str) -> None:
+def _print_rows(rows: Sequence[Row], title: str) -> None:
     console = _console()
-    models = {item.fields["model"] for item in items}
-    columns = ["key", "kind", "tokens", "size", "stored", *(["model"] if len(models) > 1 else []), "from"]
-    sizes = [kibibytes(item.bytes) for item in items]
+    models = {row.model for row in rows}
+    several = len(models) > 1
+    columns = ["key", "kind", "tokens", "size", "stored", *(["model"] if several else []), "from"]
+    sizes = [kibibytes(row.bytes) for row in rows]
     widest = max(map(len, sizes), default=0)
-    rows: list[list[str]] = []
-    for item, size in zip(items, sizes, strict=True):
-        kind = {"chunks": "chunk", "patches": "patch"}[item.kind]
-        row = [item.key[:KEY], kind, f"{item.fields['length']:6}", size.rjust(widest)]
-        row.append(item.fields.get("storage", "packed"))
-        rows.append(row + ([item.fields["model"][:8]] if len(models) > 1 else []))
-    widths = [max(map(len, column)) for column in zip(columns[:-1], *rows, strict=True)]
+    texts: list[list[str]] = []
+    for row, size in zip(rows, sizes, strict=True):
+        kind = "chunk" if row.of is None else "patch"
+        text = [row.key[:KEY], kind, f"{row.tokens:6}", size.rjust(widest), row.storage.removesuffix(" ranks")]
+        texts.append(text + ([row.model[:8]] if several else []))
+    widths = [max(map(len, column)) for column in zip(columns[:-1], *texts, strict=True)]
     room = max(console.width - sum(widths) - 2 * len(widths), LEAST_NAME)
-    for row, item in zip(rows, items, strict=True):
-        row.append(_source(item, room))
+    for text, row in zip(texts, rows, strict=True):
+        text.append(_source(row, room))
     if len(models) == 1:
         title += f"; model {next(iter(models))[:8]}"
-    show(console, title, columns, rows, right=False)
+    show(console, title, columns, texts, right=False)
 
 
-def _source(item: Item, room: int) -> str:
+def _source(row: Row, room: int) -> str:
     """What a chunk was made from, or a patch was formed of and behind how many."""
-    if item.kind == "patches":
-        return shortened(f"of {item.fields['chunk'][:KEY]} behind {len(item.fields['antecedents'])}", room)
-    return "–" if item.origin is None else shortened(item.origin.name, room)
+    if row.of is not None:
+        return shortened(f"of {row.of[:KEY]} behind {row.behind}", room)
+    return "–" if row.origin is None else shortened(row.origin.name, room)
 
 
 def _info(options: Namespace) -> dict[str, Any]:
@@ -218,7 +255,7 @@ def _rm(options: Namespace) -> dict[str, Any]:
             count = 0 if item is None else len(item.patches)
             also = f" with {counted(count, 'patch', 'patches')}" if count else ""
             row = f"{key[:KEY]}  removed{also}  "
-            print(row + ("its pack was gone" if item is None else _source(item, COLUMNS - len(row))))
+            print(row + ("its pack was gone" if item is None else _source(Row.of_item(item), COLUMNS - len(row))))
     removed = [*items, *sorted(patches - items.keys())]
     chunks = counted(len(items.keys() - patches), "chunk")
     of_them = counted(len(patches), "patch", "patches")
