@@ -5,6 +5,7 @@ from typing import Any
 
 from eval.report.console import kibibytes
 from eval.report.demo_video import WORDS
+from eval.report.style import figure_block
 
 PAGE = """# Video
 
@@ -24,12 +25,12 @@ key = session.add(kj.Video(frames, np.arange(8) / 2))
 ```
 
 `kamera-tiny-video` is a Qwen2.5-VL at a tiny size: `kamera-tiny-gqa`, whose language model went on to learn segments
-of four seconds (`make train-tiny-video`, a few minutes). A segment shows twelve things among 24 places, some of which
+of four seconds (`make train-tiny-video`, a few minutes). A segment shows a few things among 24 places, some of which
 move; a reference says that a thing is now whatever another one was, which an earlier segment showed (“the bag is
 whatever the ball is”). It is trained so that the segment takes in what it refers to while it is encoded, and not when
 it is asked.
 
-![Segments that come, and the window of five that slides over them](figures/video.gif)
+{animation}
 
 ## Three segments
 
@@ -52,7 +53,7 @@ its bytes. The largest mean over a slide's questions on what has left is {worst:
 encoded in all, and {after} after {looks} looks back, each the recall of a segment that had left; right after one
 {look:.3f} of {look_questions} questions on it are answered, {full:.3f} where the window is prefilled anew.
 
-![(a) accuracy by window, (b) the session's distance to the history at each slide](figures/video.png)
+{figure}
 
 ## Images that slide, and what is run
 
@@ -82,6 +83,16 @@ def page_of(demo: Mapping[str, Any], measured: Mapping[str, Any]) -> str:
     memory = measured["memory"]
     rows = memory["rows"]
     return PAGE.format(
+        animation=figure_block(
+            "Segments that come, one after another, and below them the window",
+            "figures/video.gif",
+            "Segments as they come, and the window of five that slides over them.",
+        ),
+        figure=figure_block(
+            "Accuracy by window, and the session's distance to the history",
+            "figures/video.png",
+            "(a) Accuracy by window; (b) the session's distance to the history at each slide, and the goal of 0.02.",
+        ),
         episodes=demo["episodes"],
         methods=_methods(demo),
         window=stream["window"],
