@@ -112,7 +112,7 @@ class TimedVideoMedium(VideoMedium):
 
     def cut(self, item: Video, settings: ImageConfig, config: Any, tokens: int) -> Sequence[Video]:
         """See `models.architecture.Medium`; parts are whole temporal patches, their frames resized as in the whole."""
-        height, width = video_size(len(item.frames), *item.frames.shape[1:3], settings)
+        height, width = video_size(len(item.frames), item.frames.shape[1], item.frames.shape[2], settings)
         each = height * width // (settings.patch_size * settings.merge_size) ** 2
         frames = max(1, tokens // each) * settings.temporal_patch_size
         if frames >= len(item.frames):
@@ -127,5 +127,5 @@ class TimedVideoMedium(VideoMedium):
 
 def _fitted(item: Video, settings: ImageConfig) -> list[Image.Image]:
     """The frames, resized to whole merged tokens."""
-    height, width = video_size(len(item.frames), *item.frames.shape[1:3], settings)
+    height, width = video_size(len(item.frames), item.frames.shape[1], item.frames.shape[2], settings)
     return [resized(Image.fromarray(frame), width, height) for frame in item.frames]
