@@ -54,7 +54,8 @@ def on_page_content(content: str, *, page: Any, config: Any, files: Files) -> st
 
 def mathml(formula: str, *, block: bool) -> str:
     """A formula in LaTeX, as HTML has it in its text, as MathML."""
-    return latex2mathml.converter.convert(html.unescape(formula).strip(), display="block" if block else "inline")
+    found = latex2mathml.converter.convert(html.unescape(formula).strip(), display="block" if block else "inline")
+    return f'<div class="formula">{found}</div>' if block else found
 
 
 def _drawing(found: re.Match[str], page: Any) -> str:

@@ -71,8 +71,13 @@ LOOK = r"""() => ({
 
 WIDER = """() => {
     const wide = document.documentElement.clientWidth;
-    const seen = [...document.querySelectorAll('body *')].filter(e => e.getBoundingClientRect().right > wide + 1);
-    return document.documentElement.scrollWidth > wide ? seen.slice(0, 3).map(e => e.outerHTML.slice(0, 80)) : [];
+    const beyond = e => e.getBoundingClientRect().right > wide + 1;
+    const seen = [...document.querySelectorAll('body *')].filter(beyond);
+    const page = document.documentElement.scrollWidth > wide ? seen.slice(0, 3) : [];
+    const own = e => { while (e && !/auto|scroll/.test(getComputedStyle(e).overflowX)) e = e.parentElement; return e; };
+    const cut = [...document.querySelectorAll('article :is(math, img, svg.drawing, table, pre > code)')]
+        .filter(e => beyond(e) && !own(e));
+    return [...page, ...cut].map(e => e.outerHTML.slice(0, 80));
 }"""
 
 # A picture whose commonest colour is dark, as it is seen on the page, is to have nothing darker in it: text would be
