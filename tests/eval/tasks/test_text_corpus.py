@@ -1,6 +1,8 @@
 """Corpora, and the passages that are cut from them: the same tokens as in the whole text, always the same passages."""
 
 import platform
+import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,8 +10,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from eval.tasks.text import corpus
 from eval.tasks.text.reader import BREAK, CorpusTooSmallError, Reader
+from eval.tasks.tokens import ids_of
 from kamera_jax.backbone import BackboneBase
 from kamera_jax.kv import Segment
+from models.hub.borders import TrailingSpaceWarning
 
 WORDS = "a red star . a blue moon ? the tree of the sun , one two three flowers 12 345".split()
 
@@ -154,3 +158,19 @@ def test_a_token_that_is_no_text_by_itself_is_spelled_by_its_number(reader):
     ids = reader.ids("🙂")
     assert len(ids) > 1 and reader.spelling(ids[0]) == f"<token {ids[0]}>"
     assert reader.spelling(reader.ids("a")[0]) == "a"
+
+
+def test_texts_that_are_cut_here_are_read_without_a_warning_of_their_ends():
+    class Spaced:
+        spec = params = fingerprint = preamble = eos = None
+
+        def tail(self, text): ...
+        def decode(self, tokens): ...
+        def forward(self, params, segment, state, *, logits_at=None, collect=()): ...
+
+        def prepare(self, text):
+            if text != text.rstrip():
+                warnings.warn("the text ends in white space", TrailingSpaceWarning, stacklevel=2)
+            return SimpleNamespace(inputs={"tokens": np.array([len(text), 7, 0])}, length=2)
+
+    assert ids_of(Spaced(), "a paragraph\n\n") == [13, 7]
