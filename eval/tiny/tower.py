@@ -39,10 +39,10 @@ class Tower:
 
     def embed(self, params: Params, pixels: jax.Array) -> jax.Array:
         """The embeddings of n pages [n, M, E], as the model would get them."""
-        encode = self.backbone.images.embed
+        encode = self.backbone.images.encode
         config = self.backbone.config.vision
         plan = self._plan
-        return jax.vmap(lambda patches: encode(params, config, patches, plan)[: int(plan.tokens)])(pixels)
+        return jax.vmap(lambda patches: encode(params, config, patches, plan).rows[: int(plan.tokens)])(pixels)
 
     def table(self, params: Params) -> jax.Array:
         """The embeddings of all cells and of padding [N_CELLS + 1, E], as they come out somewhere on a page."""

@@ -275,9 +275,10 @@ def fit(conditioned: KV, canonical: KV, length: jax.Array | int, *, rank: int) -
 
 def fit_size(conditioned: KV, canonical: KV, length: int, size: Size) -> Factors:
     """The patches that `kamera_jax.form_patch` makes when it is asked for this size, over E chunks."""
+
+    def own(kv: KV, each: int) -> KV:
+        return jax.tree.map(lambda leaf: leaf[each], kv)
+
     count = canonical.rot.shape[0]
-    fitted = [
-        size.fit(*jax.tree.map(lambda leaf, each=each: leaf[each], (conditioned, canonical)), length).factors
-        for each in range(count)
-    ]
+    fitted = [size.fit(own(conditioned, each), own(canonical, each), length).factors for each in range(count)]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *fitted)
