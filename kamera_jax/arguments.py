@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from numbers import Real
 from typing import Any
 
@@ -102,6 +102,14 @@ def check_texts(value: Any, what: str) -> None:
 def check_text(value: Any, what: str) -> None:
     """Raise ArgumentError unless an argument is a text."""
     check_type(value, str, what, "a text, such as a question")
+
+
+def check_keys(keys: Iterable[str]) -> Iterable[str]:
+    """The keys as given; raises ArgumentError unless they are several: a text is one."""
+    check_type(keys, Iterable, "keys", "what put returned for each; for one chunk [key]")
+    if isinstance(keys, str):
+        raise ArgumentError(f"keys is {keys!r:.80}; expected several, what put returned for each; for one chunk [key]")
+    return keys
 
 
 def check_random_key(key: Any) -> None:

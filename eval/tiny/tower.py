@@ -42,7 +42,7 @@ class Tower:
         encode = self.backbone.images.encode
         config = self.backbone.config.vision
         plan = self._plan
-        return jax.vmap(lambda patches: encode(params, config, patches, plan).rows[: int(plan.tokens)])(pixels)
+        return jax.vmap(lambda each: jnp.asarray(encode(params, config, each, plan).rows)[: int(plan.tokens)])(pixels)
 
     def table(self, params: Params) -> jax.Array:
         """The embeddings of all cells and of padding [N_CELLS + 1, E], as they come out somewhere on a page."""

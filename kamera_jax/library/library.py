@@ -10,9 +10,9 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from kamera_jax.arguments import check_choice, check_type
+from kamera_jax.arguments import check_choice, check_keys, check_type
 from kamera_jax.chunk import Chunk, Patch
-from kamera_jax.errors import ArgumentError, ChunkNotFoundError, LibraryReadOnlyError
+from kamera_jax.errors import ChunkNotFoundError, LibraryReadOnlyError
 from kamera_jax.kv import KV
 from kamera_jax.library import bulk, collection, exchange, marks
 from kamera_jax.library.arrays import writer
@@ -187,7 +187,7 @@ class ChunkLibrary:
 
     def get_many(self, keys: Iterable[str]) -> list[Chunk]:
         """Chunks in the order of their keys, read several at once; see `get`."""
-        _check_keys(keys)
+        check_keys(keys)
         with ThreadPoolExecutor(THREADS) as pool:
             rows = pool.map(lambda key: self._reader.row(self.resolve(key, "chunks"), "chunks"), keys)
             return [chunk_of(*row) for row in rows]
@@ -290,7 +290,7 @@ class ChunkLibrary:
         path = Path(to).absolute()
         exchange.check_target(self.root, path)
         reader = Reader(self.root, self._index, "always")
-        wanted = exchange.selected(reader, None if keys is None else _check_keys(keys))
+        wanted = exchange.selected(reader, None if keys is None else check_keys(keys))
         if path.is_dir():
             return self._exported(reader, path, wanted)
         with exchange.beside(path) as place:
@@ -316,7 +316,7 @@ class ChunkLibrary:
         check_type(other, (str, os.PathLike), "other", "a library's folder, or a file that export wrote")
         with exchange.opened(self.root, Path(other).absolute()) as root:
             reader = ChunkLibrary.open(root)._reader
-            wanted = exchange.selected(reader, None if keys is None else _check_keys(keys))
+            wanted = exchange.selected(reader, None if keys is None else check_keys(keys))
             return exchange.copy(reader, self._committer, wanted)
 
     def verify(self) -> LibraryReport:
@@ -394,10 +394,3 @@ class ChunkLibrary:
         check_unforked(f"the library at {self.root}", self._pid)
         if self.mode == "r":
             raise LibraryReadOnlyError(f"{self.root} was opened for reading; open it with mode='a'")
-
-
-def _check_keys(keys: Iterable[str]) -> Iterable[str]:
-    check_type(keys, Iterable, "keys", "what put returned for each; for one chunk [key]")
-    if isinstance(keys, str):
-        raise ArgumentError(f"keys is {keys!r:.80}; expected several, what put returned for each; for one chunk [key]")
-    return keys
