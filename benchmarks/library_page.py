@@ -67,40 +67,40 @@ The manifests have everything that is in the index: a broken index is rebuilt fr
 
 `put(chunk, origin=kj.Origin("report.pdf", page=12))` and `put_many(chunks, origins=[...])` keep beside a chunk the
 file it was made from, the page or the time in it, and when it was encoded; `kamera encode` does so for every item.
-`info(key)`, `items()`, `kamera library ls` and `info` give it back, and `kamera library ls library/ report` lists the
-chunks of files with that in their names; numbers in names count by their value, so that page 2 comes before page 10.
-It is no part of the key. Where equal content comes from two places, the first is kept until the chunk is deleted, as
-the first to put a key always wins: a chunk that was stored without an origin has none. Libraries that were written
-before origins were stored, or with them by a version that knows none, are read as any other.
+`info(key)`, `items()`, `kamera library ls` and `info` give it back, and `kamera library ls library/ report` lists
+the chunks of files with that in their names; numbers in names count by their value, so that page 2 comes before
+page 10. It is no part of the key. Where equal content comes from two places, the first is kept until the chunk is
+deleted, as the first to put a key always wins: a chunk that was stored without an origin has none. Libraries that
+were written before origins were stored, or with them by a version that knows none, are read as any other.
 
 ## Keys
 
 A whole key is looked up without a search. `get`, `get_patch`, `get_many`, `get_kv`, `patches`, `has`, `info`,
-`delete`, `export` and `import_from` take the beginning of a key too, of at least 4 digits; `resolve` gives the whole
-key. A beginning that several keys share is an `AmbiguousKeyError` that says how many (`get` looks among chunks alone,
-`get_patch` among patches), one that none has a `ChunkNotFoundError`. `find`, by which sessions look, takes whole
-keys.
+`delete`, `export` and `import_from` take the beginning of a key too, of at least 4 digits; `resolve` gives the
+whole key. A beginning that several keys share is an `AmbiguousKeyError` that says how many (`get` looks among
+chunks alone, `get_patch` among patches), one that none has a `ChunkNotFoundError`. `find`, by which sessions look,
+takes whole keys.
 
 ## To another library, or into one file
 
-`export(to, keys)` and `import_from(other, keys)` copy chunks, their patches and their origins as they are stored, bit
-for bit, to a library's folder or into one `.tar` file that can be sent; so do `kamera library export library/ KEY…
---to OTHER` and `kamera library import library/ OTHER`. What is not there yet comes there whole or not at all (a
-process that is killed leaves a folder of its name and 32 digits beside it, which may be removed); a library that is
-there keeps what it has and takes the rest pack by pack, so that a copy that was interrupted goes on when it is asked
-for again. What is read is compared with its digests and checked as what is put is. What is not as it was written is
-named, and costs no other row. The file is an archive of a library's folder, without names of users, and is not
-compressed. Whoever made it: links, devices, sparse files and names that lead elsewhere are refused with the whole
-file, which is unpacked in the system's temporary folder (`TMPDIR`). An origin names a file by the path that it was
-encoded from, and goes along.
+`export(to, keys)` and `import_from(other, keys)` copy chunks, their patches and their origins as they are stored,
+bit for bit, to a library's folder or into one `.tar` file that can be sent; so do `kamera library export library/
+KEY… --to OTHER` and `kamera library import library/ OTHER`. What is not there yet comes there whole or not at all
+(a process that is killed leaves a folder of its name and 32 digits beside it, which may be removed); a library that
+is there keeps what it has and takes the rest pack by pack, so that a copy that was interrupted goes on when it is
+asked for again. What is read is compared with its digests and checked as what is put is. What is not as it was
+written is named, and costs no other row. The file is an archive of a library's folder, without names of users, and
+is not compressed. Whoever made it: links, devices, sparse files and names that lead elsewhere are refused with the
+whole file, which is unpacked in the system's temporary folder (`TMPDIR`). An origin names a file by the path that
+it was encoded from, and goes along.
 
 ## Deleting and collecting
 
-`delete` marks rows in two places, by a file and by a line of `deleted.log`. Either alone keeps a row deleted, and
-`gc` removes both once the pack is gone. On a full disk marks are written over lines that are there; `gc` drops first
-what is wholly deleted, for which it writes nothing, and leaves packs that there is no room to rewrite
-(`Collected.left`). It holds the lock for one pack at a time, so other processes go on putting and deleting. Readers
-see every change, also where folder times are whole seconds.
+`delete` marks rows in two places, by a file and by a line of `deleted.log`. Either alone keeps a row deleted, and `gc`
+removes both once the pack is gone. On a full disk marks are written over lines that are there; `gc` drops first what is
+wholly deleted, for which it writes nothing, and leaves packs that there is no room to rewrite (`Collected.left`). It
+holds the lock for one pack at a time, so other processes go on putting and deleting. Readers see every change, also
+where folder times are whole seconds.
 
 ## What comes from elsewhere
 
@@ -124,18 +124,18 @@ start it with `spawn`. Systems without `fcntl` lock with `msvcrt`; where there i
 
 ## Many chunks
 
-`make bench-library ARGS="--part scale page"`: libraries of {sizes} small chunks and a patch of every tenth, in packs
-of at most 512 rows ({scale_bytes} on the disk); each operation in a process of its own, seconds of CPU, and in
-brackets by the clock of a machine shared with other work (load average {scale_load:.1f}).
+`make bench-library ARGS="--part scale page"`: libraries of {sizes} small chunks and a patch of every tenth, in packs of
+at most 512 rows ({scale_bytes} on the disk); each operation in a process of its own, seconds of CPU, and in brackets by
+the clock of a machine shared with other work (load average {scale_load:.1f}).
 
 | | {size_titles} | growth |
 |---|{size_rules}---|
 {scaled}
 | most memory of the process, MB | {peaks} | |
 
-Growth is the CPU time at the largest size, over that at the one before it; the size grows {size_growth:.0f} times.
-What takes as long whatever the size is (a `put` writes and syncs a pack) grows by about 1. `ls` reads every manifest,
-and so does opening the library without its index. Of the memory, {base_mb:.0f} MB are what the imports take.
+Growth is the CPU time at the largest size, over that at the one before it; the size grows {size_growth:.0f} times. What
+takes as long whatever the size is (a `put` writes and syncs a pack) grows by about 1. `ls` reads every manifest, and so
+does opening the library without its index. Of the memory, {base_mb:.0f} MB are what the imports take.
 
 ## Eight bits
 
