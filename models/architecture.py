@@ -50,7 +50,8 @@ class Medium(Protocol):
     """A kind of media that a port reads; hashable, for it is a static argument of what is compiled.
 
     One whose ``reads_embeddings`` is true, which may be left out, gets the language model's embeddings [V, E] in
-    `encode`, as ``params["embeddings"]``.
+    `encode`, as ``params["embeddings"]``. One whose placeholder only the tokenizer knows, and not config.json, names it
+    as ``placeholder``, such as ``"<video>"``; it is then no key in `Config.placeholders`.
     """
 
     @property

@@ -16,6 +16,7 @@ from models.hub.gguf.packaged import NAMES as PACKAGED
 from models.hub.gguf.packaged import packaged
 from models.hub.refusals import UnknownModelError, check_architecture
 from models.ports.deepseek_vl.port import ARCHITECTURE as DEEPSEEK_VL
+from models.ports.internvl.port import ARCHITECTURE as INTERNVL
 from models.ports.kimi_vl.port import ARCHITECTURE as KIMI_VL
 from models.ports.llama.port import ARCHITECTURES as LANGUAGE_MODELS
 from models.ports.llava.port import ARCHITECTURE as LLAVA
@@ -31,7 +32,9 @@ TOWERS = ("kamera-smol-vl",)
 
 _LONGEST = 200
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
-ARCHITECTURES = {port.name: port for port in (QWEN2_5_VL, KIMI_VL, DEEPSEEK_VL, LLAVA, SMOL_VL, *LANGUAGE_MODELS)}
+ARCHITECTURES = {
+    port.name: port for port in (QWEN2_5_VL, KIMI_VL, DEEPSEEK_VL, LLAVA, INTERNVL, SMOL_VL, *LANGUAGE_MODELS)
+}
 
 
 def load(
