@@ -10,9 +10,6 @@ from models.hub.language_models import FAMILIES, language_model
 from models.hub.text_config import read_sections
 from models.ports.internvl.vision import vision_config_from_hf
 
-_TRAINING = ("attn_implementation", "debug", "micro_forward", "skip_checkpoint", "use_deepep")
-"""What the files of 3.5 say of the program that trained them."""
-
 
 def config_from_hf(mapping: Mapping[str, Any]) -> Config:
     """The configuration in a hub ``config.json``.
@@ -27,12 +24,9 @@ def config_from_hf(mapping: Mapping[str, Any]) -> Config:
 
 
 def text_config(mapping: Mapping[str, Any]) -> DecoderConfig:
-    """The language model in ``text_config``: of type qwen2 (also where it has none), qwen3 or llama.
-
-    Raises:
-        ConfigError, UnsupportedRopeError: see `models.hub.language_models.language_model`.
-    """
+    """The language model in ``text_config``: of type qwen2 (also where it has none), qwen3 or llama."""
     fields = Fields("text_config", mapping)
     fields.expect("model_type", "qwen2", "qwen3", "llama")
-    fields.ignore(*_TRAINING)
+    # What 3.5 says of the program that trained it.
+    fields.ignore("attn_implementation", "debug", "micro_forward", "skip_checkpoint", "use_deepep")
     return language_model(fields, FAMILIES[mapping.get("model_type") or "qwen2"], mapping)

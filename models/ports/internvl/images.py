@@ -1,20 +1,16 @@
-"""Image preprocessing of InternVL3, equal to HF ``GotOcr2ImageProcessorPil`` as ``InternVLProcessor`` calls it.
-
-Save where the installed Pillow resizes the height first; see `models.media.resized`.
-"""
+"""Images of InternVL3, as ``InternVLProcessor`` calls HF ``GotOcr2ImageProcessorPil``; see `models.media.resized`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
 from PIL import Image
 
 from models.hub.fields import UnsupportedConfigError
 from models.media.images import (
+    ImagePatches,
     PatchConfig,
-    check_whole_patches,
     preprocessor_fields,
     raster_patches,
     resized,
@@ -23,8 +19,8 @@ from models.media.images import (
     to_rgb,
 )
 
-MOST_TILES = 1024
-"""Of an image, at most: a wrong number must not fill the memory."""
+MOST = 1024
+"""Tiles of an image, at most: a wrong number must not fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -44,43 +40,33 @@ class ImageConfig(PatchConfig):
     def from_hf(cls, mapping: Mapping[str, Any], patch_size: int = 14) -> "ImageConfig":
         """The configuration in a ``preprocessor_config.json``; what it leaves out has transformers' default.
 
-        ``crop_to_patches`` has no effect: the processor of InternVL cuts into tiles whatever it says.
-
-        Args:
-            mapping: the file.
-            patch_size: of the vision tower; the file does not say it.
+        The file does not say ``patch_size``, of the vision tower. ``crop_to_patches`` in it has no effect: the
+        processor of InternVL cuts images into tiles whatever it is.
 
         Raises:
-            UnknownConfigFieldError: a field this does not know, named.
-            UnsupportedConfigError: a value that asks for other preprocessing, named.
+            ConfigError: a field is not known, or its value asks for other preprocessing; it is named.
         """
         fields = preprocessor_fields(mapping, "GotOcr2ImageProcessor")
-        fields.expect("do_convert_rgb", True)
-        fields.expect("default_to_square", True)
-        for switch in ("do_center_crop", "do_pad"):
-            fields.expect(switch, False)
+        for switch, on in {"do_convert_rgb": True, "default_to_square": True, "do_center_crop": False}.items():
+            fields.expect(switch, on)
+        fields.expect("do_pad", False)
         fields.ignore("crop_to_patches", "input_data_format", "model_valid_processing_keys", "video_processor_type")
-        config = cls(
-            patch_size=patch_size,
-            **take_normalisation(fields, cls),
-            tile=take_square(fields, "size", cls.tile),
-            least=fields.size("min_patches", cls.least, most=MOST_TILES),
-            most=fields.size("max_patches", cls.most, most=MOST_TILES),
-        )
+        pixels = take_normalisation(fields, cls)
+        least = fields.size("min_patches", cls.least, most=MOST)
+        most = fields.size("max_patches", cls.most, most=MOST)
+        config = cls(patch_size, **pixels, tile=take_square(fields, "size", cls.tile), least=least, most=most)
         fields.close()
-        if config.least > config.most:
+        if least > most:
             raise UnsupportedConfigError(
-                f"preprocessor_config.json: min_patches is {config.least} and max_patches {config.most}; expected at "
-                "most as many"
+                f"{fields.section}: min_patches is {least}; expected at most max_patches, {most}"
             )
-        check_whole_patches(config.tile, patch_size)
         return config
 
 
 def canvas(width: int, height: int, config: ImageConfig) -> tuple[int, int]:
-    """Columns and rows of tiles whose shape is nearest to an image's; of equally near ones the most that fit it.
+    """Columns and rows of tiles whose shape is nearest to an image's; of equally near ones the most that it fills.
 
-    More tiles fit as long as the image has more than half their pixels.
+    It fills tiles of less than twice its pixels.
     """
     counts = range(1, config.most + 1)
     grids = [(columns, rows) for columns in counts for rows in counts if config.least <= columns * rows <= config.most]
@@ -88,22 +74,18 @@ def canvas(width: int, height: int, config: ImageConfig) -> tuple[int, int]:
     nearest = float("inf")
     for columns, rows in sorted(grids, key=lambda grid: grid[0] * grid[1]):
         apart = abs(width / height - columns / rows)
-        fits = width * height > 0.5 * config.tile**2 * columns * rows
-        if apart < nearest or (apart == nearest and fits):
+        filled = width * height > 0.5 * config.tile**2 * columns * rows
+        if apart < nearest or (apart == nearest and filled):
             best = (columns, rows)
             nearest = apart
     return best
 
 
-def preprocess_image(image: Image.Image | np.ndarray, config: ImageConfig) -> Float32[np.ndarray, "n P C"]:
+def preprocess_image(image: Image.Image | np.ndarray, config: ImageConfig) -> ImagePatches:
     """Resize to whole tiles, cut these out, add the whole image as one more if there are several, and normalise.
 
-    Args:
-        image: a PIL image of any mode, or uint8[H, W, 3].
-        config: the checkpoint's preprocessing.
-
     Returns:
-        Patches of each tile in raster order, tiles row by row, the whole image last.
+        Patches in raster order within a tile, tiles row by row, the whole image last; the grid has tiles for frames.
 
     Raises:
         EmptyImageError, ImageFormatError: the image cannot be encoded; the message says why.
@@ -114,6 +96,6 @@ def preprocess_image(image: Image.Image | np.ndarray, config: ImageConfig) -> Fl
     whole = resized(rgb, columns * side, rows * side)
     corners = [(column * side, row * side) for row in range(rows) for column in range(columns)]
     tiles = [whole.crop((left, top, left + side, top + side)) for left, top in corners]
-    if len(tiles) > 1:
-        tiles.append(resized(rgb, side, side))
-    return np.stack([raster_patches(tile, config).patches for tile in tiles])
+    tiles += [resized(rgb, side, side)] if len(tiles) > 1 else []
+    cut = [raster_patches(tile, config) for tile in tiles]
+    return ImagePatches(np.concatenate([tile.patches for tile in cut]), (len(cut), *cut[0].grid[1:]))

@@ -10,15 +10,11 @@ from PIL import Image
 from kamera_jax.items import Video
 from models.architecture import Config, Encode
 from models.hub.chat import ChatTemplate
-from models.hub.fields import Fields, UnsupportedConfigError
-from models.media.images import VERSION
+from models.hub.fields import Fields
+from models.media.images import VERSION, check_image_size
 from models.media.spans import Span
 from models.media.still import ImageMedium
 from models.ports.internvl.images import ImageConfig
-
-START, END = ("<img>", "</img>")
-_SAMPLING = ("do_sample_frames", "fps", "num_frames", "initial_shift", "return_metadata", "video_metadata")
-"""Fields about which frames to take from a file: here the frames are given."""
 
 
 @dataclass(frozen=True)
@@ -26,40 +22,31 @@ class TileMedium(ImageMedium):
     """Images: tiles, and the whole image behind them, side by side between two tokens."""
 
     def settings(self, preprocessing: Mapping[str, Any], config: Config) -> ImageConfig:
-        """See `models.architecture.Medium`.
-
-        Raises:
-            UnsupportedConfigError: the tower has positions for tiles of another size.
-        """
+        """See `models.architecture.Medium`."""
         settings = super().settings(preprocessing, config)
-        if settings.tile != config.vision.image_size:
-            raise UnsupportedConfigError(
-                f"preprocessor_config.json: the size of a tile is {settings.tile}; expected what the vision tower has "
-                f"positions for (vision_config: image_size), {config.vision.image_size}"
-            )
+        check_image_size(settings.tile, config.vision.image_size)
         return settings
 
-    def pictures(self, item: Any) -> Iterator[tuple[str, Image.Image | np.ndarray]]:
+    def pictures(self, item: Any) -> Iterator[tuple[str, Image.Image]]:
         """What is cut into tiles, and the text before each picture."""
         yield "", item
 
     def spans(
-        self,
-        item: Any,
-        settings: ImageConfig,
-        config: Config,
-        chat: ChatTemplate,
-        encode: Encode,
+        self, item: Any, settings: ImageConfig, config: Config, chat: ChatTemplate, encode: Encode
     ) -> Sequence[Span]:
         """See `models.architecture.Medium`."""
-        plan = self.plan(config.vision.side, config.vision.side, config.vision)
-        block = [config.placeholders["image"]] * int(plan.tokens)
+        for mark in ("<img>", "</img>"):
+            chat.token(mark)  # refuses a tokenizer without it
         spans = []
+        before = ""
         for text, picture in self.pictures(item):
-            spans.append(Span([*chat.ids(text), chat.token(START)]))
-            spans += [Span(block, encode(tile, plan)) for tile in self.preprocess(picture, settings)]
-            spans.append(Span([chat.token(END)]))
-        return spans
+            cut = self.preprocess(picture, settings)
+            plan = self.plan(*cut.grid[1:], config.vision)
+            ids = [config.placeholders["image"]] * int(plan.tokens)
+            spans.append(Span(chat.ids(f"{before}{text}<img>")))
+            spans += [Span(ids, encode(patches, plan)) for patches in np.split(cut.patches, cut.grid[0])]
+            before = "</img>"
+        return [*spans, Span(chat.ids(before))]
 
 
 @dataclass(frozen=True)
@@ -86,10 +73,10 @@ class VideoMedium(TileMedium):
         content = item.frames.tobytes() + item.times.tobytes()
         return f"{self.kind}:v{VERSION}:{settings}", str(item.frames.shape), content
 
-    def pictures(self, item: Video) -> Iterator[tuple[str, np.ndarray]]:
+    def pictures(self, item: Video) -> Iterator[tuple[str, Image.Image]]:
         """The frames, with a line for each."""
         for index, frame in enumerate(item.frames):
-            yield "\n" * (index > 0) + f"Frame{index + 1}: ", frame
+            yield "\n" * (index > 0) + f"Frame{index + 1}: ", Image.fromarray(frame)
 
     def cut(self, item: Video, settings: ImageConfig, config: Config, tokens: int) -> Sequence[Video]:
         """See `models.architecture.Medium`; each part is whole frames, one at least."""
@@ -98,13 +85,9 @@ class VideoMedium(TileMedium):
 
 
 def video_config_from_hf(mapping: Mapping[str, Any], patch_size: int = 14) -> ImageConfig:
-    """How frames become tiles, from a ``video_preprocessor_config.json``, or from the images' where there is none.
-
-    Raises:
-        UnknownConfigFieldError, UnsupportedConfigError: see `ImageConfig.from_hf`.
-    """
+    """As `ImageConfig.from_hf`, from a ``video_preprocessor_config.json``, or from the images' where there is none."""
     fields = Fields("video_preprocessor_config.json", mapping)
-    if "image_processor_type" not in fields.rest:
-        fields.expect("video_processor_type", "InternVLVideoProcessor")
-    fields.ignore(*_SAMPLING)
+    fields.expect("video_processor_type", "InternVLVideoProcessor")
+    # Which frames to take from a file: here the frames are given.
+    fields.ignore("do_sample_frames", "fps", "num_frames", "initial_shift", "return_metadata", "video_metadata")
     return ImageConfig.from_hf({**fields.rest, "min_patches": 1, "max_patches": 1}, patch_size)

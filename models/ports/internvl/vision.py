@@ -4,7 +4,7 @@ Two kinds are published: of 300M parameters, with LayerNorms and biases, and of 
 are normalised, and no biases under them. Tiles do not see each other.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +14,20 @@ from jaxtyping import Array, Float
 from models.blocks.layers import dense, rms_norm
 from models.blocks.params import ParamInfo, Params, linear, stacked
 from models.blocks.softmax import Keys, attention
-from models.blocks.vit import SquareConfig, SquarePlan, layer_norm, mlp, mlp_declaration, norm, square_plan
+from models.blocks.vit import SquareConfig, layer_norm, mlp, mlp_declaration, norm, pad_patches, square_plan
+from models.blocks.vit import SquarePlan as VisionPlan
 from models.hub.fields import LAYERS, Fields, UnsupportedConfigError
 from models.hub.towers import UNUSED_FIELDS, activation_name
+
+__all__ = [
+    "VisionConfig",
+    "VisionPlan",
+    "encode_image",
+    "pad_patches",
+    "plan",
+    "vision_config_from_hf",
+    "vision_declaration",
+]
 
 QK_EPS = 1e-6
 """Of the norms of queries and keys; not configurable in HF either."""
@@ -63,9 +74,9 @@ class VisionConfig(SquareConfig):
         return (self.side // self.merge) ** 2
 
 
-def plan(grid_h: int, grid_w: int, config: VisionConfig) -> SquarePlan:
+def plan(grid_h: int, grid_w: int, config: VisionConfig, bucket: int = 256) -> VisionPlan:
     """The layout of a tile, which is that of all; see `models.blocks.vit.square_plan`."""
-    return square_plan(grid_h, grid_w, config).replace(tokens=np.asarray(config.tokens, np.int32))
+    return replace(square_plan(grid_h, grid_w, config, bucket), tokens=np.asarray(config.tokens, np.int32))
 
 
 def vision_config_from_hf(top: Fields, out_hidden_size: int) -> VisionConfig:
@@ -173,8 +184,8 @@ def vision_declaration(config: VisionConfig) -> Params:
     return tower | ({"norm": norm(width)} if config.final_norm else {})
 
 
-def encode_tile(
-    params: Params, config: VisionConfig, patches: Float[Array | np.ndarray, "P C"], plan: SquarePlan
+def encode_image(
+    params: Params, config: VisionConfig, patches: Float[Array | np.ndarray, "P C"], plan: VisionPlan
 ) -> Float[Array, "M E"]:
     """Run tower and projector over one tile.
 

@@ -16,14 +16,9 @@ RENAMES = (
 
 def weight_table(config: Config) -> WeightTable:
     """The table for `models.hub.weights`, in the hub's spelling (``language_model.model.*``, ``vision_tower.*``)."""
-    return port_table(
-        config.text,
-        vision_rows(config.vision),
-        model="language_model.model",
-        head="language_model.lm_head",
-        renames=RENAMES,
-        ignored=vision_ignored(config.vision),
-    )
+    names = {"model": "language_model.model", "head": "language_model.lm_head"}
+    ignored = vision_ignored(config.vision)
+    return port_table(config.text, vision_rows(config.vision), **names, renames=RENAMES, ignored=ignored)
 
 
 def vision_ignored(config: VisionConfig) -> tuple[str, ...]:
@@ -46,16 +41,6 @@ def vision_rows(config: VisionConfig) -> list[Row]:
         Row(f"{embeddings}.patch_embeddings.projection.bias", "vision/patch_embed/b"),
         Row(f"{layer}.lambda_1", f"{blocks}/attn_scale"),
         Row(f"{layer}.lambda_2", f"{blocks}/mlp_scale"),
-        *(
-            row
-            for name, path in (("before", "attn_norm"), ("after", "mlp_norm"))
-            for row in norm_rows(f"{layer}.layernorm_{name}", f"{blocks}/{path}")[: 1 if config.rms else 2]
-        ),
-        *(
-            row
-            for p in "qkv"
-            for row in dense_rows(f"{layer}.attention.{p}_proj", f"{blocks}/attn/{p}", bias=config.qkv_bias)
-        ),
         *dense_rows(f"{layer}.attention.projection_layer", f"{blocks}/attn/o"),
         *dense_rows(f"{layer}.mlp.fc1", f"{blocks}/mlp/hidden"),
         *dense_rows(f"{layer}.mlp.fc2", f"{blocks}/mlp/out"),
@@ -63,6 +48,10 @@ def vision_rows(config: VisionConfig) -> list[Row]:
         *dense_rows("multi_modal_projector.linear_1", "vision/projector/hidden"),
         *dense_rows("multi_modal_projector.linear_2", "vision/projector/out"),
     ]
-    if config.qk_norm:
-        rows += [Row(f"{layer}.attention.{p}_norm.weight", f"{blocks}/attn/{p}_norm") for p in "qk"]
+    for name, path in (("before", "attn_norm"), ("after", "mlp_norm")):
+        rows += norm_rows(f"{layer}.layernorm_{name}", f"{blocks}/{path}")[: 1 if config.rms else 2]
+    for p in "qkv":
+        rows += dense_rows(f"{layer}.attention.{p}_proj", f"{blocks}/attn/{p}", bias=config.qkv_bias)
+    for p in "qk" if config.qk_norm else "":
+        rows.append(Row(f"{layer}.attention.{p}_norm.weight", f"{blocks}/attn/{p}_norm"))
     return rows + (norm_rows("vision_tower.layernorm", "vision/norm") if config.final_norm else [])
