@@ -25,9 +25,9 @@ class Frames:
     def __init__(self, images: GotOcr2ImageProcessorPil) -> None:
         self.images = images
 
-    def __call__(self, videos: Sequence[kj.Video], **_: Any) -> dict[str, Any]:
+    def __call__(self, videos: Sequence[np.ndarray], **_: Any) -> dict[str, Any]:
         one_tile = {"crop_to_patches": False, "return_tensors": "pt"}
-        shown = [self.images(images=list(video.frames), **one_tile)["pixel_values"] for video in videos]
+        shown = [self.images(images=list(frames), **one_tile)["pixel_values"] for frames in videos]
         return {"pixel_values_videos": torch.stack(shown)}
 
 
@@ -87,7 +87,7 @@ class InternVLPair(Pair):
                 if isinstance(item, Image.Image):
                     made = images(images=[item], crop_to_patches=True, return_tensors="pt")["pixel_values"]
                 elif isinstance(item, kj.Video):
-                    made = self.processor.video_processor([item])["pixel_values_videos"][0]
+                    made = self.processor.video_processor([item.frames])["pixel_values_videos"][0]
                 else:
                     continue
                 tiles.append(made)
