@@ -19,7 +19,7 @@ from models.hub.weights import save_params
 from models.registry import ARCHITECTURES, CHECKPOINTS, EMBEDDED
 from tests.hardening.named import unnamed
 from tests.hardening.warm import cached
-from tests.models import tiny_llava
+from tests.models import tiny_internvl, tiny_llava
 
 TEXT = {
     "vocab_size": len(VOCABULARY),
@@ -37,7 +37,7 @@ TEXT = {
     "eos_token_id": VOCABULARY.index("<|im_end|>"),
 }
 LANGUAGES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
-PORTS = (*EMBEDDED, "llava", *LANGUAGES)
+PORTS = (*EMBEDDED, "llava", "internvl", *LANGUAGES)
 FILES = ("config.json", "preprocessor_config.json", "tokenizer_config.json", "generation_config.json")
 
 ROPES = (
@@ -90,6 +90,8 @@ def base(folder, port):
         (place / "calibration.json").unlink()
     elif port == "llava":
         tiny_llava.write(place, np.float32)
+    elif port == "internvl":
+        tiny_internvl.write(place, np.float32)
     else:
         config = {"model_type": port, "architectures": ["X"], **TEXT}
         if port == "mistral":

@@ -24,7 +24,8 @@ PROMPTS = {
     "interleaved": [INTERLEAVED],
     "behind others": ["dot", CAPTIONS, ("square", "wide")],
 }
-ONE_A_PORT = [next(name for name in CONFIGS if name.startswith(port)) for port in ("qwen", "kimi", "deepseek", "llava")]
+PORTS = ("qwen", "kimi", "deepseek", "llava", "internvl")
+ONE_A_PORT = [next(name for name in CONFIGS if name.startswith(port)) for port in PORTS]
 SOME = [*ONE_A_PORT, *(name for name in CONFIGS if name.startswith("qwen") and name not in ONE_A_PORT)]
 
 some = pytest.mark.parametrize("pair", SOME, indirect=True)

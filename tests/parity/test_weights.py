@@ -17,6 +17,7 @@ from tests.parity.kimi_hub import hub_state, save_kimi_vl
 from tests.parity.tiny_hf import (
     save_hub_folder,
     tiny_deepseek_vl,
+    tiny_internvl,
     tiny_kimi_k25,
     tiny_llava,
     tiny_qwen2_5_vl,
@@ -25,6 +26,7 @@ from tests.parity.tiny_hf import (
 pytestmark = pytest.mark.parity
 
 MODELS = {"qwen2_5_vl": tiny_qwen2_5_vl, "deepseek_vl": tiny_deepseek_vl, "llava": tiny_llava}
+MODELS |= {"internvl": tiny_internvl}
 """Those that transformers saves under hub names; Kimi-VL it does not know."""
 
 
@@ -60,7 +62,7 @@ def test_every_layout_holds_the_same_parameters(tmp_path, name):
     attention = model.model.language_model.layers[2].self_attn
     keys = params["text"]["layers"]["attn"]["k"]
     np.testing.assert_array_equal(keys["w"][2], attention.k_proj.weight.detach().numpy().T)
-    assert ("b" in keys) == (name == "qwen2_5_vl")
+    assert ("b" in keys) == (name in ("qwen2_5_vl", "internvl"))
     if "b" in keys:
         np.testing.assert_array_equal(keys["b"][2], attention.k_proj.bias.detach().numpy())
 
