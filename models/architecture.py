@@ -53,7 +53,9 @@ class Medium(Protocol):
 
     One whose ``reads_embeddings`` is true, which may be left out, gets the language model's embeddings [V, E] in
     `encode`, as ``params["embeddings"]``. One whose spans bring the tokens that the chat template writes before and
-    behind its placeholder says them in ``around(config)``, a pair of ids, or None; it may be left out too.
+    behind its placeholder says them in ``around(config)``, a pair of ids, or None; it may be left out too. One whose
+    placeholder only the tokenizer knows, and not config.json, names it as ``placeholder``, such as ``"<video>"``; it is
+    then no key in `Config.placeholders`.
     """
 
     @property

@@ -283,7 +283,7 @@ class Preprocessor:
 
     def _spans(self, parts: Sequence[Part], encoder: Callable[[Medium], Any]) -> list[Span]:
         """Text and media blocks of a chunk, in the order of its tokens."""
-        placeholders = self.config.placeholders
+        placeholders = {part.medium.kind: self._placeholder(part.medium) for part in parts if part.medium is not None}
         blocks: dict[int, list[Part]] = {}
         for part in parts:
             if part.medium is not None:
@@ -314,6 +314,11 @@ class Preprocessor:
             if (*kept[max(at - 1, 0) : at], *kept[at + 1 : at + 2]) == around[kept[at]]:
                 del kept[at + 1], kept[at - 1]
         return kept
+
+    def _placeholder(self, medium: Medium) -> int:
+        """The token that the chat template writes for a block of a medium."""
+        named = getattr(medium, "placeholder", None)
+        return self.config.placeholders[medium.kind] if named is None else self._chat.token(named)
 
     def _block(self, part: Part, encoder: Callable[[Medium], Any]) -> Sequence[Span]:
         """The spans of a medium's part."""

@@ -76,6 +76,13 @@ MODELS = {
         "text, images",
         "`llava-hf/llava-1.5-{7b,13b}-hf`",
     ),
+    "internvl": Port(
+        "InternVL3, InternVL3.5",
+        "GQA: Qwen2, Qwen3 (and Llama)",
+        "1-D; dynamic NTK, YaRN",
+        "text, images in tiles, videos",
+        "`OpenGVLab/InternVL3-{1B,2B,8B,14B,38B,78B}-hf`, `OpenGVLab/InternVL3_5-{1B,2B,4B,8B,14B,38B}-HF`",
+    ),
     "llama": Port(
         "Llama",
         "GQA, MHA; biases",

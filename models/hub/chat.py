@@ -30,11 +30,7 @@ _PLAIN = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 @dataclass(frozen=True)
 class Block:
-    """A media block among the parts of a message.
-
-    Attributes:
-        kind: the type of its content part, ``"image"`` or ``"video"``.
-    """
+    """A media block among the parts of a message; ``kind`` is the type of its content part, such as ``"image"``."""
 
     kind: str
 
@@ -375,6 +371,10 @@ class ChatTemplate:
     def ids(self, text: str) -> list[int]:
         """Token ids of text that is the template's own, or a port's: control tokens in it are control tokens."""
         return self._control.ids(self._control.written(text))
+
+    def token(self, text: str) -> int:
+        """The id of a control token, such as ``<img>``; raises TokenizerError where the tokenizer has none of it."""
+        return self._control.token(text)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of token ids, without special tokens."""

@@ -99,6 +99,20 @@ class ControlTokens:
             )
         return ids
 
+    def token(self, text: str) -> int:
+        """The id of a control token.
+
+        Raises:
+            TokenizerError: the tokenizer has none that is spelled so.
+        """
+        number = None if text not in self._names else self._copy.token_to_id(self._names[text])
+        if number is None:
+            raise TokenizerError(
+                f"the tokenizer has no control token {text!r:.200}, which stands around or for media in this model's "
+                "prompts; use the tokenizer of the checkpoint, in the format of transformers"
+            )
+        return number
+
     def ends_with_one(self, text: str) -> bool:
         """Whether text ends with a control token that `written` gave out."""
         return text.endswith(tuple(self._names.values()))

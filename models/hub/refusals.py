@@ -24,7 +24,7 @@ def check_architecture(name: str, mapping: Mapping[str, Any], served: Mapping[st
 
     Raises:
         SplitImageBlockError: Gemma-3.
-        UnknownModelError: any other architecture that is not served.
+        UnknownModelError: any other architecture that is not served, or files of one that are in another format.
     """
     kind = mapping.get("model_type")
     if isinstance(kind, str) and kind in served:
@@ -34,5 +34,11 @@ def check_architecture(name: str, mapping: Mapping[str, Any], served: Mapping[st
             f"{name} is a Gemma-3 model: the tokens of an image see each other in both directions, so a chunk that "
             "splits an image block has other KV than the whole, and its sliding layers drop what leaves their window; "
             "this version does not serve it"
+        )
+    if kind == "internvl_chat":
+        raise UnknownModelError(
+            f"{name} is in the format internvl_chat, which runs on code of its own (trust_remote_code); this version "
+            "serves the same model in the format of transformers: load the repository whose name ends in -hf or -HF, "
+            "such as OpenGVLab/InternVL3-1B-hf or OpenGVLab/InternVL3_5-1B-HF"
         )
     raise UnknownModelError(f"{name} is a {short(kind)} model; this version serves {', '.join(sorted(served))}")

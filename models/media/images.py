@@ -33,6 +33,7 @@ __all__ = [
     "PatchConfig",
     "PatchLimitError",
     "check_aspect",
+    "check_image_size",
     "check_merged_grid",
     "check_whole_patches",
     "normalise",
@@ -221,6 +222,19 @@ def check_whole_patches(side: int, patch_size: int) -> None:
         raise UnsupportedConfigError(
             f"preprocessor_config.json asks for {side} x {side} pixels; expected a multiple of the vision tower's "
             f"patch_size {patch_size}"
+        )
+
+
+def check_image_size(side: int, image_size: int) -> None:
+    """Refuse images of another size than the tower has learned positions for; transformers interpolates these.
+
+    Raises:
+        UnsupportedConfigError: the sides differ.
+    """
+    if side != image_size:
+        raise UnsupportedConfigError(
+            f"preprocessor_config.json: size is {side} x {side} pixels; expected what the vision tower has positions "
+            f"for (vision_config: image_size), {image_size} x {image_size}"
         )
 
 

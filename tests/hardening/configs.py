@@ -20,7 +20,7 @@ from models.hub.weights import save_params
 from models.registry import ARCHITECTURES, CHECKPOINTS, EMBEDDED
 from tests.hardening.named import unnamed
 from tests.hardening.warm import cached
-from tests.models import tiny_llava, tiny_qwen3_vl
+from tests.models import tiny_internvl, tiny_llava, tiny_qwen3_vl
 
 TEXT = {
     "vocab_size": len(VOCABULARY),
@@ -39,7 +39,7 @@ TEXT = {
 }
 LANGUAGES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 QWEN3_VL = ("qwen3_vl", "qwen3_vl_moe")
-PORTS = (*EMBEDDED, "llava", *QWEN3_VL, *LANGUAGES)
+PORTS = (*EMBEDDED, "llava", "internvl", *QWEN3_VL, *LANGUAGES)
 FILES = (
     "config.json",
     "preprocessor_config.json",
@@ -100,6 +100,8 @@ def base(folder, port):
         tiny_llava.write(place, np.float32)
     elif port in QWEN3_VL:
         tiny_qwen3_vl.write(place, experts=port == "qwen3_vl_moe")
+    elif port == "internvl":
+        tiny_internvl.write(place, np.float32)
     else:
         config = {"model_type": port, "architectures": ["X"], **TEXT}
         if port == "mistral":

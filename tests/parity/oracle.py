@@ -82,7 +82,7 @@ class Pair:
         self.config = {**config, "text": text}
         self.hf = self.build(seed)
         self.save(folder)
-        build_tokenizer(folder)
+        self.write_tokenizer(folder)
         if (preprocessing := self.preprocessing()) is not None:
             (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing))
         self.folder = folder
@@ -96,6 +96,10 @@ class Pair:
     def save(self, folder: Path) -> None:
         """Write its hub folder, without tokenizer and preprocessing."""
         raise NotImplementedError
+
+    def write_tokenizer(self, folder: Path) -> None:
+        """Write the tokenizer and its chat template."""
+        build_tokenizer(folder)
 
     def preprocessing(self) -> dict[str, Any] | None:
         """What preprocessor_config.json says; None where there is no such file."""

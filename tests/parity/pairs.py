@@ -16,7 +16,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 import kamera_jax as kj
 from eval.tiny.backbones import BACKBONES
 from models.ports.kimi_vl.images import ImageConfig, preprocess_image
-from tests.parity import qwen3_pairs
+from tests.parity import internvl_pair, qwen3_pairs
 from tests.parity.kimi_hub import save_kimi_vl
 from tests.parity.oracle import Media, Pair, Prompt, token
 from tests.parity.qwen3_pairs import LIMIT, SPECIAL, rate_of, video_patches
@@ -331,6 +331,7 @@ CONFIGS: dict[str, tuple[type[Pair], dict[str, Any]]] = {
         },
     ),
     "llava: 6 heads of 16, YaRN": (LlavaPair, {"text": _LLAMA_YARN, "vision": {"num_attention_heads": 4}}),
+    **internvl_pair.CONFIGS,
 }
 """By name, which begins with the port's."""
 
@@ -342,6 +343,7 @@ FAR: dict[str, tuple[type[Pair], dict[str, Any]]] = {
     "kimi_vl": (KimiVLPair, {"text": {"qk_rope_head_dim": 16, "rope_parameters": _POWERS}}),
     "deepseek_vl": (DeepseekVLPair, {"text": {"rope_parameters": _POWERS}}),
     "llava": (LlavaPair, {"text": {"rope_parameters": _POWERS}}),
+    "internvl": (internvl_pair.InternVLPair, {"text": {"rope_parameters": _POWERS}}),
 }
 """256 ** (-2i / 16) is 2 ** -i, so f32 angles are exact however far from 0. With other frequencies an angle rounds by
 3e-5 at position 1000, and transformers there is as far from transformers at 0."""

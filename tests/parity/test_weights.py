@@ -18,6 +18,7 @@ from tests.parity.tiny_hf import (
     save_experts,
     save_hub_folder,
     tiny_deepseek_vl,
+    tiny_internvl,
     tiny_kimi_k25,
     tiny_llava,
     tiny_qwen2_5_vl,
@@ -33,6 +34,7 @@ MODELS = {
     "qwen3_vl_moe": tiny_qwen3_vl_moe,
     "deepseek_vl": tiny_deepseek_vl,
     "llava": tiny_llava,
+    "internvl": tiny_internvl,
 }
 """Those that transformers saves under hub names; Kimi-VL it does not know."""
 
@@ -69,7 +71,7 @@ def test_every_layout_holds_the_same_parameters(tmp_path, name):
     attention = model.model.language_model.layers[2].self_attn
     keys = params["text"]["moe_layers" if name == "qwen3_vl_moe" else "layers"]["attn"]["k"]
     np.testing.assert_array_equal(keys["w"][2], attention.k_proj.weight.detach().numpy().T)
-    assert ("b" in keys) == (name == "qwen2_5_vl")
+    assert ("b" in keys) == (name in ("qwen2_5_vl", "internvl"))
     if "b" in keys:
         np.testing.assert_array_equal(keys["b"][2], attention.k_proj.bias.detach().numpy())
 

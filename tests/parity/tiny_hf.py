@@ -99,6 +99,7 @@ QWEN3_VIT: dict[str, Any] = {
 _VIT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 4}
 MOONVIT: dict[str, Any] = {**_VIT, "pos_emb_height": 8, "pos_emb_width": 8}
 SIGLIP: dict[str, Any] = {**_VIT, "model_type": "siglip_vision_model", "image_size": 12}
+INTERNVIT: dict[str, Any] = {**_VIT, "image_size": 8, "attention_bias": True}
 CLIP: dict[str, Any] = {**_VIT, "model_type": "clip_vision_model", "image_size": 12, "num_hidden_layers": 3}
 
 
@@ -174,6 +175,18 @@ def tiny_llava(
         **{"image_token_index": IMAGE, "tie_word_embeddings": False, **top},
     )
     return _random(transformers.LlavaForConditionalGeneration, config, seed)
+
+
+def tiny_internvl(
+    seed: int, *, text: dict[str, Any] | None = None, vision: dict[str, Any] | None = None, **top: Any
+) -> transformers.InternVLForConditionalGeneration:
+    """As `tiny_qwen2_5_vl`."""
+    config = transformers.InternVLConfig(
+        text_config={**_TEXT, "model_type": "qwen2", "num_key_value_heads": 2, "pad_token_id": 1, **(text or {})},
+        vision_config={**INTERNVIT, **(vision or {})},
+        **{"image_token_id": IMAGE, "tie_word_embeddings": False, **top},
+    )
+    return _random(transformers.InternVLForConditionalGeneration, config, seed)
 
 
 def _random(kind: type, config: Any, seed: int) -> Any:

@@ -1,4 +1,4 @@
-"""Vision towers of Kimi-VL, DeepSeek-VL and LLaVA-1.5: layout, refusals and padding, without torch."""
+"""Vision towers of Kimi-VL, DeepSeek-VL, LLaVA-1.5 and InternVL3: layout, refusals and padding, without torch."""
 
 import re
 from dataclasses import replace
@@ -15,10 +15,14 @@ from models.hub.fields import Fields, MissingConfigFieldError, UnknownConfigFiel
 from models.hub.weights import WeightTable, load_params, save_params
 from models.ports.deepseek_vl import vision as deepseek
 from models.ports.deepseek_vl import weights as deepseek_weights
+from models.ports.internvl import vision as internvl
+from models.ports.internvl import weights as internvl_weights
 from models.ports.kimi_vl import vision as kimi
 from models.ports.kimi_vl import weights as kimi_weights
 from models.ports.llava import vision as llava
 from models.ports.llava import weights as llava_weights
+from tests.models.ports.test_internvl_config import LARGE, SMALL
+from tests.models.ports.test_port_configs import INTERNVL
 
 MOONVIT = kimi.VisionConfig(
     depth=2,
@@ -48,11 +52,19 @@ SIGLIP = deepseek.VisionConfig(**SQUARE, hidden_act="gelu_pytorch_tanh", layer_n
 CLIP = llava.VisionConfig(
     **SQUARE, hidden_act="quick_gelu", layer_norm_eps=1e-5, stored_depth=3, projector_act="gelu", projector_bias=True
 )
-PORTS = {"kimi": (kimi, MOONVIT), "deepseek": (deepseek, SIGLIP), "llava": (llava, CLIP)}
+PORTS = {
+    "kimi": (kimi, MOONVIT),
+    "deepseek": (deepseek, SIGLIP),
+    "llava": (llava, CLIP),
+    "internvl": (internvl, LARGE),
+    "internvl, small": (internvl, SMALL),
+}
 ROWS = {
     "kimi": kimi_weights.vision_rows,
     "deepseek": deepseek_weights.vision_rows,
     "llava": llava_weights.vision_rows,
+    "internvl": internvl_weights.vision_rows,
+    "internvl, small": internvl_weights.vision_rows,
 }
 
 
@@ -186,7 +198,7 @@ def test_images_of_a_bucket_share_a_program_and_batch(moonvit):
         assert np.abs(one - each).max() / np.abs(one).max() <= 1e-5
 
 
-@pytest.mark.parametrize("port", ["deepseek", "llava"])
+@pytest.mark.parametrize("port", ["deepseek", "llava", "internvl"])
 def test_images_of_one_size_batch(port):
     vision, config = PORTS[port]
     params = random_params(vision, config)
@@ -326,6 +338,7 @@ LLAVA_HUB = {
     "vocab_size": 32000,
 }
 HUB = {"kimi": KIMI_HUB, "deepseek": DEEPSEEK_HUB, "llava": LLAVA_HUB}
+HUB |= dict.fromkeys(("internvl", "internvl, small"), INTERNVL["vision_config"])
 
 
 def read(port, section=None, **top):
@@ -379,6 +392,7 @@ def test_unknown_and_missing_fields_are_refused(port):
         ("llava", {}, {"vision_feature_layer": [-2, -5]}, "vision_feature_layer"),
         ("llava", {}, {"vision_feature_select_strategy": "full"}, "vision_feature_select_strategy"),
         ("llava", {}, {"projector_hidden_act": "relu"}, "projector_hidden_act"),
+        ("internvl", {"num_channels": 0}, {}, "num_channels"),
     ],
 )
 def test_unsupported_configurations_are_refused(port, section, top, message):

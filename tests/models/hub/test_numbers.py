@@ -11,6 +11,7 @@ from models import load
 from models.hub.chat import ChatTemplate
 from models.hub.fields import ConfigError, Fields, MissingConfigFieldError, UnsupportedConfigError, read_json
 from models.ports.deepseek_vl import images as deepseek_vl_images
+from models.ports.internvl import images as internvl_images
 from models.ports.kimi_vl import images as kimi_vl_images
 from models.ports.llava import images as llava_images
 from models.ports.qwen2_5_vl import images as qwen2_5_vl_images
@@ -52,6 +53,7 @@ POSITIVE = {
     "text_config/partial_rotary_factor",
     "deepseek_vl": "text_config/rms_norm_eps text_config/rope_theta vision_config/layer_norm_eps",
     "llava": "text_config/rms_norm_eps text_config/rope_theta vision_config/layer_norm_eps",
+    "internvl": "text_config/rms_norm_eps text_config/rope_theta vision_config/layer_norm_eps downsample_ratio",
     "qwen2_5_vl": "rms_norm_eps rope_theta",
     "qwen3_vl": "text_config/rms_norm_eps text_config/rope_theta",
     "qwen2_5_vl, nested": "text_config/rms_norm_eps text_config/rope_parameters/rope_theta",
@@ -78,6 +80,9 @@ SIZES = {
     "vision_config/depth vision_config/patch_size vision_config/num_position_embeddings vision_config/num_heads",
     "qwen3_vl_moe": "text_config/num_experts text_config/num_experts_per_tok text_config/moe_intermediate_size "
     "text_config/decoder_sparse_step",
+    "internvl": "text_config/hidden_size text_config/num_attention_heads text_config/num_hidden_layers "
+    "vision_config/num_hidden_layers vision_config/num_attention_heads vision_config/image_size "
+    "vision_config/num_channels",
     "qwen2_5_vl": "num_attention_heads num_key_value_heads max_position_embeddings vocab_size vision_config/depth "
     "vision_config/window_size vision_config/temporal_patch_size vision_config/spatial_merge_size",
 }
@@ -93,6 +98,7 @@ TOKENS = {
     "kimi_vl": "media_placeholder_token_id text_config/first_k_dense_replace text_config/n_shared_experts",
     "deepseek_vl": "image_token_id",
     "llava": "image_token_id image_token_index",
+    "internvl": "image_token_id",
     "qwen2_5_vl": "image_token_id",
     "qwen3_vl": "image_token_id video_token_id vision_start_token_id vision_end_token_id",
 }
@@ -143,6 +149,7 @@ IMAGES = {
     "kimi_vl": (kimi_vl_images, {"image_processor_type": "KimiVLImageProcessor", "pad_input": True}),
     "deepseek_vl": (deepseek_vl_images, {"image_processor_type": "DeepseekVLImageProcessor"}),
     "llava": (llava_images, {"image_processor_type": "LlavaImageProcessor", "do_pad": True}),
+    "internvl": (internvl_images, {"image_processor_type": "GotOcr2ImageProcessorFast"}),
 }
 
 
@@ -187,6 +194,9 @@ def test_what_counts_pixels(value):
         ("deepseek_vl", "min_size"),
         ("deepseek_vl", "size"),
         ("llava", "crop_size"),
+        ("internvl", "size"),
+        ("internvl", "min_patches"),
+        ("internvl", "max_patches"),
     ):
         if field in ("size", "crop_size") and value == {}:
             continue  # sides that are left out have their default

@@ -21,9 +21,11 @@ PHI = {**TEXT, "model_type": "phi3_v", "max_position_embeddings": 131072, "origi
 CASES = {
     "this version serves": [
         {**PHI, "rope_scaling": {"type": "su", **FACTORS}},
-        {"model_type": "internvl_chat", "llm_config": {**TEXT, "model_type": "internlm2", "rope_scaling": DYNAMIC}},
         {"model_type": ["llava"]},
         {},
+    ],
+    "serves the same model in the format of transformers: load the repository whose name ends in -hf": [
+        {"model_type": "internvl_chat", "llm_config": {**TEXT, "model_type": "internlm2", "rope_scaling": DYNAMIC}},
     ],
     "Gemma-3": [
         {"model_type": "gemma3", "text_config": {**TEXT, "model_type": "gemma3_text", "sliding_window": 8}},

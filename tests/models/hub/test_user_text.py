@@ -101,8 +101,8 @@ def test_a_prompt_says_what_the_template_says(port, chat, shape):
         crossed += assert_says_the_same(name, tokenizer, chat, items, question)
     if name == "kimi_vl" and not shape:
         assert not crossed  # its texts stand between control tokens
-    if all(item is IMAGE for item in shape) and shape and not name.startswith("llava"):
-        assert not crossed
+    if all(item is IMAGE for item in shape) and shape and not name.startswith(("llava", "internvl")):
+        assert not crossed  # of these a line break follows an image, and joins another
 
 
 @pytest.mark.parametrize("shape", [shape for shape in [*SHAPES, *MIXED] if shape], ids=str)

@@ -7,6 +7,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 from models.hub.tiktoken import load_tokenizer
+from tests.internvl_files import NAMES, TEMPLATE
 from tests.kimi_tokenizer import BYTES, SPECIAL, write_tokenizer
 from tests.models.hub.test_chat import DEEPSEEK, LLAVA
 
@@ -102,6 +103,7 @@ IMAGES = {
     "deepseek_vl": "<image_placeholder>",
     "llava": "<image>\n",
     "llava, metaspace": "<image>\n",
+    "internvl": "<IMG_CONTEXT>\n",
 }
 CONTROLS = {
     "qwen2_5_vl": [*CHATML, "<tool_call>"],
@@ -109,6 +111,7 @@ CONTROLS = {
     "deepseek_vl": ["<|end|>", "<image_placeholder>"],
     "llava": ["<s>", "</s>", "<unk>", "<image>"],
     "llava, metaspace": ["<s>", "</s>", "<unk>", "<image>"],
+    "internvl": ["<|im_end|>", "<|im_start|>", *NAMES.values()],
 }
 
 TEXTS = [
@@ -127,12 +130,13 @@ def tokenizer_of(name, folder):
         "deepseek_vl": lambda: byte_level(GPT2_SPLIT, ["<|end|>"], ["<image_placeholder>", "ü", "÷"], DEEPSEEK),
         "llava": lambda: llama(LLAVA),
         "llava, metaspace": lambda: llama(LLAVA, metaspace=True),
+        "internvl": lambda: byte_level(QWEN_SPLIT, CONTROLS["internvl"], ["<tool_call>", "ü"], TEMPLATE),
     }
     return makers[name]()
 
 
 def placeholder_of(name, tokenizer):
-    return tokenizer.convert_tokens_to_ids(re.search(r"<\|image_pad\|>|<\|media_pad\|>|<image\w*>", IMAGES[name])[0])
+    return tokenizer.convert_tokens_to_ids(re.search(r"<\|\w+_pad\|>|<image\w*>|<IMG_CONTEXT>", IMAGES[name])[0])
 
 
 def control_ids(name, tokenizer):

@@ -7,8 +7,10 @@ from PIL import Image, ImageOps
 from models.hub.fields import ConfigError, UnknownConfigFieldError, UnsupportedConfigError
 from models.media.images import AspectRatioError, EmptyImageError, ImageFormatError, PatchLimitError, resized
 from models.ports.deepseek_vl import images as deepseek_vl
+from models.ports.internvl import images as internvl
 from models.ports.kimi_vl import images as kimi_vl
 from models.ports.llava import images as llava
+from tests.internvl_files import PREPROCESSING as INTERNVL
 from tests.pictures import MODES, picture, width_first
 
 KIMI = {
@@ -52,7 +54,12 @@ LLAVA = {
     "rescale_factor": 0.00392156862745098,
     "size": {"shortest_edge": 336},
 }
-PORTS = {"kimi": (kimi_vl, KIMI), "deepseek": (deepseek_vl, DEEPSEEK), "llava": (llava, LLAVA)}
+PORTS = {
+    "kimi": (kimi_vl, KIMI),
+    "deepseek": (deepseek_vl, DEEPSEEK),
+    "llava": (llava, LLAVA),
+    "internvl": (internvl, INTERNVL),
+}
 
 
 def published_kimi(image, limit, patch=14, merge=(2, 2), mean=0.5, std=0.5):

@@ -7,6 +7,7 @@ from models.hub.fields import read_json
 from models.ports.llama.config import FAMILIES
 from models.ports.smol_vl.config import MODEL_TYPE as SMOL_VL
 from models.registry import ARCHITECTURES, CHECKPOINTS
+from tests.models import tiny_internvl
 from tests.models.ports.test_qwen3_vl_config import PUBLISHED as QWEN3_VL
 from tests.models.tiny_llava import CONFIG
 
@@ -17,6 +18,7 @@ PREFIX = {
     "kimi_vl": ("language_model.model", "language_model.lm_head"),
     "deepseek_vl": ("model.language_model", "lm_head"),
     "llava": ("language_model.model", "language_model.lm_head"),
+    "internvl": ("language_model.model", "language_model.lm_head"),
 }
 PREFIX |= {name: ("model", "lm_head") for name in (*FAMILIES, SMOL_VL)}
 CONFIGS = {each.architecture.name: each.config for each in BACKBONES.values()}
@@ -27,6 +29,7 @@ def config_of(name):
         return CONFIGS[name]
     given = {
         "llava": CONFIG,
+        "internvl": tiny_internvl.CONFIG,
         **QWEN3_VL,
         SMOL_VL: read_json(CHECKPOINTS / "kamera-smol-vl" / "config.json") | {"text_config": {}},
     }

@@ -1,0 +1,93 @@
+"""Images and videos of InternVL3: tiles and frames, each a block of tokens of its own, with the texts around them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from kamera_jax.items import Video
+from models.architecture import Config, Encode
+from models.hub.chat import ChatTemplate
+from models.hub.fields import Fields
+from models.media.images import VERSION, check_image_size
+from models.media.spans import Span
+from models.media.still import ImageMedium
+from models.ports.internvl.images import ImageConfig
+
+
+@dataclass(frozen=True)
+class TileMedium(ImageMedium):
+    """Images: tiles, and the whole image behind them, side by side between two tokens."""
+
+    def settings(self, preprocessing: Mapping[str, Any], config: Config) -> ImageConfig:
+        """See `models.architecture.Medium`."""
+        settings = super().settings(preprocessing, config)
+        check_image_size(settings.tile, config.vision.image_size)
+        return settings
+
+    def pictures(self, item: Any) -> Iterator[tuple[str, Image.Image]]:
+        """What is cut into tiles, and the text before each picture."""
+        yield "", item
+
+    def spans(
+        self, item: Any, settings: ImageConfig, config: Config, chat: ChatTemplate, encode: Encode
+    ) -> Sequence[Span]:
+        """See `models.architecture.Medium`."""
+        for mark in ("<img>", "</img>"):
+            chat.token(mark)  # refuses a tokenizer without it
+        spans = []
+        before = ""
+        for text, picture in self.pictures(item):
+            cut = self.preprocess(picture, settings)
+            plan = self.plan(*cut.grid[1:], config.vision)
+            ids = [config.placeholders["image"]] * int(plan.tokens)
+            spans.append(Span(chat.ids(f"{before}{text}<img>")))
+            spans += [Span(ids, encode(patches, plan)) for patches in np.split(cut.patches, cut.grid[0])]
+            before = "</img>"
+        return [*spans, Span(chat.ids(before))]
+
+
+@dataclass(frozen=True)
+class VideoMedium(TileMedium):
+    """Videos: each frame is one tile behind its number, ``Frame1: `` first; when it is shown, the model does not read.
+
+    Frames do not see each other in the tower, so a long video is cut between them, and each part counts from 1.
+    """
+
+    kind: str = "video"
+    items: str = "videos (kamera_jax.Video)"
+    placeholder: str = "<video>"
+
+    def reads(self, item: Any) -> bool:
+        """See `models.architecture.Medium`."""
+        return isinstance(item, Video)
+
+    def normal(self, item: Video) -> Video:
+        """See `models.architecture.Medium`; a `Video` has checked itself."""
+        return item
+
+    def digested(self, item: Video, settings: ImageConfig) -> tuple[str, str, bytes]:
+        """See `models.architecture.Medium`."""
+        content = item.frames.tobytes() + item.times.tobytes()
+        return f"{self.kind}:v{VERSION}:{settings}", str(item.frames.shape), content
+
+    def pictures(self, item: Video) -> Iterator[tuple[str, Image.Image]]:
+        """The frames, with a line for each."""
+        for index, frame in enumerate(item.frames):
+            yield "\n" * (index > 0) + f"Frame{index + 1}: ", Image.fromarray(frame)
+
+    def cut(self, item: Video, settings: ImageConfig, config: Config, tokens: int) -> Sequence[Video]:
+        """See `models.architecture.Medium`; each part is whole frames, one at least."""
+        frames = max(1, tokens // config.vision.tokens)
+        return [item.between(first, first + frames) for first in range(0, len(item.frames), frames)]
+
+
+def video_config_from_hf(mapping: Mapping[str, Any], patch_size: int = 14) -> ImageConfig:
+    """As `ImageConfig.from_hf`, from a ``video_preprocessor_config.json``, or from the images' where there is none."""
+    fields = Fields("video_preprocessor_config.json", mapping)
+    fields.expect("video_processor_type", "InternVLVideoProcessor")
+    # Which frames to take from a file: here the frames are given.
+    fields.ignore("do_sample_frames", "fps", "num_frames", "initial_shift", "return_metadata", "video_metadata")
+    return ImageConfig.from_hf({**fields.rest, "min_patches": 1, "max_patches": 1}, patch_size)
