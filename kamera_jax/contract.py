@@ -32,16 +32,10 @@ def check_identity(vlm: Any) -> None:
     """Raise BackboneError unless things can be kept by a backbone: for as long as it lives.
 
     Raises:
-        NoModelError: it has nothing of a backbone.
+        NoModelError: it is of a type that is none.
     """
-    # A model of a class with __slots__ and nothing else is told about these.
-    if isinstance(vlm, _NO_MODEL) or not any(hasattr(vlm, member) for member in (*REQUIRED, "__slots__")):
-        named = isinstance(vlm, str) and re.fullmatch(r"[\w./-]{1,60}", vlm) and PurePath(vlm).suffix in ("", ".gguf")
-        load = f"models.load({vlm if named else 'kamera-tiny-gqa'!r})"
-        raise NoModelError(
-            f"vlm is {short(vlm)}; expected a model, which stands first, as in encode(vlm, item): vlm = {load} makes "
-            "one, or see kamera_jax.backbone.Backbone for your own"
-        )
+    if isinstance(vlm, _NO_MODEL):
+        raise _no_model(vlm)
     name = type(vlm).__name__
     try:
         hash(vlm)
@@ -59,15 +53,29 @@ def check_identity(vlm: Any) -> None:
         ) from error
 
 
+def _no_model(vlm: Any) -> NoModelError:
+    named = isinstance(vlm, str) and re.fullmatch(r"[\w./-]{1,60}", vlm) and PurePath(vlm).suffix in ("", ".gguf")
+    return NoModelError(
+        f"vlm is {short(vlm)}; expected a model, which stands first, as in encode(vlm, item): "
+        f"vlm = models.load({vlm if named else 'kamera-tiny-gqa'!r}) makes one, or see kamera_jax.backbone.Backbone "
+        "for your own"
+    )
+
+
 def check_members(vlm: Any, protocol: type) -> None:
     """Raise BackboneError unless a backbone has what it must have, and what else it has is of the right type.
 
     Args:
         vlm: the backbone.
         protocol: `kamera_jax.backbone.Backbone`, whose own methods do nothing.
+
+    Raises:
+        NoModelError: it has nothing of a backbone.
     """
     name = type(vlm).__name__
     missing = [each for each in REQUIRED if not hasattr(vlm, each) or _is_protocols(vlm, each, protocol)]
+    if len(missing) == len(REQUIRED) and protocol not in type(vlm).__mro__:
+        raise _no_model(vlm)
     if missing:
         raise BackboneError(
             f"{name} lacks {', '.join(missing)}; a backbone has {', '.join(REQUIRED)}: see "
