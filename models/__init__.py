@@ -1,9 +1,10 @@
 """Jitted ports of vision-language backbones."""
 
 from kamera_jax.moved import moved
+from models.media.video_files import VideoFile
 from models.registry import load
 
-__all__ = ["load"]
+__all__ = ["VideoFile", "load"]
 
 moved(
     "models",

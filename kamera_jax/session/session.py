@@ -2,22 +2,23 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from kamera_jax.backbone import Backbone, forward_flops
 from kamera_jax.chunk import Chunk, Patch
 from kamera_jax.errors import ChunkNotHeldError, MissingKeyError
-from kamera_jax.guard.planning import FORWARDS, Action
+from kamera_jax.guard.planning import FORWARDS
 from kamera_jax.guard.policy import ReusePolicy
 from kamera_jax.identity import canonical_key
 from kamera_jax.inference.encode import encode_segment
 from kamera_jax.inference.generate import Decoding, Generation, generate_turn, question_tail, turn_slots
-from kamera_jax.session.kept import Kept, Note, State
+from kamera_jax.inference.parts import parts
+from kamera_jax.session.kept import Kept, Note, State, stays
 from kamera_jax.session.log import Operation, Served, served
 from kamera_jax.session.memory import ChunkMemory
-from kamera_jax.session.saved import SavedSession, load_session, save_session
+from kamera_jax.session.saved import load_session, save_session
 from kamera_jax.session.serving import Coming, Serving, standing
 from kamera_jax.session.settings import MEMORY, check_key, check_settings, folder_of
 from kamera_jax.session.stats import SessionStats
@@ -108,11 +109,7 @@ class Session:
     @property
     def stats(self) -> SessionStats:
         """What the session has done so far."""
-        stats = self._kept.state.stats
-        store = self._kept.store
-        if not isinstance(store, ChunkMemory):
-            return stats
-        return replace(stats, forgotten=stats.forgotten + store.dropped, evicted_bytes=store.nbytes)
+        return self._kept.stats
 
     def add(self, item: Any, key: str | None = None, *, patch: bool = True, pin: bool = False) -> str:
         """Put an item at the window's end.
@@ -141,9 +138,22 @@ class Session:
         chunk, patches, encoding = self._chunk(item, key)
         if chunk.key in self.keys:
             pinned = chunk.key if pin else None
-            self._kept.note(replace(_stays("add", chunk.key), pin=pinned, counts={"seen": 1, "reused": 1}))
+            self._kept.note(replace(stays("add", chunk.key), pin=pinned, counts={"seen": 1, "reused": 1}))
             return chunk.key
         return self._put("add", Append(chunk), patches, patch=patch, encoding=encoding, pin=pin).key
+
+    def add_all(
+        self, item: Any, *, segment: float | int | None = None, tokens: int | None = None, **options: Any
+    ) -> tuple[str, ...]:
+        """Put a long item at the window's end in parts, one after another: a long video runs at fixed memory.
+
+        Where a part cannot be read or added, those before it are in the session, and the error is raised.
+
+        Args:
+            item, segment, tokens: see `kamera_jax.encode_all`.
+            options: of `add`, for each part.
+        """
+        return tuple(self.add(part, **options) for part in parts(self._vlm, item, tokens, segment))
 
     def ask(self, text: str, *, max_new_tokens: int = 16, keep: bool = True, **options: Any) -> Generation:
         """Answer a question about the window.
@@ -197,7 +207,7 @@ class Session:
         if key not in self.keys:
             self._put("recall", Recall(chunk, None, at), patches, patch=patch)
         elif at is None:
-            self._kept.note(replace(_stays("recall", key), counts={"recalls": 1}))
+            self._kept.note(replace(stays("recall", key), counts={"recalls": 1}))
         else:
             self._move(key, at, patch=patch)
 
@@ -224,7 +234,7 @@ class Session:
         if chunk.key in self.keys:
             gone = [place] if chunk.key != key else []
             counts = {"seen": 1, "reused": 1, "evicted": len(gone)}
-            note = replace(_stays("replace", chunk.key), pin=chunk.key if pinned else None, counts=counts)
+            note = replace(stays("replace", chunk.key), pin=chunk.key if pinned else None, counts=counts)
             self._kept.commit(without(self._kept.window, gone), gone, note)
             return chunk.key
         change = Replace(place, chunk)
@@ -247,20 +257,7 @@ class Session:
         Raises:
             ValueError: the folder holds something else.
         """
-        state = self._kept.state
-        memory = self._kept.store if isinstance(self._kept.store, ChunkMemory) else None
-        saved = SavedSession(
-            window=state.window,
-            memory=() if memory is None else memory.records,
-            patches=() if memory is None else memory.patch_records,
-            used=state.used,
-            evicted=self.evicted,
-            pinned=tuple(sorted(state.pinned)),
-            memory_bytes=self._memory_bytes,
-            rank=self._rank,
-            stats=asdict(self.stats),
-        )
-        save_session(folder_of(folder), saved)
+        save_session(folder_of(folder), self._kept.saved(self.evicted, self._memory_bytes, self._rank))
 
     @classmethod
     def restore(
@@ -346,7 +343,7 @@ class Session:
             if each != place:
                 after.append(coming if isinstance(each, Pair) else each)
         if after.index(coming) == place:
-            self._kept.note(replace(_stays("recall", key), counts={"recalls": 1}))
+            self._kept.note(replace(stays("recall", key), counts={"recalls": 1}))
         else:
             self._arrange("recall", after, moved=place)
 
@@ -391,8 +388,3 @@ class Session:
         note = Note(use=chunk.key, pin=chunk.key if pin else None, records=records, counts=counts)
         self._kept.commit(staying, leaving, note, list(zip(coming, steps, strict=True)), change)
         return chunk
-
-
-def _stays(operation: Operation, key: str) -> Note:
-    """What is noted of a chunk which stands in the window and is used again."""
-    return Note(use=key, records=(Served(operation, key, Action.KEEP, "it stands in the window already"),))
