@@ -125,7 +125,7 @@ class BackboneBase(Backbone):
         """A long item in parts that `prepare` takes, each of at most ``tokens`` tokens; whole by default."""
         return (item,)
 
-    def segments(self, item: Any, *, seconds: float) -> Iterator[Any]:
+    def segments(self, item: Any, *, seconds: float | int) -> Iterator[Any]:
         """An item's parts of so many seconds, which `prepare` takes, each made when it is asked for.
 
         By default a `kamera_jax.Video` is cut by its times, and anything else stays whole.

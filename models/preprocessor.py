@@ -173,11 +173,11 @@ class Preprocessor:
             raise ValueError(f"parts have at least 1 token; got tokens={tokens}")
         if isinstance(item, Preprocessed):
             return (self.checked(item),)
-        item = self._read(_only(item))
-        parts = self._parts(item)
+        read = self._read(_only(item))
+        parts = self._parts(item if read is _only(item) else read)
         medium = parts[0].medium
-        if isinstance(item, Video) and self.architecture.frames_as_images:
-            return self._cut_frames(item, parts[0], tokens)
+        if isinstance(read, Video) and self.architecture.frames_as_images:
+            return self._cut_frames(read, parts[0], tokens)
         if len(parts) > 1:
             return (item,)
         if medium is None:
@@ -338,6 +338,7 @@ class Preprocessor:
     def _readable(self) -> str:
         """What the model reads, in words."""
         media = [medium.items for medium in self.architecture.media]
+        media += ["videos (a file, or kamera_jax.Video), their frames as images"] * self.architecture.frames_as_images
         return ", ".join([f"text {'' if media else 'alone '}(str, or a .txt or .md file)", *media])
 
     def _spans(self, parts: Sequence[Part], encoder: Callable[[Medium], Any]) -> list[Span]:

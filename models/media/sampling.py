@@ -100,7 +100,7 @@ def check_wanted(fps: float | int | None, frames: int | None) -> None:
 
 
 def taken(
-    times: Float64[np.ndarray, " n"], end: float, tick: float, nominal: float | None, sampling: Sampling
+    times: Float64[np.ndarray, " n"], end: float | int, tick: float, nominal: float | None, sampling: Sampling
 ) -> tuple[Int64[np.ndarray, " m"], Float64[np.ndarray, " m"]]:
     """Which of some frames are taken, and the moments that they stand for, from the first frame's time.
 

@@ -83,8 +83,8 @@ class FileSegment:
     """
 
     name: str
-    begin: float
-    end: float
+    begin: float | int
+    end: float | int
     video: Video
 
 
@@ -110,7 +110,7 @@ def read_video(path: Path, sampling: Sampling | None = None) -> Video:
     return next(file_segments(path, math.inf, sampling)).video
 
 
-def file_segments(path: Path, seconds: float, sampling: Sampling | None = None) -> Iterator[FileSegment]:
+def file_segments(path: Path, seconds: float | int, sampling: Sampling | None = None) -> Iterator[FileSegment]:
     """The segments of a file, one after another; each is read when it is asked for.
 
     A segment in which no frame begins is left out: what it shows was shown before.
@@ -136,8 +136,8 @@ def file_segments(path: Path, seconds: float, sampling: Sampling | None = None) 
 
 
 def _grouped(
-    times: Iterator[tuple[Clock, int, int]], seconds: float
-) -> Iterator[tuple[Clock, list[int], float, float]]:
+    times: Iterator[tuple[Clock, int, int]], seconds: float | int
+) -> Iterator[tuple[Clock, list[int], float | int, float | int]]:
     """The times of each segment's frames, and when it begins and ends; the last one ends with its last frame."""
     group: list[int] = []
     number = 0
@@ -167,7 +167,7 @@ def _end(clock: Clock, pts: list[int], duration: int) -> float:
     return clock.seconds(pts[-1]) + lasting
 
 
-def _segment(clock: Clock, pts: list[int], end: float, sampling: Sampling, frames: "Frames") -> Video:
+def _segment(clock: Clock, pts: list[int], end: float | int, sampling: Sampling, frames: "Frames") -> Video:
     """The frames that are taken of those that begin at ``pts``."""
     ticks = np.asarray(pts, np.int64)
     begin = clock.seconds(pts[0])

@@ -58,7 +58,7 @@ class VideoTimesError(VideoFileError):
     """Frames without times, or whose times fall back."""
 
 
-def clock_time(seconds: float) -> str:
+def clock_time(seconds: float | int) -> str:
     """Seconds as people write them: ``0:04``, ``1:02:03``, ``0:02.5``."""
     hundredths = round(seconds * 100)
     minutes, rest = divmod(hundredths, 6000)
@@ -157,27 +157,36 @@ def timeline(path: Path) -> Generator[tuple[Clock, int, int], None, None]:
             elif pts == last:  # two packets of one frame
                 continue
             elif pts < last:
-                raise VideoTimesError(
-                    f"{path}: the times fall back from {clock_time(clock.seconds(last))} to "
-                    f"{clock_time(clock.seconds(pts)) if pts > clock.first else 'before the first frame'}; cut the "
-                    "file there, or give its frames times that rise: ffmpeg -i FILE -vsync vfr OTHER"
-                )
+                raise _fallen(path, clock.seconds(last))
             last = pts
             yield clock, pts, duration
         if clock is None:
             raise DamagedVideoError(f"{path} has a video stream without frames; expected one frame at least")
 
 
+def _fallen(path: Path, seconds: float) -> VideoTimesError:
+    return VideoTimesError(
+        f"{path}: the times fall back at {clock_time(seconds)}; cut the file there, or give its frames times that rise:"
+        " ffmpeg -i FILE -fps_mode vfr OTHER"
+    )
+
+
 def _of_packets(path: Path) -> Generator[tuple[Any, int, int], None, None]:
     """Stream, time and duration of each packet, put in the order of the times; of what a decoder drops, none."""
     waiting: list[tuple[int, int]] = []
+    first = None
+    last = None
     with _opened(path) as (container, stream):
         for pts, duration in _packets(path, container, stream):
             if pts is None:  # a second field
                 continue
+            if last is not None and pts < last:
+                raise _fallen(path, float((max(waiting)[0] - first) * stream.time_base))
             heapq.heappush(waiting, (pts, duration))
             if len(waiting) > _REORDERED:
-                yield stream, *heapq.heappop(waiting)
+                last, duration = heapq.heappop(waiting)
+                first = last if first is None else first
+                yield stream, last, duration
         while waiting:
             yield stream, *heapq.heappop(waiting)
 
