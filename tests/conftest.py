@@ -67,9 +67,7 @@ def without_parity(config):
 def pytest_configure(config):
     if without_parity(config):
         # Where torch is installed all the same: whoever needs it fails as where it is not.
-        sys.meta_path[:] = [WithoutTorch if finder is PathFinder else finder for finder in sys.meta_path]
-    else:
-        sys.meta_path[:] = [WithOperators if finder is PathFinder else finder for finder in sys.meta_path]
+        sys.meta_path[:] = [WithoutTorch if finder is WithOperators else finder for finder in sys.meta_path]
 
 
 class WithoutTorch(PathFinder):
@@ -94,7 +92,6 @@ class WithOperators(PathFinder):
             import torch
 
             cls.looked = True
-
             try:
                 torch.ops.load_library(str(next(Path(spec.origin).parent.glob("_C.*"))))
             except OSError:
@@ -102,6 +99,10 @@ class WithOperators(PathFinder):
                 for name in ("nms", "qnms"):
                     cls.operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         return spec
+
+
+# Before the first module of tests/parity is imported, which may be before pytest is configured.
+sys.meta_path[:] = [WithOperators if finder is PathFinder else finder for finder in sys.meta_path]
 
 
 def pytest_ignore_collect(collection_path, config):

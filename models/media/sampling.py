@@ -56,7 +56,7 @@ class Sampling:
             raise SamplingError(f"both fps={fps} and frames={frames} are given; expected one of them")
         return replace(self, fps=self.fps if fps is None else fps, frames=frames)
 
-    def count(self, total: int, rate: float) -> int:
+    def count(self, total: int, rate: float | int) -> int:
         """How many frames are taken of ``total`` frames that follow one another at ``rate`` a second."""
         group = self.multiple
         if self.frames is not None:
@@ -66,7 +66,7 @@ class Sampling:
             wanted = math.floor(min(max(total / rate * self.fps, self.least), most, total))
         return max(wanted // group * group, min(group, total))
 
-    def places(self, total: int, rate: float) -> Float64[np.ndarray, " n"]:
+    def places(self, total: int, rate: float | int) -> Float64[np.ndarray, " n"]:
         """Places from 0 to below ``total``, in frames: each stands for the frame at the whole number below it."""
         count = self.count(total, rate)
         return np.arange(count) * (total / count)
@@ -76,13 +76,13 @@ class Sampling:
 class EndToEndSampling(Sampling):
     """The same from the first frame to the last one, as HF ``Qwen3VLVideoProcessor.sample_frames``."""
 
-    def count(self, total: int, rate: float) -> int:
+    def count(self, total: int, rate: float | int) -> int:
         """See `Sampling.count`; the number is not rounded to a multiple."""
         if self.frames is not None:
             return min(self.frames, total)
         return min(max(int(total / rate * self.fps), self.least), self.most, total)
 
-    def places(self, total: int, rate: float) -> Float64[np.ndarray, " n"]:
+    def places(self, total: int, rate: float | int) -> Float64[np.ndarray, " n"]:
         """See `Sampling.places`; each is a whole number."""
         return np.linspace(0, total - 1, self.count(total, rate)).round()
 

@@ -96,12 +96,12 @@ def test_hours_from_the_begin_positions_are_the_same(vlm, clip):
 
 
 def test_a_session_takes_a_long_video_segment_by_segment(vlm, clip):
-    expected = [chunk.key for chunk in kj.encode_all(vlm, clip, segment=2)]
+    expected = [chunk.key for chunk in kj.encode_all(vlm, clip, segment=1)]
     session = kj.Session(vlm, capacity=128)
-    keys = session.add_all(clip, segment=2)
-    assert list(keys) == expected and len(keys) == 4
-    assert session.keys == keys[-len(session.keys) :] and len(session.keys) < 4  # the window slid
-    assert session.stats.evicted == 4 - len(session.keys)
+    keys = session.add_all(clip, segment=1)
+    assert list(keys) == expected and len(keys) == 8
+    assert session.keys == keys[-len(session.keys) :] and len(session.keys) < 8  # the window slid
+    assert session.stats.evicted == 8 - len(session.keys)
     session.recall(keys[0])
     assert session.keys[-1] == keys[0]
     assert session.add_all("a red star.") == (session.keys[-1],)
@@ -155,7 +155,9 @@ def test_sampling_is_the_checkpoint_s(vlm, tmp_path):
     for path in (CHECKPOINTS / "kamera-tiny-gqa").iterdir():
         (folder / path.name).symlink_to(path)
     images = json.loads((folder / "preprocessor_config.json").read_text())
-    (folder / "video_preprocessor_config.json").write_text(json.dumps({**images, "fps": 1.0, "max_frames": 6}))
+    videos = {name: each for name, each in images.items() if name not in ("image_processor_type", "size")}
+    videos |= {"video_processor_type": "Qwen2VLVideoProcessor", "fps": 1.0, "max_frames": 6}
+    (folder / "video_preprocessor_config.json").write_text(json.dumps(videos))
     clip = write(tmp_path / "a.mp4", 100, 10, size=(56, 84))
     (video,) = load(folder).segments(clip, seconds=100)
     assert numbers(video) == [0, 16, 33, 50, 66, 83]
