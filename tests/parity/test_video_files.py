@@ -57,7 +57,7 @@ def ours(video, settings, tokens_per_second):
     config = SimpleNamespace(
         towers=vlm.config.towers, media={"video": tokens_per_second}, placeholders=vlm.config.placeholders
     )
-    spans = MEDIUM.spans(video, settings, config, None, encode)
+    spans = MEDIUM.spans(video, settings, config, vlm._chat, encode)
     return np.concatenate(patches), np.concatenate([each.positions for each in spans], axis=1), len(spans)
 
 

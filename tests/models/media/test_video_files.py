@@ -224,7 +224,9 @@ def test_no_frames(tmp_path):
     path = tmp_path / "a.avi"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mjpeg", rate=10)
-        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuvj420p"
+        stream.height = 48
+        stream.width = 64
+        stream.pix_fmt = "yuvj420p"
         container.start_encoding()
     with pytest.raises((DamagedVideoError, VideoFormatError, VideoSizeError), match="a.avi"):
         read_video(path)
