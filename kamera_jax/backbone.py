@@ -1,6 +1,6 @@
 """What a model must offer to be served by the operator, and what it may offer: users bring their own JAX model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, no_type_check, runtime_checkable
 from weakref import WeakSet
 
@@ -9,6 +9,7 @@ import jax
 from jaxtyping import Array, Float
 
 from kamera_jax.contract import METHODS, OPTIONAL, check_identity, check_members, check_output
+from kamera_jax.items import Video
 from kamera_jax.kv import KV, KVSpec, Segment, WindowState
 from kamera_jax.types import Params
 
@@ -123,6 +124,13 @@ class BackboneBase(Backbone):
     def cut(self, item: Any, *, tokens: int) -> tuple[Any, ...]:
         """A long item in parts that `prepare` takes, each of at most ``tokens`` tokens; whole by default."""
         return (item,)
+
+    def segments(self, item: Any, *, seconds: float | int) -> Iterator[Any]:
+        """An item's parts of so many seconds, which `prepare` takes, each made when it is asked for.
+
+        By default a `kamera_jax.Video` is cut by its times, and anything else stays whole.
+        """
+        yield from item.segments(seconds) if isinstance(item, Video) else (item,)
 
     def leading(self, layers: int) -> Backbone:
         """The model cut off after its first ``layers`` layers; the whole model where it cannot be cut."""

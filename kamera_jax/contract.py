@@ -20,7 +20,7 @@ from kamera_jax.kv import KVSpec, Segment, WindowState
 
 METHODS = ("prepare", "tail", "decode", "forward")
 REQUIRED = ("spec", "params", "fingerprint", "preamble", "eos", *METHODS)
-OPTIONAL_METHODS = ("follow_up", "flops", "leading", "cut")
+OPTIONAL_METHODS = ("follow_up", "flops", "leading", "cut", "segments")
 OPTIONAL = ("closing", "attends_in_place", "reads_context", "fills_slots", "collects", *OPTIONAL_METHODS)
 
 

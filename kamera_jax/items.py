@@ -1,6 +1,8 @@
 """Plain data that users hand in: what is neither text nor a single image."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -62,6 +64,21 @@ class Video:
         if not 0 < fps < float("inf"):
             raise VideoError(f"fps is {fps}; expected a finite number of frames a second, above 0")
         return cls(frames, np.arange(len(frames)) / fps)
+
+    def segments(self, seconds: float | int) -> "Iterator[Video]":
+        """Parts of so many seconds, counted from the first frame; one in which there is no frame is left out.
+
+        Raises:
+            VideoError: ``seconds`` is not above 0.
+        """
+        if not seconds > 0:
+            raise VideoError(f"a segment is {seconds} seconds long; expected a number above 0")
+        since = self.times.astype(np.float64) - float(self.times[0])
+        # A time in f32 may lie this far below the one that it stands for.
+        numbers = np.floor((since + np.spacing(np.abs(self.times).max())) / seconds)
+        borders = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(since)]
+        for first, last in pairwise(borders):
+            yield self.between(first, last)
 
     def between(self, first: int, last: int) -> "Video":
         """Frames ``first`` to ``last`` - 1, with their times."""

@@ -12,6 +12,7 @@ from models.blocks.decoder import DecoderConfig, text_declaration
 from models.blocks.params import Params
 from models.hub.chat import ChatTemplate
 from models.hub.weight_table import WeightTable
+from models.media.sampling import Sampling
 from models.media.spans import Features, Span
 
 Encode = Callable[[Any, Any], Features]
@@ -112,6 +113,15 @@ class Medium(Protocol):
         ...
 
 
+def sampling_of(medium: Any, preprocessing: Mapping[str, Any], config: Config) -> Sampling:
+    """Which frames a medium takes of a video file: what its ``sampling`` states, with the arguments of `settings`.
+
+    It may be left out: two frames a second are taken then.
+    """
+    own = getattr(medium, "sampling", None)
+    return Sampling() if own is None else own(preprocessing, config)
+
+
 @dataclass(frozen=True)
 class Architecture:
     """A port: a reading of the configuration, a weight table, and the media it reads.
@@ -121,12 +131,14 @@ class Architecture:
         config_from_hf: config.json to `Config`.
         weight_table: hub names of all tensors.
         media: what it reads beside text; none for a language model.
+        frames_as_images: whether a video is read as its frames, an image each; of a port without videos.
     """
 
     name: str
     config_from_hf: Callable[[Mapping[str, Any]], Config]
     weight_table: Callable[[Config], WeightTable]
     media: tuple[Medium, ...] = ()
+    frames_as_images: bool = False
 
     def declaration(self, config: Config) -> Params:
         """Every parameter of the model."""

@@ -14,13 +14,16 @@ from PIL import Image
 
 from kamera_jax.errors import ModelLengthError
 from kamera_jax.handle import traced
+from kamera_jax.items import Video
 from models.architecture import Architecture, Config, Medium
 from models.hub.borders import Piece, warn_of_trailing_space
 from models.hub.chat import Block, ChatTemplate
 from models.media.files import MAX_TEXT_BYTES, MediaFileError
 from models.media.mistaken import instead_of, warn_of_path
 from models.media.pictures import ImageError, open_item
+from models.media.sampling import Sampling
 from models.media.spans import Pending, Span, advance_of
+from models.media.video_files import FileSegment, VideoFile, file_segments, read_video, video_file
 
 _SLICE = 2**15
 """Letters of a long text whose tokens are counted together, to see whether it is longer than the model."""
@@ -92,7 +95,13 @@ class Preprocessor:
     """
 
     def __init__(
-        self, architecture: Architecture, config: Config, chat: ChatTemplate, settings: Mapping[str, Any], identity: str
+        self,
+        architecture: Architecture,
+        config: Config,
+        chat: ChatTemplate,
+        settings: Mapping[str, Any],
+        identity: str,
+        sampling: Mapping[str, Sampling] | None = None,
     ) -> None:
         """Put together what `VisionLanguageModel` has; ``identity`` is a digest of what decides the result."""
         self.architecture = architecture
@@ -100,6 +109,7 @@ class Preprocessor:
         self.identity = identity
         self._chat = chat
         self._settings = settings
+        self._sampling = sampling or {}
 
     def __repr__(self) -> str:
         return f"<Preprocessor of {self.architecture.name}, for {self.identity[:12]}: reads {self._readable()}>"
@@ -157,8 +167,8 @@ class Preprocessor:
         A text is cut before a paragraph break, else before white space, so that the parts' token ids in a row are those
         of the whole; see `models.hub.borders.pieces`. Its parts are `Preprocessed`, whose ``text`` in a row is the
         text, less the white space that the chat template takes from its ends. A video is cut between temporal patches,
-        of which each part has one at least; its media tokens are counted. Images and lists stay whole, and what needs
-        no cut. Each part's positions count from its own start.
+        of which each part has one at least, or between frames that are read as images; its media tokens are counted.
+        Images and lists stay whole, and what needs no cut. Each part's positions count from its own start.
 
         Raises:
             ValueError: the item cannot be read, or ``tokens`` is below 1.
@@ -167,8 +177,11 @@ class Preprocessor:
             raise ValueError(f"parts have at least 1 token; got tokens={tokens}")
         if isinstance(item, Preprocessed):
             return (self.checked(item),)
-        parts = self._parts(item)
+        read = self._read(_only(item))
+        parts = self._parts(item if read is _only(item) else read)
         medium = parts[0].medium
+        if isinstance(read, Video) and self.architecture.frames_as_images:
+            return self._cut_frames(read, parts[0], tokens)
         if len(parts) > 1:
             return (item,)
         if medium is None:
@@ -178,6 +191,52 @@ class Preprocessor:
             self._check_end(parts[0])
             return tuple(map(self._piece, pieces))
         return tuple(medium.cut(parts[0].item, self._settings[medium.kind], self.config, tokens))
+
+    def _cut_frames(self, video: Video, first: Part, tokens: int) -> tuple[Video, ...]:
+        """A video whose frames are read as images, in parts of at most so many tokens, or one frame."""
+        each = sum(len(span.ids) for span in self._block(first, lambda medium: partial(Pending, medium.kind)))
+        frames = max(1, tokens // each)
+        return tuple(video.between(begin, begin + frames) for begin in range(0, len(video.frames), frames))
+
+    def segments(self, item: Any, *, seconds: float | int) -> Iterator[Any]:
+        """The segments of a video or a video file, each read when it is asked for; any other item alone.
+
+        Args:
+            item: see `VisionLanguageModel.prepare`; a video file is a path or a `models.VideoFile`.
+            seconds: the length of a segment.
+
+        Raises:
+            ValueError: ``seconds`` is not above 0, or the file cannot be read, where the segment in work cannot be.
+        """
+        item = _only(item)
+        if isinstance(item, Video):
+            yield from item.segments(seconds)
+        elif (file := video_file(item)) is not None:
+            for segment in self.file_segments(file, seconds=seconds):
+                yield segment.video
+        else:
+            yield item
+
+    def file_segments(self, item: Path | VideoFile, *, seconds: float | int) -> Iterator[FileSegment]:
+        """As `segments`, of a video file of any name, each with its times and a name for messages."""
+        file = VideoFile(item) if isinstance(item, Path) else item
+        return file_segments(file.path, seconds, self._sampling_for(file))
+
+    def _sampling_for(self, file: VideoFile) -> Sampling:
+        """The frames that are taken of a file.
+
+        Raises:
+            ItemError: the model reads no videos.
+        """
+        kind = "image" if self.architecture.frames_as_images else "video"
+        if kind not in [medium.kind for medium in self.architecture.media]:
+            raise ItemError(f"{file.path} is a video; this model reads {self._readable()}")
+        return self._sampling.get(kind, Sampling()).wanting(file.fps, file.frames)
+
+    def _read(self, item: Any) -> Any:
+        """A video file's frames and times; any other item as it is."""
+        file = video_file(item)
+        return item if file is None else read_video(file.path, self._sampling_for(file))
 
     def _piece(self, piece: Piece) -> Preprocessed:
         """A piece of a text, as the text of its own that has these token ids."""
@@ -231,17 +290,24 @@ class Preprocessor:
             ValueError: a part cannot be read; of several, the message says which.
         """
         if not isinstance(item, list | tuple):
-            return [self._opened(item)]
+            return self._of(item)
         if not item:
             raise ItemError(f"the list of a chunk's parts is empty; expected {self._readable()}")
         if len(item) == 1:
-            return [self._opened(item[0])]
+            return self._of(_only(item))
         parts = []
         for number, each in enumerate(item, start=1):
             place = f"part {number} of {len(item)}: "
             with named(place):
-                parts.append(replace(self._opened(each), place=place))
+                parts += [replace(part, place=place) for part in self._of(each)]
         return parts
+
+    def _of(self, item: Any) -> list[Part]:
+        """An item that is no list, opened: one part, or the frames of a video that are read as images."""
+        item = self._read(item)
+        if isinstance(item, Video) and self.architecture.frames_as_images:
+            return [self._opened(frame) for frame in item.frames]
+        return [self._opened(item)]
 
     def _opened(self, item: Any) -> Part:
         """One part, read.
@@ -279,6 +345,7 @@ class Preprocessor:
     def _readable(self) -> str:
         """What the model reads, in words."""
         media = [medium.items for medium in self.architecture.media]
+        media += ["videos (a file, or kamera_jax.Video), their frames as images"] * self.architecture.frames_as_images
         return ", ".join([f"text {'' if media else 'alone '}(str, or a .txt or .md file)", *media])
 
     def _spans(self, parts: Sequence[Part], encoder: Callable[[Medium], Any]) -> list[Span]:
@@ -324,6 +391,11 @@ class Preprocessor:
         """The spans of a medium's part."""
         medium: Any = part.medium
         return medium.spans(part.item, self._settings[medium.kind], self.config, self._chat, encoder(medium))
+
+
+def _only(item: Any) -> Any:
+    """The item of a list of one, which is that item."""
+    return item[0] if isinstance(item, list | tuple) and len(item) == 1 else item
 
 
 def _text_part(text: str) -> Part:

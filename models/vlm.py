@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import partial
@@ -10,26 +10,26 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from kamera_jax.backbone import BackboneBase
-from kamera_jax.dtypes import DtypeError, floating
+from kamera_jax.dtypes import floating
 from kamera_jax.guard.calibration import Calibration
 from kamera_jax.identity import content_key
 from kamera_jax.kv import KVSpec, Segment
 from kamera_jax.session.warm import QUESTION, Progress, warm
 from kamera_jax.transfer import to_device
 from kamera_jax.window.window import Mode
-from models.architecture import Architecture, Config, Encode, Medium, describe_attention, describe_params
+from models.architecture import Architecture, Config, Encode, Medium, describe_attention, describe_params, sampling_of
 from models.blocks import decoder
 from models.blocks.params import Params, check_params, params_digest
 from models.blocks.sharding import Rules, on_device, param_shardings
 from models.errors import FrozenParamsError
 from models.forward import COLLECTS, COLLECTS_OF_EXPERTS, forward_of
 from models.hub.chat import ChatTemplate
-from models.hub.fields import ConfigError, UnsupportedConfigError, preprocessing_of, read_json
+from models.hub.fields import ConfigError, preprocessing_of, read_json
 from models.hub.files import parsed, read_text
-from models.hub.weights import load_params, revision, stored_dtype
+from models.hub.weights import declared_dtype, load_params, revision
+from models.media.sampling import Sampling
 from models.media.spans import Features, Pending, Span, compose
 from models.preprocessor import ItemError, Preprocessed, Preprocessor, digest
 
@@ -77,11 +77,12 @@ class VisionLanguageModel(BackboneBase):
         fingerprint: str,
         calibration: Calibration | None = None,
         identity: tuple[tuple[str, str], ...] = (),
+        sampling: Mapping[str, Sampling] | None = None,
     ) -> None:
         """Put together what `load` reads.
 
         ``params`` is a tree as declared by the architecture; ``settings`` is what each medium's ``settings`` gave, by
-        kind.
+        kind, and ``sampling`` what its ``sampling`` did.
         """
         text = config.text
         rot_dim, free_dim, heads = text.attention.kv_widths
@@ -106,7 +107,7 @@ class VisionLanguageModel(BackboneBase):
         self._chat = chat
         made = dict(identity)
         reads = [made.get("configuration", fingerprint), made.get("preprocessing", ""), list(chat.preamble)]
-        self.preprocess = Preprocessor(architecture, config, chat, settings, content_key({"reads": reads}))
+        self.preprocess = Preprocessor(architecture, config, chat, settings, content_key({"reads": reads}), sampling)
         self.eos = chat.eos
         self.closing = chat.closing
         self.preamble = self._text_segment(chat.preamble, f"preamble:{list(chat.preamble)}")
@@ -153,7 +154,7 @@ class VisionLanguageModel(BackboneBase):
         mapping = read_json(folder / "config.json")
         config = architecture.config_from_hf(mapping)
         auto = dtype is None or (isinstance(dtype, str) and dtype.strip().lower() == "auto")
-        dtype = _stored_dtype(folder, mapping) if auto else floating(dtype)
+        dtype = declared_dtype(folder, mapping) if auto else floating(dtype)
         preprocessing = preprocessing_of(folder) if architecture.media else {}
         declared = architecture.declaration(config)
         table = architecture.weight_table(config)
@@ -165,7 +166,12 @@ class VisionLanguageModel(BackboneBase):
         fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         kinds = [medium.kind for medium in architecture.media]
         chat = ChatTemplate.load(folder, system=system, kinds=kinds, variables=chat_template_kwargs)
-        settings = {m.kind: m.settings(preprocessing_of(folder, m.kind), config) for m in architecture.media}
+        settings = {
+            each.kind: each.settings(preprocessing_of(folder, each.kind), config) for each in architecture.media
+        }
+        sampling = {
+            each.kind: sampling_of(each, preprocessing_of(folder, each.kind), config) for each in architecture.media
+        }
         parts = {"configuration": mapping, "preprocessing": preprocessing, "weights": identity["weights"]}
         return cls(
             architecture,
@@ -176,10 +182,13 @@ class VisionLanguageModel(BackboneBase):
             fingerprint,
             _calibration(folder, fingerprint),
             tuple((name, content_key({name: part})) for name, part in parts.items()),
+            sampling,
         )
 
     def prepare(self, item: Any) -> Segment:
         """A chunk's tokens: str is text, Path a file, PIL image or uint8[H, W, 3] an image, `kamera_jax.Video` a video.
+
+        A video file has the frames that the model's preprocessing takes; `models.VideoFile` states other ones.
 
         A list or tuple of these is one chunk, with its texts and media as the chat template writes the parts of one
         message; of one item it is that item. What ``preprocess`` made of an item, in this process or another, is taken
@@ -205,6 +214,13 @@ class VisionLanguageModel(BackboneBase):
             ValueError: the item cannot be read, or ``tokens`` is below 1.
         """
         return self.preprocess.cut(item, tokens=tokens)
+
+    def segments(self, item: Any, *, seconds: float | int) -> Iterator[Any]:
+        """The segments of a video, or of a video file, as videos, each read when it is asked for; else the item alone.
+
+        See `models.preprocessor.Preprocessor.segments`.
+        """
+        return self.preprocess.segments(item, seconds=seconds)
 
     def _encoded(self, span: Span) -> Span:
         """The span with the features of its block."""
@@ -365,20 +381,6 @@ class VisionLanguageModel(BackboneBase):
 
     def _text_segment(self, ids: Sequence[int], content: str) -> Segment:
         return compose([Span(ids)], self.spec.rope.axes, digest(content))
-
-
-def _stored_dtype(folder: Path, mapping: Mapping[str, Any]) -> np.dtype:
-    """What config.json says; where it does not, what most of the weights are stored in.
-
-    Raises:
-        UnsupportedConfigError: parameters cannot have it.
-    """
-    field = next((name for name in ("dtype", "torch_dtype") if mapping.get(name) not in (None, "auto")), None)
-    dtype = stored_dtype(folder) if field is None else mapping[field]
-    try:
-        return floating(dtype, f"config.json: {field}" if field else "the dtype that most of the weights are stored in")
-    except DtypeError as error:
-        raise UnsupportedConfigError(f'{error}; say what to load it in, such as load(…, dtype="float32")') from error
 
 
 def _calibration(folder: Path, fingerprint: str) -> Calibration | None:

@@ -67,13 +67,42 @@ def without_parity(config):
 def pytest_configure(config):
     if without_parity(config):
         # Where torch is installed all the same: whoever needs it fails as where it is not.
-        sys.meta_path[:] = [WithoutTorch if finder is PathFinder else finder for finder in sys.meta_path]
+        sys.meta_path[:] = [WithoutTorch if finder is WithOperators else finder for finder in sys.meta_path]
 
 
 class WithoutTorch(PathFinder):
     @classmethod
     def find_spec(cls, fullname, path=None, target=None):
-        return None if fullname == "torch" else super().find_spec(fullname, path, target)
+        return None if fullname in ("torch", "torchvision") else super().find_spec(fullname, path, target)
+
+
+class WithOperators(PathFinder):
+    """Declares two operators of torchvision where its own library does not load: beside a torch for CPUs alone.
+
+    What transformers' video processors call of it is Python, and works without that library.
+    """
+
+    operators = None
+    looked = False
+
+    @classmethod
+    def find_spec(cls, fullname, path=None, target=None):
+        spec = super().find_spec(fullname, path, target)
+        if fullname == "torchvision" and spec is not None and not cls.looked:
+            import torch
+
+            cls.looked = True
+            try:
+                torch.ops.load_library(str(next(Path(spec.origin).parent.glob("_C.*"))))
+            except OSError:
+                cls.operators = torch.library.Library("torchvision", "DEF")
+                for name in ("nms", "qnms"):
+                    cls.operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        return spec
+
+
+# Before the first module of tests/parity is imported, which may be before pytest is configured.
+sys.meta_path[:] = [WithOperators if finder is PathFinder else finder for finder in sys.meta_path]
 
 
 def pytest_ignore_collect(collection_path, config):

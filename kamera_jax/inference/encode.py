@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kamera_jax.arguments import check_choice, check_list, check_type, whole_number
+from kamera_jax.arguments import check_choice, check_list, check_type
 from kamera_jax.backbone import Backbone, Output, with_defaults
 from kamera_jax.chunk import Chunk, Patch, describe, source_of
 from kamera_jax.contract import check_segment
@@ -18,6 +18,7 @@ from kamera_jax.handle import Columns, traced
 from kamera_jax.identity import content_key, patch_key
 from kamera_jax.inference.forming import fit_and_share, forming_numbers, shares
 from kamera_jax.inference.orders import mean_of, orders_of
+from kamera_jax.inference.parts import parts
 from kamera_jax.kv import Factors, Segment, Sketch, SketchSpec, bucket_of_slots, check_length
 from kamera_jax.patch.size import Size
 from kamera_jax.patch.sketch import take_jit
@@ -25,9 +26,6 @@ from kamera_jax.transfer import as_f32, expect_packed, packed
 from kamera_jax.window.changes import append, materialised, nan_if
 from kamera_jax.window.checks import check_chunk, check_model
 from kamera_jax.window.window import Window, aligned
-
-PART_TOKENS = 1024
-"""Tokens of a chunk at most, by default, where a long item is cut."""
 
 ROOM = 256
 """Slots a prefilled window keeps free by default, for a question and its answer."""
@@ -58,25 +56,32 @@ def encode(vlm: Backbone, item: Any, *, preamble: Literal["pinned"] | None = "pi
 
 
 def encode_all(
-    vlm: Backbone, item: Any, *, tokens: int = PART_TOKENS, preamble: Literal["pinned"] | None = "pinned"
+    vlm: Backbone,
+    item: Any,
+    *,
+    tokens: int | None = None,
+    segment: float | int | None = None,
+    preamble: Literal["pinned"] | None = "pinned",
 ) -> tuple[Chunk, ...]:
     """Canonical KV of a long item in several chunks, cut at its natural borders.
 
     A text is cut before a paragraph break, else before white space, never behind it: the chunks' token ids in a row are
-    those of the whole text. A video is cut between its frames. Images and lists have no such borders and are one chunk.
+    those of the whole text. A video is cut between its frames, or in segments of so many seconds, of which a file's are
+    read one after another. Images and lists have no such borders and are one chunk.
 
     Args:
         vlm: the model; one that does not say how it cuts (`kamera_jax.backbone.BackboneBase.cut`) never does.
         item: see `encode`.
-        tokens: at most so many tokens in a chunk, of a video media tokens, but at least what cannot be cut further.
+        tokens: at most so many tokens in a chunk, of a video media tokens, but at least what cannot be cut further; by
+            default 1024, and where ``segment`` is given any number.
+        segment: seconds of a video that are a chunk.
         preamble: see `encode`.
 
     Raises:
-        ValueError: ``tokens`` is below 1; else see `encode`.
+        ValueError: ``tokens`` is below 1, or ``segment`` not above 0; else see `encode`.
     """
-    tokens = whole_number(tokens, "tokens", 1)
     check_choice(preamble, ("pinned", None), "preamble")
-    return tuple(encode(vlm, part, preamble=preamble) for part in with_defaults(vlm).cut(item, tokens=tokens))
+    return tuple(encode(vlm, part, preamble=preamble) for part in parts(vlm, item, tokens, segment))
 
 
 def encode_segment(vlm: Backbone, segment: Segment) -> Chunk:

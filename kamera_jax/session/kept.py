@@ -1,7 +1,7 @@
 """What a session keeps: its window, what has left that, and in which order chunks were used."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from kamera_jax.backbone import Backbone
 from kamera_jax.chunk import Chunk, Patch
@@ -11,6 +11,7 @@ from kamera_jax.handle import deleted, in_bytes
 from kamera_jax.session.lending import Lent
 from kamera_jax.session.log import KEPT, Operation, Served
 from kamera_jax.session.memory import ChunkMemory, Contents
+from kamera_jax.session.saved import SavedSession
 from kamera_jax.session.serving import Coming
 from kamera_jax.session.settings import check_key
 from kamera_jax.session.stats import SessionStats
@@ -80,6 +81,11 @@ class Note:
         )
 
 
+def stays(operation: Operation, key: str) -> Note:
+    """What is noted of a chunk which stands in the window and is used again."""
+    return Note(use=key, records=(Served(operation, key, Action.KEEP, "it stands in the window already"),))
+
+
 class Kept:
     """The window of a session and the store beside it, which change together or not at all.
 
@@ -121,6 +127,30 @@ class Kept:
     @window.setter
     def window(self, window: Window) -> None:
         self._state = replace(self.state, window=window)
+
+    @property
+    def stats(self) -> SessionStats:
+        """What the session has done so far, and what host memory holds."""
+        stats = self.state.stats
+        if not isinstance(self.store, ChunkMemory):
+            return stats
+        return replace(stats, forgotten=stats.forgotten + self.store.dropped, evicted_bytes=self.store.nbytes)
+
+    def saved(self, evicted: tuple[str, ...], memory_bytes: int | None, rank: int | None) -> SavedSession:
+        """What is written of the session; the rest are its settings."""
+        state = self.state
+        memory = self.store if isinstance(self.store, ChunkMemory) else None
+        return SavedSession(
+            window=state.window,
+            memory=() if memory is None else memory.records,
+            patches=() if memory is None else memory.patch_records,
+            used=state.used,
+            evicted=evicted,
+            pinned=tuple(sorted(state.pinned)),
+            memory_bytes=memory_bytes,
+            rank=rank,
+            stats=asdict(self.stats),
+        )
 
     @property
     def pinned(self) -> frozenset[str]:
@@ -226,11 +256,6 @@ class Kept:
     def _owns(self, window: Window) -> bool:
         """Whether nobody else has a window with these buffers; in place, those made from one another share pools."""
         return not self.lent or (window.mode == "materialise" and window is not self._state.window)
-
-
-def stays(operation: Operation, key: str) -> Note:
-    """What is noted of a chunk which stands in the window and is used again."""
-    return Note(use=key, records=(Served(operation, key, Action.KEEP, "it stands in the window already"),))
 
 
 def described(vlm: Backbone, kept: Kept, policy: ReusePolicy) -> str:

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ from kamera_jax.guard.policy import ReusePolicy
 from kamera_jax.identity import canonical_key
 from kamera_jax.inference.encode import encode_segment
 from kamera_jax.inference.generate import Decoding, Generation, generate_turn, question_tail, turn_slots
+from kamera_jax.inference.parts import parts
 from kamera_jax.session.kept import Kept, Note, State, described, stays
 from kamera_jax.session.log import Operation, Served, served
 from kamera_jax.session.memory import ChunkMemory
-from kamera_jax.session.saved import SavedSession, load_session, save_session
+from kamera_jax.session.saved import load_session, save_session
 from kamera_jax.session.serving import Coming, Serving, standing
 from kamera_jax.session.settings import MEMORY, check_key, check_settings, folder_of
 from kamera_jax.session.stats import SessionStats
@@ -111,11 +112,7 @@ class Session:
     @property
     def stats(self) -> SessionStats:
         """What the session has done so far."""
-        stats = self._kept.state.stats
-        store = self._kept.store
-        if not isinstance(store, ChunkMemory):
-            return stats
-        return replace(stats, forgotten=stats.forgotten + store.dropped, evicted_bytes=store.nbytes)
+        return self._kept.stats
 
     def add(self, item: Any, key: str | None = None, *, patch: bool = True, pin: bool = False) -> str:
         """Put an item at the window's end.
@@ -147,6 +144,19 @@ class Session:
             self._kept.note(replace(stays("add", chunk.key), pin=pinned, counts={"seen": 1, "reused": 1}))
             return chunk.key
         return self._put("add", Append(chunk), patches, patch=patch, encoding=encoding, pin=pin).key
+
+    def add_all(
+        self, item: Any, *, segment: float | int | None = None, tokens: int | None = None, **options: Any
+    ) -> tuple[str, ...]:
+        """Put a long item at the window's end in parts, one after another: a long video runs at fixed memory.
+
+        Where a part cannot be read or added, those before it are in the session, and the error is raised.
+
+        Args:
+            item, segment, tokens: see `kamera_jax.encode_all`.
+            options: of `add`, for each part.
+        """
+        return tuple(self.add(part, **options) for part in parts(self._vlm, item, tokens, segment))
 
     def ask(self, text: str, *, max_new_tokens: int = 16, keep: bool = True, **options: Any) -> Generation:
         """Answer a question about the window.
@@ -250,20 +260,7 @@ class Session:
         Raises:
             ValueError: the folder holds something else.
         """
-        state = self._kept.state
-        memory = self._kept.store if isinstance(self._kept.store, ChunkMemory) else None
-        saved = SavedSession(
-            window=state.window,
-            memory=() if memory is None else memory.records,
-            patches=() if memory is None else memory.patch_records,
-            used=state.used,
-            evicted=self.evicted,
-            pinned=tuple(sorted(state.pinned)),
-            memory_bytes=self._memory_bytes,
-            rank=self._rank,
-            stats=asdict(self.stats),
-        )
-        save_session(folder_of(folder), saved)
+        save_session(folder_of(folder), self._kept.saved(self.evicted, self._memory_bytes, self._rank))
 
     @classmethod
     def restore(

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,6 +27,7 @@ from models.errors import (
     WeightsError,
     few,
 )
+from models.hub.fields import UnsupportedConfigError
 from models.hub.tensor_files import DTYPES, open_tensors, write_tensors
 from models.hub.weight_table import (
     AS_IS,
@@ -223,6 +225,20 @@ def stored_dtype(folder: str | os.PathLike[str]) -> np.dtype:
     if not floats:
         raise TensorDtypeError(f"{folder} has weights in {few(map(str, sizes))}; expected some in {LOADABLE}")
     return max(floats, key=lambda dtype: sizes[dtype])
+
+
+def declared_dtype(folder: Path, mapping: Mapping[str, Any]) -> np.dtype:
+    """The dtype that config.json states; where it does not, that in which most of the weights are stored.
+
+    Raises:
+        UnsupportedConfigError: parameters cannot have it.
+    """
+    field = next((name for name in ("dtype", "torch_dtype") if mapping.get(name) not in (None, "auto")), None)
+    dtype = stored_dtype(folder) if field is None else mapping[field]
+    try:
+        return floating(dtype, f"config.json: {field}" if field else "the dtype that most of the weights are stored in")
+    except DtypeError as error:
+        raise UnsupportedConfigError(f'{error}; say what to load it in, such as load(…, dtype="float32")') from error
 
 
 def revision(folder: str | os.PathLike[str]) -> str:

@@ -10,4 +10,4 @@ IMAGES = ImageMedium(
     images.ImageConfig.from_hf, images.preprocess_image, vision.vision_declaration, vision.plan, vision.encode_image
 )
 
-ARCHITECTURE = Architecture("kimi_vl", config_from_hf, weight_table, (IMAGES,))
+ARCHITECTURE = Architecture("kimi_vl", config_from_hf, weight_table, (IMAGES,), frames_as_images=True)

@@ -13,8 +13,9 @@ from kamera_jax.items import Video
 from models.blocks.params import Params
 from models.blocks.vit import pad_patches
 from models.hub.chat import ChatTemplate
-from models.hub.fields import Fields
+from models.hub.fields import Fields, UnsupportedConfigError
 from models.media.images import VERSION
+from models.media.sampling import FPS, MAX_FRAMES, Sampling
 from models.media.spans import Features, Span
 from models.ports.qwen2_5_vl.images import ImageConfig, cut_patches, fitted, smart_resize
 from models.ports.qwen2_5_vl.vision import encode_image, plan, vision_declaration
@@ -23,7 +24,10 @@ _SAMPLING = (
     *("do_sample_frames", "fps", "num_frames", "min_frames", "max_frames", "max_video_tokens"),
     *("return_metadata", "video_metadata"),
 )
-"""Fields about which frames to take from a file: here the frames are given."""
+"""Fields about which frames to take of a file, which `sampling_from_hf` reads, and what to return."""
+
+MIN_FRAMES = 4
+"""Frames that are taken of a file at least, where its preprocessing does not say."""
 
 _SIZE = {"shortest_edge": 128 * 28 * 28, "longest_edge": 768 * 28 * 28}
 """Bounds on the area of a resized frame, where a file of videos' own leaves them out."""
@@ -61,6 +65,32 @@ def video_config_from_hf(
     return ImageConfig.from_hf(rest, patch_size)
 
 
+def sampling_from_hf(mapping: Mapping[str, Any], multiple: int) -> Sampling:
+    """Which frames are taken of a file, from the preprocessing of videos; ``multiple`` frames are a temporal patch.
+
+    Where it states neither ``fps`` nor ``num_frames``, as the published files do, two frames a second are taken, as the
+    model's own utilities do. ``do_sample_frames`` is about frames that were read before: of a file some are always
+    taken.
+
+    Raises:
+        UnsupportedConfigError: a number that cannot be, or both of the two.
+    """
+    names = ("fps", "num_frames", "min_frames", "max_frames")
+    stated = {name: mapping[name] for name in names if mapping.get(name) is not None}
+    if "fps" in stated and "num_frames" in stated:
+        raise UnsupportedConfigError(
+            "video_preprocessor_config.json says fps and num_frames; expected one of them: the other is null"
+        )
+    fields = Fields("video_preprocessor_config.json", stated)
+    return Sampling(
+        fps=fields.positive("fps", FPS),
+        frames=fields.size("num_frames", 1) if "num_frames" in stated else None,
+        least=fields.size("min_frames", MIN_FRAMES),
+        most=fields.size("max_frames", MAX_FRAMES),
+        multiple=multiple,
+    )
+
+
 @dataclass(frozen=True)
 class VideoMedium:
     """Videos: a temporal patch is two frames, and sees no other in the tower; an odd last frame is repeated.
@@ -72,11 +102,15 @@ class VideoMedium:
 
     kind: str = "video"
     tower: str = "vision"
-    items: str = "videos (kamera_jax.Video)"
+    items: str = "videos (a file, or kamera_jax.Video)"
 
     def settings(self, preprocessing: Mapping[str, Any], config: Any) -> ImageConfig:
         """See `models.architecture.Medium`."""
         return video_config_from_hf(preprocessing, config.towers[self.tower].patch_size)
+
+    def sampling(self, preprocessing: Mapping[str, Any], config: Any) -> Sampling:
+        """See `models.architecture.sampling_of`."""
+        return sampling_from_hf(preprocessing, self.settings(preprocessing, config).temporal_patch_size)
 
     def declaration(self, tower: Any) -> Params:
         """See `models.architecture.Medium`; the tower is that of the images."""
@@ -111,7 +145,10 @@ class VideoMedium:
         frames = settings.temporal_patch_size
         begins = range(0, len(item.frames), frames)
         seconds = item.times.astype(np.float64)[:: settings.temporal_patch_size] - float(item.times[0])
-        times = np.floor(seconds * config.media[self.kind] + ROUNDING)
+        rate = config.media[self.kind]
+        # Hours from the first frame of a file, an f32 is some thousandths of a second away from the time it stands for.
+        rounding = ROUNDING + rate * float(np.spacing(np.abs(item.times).max()))
+        times = np.floor(seconds * rate + rounding)
         spans = []
         for begin, time in zip(begins, times, strict=True):
             pair = [fitted(Image.fromarray(frame), settings) for frame in item.frames[begin : begin + frames]]
