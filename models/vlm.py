@@ -166,12 +166,9 @@ class VisionLanguageModel(BackboneBase):
         fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         kinds = [medium.kind for medium in architecture.media]
         chat = ChatTemplate.load(folder, system=system, kinds=kinds, variables=chat_template_kwargs)
-        settings = {
-            each.kind: each.settings(preprocessing_of(folder, each.kind), config) for each in architecture.media
-        }
-        sampling = {
-            each.kind: sampling_of(each, preprocessing_of(folder, each.kind), config) for each in architecture.media
-        }
+        read = {each: preprocessing_of(folder, each.kind) for each in architecture.media}
+        settings = {each.kind: each.settings(own, config) for each, own in read.items()}
+        sampling = {each.kind: sampling_of(each, own, config) for each, own in read.items()}
         parts = {"configuration": mapping, "preprocessing": preprocessing, "weights": identity["weights"]}
         return cls(
             architecture,
