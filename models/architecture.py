@@ -177,3 +177,29 @@ def describe_params(params: Params) -> str:
     dtypes = " and ".join(sorted(sizes, key=lambda name: -sizes[name]))
     count = sum(leaf.size for leaf in leaves)
     return f"{count:,} parameters in {dtypes} ({in_bytes(sum(sizes.values()))}) on {where}"
+
+
+def placeholder_of(medium: Medium, config: Config, chat: ChatTemplate) -> int:
+    """The token that the chat template writes for a block of a medium."""
+    named = getattr(medium, "placeholder", None)
+    return config.placeholders[medium.kind] if named is None else chat.token(named)
+
+
+def around_of(medium: Medium, config: Config) -> tuple[int, int] | None:
+    """The tokens before and behind a medium's placeholder that its spans bring themselves; None where they do not."""
+    around = getattr(medium, "around", None)
+    return None if around is None else around(config)
+
+
+def less_around(ids: Sequence[int], around: Mapping[int, tuple[int, int] | None]) -> list[int]:
+    """What a chat template writes, less what stands around placeholders whose spans bring that themselves.
+
+    Args:
+        ids: token ids.
+        around: the two tokens, by placeholder.
+    """
+    kept = list(ids)
+    for at in reversed([at for at, number in enumerate(ids) if around.get(number) is not None]):
+        if (*kept[max(at - 1, 0) : at], *kept[at + 1 : at + 2]) == around[kept[at]]:
+            del kept[at + 1], kept[at - 1]
+    return kept

@@ -70,3 +70,11 @@ def few(names: Iterable[str], shown: int = 4) -> str:
     names = list(names)
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return (", ".join(names[:shown]) or "nothing") + more
+
+
+class ItemError(ValueError):
+    """An item that this model does not read: of another kind, an empty list, or a list in a list."""
+
+
+class PreprocessedError(ValueError):
+    """An item that was preprocessed for another model, or other preprocessing."""

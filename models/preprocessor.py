@@ -15,7 +15,8 @@ from PIL import Image
 from kamera_jax.errors import ModelLengthError
 from kamera_jax.handle import traced
 from kamera_jax.items import Video
-from models.architecture import Architecture, Config, Medium
+from models.architecture import Architecture, Config, Medium, around_of, less_around, placeholder_of
+from models.errors import ItemError, PreprocessedError
 from models.hub.borders import Piece, warn_of_trailing_space
 from models.hub.chat import Block, ChatTemplate
 from models.media.files import MAX_TEXT_BYTES, MediaFileError
@@ -33,14 +34,6 @@ _LETTERS = 256
 
 _MARGIN = 32
 """Tokens that cutting a text into such slices adds at most, for each slice."""
-
-
-class ItemError(ValueError):
-    """An item that this model does not read: of another kind, an empty list, or a list in a list."""
-
-
-class PreprocessedError(ValueError):
-    """An item that was preprocessed for another model, or other preprocessing."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -350,7 +343,9 @@ class Preprocessor:
 
     def _spans(self, parts: Sequence[Part], encoder: Callable[[Medium], Any]) -> list[Span]:
         """Text and media blocks of a chunk, in the order of its tokens."""
-        placeholders = {part.medium.kind: self._placeholder(part.medium) for part in parts if part.medium is not None}
+        media = [part.medium for part in parts if part.medium is not None]
+        placeholders = {medium.kind: placeholder_of(medium, self.config, self._chat) for medium in media}
+        around = {placeholders[medium.kind]: around_of(medium, self.config) for medium in media}
         blocks: dict[int, list[Part]] = {}
         for part in parts:
             if part.medium is not None:
@@ -358,7 +353,7 @@ class Preprocessor:
         content = [part.item if part.medium is None else Block(part.medium.kind) for part in parts]
         spans = []
         text: list[int] = []
-        for number in self._less_around(self._chat.content(content, placeholders), blocks):
+        for number in less_around(self._chat.content(content, placeholders), around):
             if number not in blocks:
                 text.append(number)
                 continue
@@ -371,21 +366,6 @@ class Preprocessor:
         spans += [Span(text)] if text else []
         self._check_length(spans)
         return spans
-
-    def _less_around(self, ids: Sequence[int], blocks: Mapping[int, list[Part]]) -> list[int]:
-        """What the template writes, less what stands around placeholders whose spans bring that themselves."""
-        media = {number: parts[0].medium for number, parts in blocks.items()}
-        around = {each: getattr(medium, "around", lambda config: None)(self.config) for each, medium in media.items()}
-        kept = list(ids)
-        for at in reversed([at for at, number in enumerate(ids) if around.get(number) is not None]):
-            if (*kept[max(at - 1, 0) : at], *kept[at + 1 : at + 2]) == around[kept[at]]:
-                del kept[at + 1], kept[at - 1]
-        return kept
-
-    def _placeholder(self, medium: Medium) -> int:
-        """The token that the chat template writes for a block of a medium."""
-        named = getattr(medium, "placeholder", None)
-        return self.config.placeholders[medium.kind] if named is None else self._chat.token(named)
 
     def _block(self, part: Part, encoder: Callable[[Medium], Any]) -> Sequence[Span]:
         """The spans of a medium's part."""
