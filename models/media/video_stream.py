@@ -319,13 +319,13 @@ def upright(pixels: np.ndarray, matrix: tuple[int, int, int, int], path: Path) -
     """
     a, b, c, d = matrix
     if a and d and not (b or c):
-        rows, columns = d, a
+        flips = (d < 0, a < 0)
     elif b and c and not (a or d):
         pixels = pixels.swapaxes(0, 1)
-        rows, columns = b, c
+        flips = (b < 0, c < 0)
     else:
         raise VideoFileError(
             f"{path} is shown turned by its display matrix {list(matrix)}; expected multiples of 90 degrees: turn its "
             "frames, and hand them in as a kamera_jax.Video"
         )
-    return pixels[:: -1 if rows < 0 else 1, :: -1 if columns < 0 else 1]
+    return pixels[:: -1 if flips[0] else 1, :: -1 if flips[1] else 1]
