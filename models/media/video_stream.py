@@ -319,13 +319,15 @@ def upright(pixels: np.ndarray, matrix: tuple[int, int, int, int], path: Path) -
     """
     a, b, c, d = matrix
     if a and d and not (b or c):
-        flips = (d < 0, a < 0)
+        rows = -1 if d < 0 else 1
+        columns = -1 if a < 0 else 1
     elif b and c and not (a or d):
         pixels = pixels.swapaxes(0, 1)
-        flips = (b < 0, c < 0)
+        rows = -1 if b < 0 else 1
+        columns = -1 if c < 0 else 1
     else:
         raise VideoFileError(
             f"{path} is shown turned by its display matrix {list(matrix)}; expected multiples of 90 degrees: turn its "
             "frames, and hand them in as a kamera_jax.Video"
         )
-    return pixels[:: -1 if flips[0] else 1, :: -1 if flips[1] else 1]
+    return pixels[::rows, ::columns]

@@ -108,6 +108,17 @@ def main():
     jax.tree.map(lambda leaf: leaf.delete() if isinstance(leaf, jax.Array) else None, lost.kv)
     refused(lambda: kj.append(w, lost), DonatedError, "was donated", "copied")
 
+    origins(a)
+    vlm = load("kamera-tiny-gqa")
+    image = np.random.default_rng(0).integers(0, 256, (56, 56, 3), np.uint8)
+    assert vlm.prepare(jnp.asarray(image)).content == vlm.prepare(image).content
+    assert vlm.prepare([jnp.asarray(image), "text"]).content == vlm.prepare([image, "text"]).content
+    refused(lambda: vlm.prepare(jnp.asarray(image, jnp.float32)), ValueError, "expected uint8")
+    refused(lambda: load("kamera-tiny-gqa", mesh=jax.devices()[0]), ValueError, "expected a jax.sharding.Mesh")
+
+
+def origins(a):
+    """Where chunks came from, and what a library is asked."""
     origin = kj.Origin(Path("a") / "b.png", page=np.int64(3), time=np.float32(0.5), encoded=None)
     assert origin.plain == {"file": str(Path("a") / "b.png"), "page": 3, "time": 0.5}
     assert all(type(value) in (str, int, float) for value in origin.plain.values())
@@ -122,13 +133,6 @@ def main():
         refused(lambda: lib.get(7), ArgumentError, "key is 7")
         refused(lambda: lib.resolve(a.key, "chunk"), ArgumentError, "kind is 'chunk'", "patches")
         assert not lib.keys()
-
-    vlm = load("kamera-tiny-gqa")
-    image = np.random.default_rng(0).integers(0, 256, (56, 56, 3), np.uint8)
-    assert vlm.prepare(jnp.asarray(image)).content == vlm.prepare(image).content
-    assert vlm.prepare([jnp.asarray(image), "text"]).content == vlm.prepare([image, "text"]).content
-    refused(lambda: vlm.prepare(jnp.asarray(image, jnp.float32)), ValueError, "expected uint8")
-    refused(lambda: load("kamera-tiny-gqa", mesh=jax.devices()[0]), ValueError, "expected a jax.sharding.Mesh")
 
 
 def public(toy, a, b, p, w, folder):
