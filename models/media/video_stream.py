@@ -180,7 +180,7 @@ def _of_packets(path: Path) -> Generator[tuple[Any, int, int], None, None]:
         for pts, duration in _packets(path, container, stream):
             if pts is None:  # a second field
                 continue
-            if last is not None and pts < last:
+            if first is not None and last is not None and pts < last:
                 raise _fallen(path, float((max(waiting)[0] - first) * stream.time_base))
             heapq.heappush(waiting, (pts, duration))
             if len(waiting) > _REORDERED:
