@@ -167,4 +167,6 @@ def method_of(name: str) -> MethodText | None:
     if not number:
         return METHODS["patch:default"]
     variant = "%" if number.endswith("%") else number.partition("=")[0]
+    if number[-1:] in ("b", "B"):  # bytes, as in 64KiB
+        variant = "SIZE"
     return METHODS.get(f"patch:{variant}", METHODS["patch"])

@@ -68,6 +68,27 @@ def add_pages(command: argparse.ArgumentParser) -> None:
         help="of an animated GIF, PNG or WebP and of a TIFF of several pages: the first, or all as pages "
         "(default: first)",
     )
+    command.add_argument(
+        "--segment",
+        type=seconds,
+        metavar="SECONDS",
+        help="cut videos into segments of so long, as 4s, each a chunk of its own (default: a video is one chunk)",
+    )
+
+
+def seconds(text: str) -> float:
+    """A length of time above 0, as ``4s`` or ``4``.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is something else.
+    """
+    try:
+        value = float(text.removesuffix("s"))
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected seconds above 0, as in 4s; got {text}")
+    return value
 
 
 def positive(text: str) -> int:

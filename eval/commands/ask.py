@@ -230,7 +230,7 @@ def _listed(text: str, lib: kj.ChunkLibrary | None, options: Namespace) -> list[
     """
     if lib is not None and not is_path(text):
         return [lib.get(whole_key(lib, text))]
-    files = sources([Path(text)], dpi=options.dpi, frames=options.frames)
+    files = sources([Path(text)], dpi=options.dpi, frames=options.frames, segment=options.segment)
     for source in files:
         if source.error is not None:
             raise source.error
@@ -249,7 +249,7 @@ def _read(vlm: VisionLanguageModel, listed: Sequence[Any]) -> Iterator[Any]:
     limit = vlm.spec.max_positions
     taken = float(vlm.preamble.length)
     for each in listed:
-        for name, item in [("", each)] if isinstance(each, kj.Chunk) else each.items():
+        for name, item in [("", each)] if isinstance(each, kj.Chunk) else each.items(vlm):
             read = item if isinstance(item, kj.Chunk) else vlm.preprocess(item)
             taken += read.advance if isinstance(read, kj.Chunk) else spans.advance_of(read.spans)
             if limit is not None and taken > limit:

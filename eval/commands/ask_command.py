@@ -25,7 +25,8 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         action="append",
         required=True,
         metavar="PATH|KEY",
-        help="an image, .txt, .md or .pdf file, a folder of them, or the key of a chunk in the library; repeat it",
+        help="an image, .txt, .md, .pdf or video file, a folder of them, or the key of a chunk in the library; repeat "
+        "it",
     )
     add_pages(command)
     command.add_argument("--library", type=Path, metavar="DIR", help="the library whose chunks are named by their keys")

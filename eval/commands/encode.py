@@ -1,4 +1,4 @@
-"""`kamera encode`: images, text files, PDF files and folders of them into a chunk library."""
+"""`kamera encode`: images, text, PDF and video files and folders of them into a chunk library."""
 
 import time
 from argparse import Namespace
@@ -145,7 +145,7 @@ def _key(done: Progressed) -> str:
 
 def _segments(vlm: VisionLanguageModel, source: Source) -> Iterator[tuple[str, kj.Origin, Segment | str]]:
     """Names, origins and prepared items of a file; where an item cannot be read, the reason in its place."""
-    for part in source.parts():
+    for part in source.parts(vlm):
         if isinstance(part.item, ValueError | OSError):
             yield part.name, part.origin, str(part.item)
             continue
@@ -195,7 +195,7 @@ def run(options: Namespace) -> dict[str, Any]:
         ValueError: there is nothing to encode.
         UnfinishedError: some items could not be encoded, or Ctrl-C came; the others are in the library.
     """
-    files = sources(options.paths, dpi=options.dpi, frames=options.frames)
+    files = sources(options.paths, dpi=options.dpi, frames=options.frames, segment=options.segment)
     for source in files:
         if source.note:
             print(shortened(source.note, COLUMNS))
@@ -220,6 +220,7 @@ def run(options: Namespace) -> dict[str, Any]:
         "break_even_is": "measured" if options.measure else "computed from FLOPs",
     }
     stored = counts["encoded"] + counts["known"]
+    total = max(total, len(done.items))  # a video's segments are counted as they come
     if done.interrupted:
         raise UnfinishedError(f"interrupted: {stored} of {total} items are in {options.library}", result, 130)
     if done.broken is not None:
@@ -268,7 +269,8 @@ def _shown(
             tokens += each.tokens if each.status == "encoded" else 0
             bar.console.print(line(each), markup=False, highlight=False)
             rate = tokens / (time.perf_counter() - start)
-            bar.update(task, advance=1, rate=f"{rate:.0f} tokens/s")
+            done = bar.tasks[0].completed + 1
+            bar.update(task, completed=done, total=max(total, done), rate=f"{rate:.0f} tokens/s")
 
         return encode_into(vlm, library, files, storage=storage, report=report)
 

@@ -14,14 +14,16 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         help="encode files into a chunk library",
         description="Encode each image, text and page once, alone, and store it under a key made of its content and "
         "the model. What the library has already is not encoded again, so a run that was stopped goes on where it was.",
-        epilog="example: kamera encode report.pdf screenshots/ --library library/",
+        epilog="examples: kamera encode report.pdf screenshots/ --library library/; "
+        "kamera encode clip.mp4 --segment 4s --library library/",
     )
     command.add_argument(
         "paths",
         nargs="+",
         type=Path,
         metavar="PATH",
-        help="an image, .txt, .md or .pdf file, pages of one as report.pdf:3 or report.pdf:3-5, or a folder of them",
+        help="an image, .txt, .md, .pdf or video file, pages of one as report.pdf:3 or report.pdf:3-5, or a folder of "
+        "them",
     )
     add_pages(command)
     command.add_argument(

@@ -1,4 +1,4 @@
-"""Files and folders that the command line names, as items to encode: images, text files and PDF files."""
+"""Files and folders that the command line names, as items to encode: images, text, PDF and video files."""
 
 import os
 import re
@@ -12,6 +12,9 @@ import kamera_jax as kj
 from models.media import pdf
 from models.media.files import opened
 from models.media.frames import frame_count, image_frames
+from models.media.video_files import SUFFIXES as VIDEOS
+from models.media.video_files import video_file
+from models.vlm import VisionLanguageModel
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 TEXTS = (".txt", ".md")
@@ -42,15 +45,16 @@ class Part:
 
 @dataclass(frozen=True)
 class Source:
-    """A file with one item, or a file of several pages or frames with one item for each.
+    """A file with one item, or a file of several pages, frames or segments with one item for each.
 
     Attributes:
         path: the file's path.
-        count: how many items it gives.
+        count: how many items it gives; 1 of a video, the segments of which are counted as they come.
         dpi: at which its pages are rendered.
         left_out: frames of an image file behind its first that are no items.
         first: the first of the pages that are items; None where no pages are chosen.
         error: why the file cannot be opened; it then counts as one item, which cannot be read.
+        seconds: length of the segments that a video is cut into, an item each; None for one item.
     """
 
     path: Path
@@ -59,6 +63,7 @@ class Source:
     left_out: int = 0
     first: int | None = None
     error: ValueError | OSError | None = None
+    seconds: float | None = None
 
     @property
     def note(self) -> str | None:
@@ -67,28 +72,31 @@ class Source:
             return None
         return f"only the first of {self.left_out + 1} frames is read, with --frames all each: {self.path.name}"
 
-    def items(self) -> Iterator[tuple[str, Any]]:
+    def items(self, vlm: VisionLanguageModel | None = None) -> Iterator[tuple[str, Any]]:
         """The file's items: their names for messages, and what `kamera_jax.encode` takes.
 
         Raises:
             ValueError, OSError: the file cannot be read, or a page of it.
         """
-        for name, item in self.tried():
-            if isinstance(item, ValueError | OSError):
-                raise item
-            yield name, item
-
-    def tried(self) -> Iterator[tuple[str, Any]]:
-        """As `items`, with the error in the place of an item that cannot be read."""
-        for part in self.parts():
+        for part in self.parts(vlm):
+            if isinstance(part.item, ValueError | OSError):
+                raise part.item
             yield part.name, part.item
 
-    def parts(self) -> Iterator[Part]:
-        """The file's items with where they are, with the error in the place of an item that cannot be read."""
+    def parts(self, vlm: VisionLanguageModel | None = None) -> Iterator[Part]:
+        """The file's items with where they are, with the error in the place of an item that cannot be read.
+
+        Args:
+            vlm: the model, whose preprocessing says which frames of a video are taken; needed for segments alone.
+        """
         pages: Iterator[Any]
         first = self.first or 1
         if self.error is not None:
             yield self._part(self.error)
+            return
+        if self.seconds is not None and video_file(self.path) is not None:
+            assert vlm is not None
+            yield from self._segments(vlm, self.seconds)
             return
         if self.path.suffix.lower() == ".pdf":
             pages = pdf.rendered(self.path, dpi=self.dpi, first=first)
@@ -104,6 +112,16 @@ class Source:
                 number = None if number is None else number + 1
         except (ValueError, OSError) as error:
             yield self._part(error, number)
+
+    def _segments(self, vlm: VisionLanguageModel, seconds: float) -> Iterator[Part]:
+        """The segments of a video, each read when it is asked for."""
+        begin = 0.0
+        try:
+            for each in vlm.preprocess.file_segments(self.path, seconds=seconds):
+                begin = float(each.begin)
+                yield Part(each.name, kj.Origin(str(self.path), time=begin), each.video)
+        except (ValueError, OSError) as error:
+            yield Part(self.path.name, kj.Origin(str(self.path), time=begin), error)
 
     def _part(self, item: Any, page: int | None = None) -> Part:
         origin = kj.Origin(str(self.path), page)
@@ -133,7 +151,9 @@ def _natural_path(path: Path) -> tuple[Any, ...]:
     return tuple(natural(part) for part in path.parts)
 
 
-def sources(paths: Sequence[Path], *, dpi: int = pdf.DPI, frames: Frames = "first") -> list[Source]:
+def sources(
+    paths: Sequence[Path], *, dpi: int = pdf.DPI, frames: Frames = "first", segment: float | None = None
+) -> list[Source]:
     """The files behind paths: folders give what can be encoded in them, at any depth, in the order of their names.
 
     Numbers in names count by their value: page-2.png comes before page-10.png.
@@ -143,6 +163,7 @@ def sources(paths: Sequence[Path], *, dpi: int = pdf.DPI, frames: Frames = "firs
         dpi: at which pages of PDF files are rendered.
         frames: whether animated images and image files of several pages give their first one or, named as the pages of
             a PDF file are, all of them.
+        segment: seconds of the segments that a video is cut into, an item each; None for a video as one item.
 
     Raises:
         FileNotFoundError: there is no such path.
@@ -158,10 +179,10 @@ def sources(paths: Sequence[Path], *, dpi: int = pdf.DPI, frames: Frames = "firs
         if path.is_dir():
             files = sorted(_below(path), key=_natural_path)
             if not files:
-                raise NoItemsError(f"{path} has no image, .txt, .md or .pdf file")
+                raise NoItemsError(f"{path} has no image, video, .txt, .md or .pdf file")
         elif not os.path.lexists(path):
             raise FileNotFoundError(f"there is no file or folder {path}")
-        listed += [_source(file, dpi, frames) for file in files]
+        listed += [replace(_source(file, dpi, frames), seconds=segment) for file in files]
     return listed
 
 
@@ -174,7 +195,7 @@ def _below(folder: Path) -> Iterator[Path]:
     for place, folders, files in os.walk(folder, onerror=lambda error: unlisted.append(Path(error.filename))):
         for name in (*folders, *files):
             path = Path(place) / name
-            if path.suffix.lower() in (*IMAGES, *TEXTS, ".pdf"):
+            if path.suffix.lower() in (*IMAGES, *TEXTS, *VIDEOS, ".pdf"):
                 yield path
     yield from unlisted
 
@@ -207,5 +228,5 @@ def _source(path: Path, dpi: int, frames: Frames) -> Source:
             return Source(path, pdf.page_count(path), dpi)
     except (ValueError, OSError) as error:
         return Source(path, 1, dpi, error=error)
-    count = 1 if path.suffix.lower() in TEXTS else frame_count(path)
+    count = 1 if path.suffix.lower() in (*TEXTS, *VIDEOS) else frame_count(path)
     return Source(path, count, dpi) if frames == "all" else Source(path, 1, dpi, left_out=count - 1)

@@ -93,7 +93,7 @@ def _given(text: str, options: Namespace) -> Any:
     """
     if not is_path(text):
         return text
-    files = sources([Path(text)], dpi=options.dpi, frames=options.frames)
+    files = sources([Path(text)], dpi=options.dpi, frames=options.frames, segment=options.segment)
     for source in files:
         if source.error is not None:
             raise source.error
@@ -126,7 +126,7 @@ def _chunks(vlm: VisionLanguageModel, library: kj.ChunkLibrary, given: Sequence[
             name = each[:KEY] if item.origin is None else item.origin.name
             listed.append(Listed(library.get(each), name, "known"))
             continue
-        for part in (part for source in each for part in source.parts()):
+        for part in (part for source in each for part in source.parts(vlm)):
             if isinstance(part.item, ValueError | OSError):
                 raise part.item
             segment = vlm.prepare(part.item)

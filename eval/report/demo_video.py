@@ -36,7 +36,8 @@ _GAP = 12
 _MARGIN = 10
 _PAPER = (250, 250, 248)
 _INK = (60, 60, 66)
-_WAIT = 450
+WAIT = 450
+"""Milliseconds of a moment."""
 
 
 def print_stream(stream: Mapping[str, Any], console: Console | None = None) -> None:
@@ -108,7 +109,7 @@ def animate(cells: Sequence[np.ndarray], window: int, path: Path) -> None:
         for moment in segment:
             kept = [each[-1] for each in cells[max(0, number - window + 1) : number + 1]]
             frames.append(_frame(moment, kept, number, window))
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=_WAIT, loop=0, optimize=True)
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=WAIT, loop=0, optimize=True)
 
 
 def _frame(moment: np.ndarray, kept: Sequence[np.ndarray], number: int, window: int) -> Image.Image:

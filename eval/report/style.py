@@ -1,7 +1,7 @@
 """The look of every figure, in one place: sizes at which text can be read in the documentation, colours, panels."""
 
 import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -137,7 +137,7 @@ def shortened(name: str, most: int = 30) -> str:
     return name if len(name) <= most else "…" + name[-(most - 1) :]
 
 
-def legend(figure: Any, panels: Sequence[Any], columns: int = 5) -> None:
+def legend(figure: Any, panels: Iterable[Any], columns: int = 5) -> None:
     """One legend below the panels, with every label of any of them once."""
     found: dict[str, Any] = {}
     for axes in panels:

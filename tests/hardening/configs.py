@@ -95,7 +95,7 @@ def base(folder, port):
         return place
     if port in EMBEDDED:
         shutil.copytree(CHECKPOINTS / port, place)
-        (place / "calibration.json").unlink()
+        (place / "calibration.json").unlink(missing_ok=True)
     elif port == "llava":
         tiny_llava.write(place, np.float32)
     elif port in QWEN3_VL:

@@ -54,6 +54,6 @@ def test_the_page_says_what_failed():
     found.add("a case", "", 1.5, 2**28)
     found.add("another", "lost: row 3", 0.1, 2**29)
     written = page({"classes": {"made_up": {"what": "faults made up", **found.record()}}})
-    assert "| faults made up | 2 | 1 | 1 | 0 | 0 | 0 | 0 | 0 | 1.5 s | 512 MiB |" in written
+    assert "| faults made up | 2 | 1 (lost: 1) | 1.5 s | 512 MiB |" in written
     assert "- made_up: `'another': lost: row 3`" in written
     assert list(KINDS) == list(faults.FAILURES)

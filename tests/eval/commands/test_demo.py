@@ -12,7 +12,7 @@ from rich.console import Console
 from eval.commands import demo
 from eval.commands.main import ATTENTIONS, main
 from eval.report import console as report
-from eval.report import readme
+from eval.report import readme, style
 from eval.tiny import assess
 from eval.tiny.backbones import BACKBONES
 from models import load
@@ -98,7 +98,7 @@ def test_the_figure_is_drawn(result, tmp_path):
     for count in (1, 3):
         report.plot_demo([result] * count, tmp_path / "demo.png")
         with Image.open(tmp_path / "demo.png") as figure:
-            assert figure.width > 500 * count and np.asarray(figure).std() > 1
+            assert figure.width == style.WIDTH * style.DPI and np.asarray(figure).std() > 1
 
 
 def test_the_command_writes_what_it_found_and_the_pages(shipped, result):

@@ -95,7 +95,7 @@ def test_a_backbone(follow):
     patched, blind = map(float, re.findall(r"(\d\.\de-\d+)", own))
     assert patched < blind / 10
     moved, whole = map(float, re.findall(r"^(?:moved|patched): (\S+)", checked, re.MULTILINE))
-    assert moved <= 1e-5 and whole <= 1e-5 and "Fidelity(" in checked
+    assert moved <= 1e-5 and whole <= 1e-5 and "<Fidelity ok=" in checked
     kl = {
         name: float(kl) for name, kl in re.findall(r"^(blind|patch:\d+) +\S+ ± \S+ +(\d\.\d+)", evaluated, re.MULTILINE)
     }

@@ -62,7 +62,7 @@ def test_nothing_to_encode_is_named(folder, tmp_path):
     assert [source.path.name for source in found] == ["a.jpg", "c.txt", "b.PNG", "e.pdf"]
     with pytest.raises(PdfError, match=r"e\.pdf"):
         list(found[3].items())
-    [(name, error)] = found[3].tried()
+    [(name, error)] = [(part.name, part.item) for part in found[3].parts()]
     assert name == "e.pdf" and isinstance(error, PdfError)
 
 

@@ -64,6 +64,7 @@ def test_each_item_behind_the_first_gets_the_patch_that_is_formed_there(stored, 
 def test_what_is_there_is_not_formed_again(stored, folder, monkeypatch, capsys, tmp_path):
     root, first = stored
     monkeypatch.setattr(kj, "form_patch", None)
+    monkeypatch.setattr(kj, "form_patches", None)
     keys = [item["key"][:9] for item in first["items"]]
     status = main(["patch", "--library", str(root), *keys, "--json", str(tmp_path / "again.json")])
     shown = capsys.readouterr()
@@ -93,6 +94,7 @@ def test_asking_uses_what_is_stored(stored, folder, monkeypatch, tmp_path, capsy
     assert ask(tmp_path_library(root, keys, tmp_path), keys, "--json", str(tmp_path / "a.json")) == 0
     formed = json.loads((tmp_path / "a.json").read_text())
     monkeypatch.setattr(kj, "form_patch", None)
+    monkeypatch.setattr(kj, "form_patches", None)
     by_path = [str(folder / name) for name in ("report.pdf:3", "report.pdf:1", "a.png")]
     for items in (keys, by_path):
         assert ask(root, items, "--json", str(tmp_path / "b.json")) == 0
@@ -120,6 +122,7 @@ def test_one_patch_for_any_order(folder, tmp_path, monkeypatch):
     assert [row["chunk"] for row in result["patches"]] == keys
     assert all(sorted(row["antecedents"]) == sorted(set(keys) - {row["chunk"]}) for row in result["patches"])
     monkeypatch.setattr(kj, "form_patch", None)
+    monkeypatch.setattr(kj, "form_patches", None)
     for order in ((0, 1, 2), (2, 0, 1), (1, 0, 2)):
         assert ask(tmp_path / "lib", [keys[i] for i in order], "--json", str(tmp_path / "b.json")) == 0
         assert json.loads((tmp_path / "b.json").read_text())["stored_patches"] == 2

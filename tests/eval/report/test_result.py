@@ -83,16 +83,18 @@ def test_a_result_says_what_was_measured(result):
 
 
 def test_a_result_shows_itself(result):
-    assert repr(result) == "<Result of binding on qwen2_5_vl: 2 contexts, 12 questions, full, blind, patch:12>"
+    assert repr(result) == "<Result of binding on kamera-tiny-gqa: 2 contexts, 12 questions, full, blind, patch:12>"
     shown = str(result)
     assert max(len(line) for line in shown.partition("parts_that_fail")[0].splitlines()) <= 80
-    assert shown.startswith("binding on qwen2_5_vl: 2 contexts, 12 questions\nmethod ") and "What it costs" in shown
+    assert (
+        shown.startswith("binding on kamera-tiny-gqa: 2 contexts, 12 questions\nmethod ") and "What it costs" in shown
+    )
     assert result._repr_html_().count("<tr>") == 4 and "<td>patch:12</td>" in result._repr_html_()
     console = Console(file=io.StringIO(), width=200)
     result.report(console=console)
     assert "Findings" in console.file.getvalue() and "By condition and hops" in console.file.getvalue()
     page = result.page()
-    assert "## Figures" not in page and "kamera eval binding --model qwen2_5_vl" in page and "finished 20" in page
+    assert "## Figures" not in page and "kamera eval binding --model kamera-tiny-gqa" in page and "finished 20" in page
 
 
 def test_a_method_that_fails_is_left_out_and_said(result):
@@ -114,7 +116,7 @@ def test_the_command_says_that_a_method_failed(result, tmp_path, capsys, monkeyp
     folder = result.save(tmp_path / "run")
     assert main(["eval", "report", str(folder)]) == 0
     assert "parts_that_fail:Late is not in the tables: it failed on context" in capsys.readouterr().out
-    assert main(["eval", "--config", str(folder / "run.toml")]) == 1  # there is no model of that name
+    assert main(["eval", "--config", str(folder / "run.toml"), "--model", "nothing"]) == 1
     assert "no model" in capsys.readouterr().err
     monkeypatch.chdir(tmp_path)
     given = ["--methods", METHODS[1], "--seeds", "0", "--limit", "1", "--repeats", "0", "--json", "run.json"]

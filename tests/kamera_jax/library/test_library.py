@@ -310,8 +310,12 @@ def test_options_are_checked(lib):
         with pytest.raises(ValueError, match="mode is one of"):
             unchecked(kj.ChunkLibrary.open.__func__)(kj.ChunkLibrary, lib.root, **options)
     lib.put(chunk(0))
-    for key, words in (("../LIBRARY.json", "LIBRARY.json"), ("", "''"), (key_of(9), key_of(9)[:12])):
-        with pytest.raises(ChunkNotFoundError, match=f"nothing under .*{words}"):
+    for key, words in (
+        ("../LIBRARY.json", "has no key that begins with '../LIBRARY.json': a key has 64 hexadecimal digits"),
+        ("", "has no key that begins with ''"),
+        (key_of(9), f"nothing under .*{key_of(9)[:12]}"),
+    ):
+        with pytest.raises(ChunkNotFoundError, match=words):
             lib.get(key)
         assert not lib.has(key) and not lib.delete(key)
     with pytest.raises(ChunkNotFoundError, match="is the key of a chunk: use get"):
