@@ -17,8 +17,8 @@ from models.registry import CHECKPOINTS, UnknownModelError
 def test_unknown_names_are_refused_without_a_network(name):
     with pytest.raises(
         UnknownModelError,
-        match="expected one of kamera-tiny-gqa, kamera-tiny-mla, kamera-tiny-mha, kamera-tiny-video, kamera-smol-vl, smollm2-135m, "
-        "smollm2, a folder in hub format, a GGUF file, or a hub id",
+        match="expected one of kamera-tiny-gqa, kamera-tiny-mla, kamera-tiny-mha, kamera-tiny-video, kamera-smol-vl, "
+        "smollm2-135m, smollm2, a folder in hub format, a GGUF file, or a hub id",
     ):
         load(name)
 
