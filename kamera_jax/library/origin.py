@@ -10,7 +10,8 @@ from kamera_jax.arguments import check_type, real_number, whole_number
 from kamera_jax.library.fields import check_origin
 
 
-def _now() -> str:
+def utc_now() -> str:
+    """The time, as an origin has it."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
@@ -29,7 +30,7 @@ class Origin:
     file: str
     page: int | None = None
     time: float | None = None
-    encoded: str | None = field(default_factory=_now)
+    encoded: str | None = field(default_factory=utc_now)
 
     def __post_init__(self) -> None:
         """Turn paths into texts, and numbers of numpy into Python's.
