@@ -94,7 +94,7 @@ print(library.stats())
 # A patch is kept beside its chunk, under the chunks it was formed behind.
 
 # %%
-patch = kj.form_patch(vlm, chunks[2], antecedents=chunks[:2], rank=12)
+patch = kj.form_patch(vlm, chunks[2], antecedents=chunks[:2])
 library.put(patch)
 print(f"a chunk has {chunks[2].nbytes} bytes of KV, its patch {patch.nbytes}")
 

@@ -11,7 +11,7 @@ from eval.commands.arguments import DEFAULT, add_json, positive
 from eval.descriptions import Listed, listing
 
 DEFAULT_METHODS = (
-    "full,blind,blind-norotate,patch:4,patch:8,patch:12,patch:energy=0.9,patch:bytes=0.25,patch:deep,patch:shallow,"
+    "full,blind,blind-norotate,patch,patch:4,patch:8,patch:12,patch:energy=0.9,patch:bytes=0.25,patch:deep,patch:shallow,"
     "cacheblend:0.15,cacheblend:0.25,epic:8,epic:16,mpic:8,vlcache:0.05,vlcache:0.25,"
     "oracle-tokens:0.05,oracle-tokens:0.25,patch:4+epic:8"
 )
