@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from kamera_jax.handle import in_bytes
 from kamera_jax.library.origin import Origin
 from kamera_jax.library.rows import Kind
 
@@ -52,6 +53,13 @@ class Item:
     pack: str
     patches: tuple[str, ...] = ()
     origin: Origin | None = None
+
+    def __repr__(self) -> str:
+        of = "" if self.origin is None else f" of {self.origin.name}"
+        chunk = self.kind == "chunks"
+        beside = f", {len(self.patches)} patches" if chunk else ""
+        what = "chunk" if chunk else "patch"
+        return f"<Item {self.key[:12]}, a {what}{of}: {in_bytes(self.bytes)}{beside}, in pack {self.pack[:12]}>"
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,14 @@ def test_collecting_keeps_it(root):
         assert [lib.info(key_of(i)).origin for i in range(2)] == [PAGE, SCENE]
 
 
+def test_what_is_stored_is_shown_in_a_line(root):
+    lib = kj.ChunkLibrary.open(root)
+    shown = {item.key: repr(item) for item in lib.items()}
+    assert all(len(text) < 200 and "\n" not in text for text in shown.values())
+    assert f"<Item {key_of(0)[:12]}, a chunk of report.pdf, page 12: " in shown[key_of(0)]
+    assert f"<Item {patch(0).key[:12]}, a patch: " in shown[patch(0).key] and "KiB" in shown[patch(0).key]
+
+
 def test_names():
     assert (PAGE.name, PAGE.where) == ("report.pdf, page 12", "scans/report.pdf, page 12")
     assert (SCENE.name, kj.Origin("a/b/").name, kj.Origin("/").name) == ("clip.mp4, 12.5 s", "b", "/")
