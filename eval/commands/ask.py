@@ -15,10 +15,11 @@ from eval.commands.items import is_path, sources
 from eval.commands.library import whole_key
 from eval.commands.names import note_embedded
 from eval.commands.stored import stored_patch
+from eval.methods.reuse import even_rank
 from eval.methods.sizes import PatchSize, patch_size
+from eval.report.console import counted
 from kamera_jax.errors import ModelLengthError, WindowFullError
 from kamera_jax.handle import in_bytes
-from kamera_jax.patch import rank_for_bytes
 from kamera_jax.patch.size import Size
 from kamera_jax.window.window import aligned
 from models import load
@@ -135,16 +136,8 @@ def _size(vlm: VisionLanguageModel, chunk: kj.Chunk, asked: PatchSize) -> Size:
     if asked.share is not None:
         return Size(max_bytes=int(asked.share * chunk.nbytes))
     if asked.even_share is not None:
-        return Size(rank=_rank(vlm, chunk, int(asked.even_share * chunk.nbytes)))
+        return Size(rank=even_rank(vlm.spec, chunk.length, int(asked.even_share * chunk.nbytes)))
     return Size(rank=asked.rank, energy=asked.energy, max_bytes=asked.max_bytes)
-
-
-def _rank(vlm: VisionLanguageModel, chunk: kj.Chunk, most: int) -> int:
-    """Components in every layer that take at most so many bytes."""
-    spec = vlm.spec
-    features = spec.rot_dim + spec.free_dim
-    itemsize = spec.token_bytes // (spec.layers * features)
-    return rank_for_bytes(most, layers=spec.layers, length=chunk.length, features=features, itemsize=itemsize)
 
 
 def _capacity(vlm: VisionLanguageModel, lengths: Any, options: Namespace) -> int:
@@ -204,20 +197,16 @@ def _asked(vlm: VisionLanguageModel, window: kj.Window, options: Namespace, show
 
 def _summary(result: dict[str, Any]) -> str:
     """What was run, in a line."""
-    chunks = _counted(result["chunks"], "chunk", "chunks")
+    chunks = counted(result["chunks"], "chunk")
     what = f"{chunks} of {result['tokens']} tokens ({in_bytes(result['kv_bytes'])} of KV)"
     if result["method"] == "full":
         ran = "run together"
     elif result["patches"]:
         size = in_bytes(result["patch_bytes"])
-        ran = f"encoded apart, {_counted(result['patches'], 'patch', 'patches')} of {size}"
+        ran = f"encoded apart, {counted(result['patches'], 'patch', 'patches')} of {size}"
     else:
         ran = "encoded apart, no patch"
     return f"{result['method']}: {what}, {ran}; {result['ttft_s']:.2f} s to the first token"
-
-
-def _counted(count: int, one: str, more: str) -> str:
-    return f"{count} {one if count == 1 else more}"
 
 
 def _listed(text: str, lib: kj.ChunkLibrary | None, options: Namespace) -> list[Any]:

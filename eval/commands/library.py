@@ -13,9 +13,9 @@ from rich.console import Console
 
 import kamera_jax as kj
 from eval.commands.items import natural
-from eval.commands.names import COLUMNS, PLACE, counted, shortened
+from eval.commands.names import COLUMNS, PLACE, shortened
 from eval.commands.outputs import UnfinishedError
-from eval.report.console import kibibytes, show
+from eval.report.console import counted, kibibytes, show
 from kamera_jax.errors import ChunkNotFoundError, LibraryCorruptError
 from kamera_jax.library.facts import Exchanged, Item
 from kamera_jax.library.failures import LIBRARY

@@ -49,11 +49,6 @@ def _leading(text: str, columns: int) -> str:
     return text
 
 
-def counted(count: int, one: str, several: str = "") -> str:
-    """A number of things, in words: ``1 chunk``, ``2 chunks``."""
-    return f"{count} {one if count == 1 else several or one + 's'}"
-
-
 def note_embedded(model: str) -> None:
     """Say on standard error that an embedded model is a toy, where it is one that is used."""
     if model.startswith(EMBEDDED):

@@ -10,7 +10,7 @@ import numpy as np
 
 from eval.methods.base import Batch, Cost
 from kamera_jax import patch
-from kamera_jax.batch.windows import Stack, Windows, fit_size
+from kamera_jax.batch.windows import Windows, fit_size
 from kamera_jax.kv import KV, Factors, KVSpec
 from kamera_jax.patch.size import Size
 
@@ -107,7 +107,7 @@ def bytes_budget(share: float) -> Budget:
         spec = batch.runner.vlm.spec
         chunk = batch.chunks[place]
         most = int(share * chunk.length * spec.token_bytes)
-        return patch.truncate(batch.factors(place), _rank(spec, chunk, most))
+        return patch.truncate(batch.factors(place), even_rank(spec, chunk.length, most))
 
     return budget
 
@@ -130,17 +130,21 @@ def most_budget(most: int) -> Budget:
     """Patches as `kamera_jax.form_patch` makes them of at most so many bytes each; see `formed_budget`."""
 
     def budget(batch: Batch, place: int) -> Factors:
-        size = Size(max_bytes=most)
-        fitted = _each(batch, place, lambda true, own, length: size.fit(true, own, length).factors)
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *fitted)
+        chunk = batch.chunks[place]
+        return fit_size(batch.conditioned(place), chunk.kv, chunk.length, Size(max_bytes=most))
 
     return budget
 
 
-def _rank(spec: KVSpec, chunk: Stack, most: int) -> int:
+def even_rank(spec: KVSpec, length: int, most: int) -> int:
+    """Components in every layer of a chunk of so many tokens that take at most so many bytes.
+
+    Raises:
+        ValueError: not even one component a layer fits.
+    """
     features = spec.rot_dim + spec.free_dim
     itemsize = jnp.dtype(spec.dtype).itemsize
-    return patch.rank_for_bytes(most, layers=spec.layers, length=chunk.length, features=features, itemsize=itemsize)
+    return patch.rank_for_bytes(most, layers=spec.layers, length=length, features=features, itemsize=itemsize)
 
 
 def energy_budget(share: float) -> Budget:

@@ -64,6 +64,11 @@ def _show_plain(console: Console, rows: Sequence[Sequence[str]], note: str, *, r
     console.file.write(f"{note}\n\n" if note else "\n")
 
 
+def counted(count: int, one: str, several: str = "") -> str:
+    """A number of things, in words: ``1 chunk``, ``2 chunks``."""
+    return f"{count} {one if count == 1 else several or one + 's'}"
+
+
 def kibibytes(count: int | float) -> str:
     """A number of bytes in KiB."""
     return f"{count / 1024:.1f} KiB" if count else "–"

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from eval import tasks
 from eval.report import figures
-from eval.report.console import show
+from eval.report.console import counted, show
 from eval.report.run_page import page
 from eval.report.run_tables import (
     COSTS,
@@ -20,7 +20,6 @@ from eval.report.run_tables import (
     columns,
     compared,
     conditions,
-    counted,
     failed,
     findings,
     load,

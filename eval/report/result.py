@@ -11,8 +11,9 @@ from rich.console import Console
 
 from eval import tasks
 from eval.report import evaluation, samples
+from eval.report.console import counted
 from eval.report.run_page import page
-from eval.report.run_tables import HOPS, columns, counted, findings, load, rows
+from eval.report.run_tables import HOPS, columns, findings, load, rows
 from eval.run.config import CONFIG
 from eval.run.folder import CONTEXTS, RESULTS, SAMPLES, TIMING, OtherRunError, Record
 from eval.tasks import Finding

@@ -7,6 +7,7 @@ from pathlib import Path
 from eval import tasks
 from eval.descriptions import METHODS, method_of
 from eval.report import figures
+from eval.report.console import counted
 from eval.report.run_tables import (
     COSTS_NOTE,
     answers_note,
@@ -14,7 +15,6 @@ from eval.report.run_tables import (
     command,
     compared,
     conditions,
-    counted,
     failed,
     findings,
     markdown,

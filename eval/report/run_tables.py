@@ -219,11 +219,6 @@ def command(run: Record) -> str:
     return shlex.join(parts)
 
 
-def counted(number: int, what: str) -> str:
-    """A number of things in words, as in ``1 context`` and ``2 contexts``."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
 def markdown(columns: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
     """The lines of a table in Markdown; bars in the cells are escaped."""
     rows = [[text.replace("|", "\\|") for text in row] for row in (columns, *body)]
