@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from kamera_jax.contract import METHODS, OPTIONAL, check_identity, check_members, check_output
 from kamera_jax.items import Video
 from kamera_jax.kv import KV, KVSpec, Segment, WindowState
+from kamera_jax.placement import Placement
 from kamera_jax.types import Params
 
 
@@ -112,6 +113,9 @@ class BackboneBase(Backbone):
     collects: tuple[str, ...] = ("attention_mass",)
     """What ``forward`` returns in ``aux`` where it is asked to: forming a patch takes ``owner_mass`` where it is
     offered, which is quicker, else ``attention_mass``; a sketch takes ``queries``."""
+    placement: Placement | None = None
+    """Where the KV of a model on a mesh lies, and with it windows, pools and patches; None on one device. ``forward``
+    then gives KV that lies so."""
 
     def follow_up(self, text: str) -> Segment:
         """The `tail` of a question right after a kept turn, for tokenizers to which that makes a difference."""
@@ -144,7 +148,7 @@ class _Completed(BackboneBase):
 
     def __init__(self, backbone: Any) -> None:
         self._backbone = backbone
-        own = {name: getattr(backbone, name, None) for name in (*METHODS, *OPTIONAL)}
+        own = {name: getattr(backbone, name, None) for name in (*METHODS, *OPTIONAL, "placement")}
         vars(self).update({name: member for name, member in own.items() if member is not None})
 
     def __getattr__(self, name: str) -> Any:

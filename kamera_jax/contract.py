@@ -17,6 +17,7 @@ from kamera_jax.errors import BackboneError, NoModelError
 from kamera_jax.handle import Handle, traced
 from kamera_jax.items import Video
 from kamera_jax.kv import KVSpec, Segment, WindowState
+from kamera_jax.placement import Placement
 
 METHODS = ("prepare", "tail", "decode", "forward")
 REQUIRED = ("spec", "params", "fingerprint", "preamble", "eos", *METHODS)
@@ -90,6 +91,7 @@ def check_members(vlm: Any, protocol: type) -> None:
         "reads_context": ("True or False", lambda value: isinstance(value, bool)),
         "fills_slots": ("True or False", lambda value: isinstance(value, bool)),
         "collects": ("a tuple of names", lambda value: isinstance(value, Collection) and not isinstance(value, str)),
+        "placement": ("a Placement or None", lambda value: isinstance(value, Placement | None)),
         **dict.fromkeys((*METHODS, *OPTIONAL_METHODS), ("a method", callable)),
     }
     for member, (expected, holds) in kinds.items():

@@ -131,3 +131,7 @@ class ForkedProcessError(ValueError):
 
 class UnstorableError(ValueError):
     """A chunk or patch with something that a library cannot store and give back as it is."""
+
+
+class PlacementError(ValueError):
+    """A mesh cannot have KV as it is asked to."""

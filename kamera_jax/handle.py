@@ -214,8 +214,13 @@ class Handle:
         What lies there already is shared with the old handle: do not donate the one and go on with the other.
 
         Args:
-            where: a ``jax.Device`` or ``jax.sharding.Sharding``, for every array.
+            where: a ``jax.Device`` or ``jax.sharding.Sharding``, for every array, or a
+                `kamera_jax.placement.Placement`, as a model on a mesh has one.
         """
+        if hasattr(where, "shardings"):
+            layout = where.shardings(self)
+            moved = jax.tree.map(lambda leaf, at: jax.device_put(leaf, at) if np.ndim(leaf) else leaf, self, layout)
+            return moved._named_like(self)
         if where is not None and not isinstance(where, jax.Device | jax.sharding.Sharding | Format):
             raise ValueError(f"where is a {type(where).__name__}; expected a jax.Device or a jax.sharding.Sharding")
         moved = jax.tree.map(lambda leaf: jax.device_put(leaf, where) if np.ndim(leaf) else leaf, self)

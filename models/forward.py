@@ -13,6 +13,7 @@ import numpy as np
 from kamera_jax import rope
 from kamera_jax.backbone import Output
 from kamera_jax.kv import KV, ChunkPool, Segment, WindowState
+from kamera_jax.placement import Placement, constrained
 from kamera_jax.rope import RopeSpec
 from kamera_jax.window.reuse import attend_in_place
 from models.blocks import decoder
@@ -25,9 +26,9 @@ COLLECTS_OF_EXPERTS = (*COLLECTS, "experts", "router_margin")
 
 
 @cache
-def forward_of(text: DecoderConfig) -> Callable[..., Output]:
+def forward_of(text: DecoderConfig, placement: Placement | None = None) -> Callable[..., Output]:
     """One object a language model: loaded again, in another dtype or by another name, it shares what is compiled."""
-    return partial(forward, text)
+    return partial(forward, text) if placement is None else partial(forward, text, placement=placement)
 
 
 def forward(
@@ -38,8 +39,9 @@ def forward(
     *,
     logits_at: jax.Array | None = None,
     collect: Sequence[str] = (),
+    placement: Placement | None = None,
 ) -> Output:
-    """`kamera_jax.backbone.Backbone.forward` of every port.
+    """`kamera_jax.backbone.Backbone.forward` of every port; on a mesh its KV lies as the placement says.
 
     Collects ``attention_mass`` or ``owner_mass``, ``queries`` (of an MLA absorbed, which is then how it attends), and
     of layers with experts ``experts`` i32[layers, T, k] (-1 in padding) and ``router_margin`` f32[layers, T] (infinite
@@ -77,7 +79,9 @@ def forward(
         out, lse, mass = attention(q, keys, config.attention.scale, weights)
         if layer is not None:
             here = out.reshape(*q.shape[:2], -1)
-            joined = attend_in_place(q, here, lse, pools, layer, config.attention.scale, config.rope)
+            joined = attend_in_place(
+                q, here, lse, pools, layer, config.attention.scale, config.rope, placement=placement
+            )
             out = joined.reshape(out.shape)
         collected = {}
         if mass is not None and by is not None:
@@ -109,7 +113,7 @@ def forward(
             "router_margin": jnp.where(valid[None, :], decoded.routing.margin, jnp.inf),
         }
         aux |= {name: value for name, value in routing.items() if name in collect}
-    return Output(logits, kv, aux)
+    return constrained(Output(logits, kv, aux), placement)
 
 
 def _mass_by(collect: Sequence[str]) -> str | None:

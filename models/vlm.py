@@ -22,21 +22,18 @@ from kamera_jax.window.window import Mode
 from models.architecture import Architecture, Config, Encode, Medium, describe_attention, describe_params, sampling_of
 from models.blocks import decoder
 from models.blocks.params import Params, check_params, params_digest
-from models.blocks.sharding import Rules, on_device, param_shardings
+from models.blocks.sharding import Rules, on_device, param_shardings, placement_of
 from models.errors import FrozenParamsError
 from models.forward import COLLECTS, COLLECTS_OF_EXPERTS, forward_of
+from models.hub.calibration import CALIBRATION, read_calibration
 from models.hub.chat import ChatTemplate
-from models.hub.fields import ConfigError, preprocessing_of, read_json
-from models.hub.files import parsed, read_text
+from models.hub.fields import preprocessing_of, read_json
 from models.hub.weights import declared_dtype, load_params, revision
 from models.media.sampling import Sampling
 from models.media.spans import Features, Pending, Span, compose
 from models.preprocessor import ItemError, Preprocessed, Preprocessor, digest
 
 __all__ = ["CALIBRATION", "ItemError", "VisionLanguageModel"]
-
-CALIBRATION = "calibration.json"
-"""Beside the weights: a `kamera_jax.Calibration`."""
 
 _SHOWN = 60
 """Letters of a model's name in its ``repr``."""
@@ -56,6 +53,7 @@ class VisionLanguageModel(BackboneBase):
         closing: tokens after an answer, up to the next question.
         eos: tokens that end an answer.
         forward: see `kamera_jax.backbone.Backbone.forward`.
+        placement: where its KV lies on a mesh; None on one device.
         preprocess: what the host does with an item before the model sees it, by a loader's workers too: `prepare` and
             all that calls it take what it returns in place of the item. See `models.preprocessor.Preprocessor`.
         calibration: for `kamera_jax.ReusePolicy`: what `CALIBRATION` beside the weights holds, if it was measured with
@@ -102,7 +100,7 @@ class VisionLanguageModel(BackboneBase):
             identity=identity,
             max_positions=text.max_positions,
         )
-        self.forward = forward_of(text)
+        self._place()
         self.collects = COLLECTS_OF_EXPERTS if text.experts else COLLECTS
         self._chat = chat
         made = dict(identity)
@@ -119,7 +117,7 @@ class VisionLanguageModel(BackboneBase):
         return (
             f"<{type(self).__name__} {model}: {text.num_hidden_layers} layers, "
             f"{describe_attention(text.attention)}, {describe_params(self.params)}, "
-            f"fingerprint {self.fingerprint[:12]}>"
+            f"fingerprint {self.fingerprint[:12]}{'' if self.placement is None else f'; {self.placement}'}>"
         )
 
     @classmethod
@@ -177,7 +175,7 @@ class VisionLanguageModel(BackboneBase):
             chat,
             settings,
             fingerprint,
-            _calibration(folder, fingerprint),
+            read_calibration(folder, fingerprint),
             tuple((name, content_key({name: part})) for name, part in parts.items()),
             sampling,
         )
@@ -277,7 +275,7 @@ class VisionLanguageModel(BackboneBase):
         cut._params = {**self.params, "text": decoder.leading_params(self.params["text"], text)}
         cut.fingerprint = digest(f"{self.fingerprint}: first {layers} layers")
         cut.spec = replace(self.spec, layers=layers, fingerprint=cut.fingerprint)
-        cut.forward = forward_of(text)
+        cut.forward = forward_of(text, self.placement)
         cut.calibration = None
         return cut
 
@@ -319,25 +317,34 @@ class VisionLanguageModel(BackboneBase):
         identity = (*parts, ("weights", revised))
         other.spec = replace(self.spec, dtype=dtype.name, fingerprint=other.fingerprint, identity=identity)
         other.calibration = None
+        other._place()
         return other
 
     def to(self, where: Any) -> "VisionLanguageModel":
         """The same model, of the same fingerprint and keys, with its parameters and its preamble somewhere else.
+
+        On a mesh its windows lie as its parameters do: KV heads are split over the mesh axes that the queries' are.
 
         Args:
             where: a ``jax.Device`` or ``jax.sharding.Sharding`` for all parameters, or a tree of them, one for each.
         """
         moved = copy(self)
         moved._params = jax.device_put(self.params, where)
+        moved._place()
         return moved
+
+    def _place(self) -> None:
+        """Let KV lie where the parameters do."""
+        self.placement = placement_of(self.spec, self.params["text"])
+        self.forward = forward_of(self.config.text, self.placement)
 
     def __getstate__(self) -> dict[str, Any]:
         """All but what is made of the configuration again, so that programs are shared with the model it came from."""
-        return {name: value for name, value in vars(self).items() if name != "forward"}
+        return {name: value for name, value in vars(self).items() if name not in ("forward", "placement")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self.forward = forward_of(self.config.text)
+        self._place()
 
     def warm(
         self,
@@ -378,18 +385,6 @@ class VisionLanguageModel(BackboneBase):
 
     def _text_segment(self, ids: Sequence[int], content: str) -> Segment:
         return compose([Span(ids)], self.spec.rope.axes, digest(content))
-
-
-def _calibration(folder: Path, fingerprint: str) -> Calibration | None:
-    if not (folder / CALIBRATION).exists():
-        return None
-    text = read_text(folder / CALIBRATION)
-    parsed(text, folder / CALIBRATION)  # named, if it is no JSON
-    try:
-        calibration = Calibration.from_json(text)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{folder / CALIBRATION} is no calibration ({error!r:.200}); leave it out") from error
-    return calibration if calibration.model == fingerprint else None
 
 
 @partial(jax.jit, static_argnames=("medium", "tower"))

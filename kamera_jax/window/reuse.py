@@ -3,7 +3,7 @@
 Where windows meet the kernels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,10 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from kamera_jax import rope
 from kamera_jax.kv import KV, ChunkPool, Factors, WindowState
+from kamera_jax.placement import Placement
 from kamera_jax.rope import RopeSpec
 from pallas_kernels import chunk_attention, merge_states, relocate_patch, relocate_patch_into
 from pallas_kernels.dispatch import Implementation
@@ -27,21 +29,61 @@ def relocate(
     length: jax.Array | int,
     spec: RopeSpec,
     implementation: Implementation | None = None,
+    placement: Placement | None = None,
 ) -> tuple[Float[Array, "L T Fr"], Float[Array, "L T Ff"]]:
     """KV as attention reads it at absolute ``positions``, one hop from the un-rotated frame.
 
-    Rows past ``length`` are zero.
+    Rows past ``length`` are zero. On a mesh every device does it for its own heads (``placement``).
     """
+    call = partial(_relocated, spec=spec, implementation=implementation)
+    if placement is not None:
+        call = _on_each_device(call, placement, kv, kv.rot.shape[-1])
+    moved = call(kv, factors, positions, length)
+    return moved.rot, moved.free
+
+
+def _relocated(
+    kv: KV,
+    factors: Factors | None,
+    positions: jax.Array,
+    length: jax.Array | int,
+    spec: RopeSpec,
+    implementation: Implementation | None,
+) -> KV:
     call = partial(relocate_patch, length=length, implementation=implementation)
     rot, free = call(**_call(kv, factors, positions, spec))
     still = [layer for layer in spec.unrotated if layer < rot.shape[0]]
     if not still:
-        return rot, free
+        return KV(rot, free)
     # Layers without RoPE once more, by tables that turn nothing.
     here = np.asarray(still)
     kv, factors = jax.tree.map(lambda leaf: leaf[here], (kv, factors))
     kept, _ = call(**_call(kv, factors, positions, spec, still[0]))
-    return rot.at[here].set(kept), free
+    return KV(rot.at[here].set(kept), free)
+
+
+def _on_each_device(call: Callable[..., KV], placement: Placement, like: KV, rot_dim: int) -> Callable[..., KV]:
+    """The same function of arrays that lie on a mesh, each device with its own heads, and no communication.
+
+    Args:
+        call: takes KV, then factors, and then anything else.
+        placement: where they lie.
+        like: KV that lies as the result.
+        rot_dim: Fr, of all devices together.
+    """
+
+    def here(kv: KV, factors: Factors | None, *others: Any) -> KV:
+        return call(kv, _own(factors, placement, rot_dim), *others)
+
+    def run(*arguments: Any) -> KV:
+        return placement.on_each_device(here, arguments, placement.specs(arguments), placement.specs(like))
+
+    return run
+
+
+def _own(factors: Factors | None, placement: Placement, rot_dim: int) -> Factors | None:
+    """What patches a device's own features."""
+    return None if factors is None else replace(factors, v=placement.own_columns(factors.v, rot_dim))
 
 
 def _call(
@@ -67,39 +109,52 @@ def write(
     length: jax.Array | int,
     spec: RopeSpec,
     implementation: Implementation | None = None,
+    placement: Placement | None = None,
 ) -> WindowState:
     """The state with ``length`` tokens rotated, patched and written from ``slot`` on; other slots keep their values.
 
     The caller makes sure that ``slot + length`` fits (the padding of the bucket need not) and that the slot is a
-    multiple of 16; any slot will do with ``implementation="xla"``.
+    multiple of 16; any slot will do with ``implementation="xla"``. On a mesh every device writes its own heads.
     """
-    layer = None
-    if spec.unrotated:
-        # The kernel turns all layers alike: those are turned first, each as it should, and then written as they are.
-        kv = KV(*relocate(kv, factors, positions, length, spec, implementation))
-        factors = None
-        layer = spec.unrotated[0]
-    rot, free = relocate_patch_into(
-        state.rot,
-        state.free,
-        slot,
-        **_call(kv, factors, positions, spec, layer),
-        length=length,
-        implementation=implementation,
-    )
+    cache = KV(state.rot, state.free)
+    call = partial(_written, spec=spec, implementation=implementation)
+    if placement is not None:
+        call = _on_each_device(call, placement, cache, kv.rot.shape[-1])
+    cache = call(kv, factors, positions, cache, slot, length)
     rows = jnp.arange(positions.shape[-1], dtype=jnp.int32)
     slots = jnp.where(rows < length, slot + rows, state.valid.shape[0])  # past the end, where nothing is written
     return replace(
         state,
-        rot=rot,
-        free=free,
+        rot=cache.rot,
+        free=cache.free,
         positions=state.positions.at[:, slots].set(positions, mode="drop"),
         valid=state.valid.at[slots].set(True, mode="drop"),
     )
 
 
-write_jit = jax.jit(write, static_argnames=("spec", "implementation"))
-write_donated = jax.jit(write, static_argnames=("spec", "implementation"), donate_argnames="state")
+def _written(
+    kv: KV,
+    factors: Factors | None,
+    positions: jax.Array,
+    cache: KV,
+    slot: jax.Array | int,
+    length: jax.Array | int,
+    spec: RopeSpec,
+    implementation: Implementation | None,
+) -> KV:
+    """The slots of a state; see `write`."""
+    layer = None
+    if spec.unrotated:
+        # The kernel turns all layers alike: those are turned first, each as it should, and then written as they are.
+        kv = _relocated(kv, factors, positions, length, spec, implementation)
+        factors = None
+        layer = spec.unrotated[0]
+    call = _call(kv, factors, positions, spec, layer)
+    return KV(*relocate_patch_into(cache.rot, cache.free, slot, **call, length=length, implementation=implementation))
+
+
+write_jit = jax.jit(write, static_argnames=("spec", "implementation", "placement"))
+write_donated = jax.jit(write, static_argnames=("spec", "implementation", "placement"), donate_argnames="state")
 
 
 def attend_in_place(
@@ -111,6 +166,7 @@ def attend_in_place(
     scale: float,
     spec: RopeSpec,
     implementation: Implementation | None = None,
+    placement: Placement | None = None,
 ) -> Float[Array, "T N Dv"]:
     """Attention over other keys, joined with attention to every chunk of the pools where it lies.
 
@@ -123,7 +179,36 @@ def attend_in_place(
         scale: factor on the scores.
         spec: the backbone's RoPE.
         implementation: None picks; a named backend that cannot serve the call raises.
+        placement: where the pools lie on a mesh: every device then attends with its own heads.
     """
+    attend = partial(_attended, scale=scale, spec=spec, implementation=implementation)
+    pools = tuple(pools)
+    if placement is None:
+        return attend(q, out, lse, pools, layer)
+    heads = PartitionSpec(None, placement.of_queries(q.shape[1]) or None)
+
+    def here(q: jax.Array, out: jax.Array, lse: jax.Array, own: tuple[ChunkPool, ...], layer: jax.Array) -> jax.Array:
+        # `v` is of all features, and a device has its own features of the rest.
+        own = tuple(
+            pool if pool.v is None else replace(pool, v=placement.own_columns(pool.v, whole.rot.shape[-1]))
+            for pool, whole in zip(own, pools, strict=True)
+        )
+        return attend(q, out, lse, own, layer)
+
+    ins = (heads, heads, heads, placement.specs(pools), PartitionSpec())
+    return placement.on_each_device(here, (q, out, lse, pools, layer), ins, heads)
+
+
+def _attended(
+    q: jax.Array,
+    out: jax.Array,
+    lse: jax.Array,
+    pools: Sequence[ChunkPool],
+    layer: jax.Array | int,
+    scale: float,
+    spec: RopeSpec,
+    implementation: Implementation | None,
+) -> jax.Array:
     inv_freq = jnp.asarray(rope.axis_frequencies(spec))
     read = q
     if spec.unrotated:

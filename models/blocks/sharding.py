@@ -7,6 +7,8 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from kamera_jax.kv import KVSpec
+from kamera_jax.placement import Placement
 from models.blocks.params import AXES, ParamInfo, Params, is_info
 
 Rules = Mapping[str, str | tuple[str, ...] | None]
@@ -71,6 +73,24 @@ def on_device(declaration: Params, device: Any) -> Params:
             f"device is {device!r}; expected a jax.Device, such as jax.devices()[0], or for several of them a mesh"
         )
     return jax.tree.map(lambda _: SingleDeviceSharding(device), declaration, is_leaf=is_info)
+
+
+def placement_of(spec: KVSpec, text: Params) -> Placement | None:
+    """Where the KV of a language model lies whose parameters are on a mesh; None where they are on one device.
+
+    KV heads are split over the mesh axes that the query heads are, where these divide them.
+
+    Args:
+        spec: what the KV is.
+        text: the parameters of the language model.
+    """
+    layers = next(text[name] for name in ("layers", "moe_layers") if name in text)
+    output = jax.tree.leaves(layers["attn"]["o"]["w"])[0]  # [L, heads, embed]
+    where = getattr(output, "sharding", None)
+    if not isinstance(where, NamedSharding) or not isinstance(where.mesh, Mesh) or where.mesh.size == 1:
+        return None
+    axes = where.spec[1] if len(where.spec) > 1 else None
+    return Placement.of(spec, where.mesh, (axes,) if isinstance(axes, str) else tuple(axes or ()))
 
 
 def _checked(mesh: Mesh, rules: Rules | None) -> dict[str, tuple[str, ...]]:
