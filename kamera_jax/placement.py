@@ -113,7 +113,8 @@ class Placement:
         name = getattr(last, "name", getattr(last, "key", None))
         if not self.split or name not in SPLIT:
             return PartitionSpec()
-        return PartitionSpec(*[None] * (jnp.ndim(leaf) - 1), self.tensor)
+        axes = self.tensor[0] if len(self.tensor) == 1 else self.tensor
+        return PartitionSpec(*[None] * (jnp.ndim(leaf) - 1), axes)
 
     def of_queries(self, heads: int) -> tuple[str, ...]:
         """The mesh axes that so many query heads are split over, each beside the KV head it reads; empty for none."""
@@ -164,9 +165,10 @@ def constrained(tree: Tree, placement: Placement | None) -> Tree:
 
 
 def placed(tree: Tree, placement: Placement | None) -> Tree:
-    """The same arrays where the placement has them; what lies there is not moved, and numbers are left as they are.
+    """The same arrays where the placement has them; what lies there is not moved.
 
-    Inside a transformation nothing is: what is compiled lays out its results itself.
+    Arrays of the host and numbers are left as they are, and so is everything inside a transformation: what is compiled
+    lays out its results itself.
     """
     if placement is None:
         return tree
@@ -175,7 +177,7 @@ def placed(tree: Tree, placement: Placement | None) -> Tree:
     away = [
         number
         for number, (leaf, where) in enumerate(zip(leaves, wanted, strict=True))
-        if jnp.ndim(leaf) and not traced(leaf) and not _lies(leaf, where)
+        if isinstance(leaf, jax.Array) and not traced(leaf) and leaf.ndim and not _lies(leaf, where)
     ]
     moved = jax.device_put([leaves[number] for number in away], [wanted[number] for number in away])
     for number, leaf in zip(away, moved, strict=True):
@@ -183,6 +185,5 @@ def placed(tree: Tree, placement: Placement | None) -> Tree:
     return jax.tree.unflatten(structure, leaves)
 
 
-def _lies(leaf: Any, where: NamedSharding) -> bool:
-    sharding = getattr(leaf, "sharding", None)
-    return sharding is not None and (sharding == where or sharding.is_equivalent_to(where, leaf.ndim))
+def _lies(leaf: jax.Array, where: NamedSharding) -> bool:
+    return leaf.sharding == where or leaf.sharding.is_equivalent_to(where, leaf.ndim)

@@ -101,7 +101,7 @@ def evaluate(
     methods = parse_all(run.methods)
     limit = own.contexts if run.limit is None else run.limit
     _check_numbers(run, limit)
-    mesh = mesh_of(run.devices)
+    mesh = mesh_of(run.devices) if with_defaults(vlm).placement is None else None
     by_layout = layouts.of(own, own.outline(run.seeds, limit))
     sizes = {layout: layouts.slots(vlm, own, outlines[0]) for layout, outlines in by_layout.items()}
     capacity = max(slots for slots, _ in sizes.values()) if run.capacity is None else run.capacity

@@ -16,12 +16,14 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from kamera_jax import patch
-from kamera_jax.backbone import Backbone, Output
+from kamera_jax.backbone import Backbone, Output, with_defaults
 from kamera_jax.batch.devices import replicated, spread
 from kamera_jax.chunk import Chunk, source_of
+from kamera_jax.errors import PlacementError
 from kamera_jax.forward import preamble_chunk
 from kamera_jax.kv import KV, Factors, Segment, WindowState
 from kamera_jax.patch.size import Size
+from kamera_jax.placement import Placement
 from kamera_jax.rope import RopeSpec
 from kamera_jax.types import Params
 from kamera_jax.window.reuse import write, write_jit
@@ -114,7 +116,16 @@ class BatchRunner:
             vlm: the model.
             capacity: slots of every window, at least; windows of one capacity share what is compiled.
             mesh: devices to spread the episodes over, which must then be a multiple of them.
+
+        Raises:
+            PlacementError: the model lies on a mesh of its own.
         """
+        self._placement = with_defaults(vlm).placement
+        if self._placement is not None and mesh is not None:
+            raise PlacementError(
+                f"the model lies on a mesh of its own ({self._placement}), so its episodes are spread over none; leave "
+                "mesh out, or load the model on one device"
+            )
         self.vlm = vlm
         self.mesh = mesh
         self.capacity = capacity
@@ -181,7 +192,8 @@ class BatchRunner:
         return _stack([_stack([self.vlm.tail(text) for text in episode]) for episode in questions])
 
     def _write(self, state: WindowState, slot: int, kv: KV, factors: Factors | None, rows: Rows) -> WindowState:
-        return _write(state, slot, kv, factors, rows, rope=self.vlm.spec.rope, mesh=self.mesh)
+        static = {"rope": self.vlm.spec.rope, "mesh": self.mesh, "placement": self._placement}
+        return _write(state, slot, kv, factors, rows, **static)
 
     def _head(self, slots: int) -> WindowState:
         """A window of the preamble alone; made once for each size."""
@@ -189,7 +201,8 @@ class BatchRunner:
             head = self._preamble
             spec = self.vlm.spec
             empty = spec.empty_state(slots)
-            self._heads[slots] = write_jit(empty, 0, head.kv, None, head.positions, head.length, spec=spec.rope)
+            given = (empty, 0, head.kv, None, head.positions, head.length)
+            self._heads[slots] = write_jit(*given, spec=spec.rope, placement=self._placement)
         return self._heads[slots]
 
     def _layout(
@@ -215,7 +228,7 @@ class BatchRunner:
         )
 
 
-@partial(jax.jit, static_argnames=("rope", "mesh"))
+@partial(jax.jit, static_argnames=("rope", "mesh", "placement"))
 def _write(
     state: WindowState,
     slot: Any,
@@ -225,9 +238,10 @@ def _write(
     *,
     rope: RopeSpec,
     mesh: Mesh | None,
+    placement: Placement | None,
 ) -> WindowState:
     def one(state: WindowState, slot: Any, kv: KV, factors: Factors | None, rows: Rows) -> WindowState:
-        return write(state, slot, kv, factors, *rows, rope)
+        return write(state, slot, kv, factors, *rows, rope, placement=placement)
 
     written = jax.vmap(one, in_axes=(0, None, 0, 0, 0))
     return spread(written, mesh, (True, False, True, True, True))(state, slot, kv, factors, rows)

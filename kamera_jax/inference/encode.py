@@ -22,6 +22,7 @@ from kamera_jax.inference.parts import parts
 from kamera_jax.kv import Factors, Segment, Sketch, SketchSpec, bucket_of_slots, check_length
 from kamera_jax.patch.size import Size
 from kamera_jax.patch.sketch import take_jit
+from kamera_jax.placement import placed
 from kamera_jax.transfer import as_f32, expect_packed, packed
 from kamera_jax.window.changes import append, materialised, nan_if
 from kamera_jax.window.checks import check_chunk, check_model
@@ -355,7 +356,7 @@ def _patch(
     context = lineages[0] if len(lineages) == 1 else content_key({"orders": lineages}) if all(lineages) else ""
     key = patch_key(chunk.key, chunk.codec, context, asdict(size), factors.u.dtype.name, sketch)
     return Patch(
-        factors=factors,
+        factors=placed(factors, window.placement),
         chunk=chunk.key,
         model=chunk.model,
         antecedents=antecedents,
@@ -373,9 +374,8 @@ def _sketch(
     chunk: Chunk, output: Output, window: Window, factors: Factors, numbers: jax.Array, which: SketchSpec
 ) -> Sketch:
     """What the chunk's tokens read on ``window`` with its patch, with the rows that it keeps alone."""
-    queries = chunk.taken(output.aux["queries"])
     own = (chunk.kv, factors, chunk.positions)
-    return take_jit(queries, *own, window.state, numbers, which=which, spec=window.spec)
+    return take_jit(chunk.taken(output.aux["queries"]), *own, window.state, numbers, which=which, spec=window.spec)
 
 
 def _prefilled(vlm: Backbone, antecedents: Sequence[Chunk] | None) -> Window:

@@ -12,6 +12,7 @@ import numpy as np
 from kamera_jax.backbone import Backbone, Output, call, with_defaults
 from kamera_jax.errors import NonFiniteError
 from kamera_jax.kv import KV, ChunkPool, KVSpec, Segment, WindowState, bucket_of_slots
+from kamera_jax.placement import Placement, constrained
 from kamera_jax.transfer import numbers, to_device, unpacked
 from kamera_jax.types import Params
 from kamera_jax.window.changes import turn_state
@@ -107,7 +108,7 @@ class Turn:
             context = None
         sampling = None if temperature == 0 or key is None else Sampling(np.float32(temperature), key)
         self._host = (Behind(context, window.state.pools, np.int32(start)), sampling, numbers(window.next_position))
-        self._static = {"forward": vlm.forward, "spec": vlm.spec}
+        self._static = {"forward": vlm.forward, "spec": vlm.spec, "placement": with_defaults(vlm).placement}
 
     @property
     def kv(self) -> KV:
@@ -155,7 +156,7 @@ def _token(written: Written) -> int:
     return token
 
 
-@partial(jax.jit, static_argnames=("slots", "room", "forward", "spec"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("slots", "room", "forward", "spec", "placement"), donate_argnames="state")
 def _ask(
     params: Params,
     behind: Behind,
@@ -168,6 +169,7 @@ def _ask(
     room: int,
     forward: Callable[..., Output],
     spec: KVSpec,
+    placement: Placement | None = None,
 ) -> Written:
     """Run a question at the position that ``numbers`` packs, and choose the token after it."""
     tail = tail.at(unpacked(numbers)[0])
@@ -176,10 +178,10 @@ def _ask(
     nothing = jnp.zeros((), jnp.int32)
     last = jax.lax.dynamic_index_in_dim(tail.positions, tail.length - 1, 1, keepdims=False)
     written = Written(own, KV(rows.rot, rows.free), nothing, nothing, nothing, last)
-    return _step(params, behind, sampling, written, tail, forward, spec)
+    return _step(params, behind, sampling, written, tail, forward, spec, placement)
 
 
-@partial(jax.jit, static_argnames=("forward", "spec"), donate_argnames="written")
+@partial(jax.jit, static_argnames=("forward", "spec", "placement"), donate_argnames="written")
 def _next(
     params: Params,
     behind: Behind,
@@ -188,15 +190,16 @@ def _next(
     *,
     forward: Callable[..., Output],
     spec: KVSpec,
+    placement: Placement | None = None,
 ) -> Written:
     """Run the token that was chosen last, and choose the one after it."""
     answered = written.answered + 1
     position = written.last[:, None] + answered.astype(jnp.float32)
     segment = Segment({"tokens": written.token[None]}, position, jnp.ones((), jnp.int32))
-    return _step(params, behind, sampling, replace(written, answered=answered), segment, forward, spec)
+    return _step(params, behind, sampling, replace(written, answered=answered), segment, forward, spec, placement)
 
 
-@partial(jax.jit, static_argnames=("forward", "spec"), donate_argnames="written")
+@partial(jax.jit, static_argnames=("forward", "spec", "placement"), donate_argnames="written")
 def _close(
     params: Params,
     behind: Behind,
@@ -206,13 +209,14 @@ def _close(
     *,
     forward: Callable[..., Output],
     spec: KVSpec,
+    placement: Placement | None = None,
 ) -> Written:
     """Run tokens after the first ``answered`` of the answer; ``numbers`` has how many they are, and ``answered``."""
     length, answered = numbers
     after = (answered + 1 + jnp.arange(len(ids), dtype=jnp.int32)).astype(jnp.float32)
     segment = Segment({"tokens": ids}, written.last[:, None] + after[None, :], length)
     written = replace(written, done=written.done - written.answered + answered, answered=answered)
-    return _step(params, behind, None, written, segment, forward, spec)
+    return _step(params, behind, None, written, segment, forward, spec, placement)
 
 
 def _step(
@@ -223,6 +227,7 @@ def _step(
     segment: Segment,
     forward: Callable[..., Output],
     spec: KVSpec,
+    placement: Placement | None = None,
 ) -> Written:
     """Run a segment, choose the token after it, and keep the segment's KV: in the state, and un-rotated in the turn.
 
@@ -243,8 +248,10 @@ def _step(
     token = jnp.where(jnp.isfinite(jnp.max(output.logits[0])), token, jnp.int32(_NONE))
     # A token's slot is no multiple of 16, which the kernels write from.
     length = segment.length
-    state = write(state, slot, output.kv, None, segment.positions, length, spec.rope, implementation="xla")
+    at = (segment.positions, length, spec.rope)
+    state = write(state, slot, output.kv, None, *at, implementation="xla", placement=placement)
     kv = jax.tree.map(
         lambda whole, rows: jax.lax.dynamic_update_slice_in_dim(whole, rows, done, 1), written.kv, output.kv
     )
-    return Written(state, kv, token, (done + length).astype(jnp.int32), written.answered, written.last)
+    written = Written(state, kv, token, (done + length).astype(jnp.int32), written.answered, written.last)
+    return constrained(written, placement)

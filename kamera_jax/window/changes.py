@@ -11,6 +11,7 @@ from kamera_jax.arguments import check_list, whole_number
 from kamera_jax.chunk import Chunk, Entry, Patch
 from kamera_jax.handle import copied, traced
 from kamera_jax.kv import WindowState, bucket, bucket_of_slots
+from kamera_jax.placement import Placement, placed
 from kamera_jax.window.checks import check_chunk, check_pair, check_room, check_whole
 from kamera_jax.window.edits import Append, Changes, Evict, Pair, Recall, Reorder, Replace, applied
 from kamera_jax.window.pool import Pools, allocate, pool_tokens
@@ -37,7 +38,7 @@ def changed(window: Window, changes: Changes, *, donate: bool = False) -> Window
     if window.mode == "in_place":
         return _poisoned(_allocated(longer, donate=donate))
     if kept < len(longer.entries):
-        state = put(window.spec, window.state, longer.entries[kept:], donate=donate)
+        state = put(window.spec, window.state, longer.entries[kept:], donate=donate, placement=window.placement)
     else:  # nothing is written, and what has left is still to be hidden
         last = longer.entries[-1] if longer.entries else window.preamble
         state = hidden(window.state, last.slot + last.chunk.length, donate=donate)
@@ -95,8 +96,22 @@ def _with_entry(window: Window, new: Entry | Pair) -> Window:
     if new.patch is not None:
         check_pair(new.chunk, new.patch)
     check_room(window, new.chunk.length, new.chunk.advance)
-    entry = Entry(new.chunk, new.patch, window.next_position, window.next_slot, _place(new))
+    chunk, patch = _placed_pair(new.chunk, new.patch, window.placement)
+    entry = Entry(chunk, patch, window.next_position, window.next_slot, _place(new))
     return window.keeping(entries=(*window.entries, entry))
+
+
+def _placed_pair(chunk: Chunk, patch: Patch | None, placement: Placement | None) -> tuple[Chunk, Patch | None]:
+    """Both where the window is on a mesh, so that what is written again is not sent again."""
+    if placement is None:
+        return chunk, patch
+    kv, positions = placed((chunk.kv, chunk.positions), placement)
+    if kv.rot is not chunk.kv.rot or kv.free is not chunk.kv.free or positions is not chunk.positions:
+        chunk = chunk.keeping(kv=kv, positions=positions)
+    factors = None if patch is None else placed(patch.factors, placement)
+    if patch is not None and factors is not patch.factors:
+        patch = patch.keeping(factors=factors)
+    return chunk, patch
 
 
 def _place(new: Entry | Pair) -> Any:
@@ -107,7 +122,8 @@ def _place(new: Entry | Pair) -> Any:
 def _allocated(window: Window, *, donate: bool = False) -> Window:
     """An in-place window whose pools hold its entries."""
     pools = Pools(window.state.pools, window.indices)
-    pools, entries = allocate(pools, window.entries, window.spec, capacity=window.capacity, donate=donate)
+    settings = {"capacity": window.capacity, "placement": window.placement}
+    pools, entries = allocate(pools, window.entries, window.spec, donate=donate, **settings)
     return window.keeping(state=replace(window.state, pools=pools.pools), indices=pools.indices, entries=entries)
 
 
@@ -117,7 +133,7 @@ def reserved(window: Window, rows: Iterable[int]) -> Window:
         return window
     pools = Pools(window.state.pools, window.indices)
     tokens = {pool_tokens(each) for each in rows}
-    pools = reserved_pools(pools, tokens, window.spec, capacity=window.capacity)
+    pools = reserved_pools(pools, tokens, window.spec, capacity=window.capacity, placement=window.placement)
     return window.keeping(state=replace(window.state, pools=pools.pools), indices=pools.indices)
 
 
@@ -146,9 +162,9 @@ def materialised(window: Window) -> Window:
     """The same window with every chunk rotated, patched and written."""
     if window.mode == "materialise":
         return window
-    state = put_first(window.spec, bucket_of_slots(window.capacity), window.preamble)
+    state = put_first(window.spec, bucket_of_slots(window.capacity), window.preamble, window.placement)
     if window.entries:
-        state = put(window.spec, state, window.entries, donate=True)
+        state = put(window.spec, state, window.entries, donate=True, placement=window.placement)
     entries = tuple(replace(entry, place=None) for entry in window.entries)
     return _poisoned(window.keeping(state=state, entries=entries, mode="materialise", indices=()))
 
@@ -158,10 +174,10 @@ def rewritten(window: Window) -> Window:
 
     In place, its chunks may come to lie in other places of their pools.
     """
-    state = put_first(window.spec, window.state.valid.shape[0], window.preamble)
+    state = put_first(window.spec, window.state.valid.shape[0], window.preamble, window.placement)
     if window.mode == "materialise":
         if window.entries:
-            state = put(window.spec, state, window.entries, donate=True)
+            state = put(window.spec, state, window.entries, donate=True, placement=window.placement)
         return window.keeping(state=state)
     rows = [pool.rot.shape[2] for pool in window.state.pools]
     entries = tuple(replace(entry, place=None) for entry in window.entries)
@@ -176,7 +192,7 @@ def turn_state(window: Window, tokens: int) -> tuple[WindowState, int]:
     if window.mode == "materialise":
         return copied(window.state), window.next_slot
     slots = aligned(window.preamble.chunk.length)
-    return put_first(window.spec, slots + bucket(tokens), window.preamble), slots
+    return put_first(window.spec, slots + bucket(tokens), window.preamble, window.placement), slots
 
 
 def reorder(window: Window, order: Sequence[int]) -> Window:

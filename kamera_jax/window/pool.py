@@ -18,6 +18,7 @@ from kamera_jax.handle import copied, traced
 from kamera_jax.identity import UNNAMED, Identity
 from kamera_jax.kv import KV, ChunkPool, Factors, KVSpec, bucket, bucket_of_slots
 from kamera_jax.patch.size import default_width
+from kamera_jax.placement import Placement, constrained
 from kamera_jax.transfer import expect, to_device
 from kamera_jax.window.slots import no_factors
 
@@ -69,7 +70,13 @@ def pool_tokens(rows: int) -> int:
 
 
 def allocate(
-    old: Pools, entries: Sequence[Entry], spec: KVSpec, *, capacity: int = 0, donate: bool = False
+    old: Pools,
+    entries: Sequence[Entry],
+    spec: KVSpec,
+    *,
+    capacity: int = 0,
+    donate: bool = False,
+    placement: Placement | None = None,
 ) -> tuple[Pools, tuple[Entry, ...]]:
     """Pools that hold a window's entries and are read at their lengths and bases; only what is new is written.
 
@@ -79,6 +86,7 @@ def allocate(
         spec: what the KV means.
         capacity: slots of the window.
         donate: take the buffers of an old pool that is written to; what shares them must not be used again.
+        placement: where the pools lie on a mesh.
 
     Returns:
         The pools, and the entries with their places.
@@ -95,7 +103,8 @@ def allocate(
     for tokens in sorted(numbers):
         index = indices.get(tokens, PoolIndex(tokens))
         own = [entries[number] for number in numbers[tokens]]
-        least = Least(places=_first_places(capacity, tokens), rank=_default_width(spec, tokens) if patched else 0)
+        rank = _default_width(spec, tokens) if patched else 0
+        least = Least(places=_first_places(capacity, tokens), rank=rank, placement=placement)
         pool, index, own = _allocated(pools.get(tokens), index, own, spec, least, donate)
         grown = Pools((*grown.pools, pool), (*grown.indices, index))
         for number, entry in zip(numbers[tokens], own, strict=True):
@@ -105,7 +114,9 @@ def allocate(
     return grown._replace(pools=tuple(pools)), tuple(placed)
 
 
-def reserved(old: Pools, tokens: Iterable[int], spec: KVSpec, *, capacity: int) -> Pools:
+def reserved(
+    old: Pools, tokens: Iterable[int], spec: KVSpec, *, capacity: int, placement: Placement | None = None
+) -> Pools:
     """Pools with places of so many rows too, as many as chunks of such rows can stand in the window at once.
 
     What attends to the window then keeps its shapes, whatever comes. Not where that takes much memory: such a pool
@@ -116,12 +127,14 @@ def reserved(old: Pools, tokens: Iterable[int], spec: KVSpec, *, capacity: int) 
         tokens: rows of places; see `pool_tokens`.
         spec: what the KV means.
         capacity: slots of the window.
+        placement: where the pools lie on a mesh.
     """
     pools = {pool.rot.shape[2]: (pool, index) for pool, index in zip(*old, strict=True)}
     for rows in set(tokens) - set(pools):
         smaller = next((less for less in range(rows - 1, 0, -1) if pool_tokens(less) < rows), 0)
         most = max(1, capacity // (smaller + SLOT_ALIGNMENT))
-        least = Least(places=1 << (most - 1).bit_length(), rank=_default_width(spec, rows))
+        places = 1 << (most - 1).bit_length()
+        least = Least(places=places, rank=_default_width(spec, rows), placement=placement)
         width = spec.rot_dim + spec.free_dim
         patch_bytes = spec.layers * least.rank * (rows + width) * jnp.dtype(spec.dtype).itemsize
         if least.places * (rows * spec.token_bytes + patch_bytes) > RESERVED_BYTES:
@@ -133,10 +146,11 @@ def reserved(old: Pools, tokens: Iterable[int], spec: KVSpec, *, capacity: int) 
 
 
 class Least(NamedTuple):
-    """Places and components that a pool has at least."""
+    """Places and components that a pool has at least, and where it lies on a mesh."""
 
     places: int
     rank: int
+    placement: Placement | None = None
 
 
 def _default_width(spec: KVSpec, rows: int) -> int:
@@ -183,7 +197,7 @@ def _allocated(
         if traced(*jax.tree.leaves((arrays, given))):  # in a transformation there is nothing to donate
             arrays = _write(arrays, *given)
             continue
-        arrays = _put(arrays if donate else copied(arrays), *given)
+        arrays = _put(arrays if donate else copied(arrays), *given, placement=least.placement)
         donate = True
     pool = ChunkPool(**arrays, lengths=tables[0], bases=tables[1])
     placed = [replace(entry, place=place) for entry, place in zip(entries, places, strict=True)]
@@ -263,21 +277,26 @@ def _with_room(
         shapes["ranks"] = (lead, "int32")
     if shapes == {name: (array.shape, array.dtype.name) for name, array in arrays.items()}:
         return arrays
-    return _grown(arrays, shapes=tuple(shapes.items()))
+    return _grown(arrays, shapes=tuple(shapes.items()), placement=least.placement)
 
 
-@partial(jax.jit, static_argnames="shapes")
-def _grown(arrays: dict[str, jax.Array], *, shapes: Any) -> dict[str, jax.Array]:
+@partial(jax.jit, static_argnames=("shapes", "placement"))
+def _grown(arrays: dict[str, jax.Array], *, shapes: Any, placement: Placement | None) -> dict[str, jax.Array]:
     """The arrays in the corner of larger ones."""
     grown = {name: jnp.zeros(shape, dtype) for name, (shape, dtype) in shapes}
     for name, array in arrays.items():
         corner = tuple(slice(0, extent) for extent in array.shape)
         grown[name] = grown[name].at[corner].set(array.astype(grown[name].dtype))
-    return grown
+    return constrained(grown, placement)
 
 
 def _write(
-    arrays: dict[str, jax.Array], place: jax.Array | int, kv: KV, positions: jax.Array, factors: Factors | None
+    arrays: dict[str, jax.Array],
+    place: jax.Array | int,
+    kv: KV,
+    positions: jax.Array,
+    factors: Factors | None,
+    placement: Placement | None = None,
 ) -> dict[str, jax.Array]:
     """The arrays with a chunk and its patch at ``place``, and zeros past its rows and components."""
     new = {"rot": kv.rot, "free": kv.free}
@@ -289,7 +308,7 @@ def _write(
         new["ranks"] = jnp.zeros(len(kv.rot), jnp.int32)
     written = {name: arrays[name].at[:, place].set(_filled(rows, arrays[name], 2)) for name, rows in new.items()}
     written["positions"] = arrays["positions"].at[place].set(_filled(positions, arrays["positions"], 1))
-    return arrays | written
+    return constrained(arrays | written, placement)
 
 
 def _filled(rows: jax.Array, like: jax.Array, lead: int) -> jax.Array:
@@ -300,4 +319,4 @@ def _filled(rows: jax.Array, like: jax.Array, lead: int) -> jax.Array:
     return jnp.pad(rows, widths).astype(like.dtype)
 
 
-_put = partial(jax.jit, donate_argnames="arrays")(_write)
+_put = partial(jax.jit, static_argnames="placement", donate_argnames="arrays")(_write)

@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from kamera_jax.chunk import Entry
 from kamera_jax.handle import copied, traced
 from kamera_jax.kv import KV, Factors, KVSpec, WindowState
 from kamera_jax.patch.size import default_width
+from kamera_jax.placement import Placement, constrained
 from kamera_jax.transfer import default_device, numbers, packed, to_device, unpacked
 from kamera_jax.window.reuse import write
 
@@ -34,13 +36,20 @@ class Source(NamedTuple):
     positions: jax.Array
 
 
-def put_first(spec: KVSpec, slots: int, entry: Entry) -> WindowState:
+def put_first(spec: KVSpec, slots: int, entry: Entry, placement: Placement | None = None) -> WindowState:
     """A state of ``slots`` slots with an entry's chunk at its slots, and nothing else."""
     source = Source(entry.chunk.kv, None, entry.chunk.positions)
-    return _put_first(_packed(entry, NOWHERE), source, slots=slots, spec=spec)
+    return _put_first(_packed(entry, NOWHERE), source, slots=slots, spec=spec, placement=placement)
 
 
-def put(spec: KVSpec, state: WindowState, entries: Sequence[Entry], *, donate: bool = False) -> WindowState:
+def put(
+    spec: KVSpec,
+    state: WindowState,
+    entries: Sequence[Entry],
+    *,
+    donate: bool = False,
+    placement: Placement | None = None,
+) -> WindowState:
     """The state with the chunks of entries, rotated and patched, at their slots; the rest from the first on is hidden.
 
     Args:
@@ -48,20 +57,22 @@ def put(spec: KVSpec, state: WindowState, entries: Sequence[Entry], *, donate: b
         state: where they are written.
         entries: in the order of their slots; one at least.
         donate: take the state's buffers.
+        placement: where it lies on a mesh.
     """
+    static = {"spec": spec, "placement": placement}
     leaves = jax.tree.leaves((state, [_source(entry) for entry in entries]))
     if traced(*leaves, *(number for entry in entries for number in (entry.base, entry.slot, entry.chunk.length))):
         for entry in entries:  # a transformation may want the derivative, which a loop of unknown length has not
-            state = _put(state, _packed(entry, entry.slot), _source(entry), spec=spec)
+            state = _put(state, _packed(entry, entry.slot), _source(entry), **static)
         return state
     state = state if donate else copied(state)
     groups = list(_groups(entries))
     rows = to_device([rows for rows, _ in groups])
     for (_, sources), there in zip(groups, rows, strict=True):
         if there.ndim == 1:
-            state = _put_donated(state, there, sources[0], spec=spec)
+            state = _put_donated(state, there, sources[0], **static)
         else:
-            state = _put_group(state, there, sources, spec=spec)
+            state = _put_group(state, there, sources, **static)
     return state
 
 
@@ -125,13 +136,16 @@ _NO_FACTORS: dict[Any, Factors] = {}
 
 
 def no_factors(kv: KV) -> Factors | None:
-    """A patch of the default size that has no component in use, where the KV is; None where it is spread over devices.
+    """A patch of the default size that has no component in use, where the KV is: on a mesh on every device.
 
-    An entry without a patch is written with it, and so by the program that writes patches.
+    None where the KV is spread over devices otherwise. An entry without a patch is written with it, and so by the
+    program that writes patches.
     """
     layers, rows, width = kv.rot.shape
     width += kv.free.shape[2]
     where = kv.rot.sharding if isinstance(kv.rot, jax.Array) and kv.rot.committed else None
+    if isinstance(where, NamedSharding):
+        where = NamedSharding(where.mesh, PartitionSpec())
     if where is not None and not where.is_fully_replicated:
         return None
     key = (layers, rows, width, kv.rot.dtype.name, where, default_device())
@@ -146,7 +160,15 @@ def no_factors(kv: KV) -> Factors | None:
     return factors
 
 
-def _put_one(state: WindowState | None, row: jax.Array, source: Source, *, spec: KVSpec, slots: int = 0) -> WindowState:
+def _put_one(
+    state: WindowState | None,
+    row: jax.Array,
+    source: Source,
+    *,
+    spec: KVSpec,
+    placement: Placement | None,
+    slots: int = 0,
+) -> WindowState:
     """See `put`; ``row`` packs the base, the slot, the length, and the slot from which on the state is hidden."""
     if state is None:
         state = spec.empty_state(slots)
@@ -156,28 +178,32 @@ def _put_one(state: WindowState | None, row: jax.Array, source: Source, *, spec:
     length = jnp.where(fits, length, 0)
     state = replace(state, valid=state.valid & (jnp.arange(count, dtype=jnp.int32) < jnp.where(fits, hide, count)))
     slot = jnp.where(fits, slot, 0)
-    return write(state, slot, source.kv, source.factors, source.positions + base, length, spec.rope)
+    positions = source.positions + base
+    written = write(state, slot, source.kv, source.factors, positions, length, spec.rope, placement=placement)
+    return constrained(written, placement)
 
 
-_put = partial(jax.jit, static_argnames="spec")(_put_one)
-_put_donated = partial(jax.jit, static_argnames="spec", donate_argnames="state")(_put_one)
+_put = partial(jax.jit, static_argnames=("spec", "placement"))(_put_one)
+_put_donated = partial(jax.jit, static_argnames=("spec", "placement"), donate_argnames="state")(_put_one)
 
 
-@partial(jax.jit, static_argnames=("spec", "slots"))
-def _put_first(row: jax.Array, source: Source, *, spec: KVSpec, slots: int) -> WindowState:
-    return _put_one(None, row, source, spec=spec, slots=slots)
+@partial(jax.jit, static_argnames=("spec", "slots", "placement"))
+def _put_first(row: jax.Array, source: Source, *, spec: KVSpec, slots: int, placement: Placement | None) -> WindowState:
+    return _put_one(None, row, source, spec=spec, slots=slots, placement=placement)
 
 
-@partial(jax.jit, static_argnames="spec", donate_argnames="state")
-def _put_group(state: WindowState, rows: jax.Array, sources: tuple[Source, ...], *, spec: KVSpec) -> WindowState:
+@partial(jax.jit, static_argnames=("spec", "placement"), donate_argnames="state")
+def _put_group(
+    state: WindowState, rows: jax.Array, sources: tuple[Source, ...], *, spec: KVSpec, placement: Placement | None
+) -> WindowState:
     """Several entries one after another; rows of a length below 0 are none."""
     count = jnp.sum(rows[:, 2] >= 0, dtype=jnp.int32)
 
     def one(i: jax.Array, state: WindowState) -> WindowState:
         source = jax.lax.switch(i, [partial(lambda each: each, each) for each in sources])
-        return _put_one(state, rows[i], source, spec=spec)
+        return _put_one(state, rows[i], constrained(source, placement), spec=spec, placement=placement)
 
-    return jax.lax.fori_loop(jnp.int32(0), count, one, state)
+    return constrained(jax.lax.fori_loop(jnp.int32(0), count, one, state), placement)
 
 
 @partial(jax.jit, donate_argnames="state")

@@ -16,6 +16,7 @@ from kamera_jax.forward import preamble_chunk
 from kamera_jax.handle import Handle, host_scalar
 from kamera_jax.identity import EXACT, chunk_key, extended, lineage
 from kamera_jax.kv import KVSpec, WindowState, bucket_of_slots, check_length
+from kamera_jax.placement import Placement
 from kamera_jax.window.pool import SLOT_ALIGNMENT, PoolIndex
 from kamera_jax.window.slots import put_first
 
@@ -52,6 +53,7 @@ class Window(Handle):
         capacity: slots in all, the preamble's included; the state's arrays have some more, which no chunk comes to.
         preamble: what is pinned at slot 0.
         mode: how its chunks are kept.
+        placement: where it lies on a mesh; None on one device.
         overflowed: whether something did not fit, in a compiled function, where it could not be refused.
         indices: what is known to lie in each of the state's pools.
         intact: whether ``state`` is what the entries say. As `dataclasses.replace` and JAX transformations may change
@@ -65,11 +67,12 @@ class Window(Handle):
     preamble: Entry
     mode: Mode = "materialise"
     overflowed: bool = host_scalar(bool)
+    placement: Placement | None = None
     indices: tuple[PoolIndex, ...] = field(init=False)
     intact: bool = field(init=False)
 
     DATA: ClassVar = ("state", "entries", "preamble", "overflowed")
-    STATIC: ClassVar = ("spec", "capacity", "mode")
+    STATIC: ClassVar = ("spec", "capacity", "mode", "placement")
     NAMES: ClassVar = {"indices": (), "intact": False}
     SHOWN: ClassVar = ("mode", "capacity", "tokens", "entries")
 
@@ -82,10 +85,11 @@ class Window(Handle):
         preamble: Entry,
         mode: Mode = "materialise",
         overflowed: bool = False,
+        placement: Placement | None = None,
     ) -> None:
         """See the class; `empty` makes one whose state is what its entries say."""
         self._set(state=state, entries=entries, spec=spec, capacity=capacity, preamble=preamble, mode=mode)
-        self._set(overflowed=overflowed, **self.NAMES)
+        self._set(overflowed=overflowed, placement=placement, **self.NAMES)
 
     @staticmethod
     def empty(vlm: Backbone, capacity: int, *, mode: Mode = "materialise") -> "Window":
@@ -204,5 +208,6 @@ def _of_preamble(vlm: Backbone, capacity: int, slots: int | None, mode: Mode = "
     chunk = preamble_chunk(vlm)
     check_length(vlm.spec, 0.0, chunk.advance)
     entry = Entry(chunk.copied(), None, base=0.0, slot=0)  # a window may be donated, and the model keeps its preamble
-    state = put_first(vlm.spec, aligned(chunk.length) if slots is None else slots, entry)
-    return Window(state, (), vlm.spec, capacity, entry, mode).keeping(intact=True)
+    placement = with_defaults(vlm).placement
+    state = put_first(vlm.spec, aligned(chunk.length) if slots is None else slots, entry, placement)
+    return Window(state, (), vlm.spec, capacity, entry, mode, placement=placement).keeping(intact=True)
