@@ -9,7 +9,7 @@ nothing of another device.
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -44,8 +44,8 @@ class Placement:
     heads: int
     split: bool
 
-    @classmethod
-    def of(cls, spec: KVSpec, mesh: Mesh, tensor: Iterable[str] = ("model",)) -> Self:
+    @staticmethod
+    def of(spec: KVSpec, mesh: Mesh, tensor: Iterable[str] = ("model",)) -> "Placement":
         """The placement of a model's KV on a mesh.
 
         Args:
@@ -65,7 +65,7 @@ class Placement:
             raise PlacementError(f"heads are split over the mesh axes {missing}; the mesh has {list(mesh.axis_names)}")
         automatic = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
         parts = math.prod(mesh.shape[axis] for axis in axes)
-        return cls(automatic, axes, spec.heads, parts > 1 and spec.heads % parts == 0)
+        return Placement(automatic, axes, spec.heads, parts > 1 and spec.heads % parts == 0)
 
     @property
     def parts(self) -> int:
@@ -84,7 +84,7 @@ class Placement:
             return f"mesh {mesh}; KV whole on every device, as all heads read one KV head"
         return f"mesh {mesh}; KV whole on every device, as its {self.heads} KV heads do not divide by {self.parts}"
 
-    def __deepcopy__(self, memo: Any) -> Self:
+    def __deepcopy__(self, memo: Any) -> "Placement":
         return self
 
     def __reduce__(self) -> Any:
@@ -111,10 +111,14 @@ class Placement:
     def _spec(self, path: tuple[Any, ...], leaf: Any) -> PartitionSpec:
         last = path[-1] if path else None
         name = getattr(last, "name", getattr(last, "key", None))
-        if not self.split or name not in SPLIT:
-            return PartitionSpec()
+        return self.of_features(jnp.ndim(leaf)).spec if name in SPLIT else PartitionSpec()
+
+    def of_features(self, ndim: int) -> NamedSharding:
+        """The sharding of an array of so many axes of which the last one is that of KV heads' features."""
+        if not self.split:
+            return NamedSharding(self.mesh, PartitionSpec())
         axes = self.tensor[0] if len(self.tensor) == 1 else self.tensor
-        return PartitionSpec(*[None] * (jnp.ndim(leaf) - 1), axes)
+        return NamedSharding(self.mesh, PartitionSpec(*[None] * (ndim - 1), axes))
 
     def of_queries(self, heads: int) -> tuple[str, ...]:
         """The mesh axes that so many query heads are split over, each beside the KV head it reads; empty for none."""

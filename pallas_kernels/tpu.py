@@ -55,4 +55,4 @@ def varying(shape: tuple[int, ...], dtype: Any, operands: Any) -> jax.ShapeDtype
     """The type of an output, varying over the mesh axes (of `jax.shard_map`) that any operand varies over."""
     axes = [jax.typeof(x).manual_axis_type for x in jax.tree.leaves(operands)]
     union = frozenset().union(*(x.varying for x in axes))
-    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=axes[0].update(varying=union) if union else None)
+    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=axes[0].update(varying=union))

@@ -16,7 +16,11 @@ from kamera_jax.library.fields import check_kv
 from kamera_jax.library.packs import Pack
 from kamera_jax.library.reading import Reader
 from kamera_jax.library.rows import chunk_of, codec_of
+from kamera_jax.placement import Placement
 from kamera_jax.record import Plain
+
+Where = jax.sharding.Sharding | Placement
+"""Where arrays come to: of KV [N, L, T, F] a sharding, or the placement of a model."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Stacked:
         return chunk_of(about, self.specs.get(str(about["spec"])), {name: a[row] for name, a in self.arrays.items()})
 
 
-def restore_pack(reader: Reader, name: str, sharding: jax.sharding.Sharding | None) -> tuple[Stacked, ...]:
+def restore_pack(reader: Reader, name: str, sharding: Where | None) -> tuple[Stacked, ...]:
     """All chunks of the pack of a name; see `ChunkLibrary.restore`."""
     index = reader.index
     index.refresh()
@@ -57,14 +61,14 @@ def restore_pack(reader: Reader, name: str, sharding: jax.sharding.Sharding | No
     return stacked
 
 
-def restore(
-    pack: Pack, live: Sequence[str], sharding: jax.sharding.Sharding | None, *, verified: bool
-) -> tuple[Stacked, ...]:
+def restore(pack: Pack, live: Sequence[str], sharding: Where | None, *, verified: bool) -> tuple[Stacked, ...]:
     """All chunks of a pack, checked while they are read; see `ChunkLibrary.restore`."""
+    if isinstance(sharding, Placement):
+        sharding = sharding.of_features(4)
     if sharding is not None and not isinstance(sharding, jax.sharding.Sharding):
         raise ValueError(
             f"sharding is {sharding!r}; expected a jax.sharding.Sharding of [N, L, T, F], such as "
-            "SingleDeviceSharding(device) or NamedSharding(mesh, PartitionSpec(...)), or None"
+            "SingleDeviceSharding(device) or NamedSharding(mesh, PartitionSpec(...)), a model's placement, or None"
         )
     manifest = pack.manifest
     if manifest.kind != "chunks":

@@ -7,7 +7,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, get_args
 
-import jax
 import jax.numpy as jnp
 
 from kamera_jax.arguments import check_choice, check_keys, check_type
@@ -16,7 +15,7 @@ from kamera_jax.errors import ChunkNotFoundError, LibraryReadOnlyError
 from kamera_jax.kv import KV
 from kamera_jax.library import bulk, collection, exchange, marks
 from kamera_jax.library.arrays import writer
-from kamera_jax.library.bulk import Stacked
+from kamera_jax.library.bulk import Stacked, Where
 from kamera_jax.library.commit import LOCK, STAGING, Committer, named_errors
 from kamera_jax.library.facts import Collected, Exchanged, Item, LibraryReport, LibraryStats
 from kamera_jax.library.failures import reading_errors
@@ -354,13 +353,14 @@ class ChunkLibrary:
         self._index.refresh()
         return tuple(name for name, keys in self._index.packs().items() if keys.kind == kind)
 
-    def restore(self, pack: str, *, sharding: jax.sharding.Sharding | None = None) -> tuple[Stacked, ...]:
+    def restore(self, pack: str, *, sharding: Where | None = None) -> tuple[Stacked, ...]:
         """All chunks of a pack at once, straight to where they are wanted.
 
         Args:
             pack: of `packs`.
-            sharding: of ``kv.rot`` and ``kv.free`` [N, L, T, F]; everything else lies on all of its devices. Orbax
-                reads what each device needs. None for the default device, at the speed of the disk.
+            sharding: of ``kv.rot`` and ``kv.free`` [N, L, T, F], or the ``placement`` of a model on a mesh; everything
+                else lies on all of its devices. Orbax reads what each device needs. None for the default device, at the
+                speed of the disk.
 
         Returns:
             Chunks of equal shapes, stacked.

@@ -1,37 +1,8 @@
 """Models on a mesh of eight devices: what is split, how it is read, and that it computes the same."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 
-COMMON = """
-import numpy as np, jax, jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
-from models import load
-from models.hub import weights
-jax.config.update("jax_default_matmul_precision", "highest")
-
-def close(given, wanted):
-    given = np.asarray(given, np.float64)
-    wanted = np.asarray(wanted, np.float64)
-    assert np.linalg.norm(given - wanted) <= 1e-5 * np.linalg.norm(wanted), np.linalg.norm(given - wanted)
-
-def same(given, wanted):
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), given, wanted)
-"""
-
-
-def on_eight_devices(program):
-    """Run a program in a process of its own, where the host has eight devices."""
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": ".",
-    }
-    done = subprocess.run([sys.executable, "-c", COMMON + program], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+from tests.eight_devices import on_eight_devices
 
 
 @pytest.mark.parametrize(
@@ -105,6 +76,7 @@ def test_shards_are_read_one_by_one():
     on_eight_devices("""
 from pathlib import Path
 import models.registry
+from models.hub import weights
 read = weights._read
 shapes = []
 def recorded(shape, bounds, sources, dtype):
