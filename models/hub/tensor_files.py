@@ -2,6 +2,7 @@
 
 import json
 import math
+import mmap
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from numpy.lib.array_utils import byte_bounds
 
 from models.errors import GitLfsPointerError, WeightsError, few
 from models.hub.files import JSON_BYTES as HEADER_BYTES
@@ -138,6 +140,22 @@ def _open_file(path: Path) -> Iterator[tuple[str, np.ndarray]]:
                 f"{path} gives {name} bytes {first} to {stop} for {dtype}{list(shape)}; fetch it again"
             )
         yield name, np.asarray(data[first:stop]).view(dtype).reshape(shape)
+
+
+def release(tensor: np.ndarray) -> None:
+    """Drop the pages of a mapped tensor from the process's memory; whoever reads it again reads the file again.
+
+    Without it everything that was read of a file counts as memory until the system needs it.
+    """
+    mapped: Any = tensor
+    while mapped is not None and not isinstance(mapped, mmap.mmap):
+        mapped = getattr(mapped, "base", None)
+    if mapped is None or not tensor.size or not hasattr(mapped, "madvise"):
+        return
+    first, stop = byte_bounds(tensor)
+    origin, _ = byte_bounds(np.frombuffer(mapped, np.uint8))
+    start = (first - origin) // mmap.PAGESIZE * mmap.PAGESIZE
+    mapped.madvise(mmap.MADV_DONTNEED, start, min(stop - origin, len(mapped)) - start)
 
 
 def _whole(values: Any) -> tuple[int, ...]:

@@ -28,7 +28,7 @@ from models.errors import (
     few,
 )
 from models.hub.fields import UnsupportedConfigError
-from models.hub.tensor_files import DTYPES, open_tensors, write_tensors
+from models.hub.tensor_files import DTYPES, open_tensors, release, write_tensors
 from models.hub.weight_table import (
     AS_IS,
     TRANSPOSED,
@@ -88,8 +88,9 @@ def load_params(
 ) -> Params:
     """The parameters of a Hugging Face folder.
 
-    On a mesh each leaf is placed shard by shard as it is read: of the files only what this process's devices need, as
-    far as a row's transform is a view, and no more than one shard is in the host's memory at a time.
+    Leaf by leaf: the host has no copy of more than one, and of the files nothing beyond what is being read. On a mesh
+    each leaf is placed shard by shard: of the files only what this process's devices need, as far as a row's transform
+    is a view, and no more than one shard is in the host's memory at a time.
 
     Args:
         folder: has ``model.safetensors``, or ``model.safetensors.index.json`` and its shards.
@@ -136,7 +137,8 @@ def _place(
 ) -> jax.Array:
     """A leaf on the devices that it is for."""
     if sharding is None:
-        return jnp.asarray(_read(info.shape, [(0, size) for size in info.shape], sources, dtype))
+        whole = [(0, size) for size in info.shape]
+        return jax.block_until_ready(jax.device_put(_read(info.shape, whole, sources, dtype)))
     devices: dict[tuple[tuple[int, int], ...], list[Any]] = {}
     for device, index in sharding.addressable_devices_indices_map(info.shape).items():
         assert index is not None
@@ -166,6 +168,7 @@ def _read(
             values[place] = given
         _check_range(part, given, values[place])
         _check_finite(part, values[place])
+        release(tensor[part.piece])
     return values
 
 
@@ -261,7 +264,9 @@ def revision(folder: str | os.PathLike[str]) -> str:
         for start in range(0, pages, _PAGES):  # a part at a time, so that a mapped file does not stay in memory
             part = content[start * _PAGE : min(start + _PAGES, pages) * _PAGE]
             digest.update((part.view(np.uint64).reshape(-1, len(_FACTORS)) @ _FACTORS).data)
+            release(part)
         digest.update(content[pages * _PAGE :].data)
+        release(content)
     return digest.hexdigest()
 
 
