@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from kamera_jax.arguments import short
+from kamera_jax.arguments import check_choice, short
 from models.blocks.sharding import MeshError, Rules
 from models.hub.download import downloaded
 from models.hub.fields import read_json
@@ -46,6 +46,7 @@ def load(
     device: Any = None,
     mesh: jax.sharding.Mesh | None = None,
     rules: Rules | None = None,
+    weights: str | None = None,
     system: str | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> VisionLanguageModel:
@@ -64,6 +65,9 @@ def load(
             (tensor parallel), ``expert`` and ``fsdp``, as far as it has them, and replicated over others.
         rules: which logical axis of the parameters is split over which mesh axis, instead of
             `models.blocks.sharding.RULES`; see `models.blocks.sharding.param_shardings`.
+        weights: how the language model's matrices are stored, embeddings included: ``"int8"`` with a scale for each
+            output channel, in half the memory of bfloat16, on one device; in ``dtype`` by default. Another model: its
+            chunks have other keys.
         system: system text of the preamble; the chat template's own by default.
         chat_template_kwargs: variables of the chat template by name, such as ``{"enable_thinking": False}`` (Qwen3,
             SmolLM3). Templates that write today's date (Llama 3, SmolLM3) write that of loading, so that chunks have
@@ -73,13 +77,16 @@ def load(
         UnknownModelError: there is no such model, or its architecture is not served.
         UnsupportedRopeError: its RoPE is not known, or its numbers cannot be.
         MeshError: the device or the mesh is none, both are given, the mesh does not have the axes that the rules name,
-            or is missing where there are rules.
+            or is missing where there are rules; or a mesh is to have weights in int8.
         ValueError: a subclass named for what is missing, truncated, unknown or unsupported in it.
     """
     if mesh is not None and device is not None:
         raise MeshError(f"device is {device} and mesh is {mesh}; give the one or the other")
     if mesh is None and rules is not None:
         raise MeshError(f"rules are {dict(rules)}, and mesh is None; give the mesh that the rules are about")
+    check_choice(weights, (None, "int8"), "weights")
+    if mesh is not None and weights is not None:
+        raise MeshError(f"weights is {weights!r} and mesh is {mesh}; int8 is for one device: leave one of them out")
     try:
         text = os.fspath(name)
     except TypeError:
@@ -101,6 +108,7 @@ def load(
             device=device,
             mesh=mesh,
             rules=rules,
+            weights=weights,
             chat_template_kwargs=chat_template_kwargs,
         )
     vlm.name = text

@@ -20,7 +20,7 @@ from kamera_jax.session.warm import QUESTION, Progress, warm
 from kamera_jax.transfer import to_device
 from kamera_jax.window.window import Mode
 from models.architecture import Architecture, Config, Encode, Medium, describe_attention, describe_params, sampling_of
-from models.blocks import decoder
+from models.blocks import decoder, int8
 from models.blocks.params import Params, check_params, params_digest
 from models.blocks.sharding import Rules, on_device, param_shardings, placement_of
 from models.errors import FrozenParamsError
@@ -131,6 +131,7 @@ class VisionLanguageModel(BackboneBase):
         device: Any = None,
         mesh: jax.sharding.Mesh | None = None,
         rules: Rules | None = None,
+        weights: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> "VisionLanguageModel":
         """Read a Hugging Face folder in hub format.
@@ -144,6 +145,7 @@ class VisionLanguageModel(BackboneBase):
             device: where the parameters are placed, and with them all that is run; the default one if left out.
             mesh: devices to place the parameters on, in place of ``device``.
             rules: how they are split over the mesh; see `models.blocks.sharding.param_shardings`.
+            weights: how the language model's matrices are stored; see `models.blocks.int8`.
             chat_template_kwargs: variables of the chat template, by name.
 
         Raises:
@@ -159,8 +161,10 @@ class VisionLanguageModel(BackboneBase):
         shardings = None if mesh is None else param_shardings(declared, mesh, rules)
         if device is not None:
             shardings = on_device(declared, device)
-        params = load_params(folder, declared, table, dtype, shardings)
-        identity = {"config": mapping, "preprocessing": preprocessing, "weights": revision(folder), "dtype": str(dtype)}
+        how = {} if weights is None else {"stored_as": int8.stored}
+        params = load_params(folder, declared, table, dtype, shardings, **how)
+        made: Any = revision(folder) if weights is None else [revision(folder), int8.SCHEME]
+        identity = {"config": mapping, "preprocessing": preprocessing, "weights": made, "dtype": str(dtype)}
         fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         kinds = [medium.kind for medium in architecture.media]
         chat = ChatTemplate.load(folder, system=system, kinds=kinds, variables=chat_template_kwargs)
@@ -229,7 +233,7 @@ class VisionLanguageModel(BackboneBase):
         named: Any = medium  # hashable, as its protocol asks
         params = self.params[medium.tower]
         if getattr(medium, "reads_embeddings", False):
-            params = {**params, "embeddings": self.params["text"]["embed"]["w"]}
+            params = {**params, "embeddings": int8.floats(self.params["text"]["embed"]["w"])}
         tower = self.config.towers[medium.tower]
 
         def encode(inputs: Any, plan: Any) -> Features:

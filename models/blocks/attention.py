@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kamera_jax.kv import KV
+from models.blocks.int8 import floats
 from models.blocks.layers import dense, rms_norm
 from models.blocks.params import ParamInfo, Params, linear
 from models.blocks.softmax import MASKED, grouped_attention
@@ -285,7 +286,7 @@ class Latent(DecoderAttention):
         return self._expanded(layer, q_nope, q_rope)
 
     def _absorbed(self, layer: Params, q_nope: jax.Array, q_rope: jax.Array) -> Reading:
-        up = layer["kv_b"]["w"].reshape(self.latent_dim, self.heads, -1)
+        up = floats(layer["kv_b"]["w"]).reshape(self.latent_dim, self.heads, -1)
         up_key, up_value = jnp.split(up, [self.nope_dim], axis=-1)
         dtype = q_nope.dtype
         q_latent = jnp.einsum("tnd,rnd->tnr", q_nope, up_key, preferred_element_type=jnp.float32).astype(dtype)

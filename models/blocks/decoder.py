@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from kamera_jax.kv import KV
 from kamera_jax.rope import RopeSpec
 from models.blocks.attention import Attend, GroupedQuery, Latent
+from models.blocks.int8 import rows, tied_logits
 from models.blocks.layers import dense, rms_norm, rotation, swiglu
 from models.blocks.moe import Experts, Routing, mixture
 from models.blocks.params import ParamInfo, Params, is_info, linear, stacked, swiglu_declaration
@@ -186,14 +187,14 @@ def decoder(
 
 def embed(params: Params, tokens: jax.Array) -> Float[Array, "T E"]:
     """Token embeddings."""
-    return params["embed"]["w"][tokens]
+    return rows(params["embed"]["w"], tokens)
 
 
 def logits(params: Params, hidden: Float[Array, "n E"]) -> Float[Array, "n V"]:
     """Next-token logits in f32."""
     if "head" in params:
         return dense(params["head"], hidden).astype(jnp.float32)
-    return (hidden @ params["embed"]["w"].T).astype(jnp.float32)
+    return tied_logits(params["embed"]["w"], hidden)
 
 
 def flops(config: DecoderConfig, tokens: int, slots: int) -> float:

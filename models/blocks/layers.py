@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kamera_jax import rope
+from models.blocks.int8 import product
 from models.blocks.params import Params
 
 
@@ -18,8 +19,8 @@ def rms_norm(x: Float[Array, "... E"], weight: Float[Array, " E"], eps: float) -
 
 
 def dense(layer: Params, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
-    """``x @ w (+ b)``, rounded once to the dtype of ``x``."""
-    y = jnp.matmul(x, layer["w"], preferred_element_type=jnp.float32)
+    """``x @ w (+ b)``, rounded once to the dtype of ``x``; see `models.blocks.int8` for a ``w`` that is stored so."""
+    y = product(x, layer["w"])
     if "b" in layer:
         y = y + layer["b"].astype(jnp.float32).reshape((1,) * (x.ndim - 1) + layer["b"].shape)
     return y.astype(x.dtype)

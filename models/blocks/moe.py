@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from models.blocks.int8 import Int8Weight, Weight
 from models.blocks.layers import swiglu
 from models.blocks.params import ParamInfo, Params, swiglu_declaration
 
@@ -178,7 +178,11 @@ def _by_expert(
         return product(jax.nn.silu(gate) * up, experts["down"])
 
     def ragged(x: jax.Array, order: jax.Array, sizes: jax.Array) -> jax.Array:
-        product = partial(jax.lax.ragged_dot, group_sizes=sizes, preferred_element_type=jnp.float32)
+        def product(x: jax.Array, weight: Weight) -> jax.Array:
+            if isinstance(weight, Int8Weight):
+                return product(x, weight.codes.astype(x.dtype)) * weight.scale[rows[order], 0]
+            return jax.lax.ragged_dot(x, weight, group_sizes=sizes, preferred_element_type=jnp.float32)
+
         out = mlp(product, x[order // per_token])
         return jnp.zeros_like(out).at[order].set(out)
 
@@ -194,7 +198,9 @@ def _by_expert(
         source = jnp.zeros(number * size, order.dtype).at[place].set(index // per_token)
         owner = jnp.searchsorted(ends, jnp.arange(number, dtype=jnp.int32) * size, side="right")
 
-        def product(x: jax.Array, weight: jax.Array) -> jax.Array:
+        def product(x: jax.Array, weight: Weight) -> jax.Array:
+            if isinstance(weight, Int8Weight):
+                return product(x, weight.codes.astype(x.dtype)) * weight.scale[owner]
             return jnp.einsum("bti,bio->bto", x, weight[owner], preferred_element_type=jnp.float32)
 
         out = mlp(product, x[source].reshape(number, size, -1))

@@ -84,7 +84,12 @@ Source = tuple[Part, np.ndarray]
 
 
 def load_params(
-    folder: str | os.PathLike[str], declaration: Params, table: WeightTable, dtype: Any, shardings: Params | None = None
+    folder: str | os.PathLike[str],
+    declaration: Params,
+    table: WeightTable,
+    dtype: Any,
+    shardings: Params | None = None,
+    stored_as: Callable[[str, jax.Array], Any] = lambda path, leaf: leaf,
 ) -> Params:
     """The parameters of a Hugging Face folder.
 
@@ -99,6 +104,7 @@ def load_params(
         dtype: of the parameters that are not declared in another; tensors stored in another one are cast.
         shardings: where each leaf goes, a nested dict as `models.blocks.sharding.param_shardings` gives it; the default
             device if left out.
+        stored_as: what a leaf, by its path and as it was placed, is kept as; as it is if left out.
 
     Returns:
         Nested dict of arrays, shaped as declared.
@@ -128,7 +134,7 @@ def load_params(
             sources[part.path].append((part, stored[name]))
     placed = dict.fromkeys(infos) if shardings is None else _flatten(shardings)[0]
     kinds = {path: np.dtype(info.dtype or dtype) for path, info in infos.items()}
-    leaves = [_place(info, placed[path], sources[path], kinds[path]) for path, info in infos.items()]
+    leaves = [stored_as(path, _place(info, placed[path], sources[path], kinds[path])) for path, info in infos.items()]
     return jax.tree.unflatten(treedef, leaves)
 
 

@@ -106,7 +106,8 @@ assert features[0] == 1 and features[-1] == kv.rot.shape[-1] // (2 if many.place
 def test_a_model_of_three_heads_on_eight_devices():
     """SmolLM2's KV heads lie whole on every device, and it says so; its vocabulary and its layers are split."""
     on_eight_devices(f"""{CHECK}
-page = np.full((32, 256, 3), 255, np.uint8)
-for many, given in outputs("kamera-smol-vl", ["the page", page], [((8,), ("model",)), ((2, 4), ("data", "model"))]):
+from models.ports.smol_vl.pages import pages
+item = ["the page", *pages(load("kamera-smol-vl"), "The star is on the first page.")]
+for many, given in outputs("kamera-smol-vl", item, [((8,), ("model",)), ((2, 4), ("data", "model"))]):
     assert not many.placement.split and "KV whole on every device" in repr(many)
 """)
