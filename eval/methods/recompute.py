@@ -21,6 +21,7 @@ from kamera_jax.backbone import Output, with_defaults
 from kamera_jax.batch.devices import spread
 from kamera_jax.batch.windows import AT_ONCE, Windows
 from kamera_jax.kv import Segment, WindowState, bucket
+from kamera_jax.placement import Placement
 from kamera_jax.rope import RopeSpec
 from kamera_jax.types import Params
 from kamera_jax.window.reuse import relocate
@@ -69,11 +70,12 @@ def recompute(batch: Batch, windows: Windows, selection: Selection) -> Windows:
         forward=vlm.forward,
         rope=vlm.spec.rope,
         mesh=batch.runner.mesh,
+        placement=with_defaults(vlm).placement,
     )
     return replace(windows, state=state)
 
 
-@partial(jax.jit, static_argnames=("forward", "rope", "mesh"))
+@partial(jax.jit, static_argnames=("forward", "rope", "mesh", "placement"))
 def _recompute(
     params: Params,
     inputs: dict[str, jax.Array],
@@ -85,6 +87,7 @@ def _recompute(
     forward: Callable[..., Output],
     rope: RopeSpec,
     mesh: Mesh | None,
+    placement: Placement | None,
 ) -> WindowState:
     def run(params: Params, inputs: Any, state: Any, slots: Any, layers: Any, count: Any) -> WindowState:
         def one(each: tuple[dict[str, jax.Array], WindowState, jax.Array]) -> WindowState:
@@ -96,7 +99,7 @@ def _recompute(
             )  # gathers are fast where scatters are not
             hidden = replace(state, valid=state.valid & ~at.any(-1))
             kv = forward(params, Segment({**rows, "slots": slots}, positions, count), hidden).kv
-            rot, free = relocate(kv, None, positions, count, rope)
+            rot, free = relocate(kv, None, positions, count, rope, placement=placement)
             return replace(state, rot=_put(state.rot, rot, at, layers), free=_put(state.free, free, at, layers))
 
         return jax.lax.map(one, (inputs, state, slots), batch_size=AT_ONCE)

@@ -177,4 +177,5 @@ def _window(vlm: Backbone, batch: Batch, chunks: Sequence[kj.Chunk], state: Wind
         positions=jnp.pad(state.positions, ((0, 0), (0, room))),
         valid=jnp.pad(state.valid, (0, room)),
     )
-    return kj.Window(state, tuple(entries), vlm.spec, state.valid.shape[0], empty.preamble)
+    capacity = state.valid.shape[0]
+    return kj.Window(state, tuple(entries), vlm.spec, capacity, empty.preamble, placement=empty.placement)

@@ -50,7 +50,7 @@ class Run:
         limit: contexts of every seed; the task's ``contexts`` by default.
         capacity: slots of every window; as many as the longest context takes by default.
         batch: how many contexts run together.
-        devices: how many devices they are spread over; all by default.
+        devices: how many devices they are spread over; all by default. A model on a mesh has its devices already.
         repeats: how often windows are filled to time it; the fastest counts, and the first may compile. 0: times are
             not measured, and nothing is run that only they take.
     """
@@ -101,14 +101,16 @@ def evaluate(
     methods = parse_all(run.methods)
     limit = own.contexts if run.limit is None else run.limit
     _check_numbers(run, limit)
-    mesh = mesh_of(run.devices) if with_defaults(vlm).placement is None else None
+    placement = with_defaults(vlm).placement
+    mesh = mesh_of(run.devices) if placement is None else None  # else the devices are the model's
+    devices = _devices(mesh if placement is None else placement.mesh)
     by_layout = layouts.of(own, own.outline(run.seeds, limit))
     sizes = {layout: layouts.slots(vlm, own, outlines[0]) for layout, outlines in by_layout.items()}
     capacity = max(slots for slots, _ in sizes.values()) if run.capacity is None else run.capacity
     longest = max(capacity, *(with_history for _, with_history in sizes.values()))
     for layout, (needed, _) in sizes.items():
         layouts.check_fits(by_layout[layout][0].context, needed, capacity)
-    identity = _identity(vlm, own, run, methods, {"limit": limit, "capacity": capacity, "devices": _devices(mesh)})
+    identity = _identity(vlm, own, run, methods, {"limit": limit, "capacity": capacity, "devices": devices})
     groups = [group for outlines in by_layout.values() for group in layouts.groups(outlines, run.batch)]
     total = sum(map(len, groups))
     shallow = with_defaults(vlm).leading(2)

@@ -74,7 +74,8 @@ def test_it_is_near_the_model_that_it_is_made_of(pair):
 
 def test_every_matrix_of_the_language_model_takes_half_of_bfloat16(pair):
     whole, small = pair
-    text, own = whole.params["text"], small.params["text"]
+    text = whole.params["text"]
+    own = small.params["text"]
     assert nbytes(own) <= 0.55 * nbytes(text) / 2  # of float32
     matrices = [leaf for leaf in jax.tree.leaves(own, is_leaf=lambda x: isinstance(x, Int8Weight))]
     kept = [leaf for leaf in matrices if not isinstance(leaf, Int8Weight)]

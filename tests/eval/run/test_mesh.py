@@ -1,0 +1,39 @@
+"""An evaluation of a model on a mesh gives the samples of one device."""
+
+from tests.eight_devices import on_eight_devices
+
+
+def test_samples_are_those_of_one_device(tmp_path):
+    on_eight_devices(f"""
+import json
+from pathlib import Path
+from eval.run import runner
+
+def lines(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+def alike(given, wanted, path=""):
+    assert type(given) is type(wanted), path
+    if isinstance(given, dict):
+        assert given.keys() == wanted.keys(), path
+        [alike(given[name], wanted[name], path + "/" + name) for name in given]
+    elif isinstance(given, list):
+        assert len(given) == len(wanted), path
+        [alike(mine, theirs, path + "[]") for mine, theirs in zip(given, wanted)]
+    elif isinstance(given, float):
+        np.testing.assert_allclose(given, wanted, rtol=2e-3, atol=2e-5, err_msg=path)
+    else:
+        assert given == wanted, (path, given, wanted)
+
+folder = Path({str(tmp_path)!r})
+run = runner.Run("binding", "kamera-tiny-gqa", ("patch:2", "cacheblend:0.25"), seeds=(5,), limit=1, batch=1, devices=1)
+meshes = {{"one": None, "many": jax.make_mesh((4, 2), ("data", "model"))}}
+results = {{}}
+for name, mesh in meshes.items():
+    vlm = load("kamera-tiny-gqa", **({{}} if mesh is None else {{"mesh": mesh}}))
+    results[name] = runner.evaluate(vlm, run, folder / name)
+for file in ("samples.jsonl", "contexts.jsonl"):
+    alike(lines(folder / "many" / file), lines(folder / "one" / file), file)
+assert results["many"]["config"]["devices"] == 8 and results["one"]["config"]["devices"] == 1
+assert not results["many"].get("failed")
+""")
