@@ -2,14 +2,14 @@
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from kamera_jax.arguments import check_list, whole_number
 from kamera_jax.chunk import Chunk, Entry, Patch
-from kamera_jax.handle import copied, traced
+from kamera_jax.handle import Handle, copied, traced
 from kamera_jax.kv import WindowState, bucket, bucket_of_slots
 from kamera_jax.placement import Placement, placed
 from kamera_jax.window.checks import check_chunk, check_pair, check_room, check_whole
@@ -18,6 +18,8 @@ from kamera_jax.window.pool import Pools, allocate, pool_tokens
 from kamera_jax.window.pool import reserved as reserved_pools
 from kamera_jax.window.slots import hidden, put, put_first
 from kamera_jax.window.window import Window, aligned
+
+H = TypeVar("H", bound=Handle)
 
 
 def changed(window: Window, changes: Changes, *, donate: bool = False) -> Window:
@@ -96,22 +98,18 @@ def _with_entry(window: Window, new: Entry | Pair) -> Window:
     if new.patch is not None:
         check_pair(new.chunk, new.patch)
     check_room(window, new.chunk.length, new.chunk.advance)
-    chunk, patch = _placed_pair(new.chunk, new.patch, window.placement)
+    chunk = _moved(new.chunk, ("kv", "positions"), window.placement)
+    patch = None if new.patch is None else _moved(new.patch, ("factors", "sketch"), window.placement)
     entry = Entry(chunk, patch, window.next_position, window.next_slot, _place(new))
     return window.keeping(entries=(*window.entries, entry))
 
 
-def _placed_pair(chunk: Chunk, patch: Patch | None, placement: Placement | None) -> tuple[Chunk, Patch | None]:
-    """Both where the window is on a mesh, so that what is written again is not sent again."""
-    if placement is None:
-        return chunk, patch
-    kv, positions = placed((chunk.kv, chunk.positions), placement)
-    if kv.rot is not chunk.kv.rot or kv.free is not chunk.kv.free or positions is not chunk.positions:
-        chunk = chunk.keeping(kv=kv, positions=positions)
-    factors = None if patch is None else placed(patch.factors, placement)
-    if patch is not None and factors is not patch.factors:
-        patch = patch.keeping(factors=factors)
-    return chunk, patch
+def _moved(handle: H, names: Sequence[str], placement: Placement | None) -> H:
+    """A chunk or a patch whose arrays of these names are where the window is: what is written again is sent once."""
+    own = {name: getattr(handle, name) for name in names} if placement is not None else {}
+    there = placed(own, placement)
+    same = all(a is b for a, b in zip(jax.tree.leaves(own), jax.tree.leaves(there), strict=True))
+    return handle if same else handle.keeping(**there)
 
 
 def _place(new: Entry | Pair) -> Any:

@@ -197,3 +197,41 @@ through = jax.jit(lambda window, chunk: kj.append(window, chunk))(window, chunk)
 placed(through.state, split)
 same(through.state, kj.append(window, chunk).state)
 """)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("kind", "shape", "names"), [("gqa", (4, 2), ("data", "model")), ("mla", (8,), ("model",))])
+def test_what_judges_plans_and_keeps_windows_runs_on_a_mesh(tmp_path, kind, shape, names):
+    on_eight_devices(f"""{STORY}
+one = load("kamera-tiny-{kind}")
+many = load("kamera-tiny-{kind}", mesh=jax.make_mesh({shape}, {names}))
+which = kj.SketchSpec((1, 3))
+seen = []
+for vlm in (one, many):
+    a, b, c = (kj.encode(vlm, text) for text in ("the star is red", "the page behind it is blue", "a third one"))
+    window, patches = kj.form_patches(vlm, [a, b, c], energy=0.9, sketch=which)
+    orbit = kj.form_patch(vlm, c, antecedents=[a, b], any_order=True, max_bytes=20000)
+    stands = kj.form_patch(vlm, c, context=window, rank=4, sketch=which)
+    other = kj.append(kj.append(kj.append(kj.Window.empty(vlm, 512, mode="in_place"), b), a), c, patches[2])
+    moved = kj.staleness(other, c, patches[2], at=2)
+    fidelity = kj.verify(vlm, other, probes=["what is red?"], reference="present")
+    policy = kj.ReusePolicy(max_kl=0.05, fallback="patch")
+    checked, verdict = kj.append_checked(vlm, kj.append(kj.Window.empty(vlm, 512), a), b, patches[1], policy)
+    plan = kj.planning.plan(vlm, kj.slide(other), kj.planning.Recall(b, patches[1], at=0), policy=policy)
+    done = kj.planning.execute(vlm, plan).window
+    for each in (orbit, stands, *patches, checked, done, window):
+        placed(each, many.placement) if vlm is many else None
+    session = kj.Session(vlm, capacity=256)
+    keys = [session.add(text) for text in ("one star", "two stars")]
+    session.save({str(tmp_path)!r} + "/" + str(vlm is many))
+    again = kj.Session.restore(vlm, {str(tmp_path)!r} + "/" + str(vlm is many))
+    placed(again.window, many.placement) if vlm is many else None
+    answers = [kj.query(vlm, each, "what?") for each in (window, other, checked, done, session.window, again.window)]
+    seen.append((answers, moved.change, fidelity.kl, verdict.name if hasattr(verdict, "name") else None))
+for mine, theirs in zip(seen[1][0], seen[0][0], strict=True):
+    np.testing.assert_allclose(mine, theirs, atol=2e-3 * np.abs(theirs).max())
+np.testing.assert_allclose(seen[1][1:3], seen[0][1:3], rtol=2e-2, atol=1e-4)
+assert seen[1][3] == seen[0][3]
+session = kj.Session.restore(many, {str(tmp_path)!r} + "/False")
+placed(session.window, many.placement)
+""")
