@@ -17,6 +17,7 @@ from kamera_jax.contract import check_kv, check_params_read
 from kamera_jax.handle import traced
 from kamera_jax.identity import chunk_key, content_of, lineage
 from kamera_jax.kv import Segment, WindowState
+from kamera_jax.placement import placed
 from kamera_jax.transfer import position_of, to_device
 from kamera_jax.types import Params
 
@@ -137,7 +138,7 @@ def chunk_of(
     if context is None:
         context = lineage(preamble, (entry.identity for entry in before))
     key = chunk_key(content, vlm.spec, context)
-    positions = jnp.asarray(segment.positions)
+    positions = placed(jnp.asarray(segment.positions), with_defaults(vlm).placement)
     return Chunk(
         kv=output.kv,
         positions=positions,

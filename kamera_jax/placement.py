@@ -120,6 +120,12 @@ class Placement:
         axes = self.tensor[0] if len(self.tensor) == 1 else self.tensor
         return NamedSharding(self.mesh, PartitionSpec(*[None] * (ndim - 1), axes))
 
+    def is_elsewhere(self, array: Any) -> bool:
+        """Whether an array is committed to other devices than the mesh's, so that no program can take it as it is."""
+        if not isinstance(array, jax.Array) or traced(array) or not array.committed:
+            return False
+        return array.sharding.device_set != set(self.mesh.devices.flat)
+
     def of_queries(self, heads: int) -> tuple[str, ...]:
         """The mesh axes that so many query heads are split over, each beside the KV head it reads; empty for none."""
         beside = self.split or self.heads == 1

@@ -98,7 +98,10 @@ def _with_entry(window: Window, new: Entry | Pair) -> Window:
     if new.patch is not None:
         check_pair(new.chunk, new.patch)
     check_room(window, new.chunk.length, new.chunk.advance)
-    chunk = _moved(new.chunk, ("kv", "positions"), window.placement)
+    chunk = new.chunk
+    if window.placement is not None and window.placement.is_elsewhere(chunk.positions):
+        chunk = chunk.to(window.placement)  # with its source, to be run again
+    chunk = _moved(chunk, ("kv",), window.placement)
     patch = None if new.patch is None else _moved(new.patch, ("factors", "sketch"), window.placement)
     entry = Entry(chunk, patch, window.next_position, window.next_slot, _place(new))
     return window.keeping(entries=(*window.entries, entry))

@@ -99,9 +99,9 @@ def test_its_chunks_have_keys_of_their_own(pair):
     assert again.fingerprint == small.fingerprint
 
 
-@pytest.mark.parametrize("mode", ["materialise", "in_place"])
-def test_windows_are_reused_and_answer(pair, mode):
-    _, small = pair
+@pytest.mark.parametrize(("kind", "mode"), [("gqa", "materialise"), ("mla", "in_place")])
+def test_windows_are_reused_and_answer(kind, mode):
+    small = load(f"kamera-tiny-{kind}", weights="int8")
     a, b = (kj.encode(small, text) for text in TEXTS)
     patch = kj.form_patch(small, b, antecedents=[a])
     window = kj.append(kj.append(kj.Window.empty(small, 256, mode=mode), a), b, patch)
