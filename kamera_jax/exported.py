@@ -9,7 +9,9 @@ from jax import export
 
 from kamera_jax.backbone import Output
 from kamera_jax.chunk import Chunk, Entry, Patch
+from kamera_jax.errors import PlacementError
 from kamera_jax.kv import KV, ChunkPool, Factors, Segment, Sketch, SketchSpec, WindowState
+from kamera_jax.placement import Placement
 from kamera_jax.record import spec_of
 from kamera_jax.source import Source
 from kamera_jax.window.window import Window
@@ -23,7 +25,16 @@ def _written(static: Any) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """A dataclass by its name and its fields."""
+    """A dataclass by its name and its fields.
+
+    Raises:
+        PlacementError: it is where a window lies on a mesh.
+    """
+    if isinstance(value, Placement):
+        raise PlacementError(
+            f"the window lies on a mesh ({value}), and what jax.export writes has no devices; export a function of "
+            "the window's state, or of a window on one device"
+        )
     if not is_dataclass(value) or isinstance(value, type):
         raise TypeError(f"{value!r} is no static part of a handle")
     return {type(value).__name__: asdict(value)}

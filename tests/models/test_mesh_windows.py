@@ -193,6 +193,8 @@ assert back.placement is None and back.keys == window.keys
 same(back.state, window.state)
 chunk = kj.encode(one, "the star").to(split)
 assert chunk.key and not chunk.kv.rot.sharding.is_fully_replicated
+with pytest.raises(PlacementError, match="the window lies on a mesh"):
+    jax.export.export(jax.jit(lambda window: window.state.rot))(window).serialize()
 through = jax.jit(lambda window, chunk: kj.append(window, chunk))(window, chunk)
 placed(through.state, split)
 same(through.state, kj.append(window, chunk).state)
