@@ -67,7 +67,7 @@ def run(options: Namespace) -> dict[str, Any]:
     listed = [each for text in options.items for each in _listed(text, lib, options)]
     with Shown() as shown:
         shown.step(f"loading {options.model}")
-        vlm = load(options.model, dtype=options.dtype)
+        vlm = load(options.model, dtype=options.dtype, weights=options.weights)
         limit = vlm.spec.max_positions
         if limit is not None and options.max_new_tokens > limit:  # before a window is made for them
             raise ModelLengthError(
@@ -185,6 +185,7 @@ def _asked(vlm: VisionLanguageModel, window: kj.Window, options: Namespace, show
         "patch_bytes": sum(patch.nbytes for patch in patched),
         "model": options.model,
         "dtype": vlm.spec.dtype,
+        "weights": options.weights or vlm.spec.dtype,
         "capacity": window.capacity,
         "chunks": len(window.entries),
         "patches": len(patched),

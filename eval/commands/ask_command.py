@@ -33,6 +33,11 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     add_model(command)
     add_dtype(command)
     command.add_argument(
+        "--weights",
+        choices=("int8",),
+        help="store the language model's matrices as int8, in half the memory of bf16 (default: in the model's dtype)",
+    )
+    command.add_argument(
         "--method",
         type=_method,
         default="patch",

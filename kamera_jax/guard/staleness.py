@@ -142,6 +142,6 @@ def layers_before(
             lambda leaf: leaf[here], (entry.chunk.kv, None if entry.patch is None else entry.patch.factors)
         )
         positions = entry.chunk.positions + jnp.float32(entry.base)
-        at = (positions, entry.chunk.length)
-        state = write_jit(state, entry.slot, kv, factors, *at, spec=window.spec.rope, placement=window.placement)
+        rows = (positions, entry.chunk.length)
+        state = write_jit(state, entry.slot, kv, factors, *rows, spec=window.spec.rope, placement=window.placement)
     return state.rot, state.free, state.valid

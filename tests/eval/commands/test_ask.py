@@ -142,6 +142,14 @@ def test_an_answer_of_more_tokens_than_a_window_has_free_by_default(pages, capsy
     capsys.readouterr()
 
 
+def test_weights_are_stored_as_asked_for(pages, tmp_path):
+    out = tmp_path / "answer.json"
+    for more, stored in ([], "float32"), (["--weights", "int8"], "int8"):
+        assert ask(pages, "what colour is the star?", *more, "--json", str(out)) == 0
+        written = json.loads(out.read_text())
+        assert (written["weights"], written["dtype"]) == (stored, "float32")
+
+
 def test_the_dtype_and_the_capacity_are_those_asked_for(pages, tmp_path, capsys):
     out = tmp_path / "answer.json"
     assert ask(pages, "what colour is the star?", "--dtype", "bf16", "--capacity", "700", "--json", str(out)) == 0
