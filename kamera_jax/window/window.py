@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, TypeVar, get_args, no_type_check
+from typing import Any, ClassVar, Literal, TypeVar, get_args, no_type_check
 
 import jax
 
@@ -128,6 +128,11 @@ class Window(Handle):
     def of_preamble(vlm: Backbone) -> "Window":
         """A window that has no room for more than the preamble: what a chunk is encoded behind."""
         return _of_preamble(vlm, aligned(preamble_chunk(vlm).length), None)
+
+    def to(self, where: Any) -> "Window":
+        """See `kamera_jax.handle.Handle.to`; for a model on a mesh ``where`` is its placement."""
+        moved = super().to(where)
+        return moved if where is None else moved.keeping(placement=where if isinstance(where, Placement) else None)
 
     @property
     def keys(self) -> tuple[str, ...]:

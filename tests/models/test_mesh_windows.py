@@ -191,6 +191,15 @@ window = kj.append(kj.Window.empty(many, 256), kj.encode(many, "the star"))
 back = pickle.loads(pickle.dumps(window))
 assert back.placement is None and back.keys == window.keys
 same(back.state, window.state)
+apart = window.to(jax.devices()[2])
+assert apart.placement is None and apart.keys == window.keys and apart.lineage == window.lineage
+alone = many.to(jax.devices()[2])
+close(kj.query(alone, kj.append(apart, kj.encode(alone, "page")), "what?"),
+      kj.query(many, kj.append(window, kj.encode(many, "page")), "what?"))
+back = apart.to(split)
+assert back.placement == split
+placed(back.state, split)
+placed(kj.append(back, kj.encode(many, "page")), split)
 chunk = kj.encode(one, "the star").to(split)
 assert chunk.key and not chunk.kv.rot.sharding.is_fully_replicated
 with pytest.raises(PlacementError, match="the window lies on a mesh"):
