@@ -6,6 +6,7 @@ Tokens are run on the device in blocks: it chooses, writes and ends by itself, a
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import NoReturn
 
 import flax.struct
 import jax
@@ -93,7 +94,7 @@ class Turn:
         self._undefined = False
         self._params = vlm.params
         self._room = room
-        self._slots = LEAST_ROWS if most <= LEAST_ROWS else bucket_of_slots(most)
+        self._slots = slots_of(most)
         self._state: WindowState | None = None
         self._written: Written | None = None
         context: WindowState | None = replace(window.state, pools=())
@@ -127,7 +128,7 @@ class Turn:
         """
         assert self._written is not None
         if self._undefined:
-            self._chosen([_NONE])
+            raise_undefined(self._written.kv)
         count = to_device(np.int32(min(most, BLOCK)))
         given = (self._params, self._behind, self._sampling, self._written, self._ends, count)
         self._written, chosen = _run(*given, **self._static)
@@ -142,10 +143,10 @@ class Turn:
             NonFiniteError: it was chosen by logits that are not numbers.
         """
         assert self._written is not None
-        self._undefined = tokens[-1] == _NONE
-        if tokens == [_NONE]:
+        tokens, self._undefined = whole(tokens)
+        if not tokens:
             raise_undefined(self._written.kv)
-        return tokens[:-1] if self._undefined else tokens
+        return tokens
 
     def close(self, tokens: Sequence[int], answered: int) -> None:
         """Run what follows the first ``answered`` tokens of the answer; what was run after them is forgotten."""
@@ -156,7 +157,18 @@ class Turn:
         self._written = _close(self._params, self._behind, self._written, ids, counts, **self._static)
 
 
-def raise_undefined(kv: KV) -> None:
+def slots_of(tokens: int) -> int:
+    """Rows of the state of a turn of at most so many tokens."""
+    return LEAST_ROWS if tokens <= LEAST_ROWS else bucket_of_slots(tokens)
+
+
+def whole(tokens: list[int]) -> tuple[list[int], bool]:
+    """Tokens that were chosen, and whether behind them none could be: the last of them is then no token."""
+    undefined = bool(tokens) and tokens[-1] == _NONE
+    return (tokens[:-1] if undefined else tokens), undefined
+
+
+def raise_undefined(kv: KV) -> NoReturn:
     """Raise NonFiniteError: logits that are not numbers have chosen no token."""
     raise NonFiniteError(
         f"the model's logits are NaN or infinite, so they name no token (KV of dtype {kv.rot.dtype.name}): "
