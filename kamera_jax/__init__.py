@@ -13,6 +13,7 @@ from kamera_jax.guard.policy import ReusePolicy, Verdict, append_checked
 from kamera_jax.guard.staleness import Staleness, staleness
 from kamera_jax.inference.encode import encode, encode_all, form_patch, form_patches, prefill
 from kamera_jax.inference.generate import Generation, generate, query
+from kamera_jax.inference.many import generate_many
 from kamera_jax.items import Video
 from kamera_jax.kv import KV, ChunkPool, Factors, KVSpec, Segment, Sketch, SketchSpec, WindowState
 from kamera_jax.library.library import ChunkLibrary
@@ -61,6 +62,7 @@ __all__ = [
     "form_patch",
     "form_patches",
     "generate",
+    "generate_many",
     "patch",
     "planning",
     "prefill",

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -20,6 +21,7 @@ from eval.methods.sizes import PatchSize, patch_size
 from eval.report.console import counted
 from kamera_jax.errors import ModelLengthError, WindowFullError
 from kamera_jax.handle import in_bytes
+from kamera_jax.inference.decoding import Decoding
 from kamera_jax.patch.size import Size
 from kamera_jax.window.window import aligned
 from models import load
@@ -63,6 +65,7 @@ def run(options: Namespace) -> dict[str, Any]:
         ValueError: an item cannot be read, or something does not fit the window or the model's length.
     """
     check_dtype(options.dtype)
+    drawn = _drawn(options)
     lib = None if options.library is None else kj.ChunkLibrary.open(options.library)
     listed = [each for text in options.items for each in _listed(text, lib, options)]
     with Shown() as shown:
@@ -75,7 +78,7 @@ def run(options: Namespace) -> dict[str, Any]:
             )
         note_embedded(options.model)
         window, stored = _filled(vlm, lib, listed, options, shown)
-        return _asked(vlm, window, options, shown) | {"stored_patches": stored}
+        return _asked(vlm, window, options, drawn, shown) | {"stored_patches": stored}
 
 
 def _filled(
@@ -163,7 +166,21 @@ def _length(item: Any) -> int:
     return item.length if isinstance(item, kj.Chunk) else sum(len(span.ids) for span in item.spans)
 
 
-def _asked(vlm: VisionLanguageModel, window: kj.Window, options: Namespace, shown: Shown) -> dict[str, Any]:
+def _drawn(options: Namespace) -> dict[str, Any]:
+    """How tokens are drawn, as `kamera_jax.generate` takes it.
+
+    Raises:
+        ValueError: it cannot be.
+    """
+    key = jax.random.key(options.seed) if options.temperature else None
+    drawn = {"temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p, "key": key}
+    Decoding(**drawn)
+    return drawn
+
+
+def _asked(
+    vlm: VisionLanguageModel, window: kj.Window, options: Namespace, drawn: dict[str, Any], shown: Shown
+) -> dict[str, Any]:
     """The answer, printed as it comes, and what ``--json`` writes of it."""
     shown.step("reading the question")
 
@@ -171,7 +188,8 @@ def _asked(vlm: VisionLanguageModel, window: kj.Window, options: Namespace, show
         shown.stop()
         print(text, end="", flush=True)
 
-    answer = kj.generate(vlm, window, options.question, max_new_tokens=options.max_new_tokens, stream=show, keep=False)
+    given = {"max_new_tokens": options.max_new_tokens, "stream": show, "keep": False}
+    answer = kj.generate(vlm, window, options.question, **given, **drawn)
     shown.stop()
     print(flush=True)
     patched = [entry.patch for entry in window.entries if entry.patch is not None]

@@ -51,6 +51,12 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "--max-new-tokens", type=positive, default=16, metavar="N", help="longest answer (default: 16)"
     )
     command.add_argument(
+        "--temperature", type=float, default=0.0, metavar="T", help="draw tokens; 0 is the likeliest (default: 0)"
+    )
+    command.add_argument("--top-k", type=int, metavar="K", help="draw from the K most likely tokens")
+    command.add_argument("--top-p", type=float, metavar="P", help="draw from those whose probabilities add up to P")
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn (default: 0)")
+    command.add_argument(
         "--capacity", type=positive, metavar="N", help="slots of the window (default: what items and answer take)"
     )
     add_json(command)

@@ -148,12 +148,9 @@ def generated(
     answers = []
     for each, context in enumerate(contexts):
         window = _window(vlm, batch, chunks[each], jax.tree.map(lambda leaf, e=each: leaf[e], windows.state), room)
-        answers.append(
-            [
-                kj.generate(vlm, window, question.text, max_new_tokens=max_new_tokens, keep=False).text
-                for question in context.questions
-            ]
-        )
+        texts = [question.text for question in context.questions]
+        together = kj.generate_many(vlm, [window] * len(texts), texts, max_new_tokens=max_new_tokens)
+        answers.append([answer.text for answer in together])
     return answers
 
 

@@ -1,7 +1,7 @@
 """Asking a window: next-token logits of a question, and generation."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from kamera_jax.arguments import check_random_key, check_text, check_texts, real_number, short, whole_number
+from kamera_jax.arguments import check_text
 from kamera_jax.backbone import Backbone, with_defaults
 from kamera_jax.chunk import Chunk
 from kamera_jax.contract import check_segment
-from kamera_jax.errors import ArgumentError, BackboneError
+from kamera_jax.errors import BackboneError
 from kamera_jax.forward import run
 from kamera_jax.identity import chunk_key, content_key, content_of
+from kamera_jax.inference.decoding import Decoding
 from kamera_jax.inference.turn import Turn
 from kamera_jax.kv import KV, Segment, bucket, check_length
 from kamera_jax.transfer import as_f32, to_device
@@ -44,33 +45,6 @@ def query(vlm: Backbone, window: Window, text: str) -> Float[Array, " V"]:
 
 _SHOWN = 80
 """Letters of an answer in its ``repr``."""
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How an answer is generated, checked; the attributes are what `generate` takes."""
-
-    max_new_tokens: int = 16
-    temperature: float = 0.0
-    key: jax.Array | None = None
-    stop: tuple[str, ...] = ()
-    stream: Stream | None = None
-    keep: bool = True
-
-    def __post_init__(self) -> None:
-        most = whole_number(self.max_new_tokens, "max_new_tokens", 1)
-        temperature = real_number(self.temperature, "temperature", 0.0)
-        if self.key is not None:
-            check_random_key(self.key)
-        if temperature > 0 and self.key is None:
-            raise ValueError(
-                "sampling needs randomness: pass key=jax.random.key(seed), or temperature=0 for the greedy answer"
-            )
-        check_texts(self.stop, "stop")
-        if self.stream is not None and not callable(self.stream):
-            raise ArgumentError(f"stream is {short(self.stream)}; expected a function of each new piece of text")
-        for name, value in (("max_new_tokens", most), ("temperature", temperature), ("stop", tuple(self.stop))):
-            object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True)
@@ -102,6 +76,8 @@ def generate(
     *,
     max_new_tokens: int = 16,
     temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
     key: jax.Array | None = None,
     stop: tuple[str, ...] = (),
     stream: Stream | None = None,
@@ -109,25 +85,31 @@ def generate(
 ) -> Generation:
     """Answer a question.
 
+    The device runs tokens in blocks and chooses by itself; the host looks at the text after each block, so that a few
+    tokens may have been run in vain where a stop text ends the answer.
+
     Args:
         vlm: the model.
         window: the context; it is left as it is.
         text: the question.
         max_new_tokens: at most this many.
         temperature: 0 is greedy.
+        top_k: draw from the k most likely tokens; None from all.
+        top_p: draw from the most likely tokens whose probabilities add up to this; None from all.
         key: randomness; needed when the temperature is above 0.
         stop: texts that end the answer; they are cut off.
-        stream: called with each new piece of text.
+        stream: called with each new piece of text, after one token, two, four, and then every eight.
         keep: whether the turn, closed as the chat template closes it, becomes a chunk at the window's end; else
             ``.window`` is the window as it was.
 
     Raises:
-        ValueError: a negative temperature, one without a key, no tokens asked for, or an empty question.
+        ValueError: a negative temperature, one without a key, top_k or top_p without a temperature or out of bounds, no
+            tokens asked for, or an empty question.
         ModelMismatchError: the window belongs to another model.
         WindowFullError: question, answer and what closes the turn do not fit the window, or the model's length.
         NonFiniteError: the model's logits are NaN or infinite.
     """
-    decoding = Decoding(max_new_tokens, temperature, key, stop, stream, keep)
+    decoding = Decoding(max_new_tokens, temperature, key, stop, stream, keep, top_k, top_p)
     answer, turn = generate_turn(vlm, window, text, decoding)
     return answer if turn is None else replace(answer, window=append(window, turn))
 
@@ -145,12 +127,14 @@ def generate_turn(vlm: Backbone, window: Window, text: str, decoding: Decoding) 
     check_room(window, most, tail.advance + most - question)
     started = time.perf_counter()
     room = bucket(len(_closing(vlm)) + 1)  # of one length, whether or not the turn is kept: fewer programs
-    turn = Turn(vlm, window, most, room, temperature=decoding.temperature, key=decoding.key)
-    answer = _Answer(vlm, decoding)
-    goes_on = answer.add(turn.ask(tail))
+    turn = Turn(vlm, window, most, room, sampling=decoding.sampling)
+    answer = Answer(vlm, decoding)
+    goes_on = answer.add([turn.ask(tail)])
     first = time.perf_counter() - started
-    while goes_on:
-        goes_on = answer.add(turn.next_token())
+    for block in decoding.blocks:
+        if not goes_on:
+            break
+        goes_on = answer.add(turn.next_tokens(min(block, decoding.max_new_tokens - len(answer.tokens))))
     generation = Generation(answer.text, tuple(answer.tokens), first, window)
     if not decoding.keep:
         return generation, None
@@ -161,7 +145,7 @@ def generate_turn(vlm: Backbone, window: Window, text: str, decoding: Decoding) 
     return generation, _turn(vlm, window, tail, turn.kv, [*kept, *closing])
 
 
-class _Answer:
+class Answer:
     """An answer while it is generated: its tokens, their text, and what of it is settled, which is streamed once.
 
     Attributes:
@@ -179,8 +163,11 @@ class _Answer:
         self._streamed = 0
         self._stopped = False
 
-    def add(self, token: int) -> bool:
-        """Take the next token; whether another may follow."""
+    def add(self, tokens: Iterable[int]) -> bool:
+        """Take the next tokens, of which those behind the answer's end are left; whether another may follow."""
+        return all(map(self._add, tokens))
+
+    def _add(self, token: int) -> bool:
         ended = token in self._vlm.eos
         if not ended:
             self.tokens.append(token)
@@ -245,10 +232,10 @@ def compile_turns(vlm: Backbone, window: Window, text: str, *, max_new_tokens: i
     most = turn_slots(vlm, tail, Decoding(max_new_tokens, keep=True))
     check_room(window, most, tail.advance + most - int(tail.length))
     closing = _closing(vlm)
-    turn = Turn(vlm, window, most, bucket(len(closing) + 1), temperature=0.0, key=None)
+    turn = Turn(vlm, window, most, bucket(len(closing) + 1))
     token = turn.ask(tail)
     if max_new_tokens > 1:
-        token = turn.next_token()
+        token = turn.next_tokens(1)[-1]
     turn.close([token, *closing], 0)
     for padded in {bucket(length) for length in range(most - max_new_tokens, most + 1)}:
         _cut(turn.kv, to_device(np.int32(1)), padded=padded)

@@ -1,8 +1,12 @@
-"""A turn while it is generated: a question and the tokens after it, in a state of their own beside the window."""
+"""A turn while it is generated: a question and the tokens after it, in a state of their own beside the window.
+
+Tokens are run on the device in blocks: it chooses, writes and ends by itself, and the host waits once for each block.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import NoReturn
 
 import flax.struct
 import jax
@@ -11,6 +15,7 @@ import numpy as np
 
 from kamera_jax.backbone import Backbone, Output, call, with_defaults
 from kamera_jax.errors import NonFiniteError
+from kamera_jax.inference.decoding import BLOCK, Sampling, drawn
 from kamera_jax.kv import KV, ChunkPool, KVSpec, Segment, WindowState, bucket_of_slots
 from kamera_jax.placement import Placement, constrained
 from kamera_jax.transfer import numbers, to_device, unpacked
@@ -26,17 +31,8 @@ LEAST_ROWS = 64
 """Rows of a turn's state at least: turns of nearly the same length share what is compiled."""
 
 
-@flax.struct.dataclass
-class Sampling:
-    """How tokens are drawn; None in its place is greedy.
-
-    Attributes:
-        temperature: above 0, f32.
-        key: randomness.
-    """
-
-    temperature: jax.Array | np.float32
-    key: jax.Array
+ENDS = 4
+"""Tokens that end an answer have arrays of a multiple of this."""
 
 
 @flax.struct.dataclass
@@ -76,14 +72,14 @@ class Written:
 
 
 class Turn:
-    """A question and its answer, token by token; each token is one call of the device.
+    """A question and its answer, a block of tokens at a time; each block is one call of the device.
 
     Attributes:
         answered: how many tokens of the answer were run.
     """
 
     def __init__(
-        self, vlm: Backbone, window: Window, most: int, room: int, *, temperature: float, key: jax.Array | None
+        self, vlm: Backbone, window: Window, most: int, room: int, *, sampling: Sampling | None = None
     ) -> None:
         """Begin behind a window.
 
@@ -92,13 +88,13 @@ class Turn:
             window: what is asked; it is left as it is.
             most: tokens that the turn may have.
             room: rows of what is run to close it.
-            temperature: 0 is greedy.
-            key: randomness; not used where the temperature is 0.
+            sampling: how tokens are drawn; None is greedy.
         """
         self.answered = 0
+        self._undefined = False
         self._params = vlm.params
         self._room = room
-        self._slots = LEAST_ROWS if most <= LEAST_ROWS else bucket_of_slots(most)
+        self._slots = slots_of(most)
         self._state: WindowState | None = None
         self._written: Written | None = None
         context: WindowState | None = replace(window.state, pools=())
@@ -106,8 +102,8 @@ class Turn:
         if not with_defaults(vlm).reads_context:
             self._state, start = turn_state(window, self._slots)
             context = None
-        sampling = None if temperature == 0 or key is None else Sampling(np.float32(temperature), key)
-        self._host = (Behind(context, window.state.pools, np.int32(start)), sampling, numbers(window.next_position))
+        behind = Behind(context, window.state.pools, np.int32(start))
+        self._host = (behind, sampling, numbers(window.next_position), ends_of(vlm.eos))
         self._static = {"forward": vlm.forward, "spec": vlm.spec, "placement": with_defaults(vlm).placement}
 
     @property
@@ -119,17 +115,38 @@ class Turn:
     def ask(self, tail: Segment) -> int:
         """Run the question; the first token of the answer."""
         sizes = {"slots": self._slots, "room": self._room}
-        tail, (self._behind, self._sampling, base) = to_device((tail, self._host))  # one transfer
+        tail, (self._behind, self._sampling, base, self._ends) = to_device((tail, self._host))  # one transfer
         given = (self._params, self._behind, self._sampling, self._state, tail, base)
         self._written = written = _ask(*given, **sizes, **self._static)
-        return _token(written)
+        (token,) = self._chosen([int(jax.device_get(written.token))])
+        return token
 
-    def next_token(self) -> int:
-        """Run the last token; the one after it."""
+    def next_tokens(self, most: int) -> list[int]:
+        """Run the last token and those after it, at most so many; the tokens that were chosen, one at least.
+
+        Fewer are run where one of them ends the answer.
+        """
         assert self._written is not None
-        self._written = written = _next(self._params, self._behind, self._sampling, self._written, **self._static)
-        self.answered += 1
-        return _token(written)
+        if self._undefined:
+            raise_undefined(self._written.kv)
+        count = to_device(np.int32(min(most, BLOCK)))
+        given = (self._params, self._behind, self._sampling, self._written, self._ends, count)
+        self._written, chosen = _run(*given, **self._static)
+        ran, *tokens = jax.device_get(chosen).tolist()
+        self.answered += ran
+        return self._chosen(tokens[:ran])
+
+    def _chosen(self, tokens: list[int]) -> list[int]:
+        """Tokens that were chosen; the last may be none, which is an error as soon as nothing stands before it.
+
+        Raises:
+            NonFiniteError: it was chosen by logits that are not numbers.
+        """
+        assert self._written is not None
+        tokens, self._undefined = whole(tokens)
+        if not tokens:
+            raise_undefined(self._written.kv)
+        return tokens
 
     def close(self, tokens: Sequence[int], answered: int) -> None:
         """Run what follows the first ``answered`` tokens of the answer; what was run after them is forgotten."""
@@ -140,20 +157,30 @@ class Turn:
         self._written = _close(self._params, self._behind, self._written, ids, counts, **self._static)
 
 
-def _token(written: Written) -> int:
-    """The token that was chosen, which the host waits for.
+def slots_of(tokens: int) -> int:
+    """Rows of the state of a turn of at most so many tokens."""
+    return LEAST_ROWS if tokens <= LEAST_ROWS else bucket_of_slots(tokens)
 
-    Raises:
-        NonFiniteError: it was chosen by logits that are not numbers.
-    """
-    token = int(jax.device_get(written.token))
-    if token == _NONE:
-        raise NonFiniteError(
-            f"the model's logits are NaN or infinite, so they name no token (KV of dtype {written.kv.rot.dtype.name}): "
-            "its weights have such values, or what it computes exceeds its dtype; check the weights, and load the "
-            'model in a dtype of more range: load(…, dtype="float32"), or "bfloat16" in place of "float16"'
-        )
-    return token
+
+def whole(tokens: list[int]) -> tuple[list[int], bool]:
+    """Tokens that were chosen, and whether behind them none could be: the last of them is then no token."""
+    undefined = bool(tokens) and tokens[-1] == _NONE
+    return (tokens[:-1] if undefined else tokens), undefined
+
+
+def raise_undefined(kv: KV) -> NoReturn:
+    """Raise NonFiniteError: logits that are not numbers have chosen no token."""
+    raise NonFiniteError(
+        f"the model's logits are NaN or infinite, so they name no token (KV of dtype {kv.rot.dtype.name}): "
+        "its weights have such values, or what it computes exceeds its dtype; check the weights, and load the "
+        'model in a dtype of more range: load(…, dtype="float32"), or "bfloat16" in place of "float16"'
+    )
+
+
+def ends_of(eos: Sequence[int]) -> np.ndarray:
+    """The tokens that end an answer, i32, filled up with what no token is: few shapes."""
+    ends = sorted(map(int, eos))
+    return np.asarray(ends + [_NONE] * (-len(ends) % ENDS or (ENDS if not ends else 0)), np.int32)
 
 
 @partial(jax.jit, static_argnames=("slots", "room", "forward", "spec", "placement"), donate_argnames="state")
@@ -171,6 +198,22 @@ def _ask(
     spec: KVSpec,
     placement: Placement | None = None,
 ) -> Written:
+    return asked(params, behind, sampling, state, tail, numbers, slots, room, forward, spec, placement)
+
+
+def asked(
+    params: Params,
+    behind: Behind,
+    sampling: Sampling | None,
+    state: WindowState | None,
+    tail: Segment,
+    numbers: jax.Array,
+    slots: int,
+    room: int,
+    forward: Callable[..., Output],
+    spec: KVSpec,
+    placement: Placement | None = None,
+) -> Written:
     """Run a question at the position that ``numbers`` packs, and choose the token after it."""
     tail = tail.at(unpacked(numbers)[0])
     own = spec.empty_state(slots) if state is None else state
@@ -182,21 +225,58 @@ def _ask(
 
 
 @partial(jax.jit, static_argnames=("forward", "spec", "placement"), donate_argnames="written")
-def _next(
+def _run(
     params: Params,
     behind: Behind,
     sampling: Sampling | None,
     written: Written,
+    ends: jax.Array,
+    most: jax.Array,
     *,
     forward: Callable[..., Output],
     spec: KVSpec,
     placement: Placement | None = None,
-) -> Written:
-    """Run the token that was chosen last, and choose the one after it."""
-    answered = written.answered + 1
-    position = written.last[:, None] + answered.astype(jnp.float32)
-    segment = Segment({"tokens": written.token[None]}, position, jnp.ones((), jnp.int32))
-    return _step(params, behind, sampling, replace(written, answered=answered), segment, forward, spec, placement)
+) -> tuple[Written, jax.Array]:
+    return ran(params, behind, sampling, written, ends, most, forward, spec, placement)
+
+
+def ran(
+    params: Params,
+    behind: Behind,
+    sampling: Sampling | None,
+    written: Written,
+    ends: jax.Array,
+    most: jax.Array,
+    forward: Callable[..., Output],
+    spec: KVSpec,
+    placement: Placement | None = None,
+) -> tuple[Written, jax.Array]:
+    """Run the token that was chosen last, and those chosen after it, until one of them ends the answer.
+
+    Args:
+        ends: the tokens that end it, i32[e].
+        most: tokens that are run at most, up to `BLOCK`, i32.
+
+    Returns:
+        What was written, and i32[1 + BLOCK]: how many tokens were run, and as many tokens, each chosen by one of them.
+    """
+
+    def goes_on(carry: tuple[Written, jax.Array, jax.Array]) -> jax.Array:
+        written, _, count = carry
+        return (count < most) & (written.token != _NONE) & ~(written.token == ends).any()
+
+    def step(carry: tuple[Written, jax.Array, jax.Array]) -> tuple[Written, jax.Array, jax.Array]:
+        written, tokens, count = carry
+        answered = written.answered + 1
+        position = written.last[:, None] + answered.astype(jnp.float32)
+        segment = Segment({"tokens": written.token[None]}, position, jnp.ones((), jnp.int32))
+        written = replace(written, answered=answered)
+        written = _step(params, behind, sampling, written, segment, forward, spec, placement)
+        return written, tokens.at[count].set(written.token), count + 1
+
+    start = (written, jnp.full(BLOCK, _NONE, jnp.int32), jnp.zeros((), jnp.int32))
+    written, tokens, count = jax.lax.while_loop(goes_on, step, start)
+    return written, jnp.concatenate([count[None], tokens])
 
 
 @partial(jax.jit, static_argnames=("forward", "spec", "placement"), donate_argnames="written")
@@ -241,10 +321,9 @@ def _step(
     seen = replace(state, pools=behind.pools, context=behind.context)
     output = call(forward, params, segment, seen, logits_at=segment.length[None] - 1)
     assert output.logits is not None
-    token = jnp.argmax(output.logits[0]).astype(jnp.int32)
-    if sampling is not None:
-        key = jax.random.fold_in(sampling.key, done)
-        token = jax.random.categorical(key, output.logits[0] / sampling.temperature).astype(jnp.int32)
+    token = (
+        jnp.argmax(output.logits[0]).astype(jnp.int32) if sampling is None else drawn(output.logits[0], sampling, done)
+    )
     token = jnp.where(jnp.isfinite(jnp.max(output.logits[0])), token, jnp.int32(_NONE))
     # A token's slot is no multiple of 16, which the kernels write from.
     length = segment.length

@@ -1,0 +1,194 @@
+"""Decoding of a real language model on this machine's CPU, beside the same weights in transformers on torch.
+
+`make bench-decoding` measures anew: tokens a second of one answer, and of answers of eight windows at once; the time
+that Python takes between the blocks of an answer; and a patched chunk of 1,024 tokens put into a window that is given
+away, against torch's run of it behind what stands before. Times are medians of calls taken in turns, f32; read the
+ratios.
+"""
+
+import argparse
+import json
+import time
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import kamera_jax as kj
+from benchmarks.attention import cores, in_turns
+from benchmarks.real_speed import MODEL, transformers_model
+from eval.tasks.text.corpus import read
+from eval.tasks.text.reader import Reader
+from eval.tasks.tokens import Tokens, segment_of
+from kamera_jax.handle import copied
+from kamera_jax.inference.encode import encode_segment
+from kamera_jax.inference.turn import Turn
+from models import load
+from models.hub.gguf.convert import hub_folder
+from models.hub.gguf.packaged import packaged
+
+DECODED = 64
+BEHIND = 512
+"""So many tokens are decoded, behind so many."""
+
+WINDOWS = 8
+"""Windows that are asked at once."""
+
+CHUNK = 1024
+"""Tokens of the chunk that is appended, and of the one before it."""
+
+QUESTION = "Go on."
+
+
+def one_answer(vlm: Any, peer: Any, ids: np.ndarray, runs: int) -> dict[str, Any]:
+    """Seconds a token beside torch; what both do before the second token is taken off by an answer of one."""
+    import torch
+
+    window = kj.append(kj.Window.empty(vlm, BEHIND + 256), encoded(vlm, ids[:BEHIND]))
+    prompt = torch.from_numpy(np.asarray(ids[:BEHIND]))[None].long()
+
+    def theirs(count: int) -> Any:
+        with torch.no_grad():
+            options = {"min_new_tokens": count, "max_new_tokens": count, "do_sample": False}
+            return peer.generate(prompt, attention_mask=torch.ones_like(prompt), **options).numpy()
+
+    def ours(count: int) -> Any:
+        return np.asarray(kj.generate(vlm, window, QUESTION, max_new_tokens=count, keep=False).tokens)
+
+    made = len(ours(DECODED))
+    calls = {
+        "torch": partial(theirs, made),
+        "torch, one": partial(theirs, 1),
+        "ours": partial(ours, made),
+        "ours, one": partial(ours, 1),
+    }
+    seconds = in_turns(calls, runs)["clock"]
+    each = {name: (seconds[name] - seconds[f"{name}, one"]) / (made - 1) for name in ("torch", "ours")}
+    return {"tokens": made, **each, "ratio": each["torch"] / each["ours"], "python_share": python_share(ours, runs)}
+
+
+def python_share(ours: Any, runs: int) -> float:
+    """The share of an answer behind its first token that is not spent in calls for blocks; the median of runs."""
+    real = Turn.next_tokens
+    within: list[float] = []
+    began: list[float] = []
+
+    def timed(turn: Turn, most: int) -> list[int]:
+        started = time.perf_counter()
+        tokens = real(turn, most)
+        within.append(time.perf_counter() - started)
+        began.append(started)
+        return tokens
+
+    shares = []
+    Turn.next_tokens = timed
+    try:
+        for _ in range(runs):
+            within.clear()
+            began.clear()
+            ours(DECODED)
+            shares.append(1 - sum(within) / (time.perf_counter() - began[0]))
+    finally:
+        Turn.next_tokens = real
+    return float(np.median(shares))
+
+
+def together(vlm: Any, ids: np.ndarray, runs: int) -> dict[str, Any]:
+    """Tokens a second of one answer, and of as many as there are windows; both from the second token on."""
+    windows = []
+    for number in range(WINDOWS):
+        chunk = encoded(vlm, np.roll(ids, -64 * number)[:BEHIND])
+        windows.append(kj.append(kj.Window.empty(vlm, BEHIND + 256), chunk))
+    ending = _Endless(vlm)
+
+    def answers(count: int, tokens: int) -> Any:
+        given = kj.generate_many(ending, windows[:count], [QUESTION] * count, max_new_tokens=tokens)
+        return np.asarray([len(each.tokens) for each in given])
+
+    def alone(tokens: int) -> Any:
+        return np.asarray(kj.generate(ending, windows[0], QUESTION, max_new_tokens=tokens, keep=False).tokens)
+
+    calls = {
+        "one": partial(alone, DECODED),
+        "one, one token": partial(alone, 1),
+        "all": partial(answers, WINDOWS, DECODED),
+        "all, one token": partial(answers, WINDOWS, 1),
+    }
+    seconds = in_turns(calls, runs)["clock"]
+    made = {"one": DECODED - 1, "all": WINDOWS * (DECODED - 1)}
+    rates = {name: made[name] / (seconds[name] - seconds[f"{name}, one token"]) for name in made}
+    return {"windows": WINDOWS, **rates, "ratio": rates["all"] / rates["one"]}
+
+
+class _Endless:
+    """The model without a token that ends an answer: every answer is of the same length."""
+
+    def __init__(self, vlm: Any) -> None:
+        self._vlm = vlm
+
+    eos = ()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._vlm, name)
+
+
+def appended(vlm: Any, peer: Any, ids: np.ndarray, runs: int) -> dict[str, Any]:
+    """Seconds of an append of a patched chunk, with and without its window given away, and of torch's run of it."""
+    import torch
+
+    before = encoded(vlm, ids[:CHUNK])
+    chunk = encoded(vlm, ids[CHUNK : 2 * CHUNK])
+    window = kj.append(kj.Window.empty(vlm, 2 * CHUNK + 64), before)
+    patch = kj.form_patch(vlm, chunk, context=window)
+    copies = [window.keeping(state=copied(window.state)) for _ in range(runs + 1)]
+    jax.block_until_ready([each.state for each in copies])
+    first, second = (torch.from_numpy(np.asarray(part))[None].long() for part in (ids[:CHUNK], ids[CHUNK : 2 * CHUNK]))
+    with torch.no_grad():
+        cache = peer(first, use_cache=True, logits_to_keep=1).past_key_values
+
+    def theirs() -> Any:
+        cache.crop(CHUNK)
+        with torch.no_grad():
+            return peer(second, past_key_values=cache, use_cache=True, logits_to_keep=1).logits.numpy()
+
+    calls = {
+        "torch": theirs,
+        "append": lambda: kj.append(copies.pop(), chunk, patch, donate=True).state,
+        "append, kept": lambda: kj.append(window, chunk, patch).state,
+    }
+    seconds = in_turns(calls, runs)["clock"]
+    return {"tokens": CHUNK, **seconds, "ratio": seconds["torch"] / seconds["append"]}
+
+
+def encoded(vlm: Any, ids: np.ndarray) -> kj.Chunk:
+    """Tokens as a chunk."""
+    return encode_segment(vlm, segment_of(vlm, Tokens.of(ids)))
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Measure decoding of a real language model beside torch.")
+    parser.add_argument("--runs", type=int, default=7, help="of which the median is kept")
+    parser.add_argument("--json", type=Path, default=Path("docs/results/decoding.json"))
+    arguments = parser.parse_args()
+    vlm = load(MODEL)
+    ids = np.asarray(Reader(vlm, read("pydoc")).whole.ids[: 2 * CHUNK])
+    with hub_folder(packaged("smollm2")) as folder:
+        peer = transformers_model(folder)
+    result = {
+        "model": MODEL,
+        "cores": cores(),
+        "one": one_answer(vlm, peer, ids, arguments.runs),
+        "together": together(vlm, ids, arguments.runs),
+        "append": appended(vlm, peer, ids, arguments.runs),
+        "versions": {name: version(name) for name in ("jax", "torch", "transformers")},
+    }
+    arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
