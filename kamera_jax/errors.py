@@ -131,3 +131,7 @@ class ForkedProcessError(ValueError):
 
 class UnstorableError(ValueError):
     """A chunk or patch with something that a library cannot store and give back as it is."""
+
+
+class CodecError(ValueError):
+    """A codec that there is not, or KV that it cannot store."""

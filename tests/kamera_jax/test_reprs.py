@@ -40,6 +40,7 @@ def made(vlm, tmp_path_factory):
         "Chunk": a,
         "ChunkLibrary": library,
         "ChunkPool": in_place.state.pools[0],
+        "Compressed": kj.compress(vlm, a, "kivi:4"),
         "Entry": window.entries[1],
         "Factors": patch.factors,
         "Fidelity": kj.verify(vlm, window, ["what colour is the star?"]),
