@@ -60,7 +60,8 @@ def measured(attention: str, limit: int) -> dict[str, Any]:
     scores = report["scores"]
     rows = []
     for name, own in scores["methods"].items():
-        one, two = own["hops"]["1"], own["hops"]["2"]
+        one = own["hops"]["1"]
+        two = own["hops"]["2"]
         rows.append(
             {"method": name, "one_hop": cell(one), "two_hops": cell(two), "accuracy": two["accuracy"]}
             | {"kl": two["kl"], "eta": own["eta"], "patch_share": own["cost"]["bytes_share"]}

@@ -73,6 +73,7 @@ SHOWN = {
     "Chunk": ["key=", "length=4", "codec='exact'"],
     "ChunkLibrary": ["library", "mode='a'", "2 chunks, 1 patches in 2 packs"],
     "ChunkPool": ["rot=float32[5, "],
+    "Compressed": ["key=", "length=4", "codec='kivi:4'"],
     "Entry": ["base=", "slot="],
     "Factors": ["u=int8[5, ", "ranks=int32[5]"],
     "Fidelity": ["ok=", "mean KL", "nats", "1 probes"],
