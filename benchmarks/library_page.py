@@ -137,7 +137,9 @@ Growth is the CPU time at the largest size, over that at the one before it; the 
 takes as long whatever the size is (a `put` writes and syncs a pack) grows by about 1. `ls` reads every manifest, and so
 does opening the library without its index. Of the memory, {base_mb:.0f} MB are what the imports take.
 
-## Eight bits
+## Eight bits, and fewer
+
+[Chunks in fewer bits](compression.md) has all that `storage=` takes. This is of eight:
 
 `storage="int8"` stores a scale for every channel of the keys and for every token of the values. Compared with exact
 storage, on {episodes} held-out episodes of three pages (KL to the same window with exact KV, in nats):

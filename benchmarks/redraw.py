@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import (
+    compression,
     guard_text_page,
     kernels,
     library_page,
@@ -49,6 +50,10 @@ def pages(docs: Path) -> dict[Path, Callable[[], str]]:
     def smol() -> str:
         return put((docs / "smol-vl.md").read_text(encoding="utf-8"), "measured", _smol(), "results-smol-vl")
 
+    def codecs() -> str:
+        text = (docs / "compression.md").read_text(encoding="utf-8")
+        return put(text, "measured", compression.table(read("compression")), "results-compression")
+
     def _smol() -> str:
         return smol_vl.table(read("smol-vl"))
 
@@ -58,6 +63,7 @@ def pages(docs: Path) -> dict[Path, Callable[[], str]]:
 
     found: dict[str, Callable[[], str]] = {
         "claims": lambda: claims_page.page(claims_page.load([docs / "results" / "claims.json"])),
+        "compression": codecs,
         "embedded-models": lambda: assess.page(read("embedded-models")),
         "guard": lambda: guard_text_page.page(read("guard-text")),
         "library": lambda: library_page.page(read("library"), read("library-soak"), read("library-scale")),
@@ -86,6 +92,8 @@ def draw(docs: Path, folder: Path) -> list[Path]:
     measured = read("patch")
     patch.plot(measured["models"], files[1])
     patch_text.plot(measured["text"], files[2])
+    compression.plot(read("compression")["models"], folder / "compression.png")
+    files.append(folder / "compression.png")
     demos = [folder / f"{name}.png" for name in ("demo", "quotation", "video")]
     console.plot_demo([read(f"demo-{name}") for name in ATTENTIONS], demos[0])
     demo_text.plot_text(read("demo-smollm2"), demos[1])

@@ -95,6 +95,21 @@ METHODS: dict[str, MethodText] = {
     "patch:shallow": MethodText(
         "patch:shallow=M", "patch:shallow=12", "a patch of the shallow half alone; patch:shallow: every component"
     ),
+    "int8": MethodText("int8", "int8+patch:12", "stores chunks in 8 bits; patches are fitted to what comes back"),
+    "kivi": MethodText(
+        "kivi:B",
+        "kivi:4+patch:12",
+        "stores chunks in B bits, keys by channel, values by token, or :channel (arXiv 2402.02750)",
+    ),
+    "saw": MethodText("saw:B", "saw:4+patch:12", "stores chunks in B bits by token and head, behind Hadamard blocks"),
+    "turbo": MethodText(
+        "turbo:B",
+        "turbo:4+patch:12",
+        "stores chunks in B bits by the best codebook of a normal distribution, randomly rotated (arXiv 2504.19874)",
+    ),
+    "copy": MethodText(
+        "copy:B", "copy:4", "keeps full prefill's KV itself in B bits, for this context alone: what reuse has to beat"
+    ),
     "cacheblend": MethodText(
         "cacheblend:R",
         "cacheblend:0.15",
@@ -117,7 +132,10 @@ METHODS: dict[str, MethodText] = {
 }
 """The built-in methods by what they are called in messages."""
 
-PARTS = "Parts of methods are joined by +: patch:4+epic:8 adds the patch, then runs the first 8 tokens of each chunk."
+PARTS = (
+    "Parts of methods are joined by +: patch:4+epic:8 adds the patch, then runs the first 8 tokens of each chunk, and "
+    "kivi:4+patch:4 stores chunks in 4 bits."
+)
 
 OUTSIDE = (
     "Tasks and methods of your own are written module:Name. The module is looked for on Python's path, then in the "

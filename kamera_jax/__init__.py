@@ -6,11 +6,13 @@ Every operation is a function of immutable values. Letters in shapes are those o
 from kamera_jax import exported as exported
 from kamera_jax import patch, rope
 from kamera_jax.chunk import Chunk, Entry, Match, Patch
+from kamera_jax.compress.compressed import Compressed
 from kamera_jax.guard import planning
 from kamera_jax.guard.calibration import Calibration, calibrate
 from kamera_jax.guard.fidelity import Fidelity, verify
 from kamera_jax.guard.policy import ReusePolicy, Verdict, append_checked
 from kamera_jax.guard.staleness import Staleness, staleness
+from kamera_jax.inference.compress import compress
 from kamera_jax.inference.encode import encode, encode_all, form_patch, form_patches, prefill
 from kamera_jax.inference.generate import Generation, generate, query
 from kamera_jax.inference.many import generate_many
@@ -34,6 +36,7 @@ __all__ = [
     "Chunk",
     "ChunkLibrary",
     "ChunkPool",
+    "Compressed",
     "Entry",
     "Factors",
     "Fidelity",
@@ -57,6 +60,7 @@ __all__ = [
     "append",
     "append_checked",
     "calibrate",
+    "compress",
     "encode",
     "encode_all",
     "form_patch",

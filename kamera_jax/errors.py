@@ -135,3 +135,7 @@ class UnstorableError(ValueError):
 
 class PlacementError(ValueError):
     """A mesh cannot have KV as it is asked to."""
+
+
+class CodecError(ValueError):
+    """A codec that there is not, or KV that it cannot store."""

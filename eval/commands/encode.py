@@ -21,7 +21,7 @@ from kamera_jax.forward import preamble_chunk
 from kamera_jax.identity import canonical_key
 from kamera_jax.inference.encode import encode_segment
 from kamera_jax.kv import Segment, bucket
-from kamera_jax.library.rows import Storage
+from kamera_jax.library.rows import Storage, check_storage
 from models import load
 from models.vlm import VisionLanguageModel
 
@@ -199,6 +199,7 @@ def run(options: Namespace) -> dict[str, Any]:
     for source in files:
         if source.note:
             print(shortened(source.note, COLUMNS))
+    check_storage(options.storage)
     note_embedded(options.model)
     vlm = load(options.model)
     total = sum(source.count for source in files)

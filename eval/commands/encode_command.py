@@ -32,9 +32,10 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     add_model(command)
     command.add_argument(
         "--storage",
-        choices=("exact", "int8"),
         default="exact",
-        help="bit for bit, or in half the bytes of bf16 (default: exact)",
+        metavar="CODEC",
+        help="exact: bit for bit (the default); int8: in half the bytes of bf16; kivi:4, kivi:2, saw:4, turbo:4: in so "
+        "many bits",
     )
     command.add_argument(
         "--measure",

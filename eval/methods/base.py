@@ -1,7 +1,7 @@
 """Methods: one or more parts, the first of which fills windows, and each further one changes them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from kamera_jax.backbone import forward_flops
-from kamera_jax.batch.windows import BatchRunner, Stack, Windows, fit
+from kamera_jax.batch.windows import BatchRunner, Stack, Windows, fit, through
+from kamera_jax.compress.codec import Codec, Shape
 from kamera_jax.inference.orders import mean_of, orders_of
 from kamera_jax.kv import KV, Factors
 
@@ -111,6 +112,26 @@ class Batch:
             self._conditioned[place] = mean_of(formed)
         return self._conditioned[place]
 
+    def served(self, codec: Codec | None) -> "Batch":
+        """The same contexts with chunks as a codec gives them back, and patches fitted to these; None is exactly."""
+        if codec is None:
+            return self
+        if codec not in self._served:
+            heads = self.runner.vlm.spec.heads
+            chunks = [replace(chunk, kv=through(codec, chunk.kv, chunk.length, heads)) for chunk in self.chunks]
+            self._served[codec] = replace(self, chunks=tuple(chunks))
+        return self._served[codec]
+
+    def kept_bytes(self, codec: Codec) -> float:
+        """Bytes of one context's chunks as a codec stores them."""
+        spec = self.runner.vlm.spec
+        shape = Shape(spec.rot_dim, spec.free_dim, spec.heads)
+        return float(sum(codec.nbytes(chunk.length, spec.layers, shape) for chunk in self.chunks))
+
+    @cached_property
+    def _served(self) -> "dict[Codec, Batch]":
+        return {}
+
     @cached_property
     def _conditioned(self) -> dict[int, KV]:
         return {}
@@ -147,20 +168,23 @@ class Cost:
     """The cost of a method, for each of E contexts, or one number for all of them.
 
     Attributes:
-        stored_bytes: bytes that are stored beside the canonical KV.
+        stored_bytes: bytes that are stored beside the chunks' KV.
         computed_tokens: context tokens that are run when the window is filled.
         flops: FLOPs of filling the window.
+        kept_bytes: bytes of the chunks' KV as it is stored; None where it is stored exactly.
     """
 
     stored_bytes: np.ndarray | float = 0.0
     computed_tokens: float = 0.0
     flops: np.ndarray | float = 0.0
+    kept_bytes: float | None = None
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(
             self.stored_bytes + other.stored_bytes,
             self.computed_tokens + other.computed_tokens,
             self.flops + other.flops,
+            self.kept_bytes if other.kept_bytes is None else other.kept_bytes,
         )
 
 
@@ -194,17 +218,21 @@ class Method:
     Attributes:
         name: the name as the command line has it.
         parts: the steps in order.
+        codec: what the chunks are stored in; None for exactly.
     """
 
     name: str
     parts: tuple[Part, ...]
+    codec: Codec | None = None
 
     def prepare(self, batch: Batch) -> tuple[Any, ...]:
         """What each part makes once, beforehand, and stores, such as patches."""
+        batch = batch.served(self.codec)
         return tuple(part.prepare(batch) for part in self.parts)
 
     def fill(self, batch: Batch, prepared: Sequence[Any]) -> Windows:
         """The filled windows. This is everything that happens when a context is asked for."""
+        batch = batch.served(self.codec)
         windows = None
         for part, own in zip(self.parts, prepared, strict=True):
             windows = part.apply(batch, windows, own)
@@ -213,4 +241,8 @@ class Method:
 
     def cost(self, batch: Batch, prepared: Sequence[Any]) -> Cost:
         """The cost of all parts together."""
-        return sum((part.cost(batch, own) for part, own in zip(self.parts, prepared, strict=True)), Cost())
+        own = batch.served(self.codec)
+        kept = None if self.codec is None else batch.kept_bytes(self.codec)
+        return sum(
+            (part.cost(own, each) for part, each in zip(self.parts, prepared, strict=True)), Cost(kept_bytes=kept)
+        )

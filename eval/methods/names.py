@@ -7,6 +7,7 @@ from typing import Any
 
 from eval.descriptions import METHODS
 from eval.methods.base import Method, Part
+from eval.methods.compressed import Copied
 from eval.methods.reuse import (
     Blind,
     Full,
@@ -22,6 +23,7 @@ from eval.methods.sizes import patch_size
 from eval.methods.tokens import LargestDeviation, LayerBudgets, Leading, OracleTokens, Recomputed
 from eval.tasks.base import lacks
 from eval.tasks.plugins import FILE, Group, constructed
+from kamera_jax.compress.codec import CODECS, Codec, codec
 from kamera_jax.patch import SHARE
 
 
@@ -70,8 +72,9 @@ FILLS: dict[str, Callable[[str], Part]] = {
     "blind": lambda _: Blind(),
     "blind-norotate": lambda _: Blind(relocated=False),
     "patch": _patch,
+    "copy": lambda text: Copied(codec(f"kivi:{text}")),
 }
-"""Parts that fill a window; they stand first."""
+"""Parts that fill a window; they stand first, or behind what the chunks are stored in."""
 
 REPAIRS: dict[str, Callable[[str], Part]] = {
     "cacheblend": lambda text: Recomputed(LargestDeviation(_share("cacheblend", text))),
@@ -85,7 +88,7 @@ REPAIRS: dict[str, Callable[[str], Part]] = {
 EXAMPLES = {name: text.example for name, text in METHODS.items()}
 """An example of every built-in method as it is written; `eval.descriptions.METHODS` says what each is."""
 
-GROUP = Group("method", "kamera_jax.methods", {*FILLS, *REPAIRS})
+GROUP = Group("method", "kamera_jax.methods", {*FILLS, *REPAIRS, *CODECS})
 """Methods of installed packages."""
 
 OUTSIDE = re.compile(r"([A-Za-z_][\w.]*:[A-Za-z_]\w*)(?::(.+))?")
@@ -103,30 +106,37 @@ def parse(name: str) -> Method:
     """
     parts: list[Part] = []
     texts = name.split("+")
+    stored: Codec | None = None
+    if texts[0].partition(":")[0] in CODECS:
+        stored = codec(texts.pop(0))
+        texts = texts if texts and texts[0].partition(":")[0] in FILLS else ["blind", *texts]
     for place, text in enumerate(texts):
         kind, given, number = text.partition(":")
         makers = FILLS | REPAIRS
         if GROUP.declared().get(kind) or (kind not in makers and (OUTSIDE.fullmatch(text) or FILE.fullmatch(text))):
             parts += _outside(text)
             continue
+        if kind in CODECS:
+            raise ValueError(f"{text!r} cannot stand in {name!r}: what chunks are stored in comes first, and once")
         if kind not in makers:
             raise UnknownMethodError(_unknown(text))
         if text != "patch" and (text == "patch:" or bool(given) != (kind not in ("full", "blind", "blind-norotate"))):
             raise ValueError(f"{kind} is written {EXAMPLES[kind]}; got {text!r}")
-        if (place and kind in FILLS) or (len(texts) > 1 and kind in ("full", "blind-norotate")):
+        alone = len(texts) > 1 and kind in ("full", "blind-norotate", "copy")
+        if (place and kind in FILLS) or alone or (stored is not None and kind in ("full", "copy")):
             raise ValueError(
-                f"{text!r} cannot stand in {name!r}: blind or a patch comes first, then what repairs tokens "
-                f"({', '.join(REPAIRS)})"
+                f"{text!r} cannot stand in {name!r}: what chunks are stored in comes first ({', '.join(CODECS)}), then "
+                f"blind or a patch, then what repairs tokens ({', '.join(REPAIRS)}); full and copy stand alone"
             )
         parts.append(makers[kind](number))
-    return Method(name, tuple(parts))
+    return Method(name, tuple(parts), stored)
 
 
 def _unknown(text: str) -> str:
     kind = text.partition(":")[0]
-    near = get_close_matches(kind, [*FILLS, *REPAIRS, *GROUP.declared()], n=1, cutoff=0.4)
+    near = get_close_matches(kind, [*FILLS, *REPAIRS, *CODECS, *GROUP.declared()], n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]}?" if near else "."
-    examples = [EXAMPLES[each] for each in EXAMPLES if each in FILLS | REPAIRS]
+    examples = [EXAMPLES[each] for each in EXAMPLES if each in {*FILLS, *REPAIRS, *CODECS}]
     known = ", ".join([*examples, *GROUP.declared()])
     return f"no method {text!r}{hint} There are {known}, those of your own, as module:Name, and parts joined by +"
 

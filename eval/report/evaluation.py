@@ -11,8 +11,6 @@ from eval.report import figures
 from eval.report.console import counted, show
 from eval.report.run_page import page
 from eval.report.run_tables import (
-    COSTS,
-    COSTS_NOTE,
     LOGITS,
     answer_columns,
     answers_note,
@@ -20,6 +18,8 @@ from eval.report.run_tables import (
     columns,
     compared,
     conditions,
+    cost_columns,
+    costs_note,
     failed,
     findings,
     load,
@@ -138,7 +138,8 @@ def print_scores(run: Record, console: Console) -> None:
     title += counted(scores["samples"], "question")
     body = rows(run)
     titles = columns(scores)
-    split = len(titles) - len(COSTS)
+    shares = cost_columns(scores)
+    split = len(titles) - len(shares)
     answers = split - len(LOGITS) if len(answer_columns(scores)) > 2 else split  # what a terminal's line has room for
     note = answers_note(scores)
     show_within(console, title, titles[:answers], [row[:answers] for row in body], note if answers == split else "")
@@ -146,6 +147,6 @@ def print_scores(run: Record, console: Console) -> None:
         against = [[row[0], *row[answers:split]] for row in body]
         show_within(console, "Against full prefill", (titles[0], *LOGITS), against, note)
     costs = [[row[0], *row[split:]] for row in body]
-    show_within(console, "What it costs", (titles[0], *COSTS), costs, COSTS_NOTE)
+    show_within(console, "What it costs", (titles[0], *shares), costs, costs_note(scores))
     for name, reason in failed(run).items():
         console.print(f"{name} is not in the tables: it failed {reason}\n", markup=False, soft_wrap=True)

@@ -9,12 +9,12 @@ from eval.descriptions import METHODS, method_of
 from eval.report import figures
 from eval.report.console import counted
 from eval.report.run_tables import (
-    COSTS_NOTE,
     answers_note,
     columns,
     command,
     compared,
     conditions,
+    costs_note,
     failed,
     findings,
     markdown,
@@ -72,7 +72,9 @@ def page(runs: Sequence[Record], drawn: Mapping[str, Path], folder: Path, task: 
     return PAGE.format(
         task=config["task"],
         legend=_legend(runs),
-        notes=textwrap.fill(f"In the tables: {answers_note(runs[0]['scores'])} {COSTS_NOTE}".replace("\n", " "), 120),
+        notes=textwrap.fill(
+            f"In the tables: {answers_note(runs[0]['scores'])} {costs_note(runs[0]['scores'])}".replace("\n", " "), 120
+        ),
         claims=_claims(runs, task),
         models="\n\n".join(_model(run) for run in runs),
         made="\n\n".join(_made(run) for run in runs),

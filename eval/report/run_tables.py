@@ -100,6 +100,7 @@ def rows(run: Record) -> list[list[str]]:
     """A row for each method, in the order of `columns`."""
     scores = run["scores"]
     shown = answer_columns(scores)
+    totals = "total" in cost_columns(scores)
     written = []
     for name, own in scores["methods"].items():
         cost = own["cost"]
@@ -115,6 +116,7 @@ def rows(run: Record) -> list[list[str]]:
                 _optional(own["eta"], ".3f"),
                 _optional(own["recovered"], ".1%"),
                 f"{cost['bytes_share']:.1%}" if cost["bytes"] else "–",
+                *([f"{cost['total_share']:.1%}"] if totals else []),
                 f"{max(cost['tokens_avoided_share'], 0):.0%}",
                 f"{cost['flops_share']:.1%}",
                 "–" if seconds is None else f"{1e3 * seconds:.1f}",
@@ -124,12 +126,17 @@ def rows(run: Record) -> list[list[str]]:
 
 
 LOGITS = ("KL", "η", "flips back")
-COSTS = ("bytes", "avoided", "FLOPs", "TTFT ms")
+
+
+def cost_columns(scores: Record) -> tuple[str, ...]:
+    """Titles of the columns about costs; where a method stores chunks in fewer bits, all that is stored is one."""
+    totals = any(own["cost"].get("codec") for own in scores["methods"].values())
+    return ("bytes", *(("total",) if totals else ()), "avoided", "FLOPs", "TTFT ms")
 
 
 def columns(scores: Record) -> tuple[str, ...]:
     """Titles of the columns of `rows`."""
-    return ("method", *(title for title, _, _ in answer_columns(scores)), *LOGITS, *COSTS)
+    return ("method", *(title for title, _, _ in answer_columns(scores)), *LOGITS, *cost_columns(scores))
 
 
 def answers_note(scores: Record) -> str:
@@ -143,11 +150,14 @@ def answers_note(scores: Record) -> str:
     return textwrap.fill(text, 79)
 
 
-COSTS_NOTE = (
-    "bytes: stored beside the canonical KV, of the KV behind the first chunk.\n"
-    "avoided: context tokens not run. FLOPs: to fill the window, of full prefill's.\n"
-    "TTFT: to fill a window and ask, compilation excluded."
-)
+def costs_note(scores: Record) -> str:
+    """What the columns about costs mean."""
+    total = "total: all that is stored, of the chunks' KV in 16 bits.\n" if "total" in cost_columns(scores) else ""
+    return (
+        f"bytes: stored beside the canonical KV, of the KV behind the first chunk.\n{total}"
+        "avoided: context tokens not run. FLOPs: to fill the window, of full prefill's.\n"
+        "TTFT: to fill a window and ask, compilation excluded."
+    )
 
 
 def findings(run: Record, task: Any = None) -> list[Finding]:

@@ -23,6 +23,8 @@ DIGITS = 6
 def contexts(batch: Batch, group: Sequence[Outline], drawn: Sequence[Context]) -> list[Record]:
     """The contexts' lines, with what is the same for all methods."""
     absorbed = spectra(batch)
+    spec = batch.runner.vlm.spec
+    tokens = sum(chunk.length for chunk in batch.chunks)
     served = sum(batch.chunks[place].length for place in {*batch.reused, *batch.patched})
     return [
         {
@@ -31,9 +33,11 @@ def contexts(batch: Batch, group: Sequence[Outline], drawn: Sequence[Context]) -
             "seed": outline.seed,
             "samples": [f"{outline.context}/{i}" for i in range(len(context.questions))],
             "chunks": len(batch.chunks),
-            "tokens": sum(chunk.length for chunk in batch.chunks),
+            "tokens": tokens,
             "reused_tokens": batch.reused_tokens,
-            "reused_bytes": served * batch.runner.vlm.spec.token_bytes,
+            "reused_bytes": served * spec.token_bytes,
+            "kv_bytes": tokens * spec.token_bytes,
+            "kv_bytes_16_bits": tokens * 2 * spec.layers * (spec.rot_dim + spec.free_dim),
             "absorbed": {
                 name: [[_rounded(value) for value in layer] for layer in values[e]] for name, values in absorbed.items()
             },
@@ -73,6 +77,8 @@ def note_costs(contexts: Sequence[Record], batch: Batch, method: Method, prepare
             "flops": _rounded(np.broadcast_to(cost.flops, batch.count)[e]),
             "kv_error": [_rounded(each) for each in error[e]],
         }
+        if cost.kept_bytes is not None:
+            record["methods"][method.name]["kept_bytes"] = _rounded(cost.kept_bytes)
 
 
 def note_answers(

@@ -131,14 +131,23 @@ def quarter(depth: float) -> str:
 
 
 def _cost(name: str, contexts: Sequence[Record]) -> Record:
-    """Means over contexts; shares are of what stands behind the first chunk, and of full prefill."""
+    """Means over contexts; shares are of what stands behind the first chunk, and of full prefill.
+
+    ``total_share`` is of all that is stored, the chunks' KV too, of that KV in 16 bits a number.
+    """
     own, full = ([record["methods"][method] for record in contexts] for method in (name, "full"))
     tokens, computed, flops = (
         _total([record[key] for record in rows])
         for rows, key in ((contexts, "tokens"), (own, "computed_tokens"), (own, "flops"))
     )
     stored = _total([record["bytes"] for record in own])
+    totals = {}
+    if all("kv_bytes" in record for record in contexts):  # not in runs of earlier versions
+        chunks = [mine.get("kept_bytes", record["kv_bytes"]) for mine, record in zip(own, contexts, strict=True)]
+        whole = _total([record["kv_bytes_16_bits"] for record in contexts])
+        totals = {"total_share": (_total(chunks) + stored) / whole, "codec": any("kept_bytes" in each for each in own)}
     return {
+        **totals,
         "bytes": stored / len(contexts),
         "bytes_share": stored / _total([record["reused_bytes"] for record in contexts]),
         "tokens_avoided": (tokens - computed) / len(contexts),

@@ -19,6 +19,7 @@ from kamera_jax import patch
 from kamera_jax.backbone import Backbone, Output, with_defaults
 from kamera_jax.batch.devices import replicated, spread
 from kamera_jax.chunk import Chunk, source_of
+from kamera_jax.compress.codec import Codec, Shape
 from kamera_jax.errors import PlacementError
 from kamera_jax.forward import preamble_chunk
 from kamera_jax.kv import KV, Factors, Segment, WindowState
@@ -296,3 +297,14 @@ def fit_size(conditioned: KV, canonical: KV, length: int, size: Size) -> Factors
     count = canonical.rot.shape[0]
     fitted = [size.fit(own(conditioned, each), own(canonical, each), length).factors for each in range(count)]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *fitted)
+
+
+@partial(jax.jit, static_argnames=("codec", "heads"))
+def through(codec: Codec, kv: KV, length: jax.Array | int, heads: int) -> KV:
+    """KV of E chunks [E, L, T, ·] as it comes back from a codec."""
+    shape = Shape(kv.rot.shape[-1], kv.free.shape[-1], heads)
+
+    def one(kv: KV) -> KV:
+        return codec.decode(codec.encode(kv, length, heads), length, shape, kv.rot.dtype)
+
+    return jax.vmap(one)(kv)

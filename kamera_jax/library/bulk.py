@@ -11,11 +11,14 @@ import numpy as np
 
 from kamera_jax import int8
 from kamera_jax.chunk import Chunk
+from kamera_jax.compress.codec import INT8, codec
+from kamera_jax.compress.compressed import codec_of
 from kamera_jax.errors import ChunkNotFoundError, LibraryCorruptError
-from kamera_jax.library.fields import check_kv
+from kamera_jax.identity import EXACT
+from kamera_jax.library.fields import check_kv, packed_shape
 from kamera_jax.library.packs import Pack
 from kamera_jax.library.reading import Reader
-from kamera_jax.library.rows import chunk_of, codec_of
+from kamera_jax.library.rows import chunk_of
 from kamera_jax.placement import Placement
 from kamera_jax.record import Plain
 
@@ -85,7 +88,7 @@ def restore(pack: Pack, live: Sequence[str], sharding: Where | None, *, verified
             for message in {} if checking is None else checking.result().values():
                 raise LibraryCorruptError(message)
     with pack.manifest_errors():
-        return tuple(_stacked(pack, group, keys, loaded, frozenset(live)) for group, keys in groups.items())
+        return tuple(_stacked(pack, group, keys, loaded, frozenset(live), sharding) for group, keys in groups.items())
 
 
 def _groups(pack: Pack) -> dict[str, list[str]]:
@@ -101,6 +104,9 @@ def _groups(pack: Pack) -> dict[str, list[str]]:
         check_kv(manifest.entries[key]["about"], leaves[key])
         groups.setdefault(leaves[key]["kv.rot"].array.partition(".")[0], []).append(key)
     for group, keys in groups.items():
+        ways = [[manifest.entries[key]["about"].get(name) for name in ("storage", "packed")] for key in keys]
+        if any(way != ways[0] for way in ways):
+            raise ValueError("chunks that are stored in different ways are stacked")
         for row, key in enumerate(keys):
             for name, leaf in leaves[key].items():
                 stacked = (leaf.dtype, (len(keys), *leaf.shape))
@@ -113,7 +119,9 @@ def _groups(pack: Pack) -> dict[str, list[str]]:
 
 
 def _target(name: str, dtype: Any, shape: tuple[int, ...], sharding: jax.sharding.Sharding) -> Any:
-    if name.partition(".")[2] not in ("kv.rot", "kv.free") and isinstance(sharding, jax.sharding.NamedSharding):
+    # Codes of few bits are split once they are unpacked.
+    whole = dtype == np.uint8 or name.partition(".")[2] not in ("kv.rot", "kv.free")
+    if whole and isinstance(sharding, jax.sharding.NamedSharding):
         sharding = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
     try:
         sharding.shard_shape(shape)
@@ -126,21 +134,45 @@ def _target(name: str, dtype: Any, shape: tuple[int, ...], sharding: jax.shardin
 
 
 def _stacked(
-    pack: Pack, group: str, keys: Sequence[str], loaded: dict[str, jax.Array], live: frozenset[str]
+    pack: Pack,
+    group: str,
+    keys: Sequence[str],
+    loaded: dict[str, jax.Array],
+    live: frozenset[str],
+    sharding: jax.sharding.Sharding | None,
 ) -> Stacked:
     manifest = pack.manifest
     leaves = {name.partition(".")[2]: array for name, array in loaded.items() if name.partition(".")[0] == group}
     about = tuple(dict(manifest.entries[key]["about"]) for key in keys)
-    for name in ("kv.rot", "kv.free"):
-        if (scale := leaves.pop(f"{name}_scale", None)) is not None:
+    if about[0]["storage"] == INT8:
+        for name in ("kv.rot", "kv.free"):
             there = jax.jit(_restored, static_argnames="dtype", out_shardings=leaves[name].sharding)
-            leaves[name] = there(leaves[name], scale, dtype=about[0]["dtype"])
+            leaves[name] = there(leaves[name], leaves.pop(f"{name}_scale"), dtype=about[0]["dtype"])
+    elif about[0]["storage"] != EXACT:
+        leaves |= _unpacked(about, {name: leaves.pop(name) for name in codec(about[0]["storage"]).names}, sharding)
     for name, leaf in manifest.leaves(keys[0]).items():
         if not leaf.array:
             leaves[name] = jnp.zeros((len(keys), *leaf.shape), leaf.dtype)
         elif leaf.dtype == bool:
             leaves[name] = leaves[name].astype(bool)
     return Stacked(tuple(key if key in live else None for key in keys), leaves, about, manifest.specs)
+
+
+def _unpacked(
+    about: Sequence[Plain], leaves: dict[str, jax.Array], sharding: jax.sharding.Sharding | None
+) -> dict[str, jax.Array]:
+    """KV [N, L, T, ·] of chunks in few bits."""
+    packed = codec(about[0]["storage"])
+    shape = packed_shape(about[0], leaves)
+    lengths = jnp.asarray([each["length"] for each in about], jnp.int32)
+
+    def decoded(leaves: dict[str, jax.Array], lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
+        kv = jax.vmap(lambda own, length: packed.decode(own, length, shape, about[0]["dtype"]))(leaves, lengths)
+        return kv.rot, kv.free
+
+    there = leaves["kv.rot"].sharding if sharding is None else sharding
+    rot, free = jax.jit(decoded, out_shardings=there)(leaves, lengths)
+    return {"kv.rot": rot, "kv.free": free}
 
 
 def _restored(values: jax.Array, scale: jax.Array, dtype: str) -> jax.Array:

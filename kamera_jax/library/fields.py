@@ -10,7 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from kamera_jax.compress.codec import INT8, Shape, codec
+from kamera_jax.compress.packing import packed_width
 from kamera_jax.dtypes import FLOATS
+from kamera_jax.identity import EXACT
 
 KEY = re.compile(r"[0-9a-f]{64}")
 """Of chunks and patches."""
@@ -111,6 +114,7 @@ _CHUNK: Rules = {
     "inputs": _FLAG,
 }
 _PATCH: Rules = {**_OF_BOTH, "chunk": _KEY_RULE, "ranks": _SIZES, "components": _SIZE, "rows": _SIZE}
+_PACKED: Rules = dict.fromkeys(("rot", "free", "heads"), _SIZE)
 _SKETCH: Rules = {"layers": _SIZES, "weights": _NUMBERS, "tokens": _SIZE}
 _ORIGIN: Rules = {
     "file": (
@@ -195,19 +199,30 @@ def check_kv(about: Mapping[str, Any], leaves: Arrays) -> None:
             raise ValueError(f"{name} is {_array(leaf)}; expected 3 axes, [L, T, F]")
     if rot.shape[:2] != free.shape[:2]:
         raise ValueError(f"kv.rot is {_array(rot)} and kv.free {_array(free)}; expected one L and one T")
-    if about.get("storage", "exact") not in ("exact", "int8"):
-        raise ValueError(f"the chunk is stored as {_short(about['storage'])}; expected exact or int8")
-    if about.get("storage") != "int8":
+    storage = about.get("storage", EXACT)
+    if storage == EXACT:
         return
-    layers, rows, wide = rot.shape
+    if not _is_text(storage):
+        raise ValueError(f"the chunk is stored as {_short(storage)}; expected exact, or the name of a codec")
+    packed = codec(storage)
     if about.get("dtype") not in FLOATS:
-        raise ValueError(
-            f"KV of {_short(about.get('dtype'))} is not stored in eight bits; of {', '.join(FLOATS)} it is"
-        )
-    for name, shape in (("kv.rot", (layers, 1, wide)), ("kv.free", (layers, rows, 1))):
-        scale = leaves[f"{name}_scale"]
-        if np.dtype(leaves[name].dtype) != np.int8 or np.dtype(scale.dtype) != np.float32 or scale.shape != shape:
-            raise ValueError(f"{name} is {_array(leaves[name])} with scales {_array(scale)}; expected int8 and {shape}")
+        raise ValueError(f"KV of {_short(about.get('dtype'))} is not stored as {storage}; of {', '.join(FLOATS)} it is")
+    shape = packed_shape(about, leaves)
+    for name, part, width in (("kv.rot", rot, shape.rot), ("kv.free", free, shape.free)):
+        if part.shape[2] != packed_width(width, packed.bits):
+            raise ValueError(f"{name} is {_array(part)}; expected {width} features in {packed.bits} bits each")
+    for name, wanted in packed.arrays(*rot.shape[:2], shape, about["dtype"]).items():
+        leaf = leaves.get(name)
+        if leaf is None or np.dtype(leaf.dtype) != wanted.dtype or tuple(leaf.shape) != wanted.shape:
+            raise ValueError(f"{name} is {_array(leaf)}; expected {_array(wanted)} of {storage}")
+
+
+def packed_shape(about: Mapping[str, Any], leaves: Arrays) -> Shape:
+    """How wide the KV of a chunk in few bits is. Eight bits show it themselves, and their heads do not matter."""
+    if about["storage"] == INT8:
+        return Shape(leaves["kv.rot"].shape[2], leaves["kv.free"].shape[2], 1)
+    _check_fields(about.get("packed"), _PACKED, "the chunk's packed KV")
+    return Shape(**{name: about["packed"][name] for name in _PACKED})
 
 
 def check_patch(about: Any, leaves: Arrays) -> None:

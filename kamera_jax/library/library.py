@@ -27,7 +27,7 @@ from kamera_jax.library.leftovers import size, sweep
 from kamera_jax.library.origin import Origin
 from kamera_jax.library.packs import THREADS
 from kamera_jax.library.reading import Reader, Verify
-from kamera_jax.library.rows import Kind, Storage, chunk_of, kv_leaves, patch_of, row_of
+from kamera_jax.library.rows import Kind, Storage, check_storage, chunk_of, kv_leaves, patch_of, row_of
 from kamera_jax.library.storing import put_all
 from kamera_jax.record import library_repr
 
@@ -92,8 +92,8 @@ class ChunkLibrary:
 
         Args:
             item: of any model. A patch can be stored without its chunk, and a kept turn as any chunk.
-            storage: of a chunk's KV: ``"exact"``, or ``"int8"`` at about half the bytes of bf16; docs/library.md has
-                what that costs. Patches are stored as they are.
+            storage: of a chunk's KV: ``"exact"``, or a codec of `kamera_jax.compress`, as ``"int8"`` at about half the
+                bytes of bf16 or ``"kivi:4"``; docs/library.md has what that costs. Patches are stored as they are.
             origin: where a chunk came from; `info` and `items` give it back. It is no part of the key: of equal
                 content from two places the first place is kept, until the chunk is deleted.
 
@@ -106,6 +106,7 @@ class ChunkLibrary:
             LibraryNotFoundError, LibraryDiskError: the library is gone, or its disk fails.
             MissingKeyError: it has no key: its arrays may hold anything.
             UnstorableError: something in it cannot be stored, or would not come back as it is.
+            CodecError: there is no such storage.
             ForkedProcessError: the library was opened before this process was forked.
             ValueError: it is no chunk and no patch, or a patch with an origin.
         """
@@ -139,7 +140,7 @@ class ChunkLibrary:
             origins: where each item came from, in the same order; None for what has none, such as a patch.
         """
         self._check_writable()
-        check_choice(storage, get_args(Storage), "storage")
+        check_storage(storage)
         return put_all(self._committer, items, storage, origins)
 
     def resolve(self, key: str, kind: Kind | None = None) -> str:

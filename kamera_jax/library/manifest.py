@@ -134,7 +134,8 @@ class Manifest:
 def arranged(kind: Kind, rows: Iterable[Row]) -> tuple[dict[str, np.ndarray], Manifest]:
     """The arrays of a pack, and its manifest but for the files.
 
-    Chunks of equal shapes are stacked [N, …]. Patches, of which no two are alike, lie one after the other.
+    Chunks of equal shapes and one storage are stacked [N, …]. Patches, of which no two are alike, lie one after the
+    other.
     """
     parts: dict[str, list[np.ndarray]] = {}
     entries = {}
@@ -143,7 +144,8 @@ def arranged(kind: Kind, rows: Iterable[Row]) -> tuple[dict[str, np.ndarray], Ma
     sizes = {}
     for row in rows:
         shapes = tuple((name, leaf.dtype.name, leaf.shape) for name, leaf in row.leaves.items())
-        group = groups.setdefault(shapes, len(groups)) if kind == "chunks" else None
+        alike = (row.about.get("storage"), str(row.about.get("packed")), *shapes)
+        group = groups.setdefault(alike, len(groups)) if kind == "chunks" else None
         leaves = {}
         for name, leaf in row.leaves.items():
             array = f"{leaf.dtype.name}.{name}" if group is None else f"{group}.{name}"

@@ -3,27 +3,39 @@
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
 from kamera_jax.arguments import check_type
 from kamera_jax.chunk import Chunk, Patch
+from kamera_jax.compress.codec import INT8, PARTS, Codec, Shape, check_storable, codec
+from kamera_jax.compress.compressed import codec_of
 from kamera_jax.errors import DonatedError, LibraryCorruptError, MissingKeyError, UnstorableError
 from kamera_jax.handle import deleted
 from kamera_jax.identity import EXACT, content_key
 from kamera_jax.kv import KV, Factors, KVSpec, Segment, Sketch, SketchSpec
 from kamera_jax.library import int8
 from kamera_jax.library.arrays import DTYPES
-from kamera_jax.library.fields import AXES, KEY, NAME, NAME_LENGTH, check_chunk, check_kv, check_patch, check_spec
+from kamera_jax.library.fields import (
+    AXES,
+    KEY,
+    NAME,
+    NAME_LENGTH,
+    check_chunk,
+    check_kv,
+    check_patch,
+    check_spec,
+    packed_shape,
+)
 from kamera_jax.library.files import MALFORMED, sha256
 from kamera_jax.library.origin import Origin
 from kamera_jax.record import Arrays, Plain, join_chunk, join_patch, spec_of, split_chunk, split_patch
 
-Storage = Literal["exact", "int8"]
-"""How a chunk's KV is stored: bit for bit, or as `kamera_jax.library.int8` says."""
+Storage = str
+"""How a chunk's KV is stored: ``"exact"``, bit for bit, or by a codec; see `kamera_jax.compress`."""
 
 Kind = Literal["chunks", "patches"]
 
@@ -85,8 +97,7 @@ def row_of(item: Chunk | Patch, storage: Storage, origin: Origin | None = None) 
         UnstorableError: something in it cannot be stored, or would not come back as it is.
         DonatedError: its arrays were given away.
     """
-    if not isinstance(storage, str) or storage not in get_args(Storage):
-        raise ValueError(f"storage must be one of {get_args(Storage)}; got {storage!r}")
+    check_storage(storage)
     if not isinstance(item, Chunk | Patch):
         raise ValueError(f"a library stores chunks and patches; got {type(item).__name__}: encode it first")
     what = type(item).__name__.lower()
@@ -109,6 +120,12 @@ def row_of(item: Chunk | Patch, storage: Storage, origin: Origin | None = None) 
         raise
     except (*MALFORMED, RuntimeError) as error:  # whatever comes of fields of other types than they have
         raise UnstorableError(f"{what} {item.key[:12]} cannot be stored: {error}") from error
+
+
+def check_storage(storage: Any) -> None:
+    """Raise CodecError unless it is ``"exact"`` or names a codec."""
+    if storage != EXACT:
+        codec(storage)
 
 
 def _chunk_row(chunk: Chunk, storage: Storage, origin: Origin | None) -> Row:
@@ -136,12 +153,25 @@ def _chunk_row(chunk: Chunk, storage: Storage, origin: Origin | None) -> Row:
     check_kv({}, leaves)
     if not leaves["kv.rot"].size or not leaves["kv.free"].size:
         raise ValueError(f"its KV, {leaves['kv.rot'].shape} and {leaves['kv.free'].shape}, has no values")
-    if storage == "int8":
+    if storage != EXACT:
         if leaves["kv.rot"].dtype != leaves["kv.free"].dtype:
-            raise ValueError("kv.rot and kv.free have different dtypes, of which eight bits keep one; put it as it is")
-        leaves |= int8.quantised(leaves["kv.rot"], leaves["kv.free"], chunk.length)
+            raise ValueError(f"kv.rot and kv.free have different dtypes, of which {storage} keeps one; put it as it is")
+        shape = Shape.of(chunk.kv, chunk.spec)
+        leaves |= _packed(codec(storage), leaves, chunk, shape)
+        if storage != INT8:
+            about["packed"] = asdict(shape)
     check_chunk(about, plain, leaves)
     return _checked(Row(chunk.key, "chunks", about, plain, leaves, _digests(leaves)))
+
+
+def _packed(by: Codec, leaves: Arrays, chunk: Chunk, shape: Shape) -> Arrays:
+    """KV in few bits. Eight are made on the host, as they always were: what is stored is the same to the bit."""
+    for part in PARTS:
+        check_storable(leaves[f"kv.{part}"], chunk.length, f"kv.{part}", by.name)
+    if by.name == INT8:
+        return int8.quantised(leaves["kv.rot"], leaves["kv.free"], chunk.length)
+    by.check_shape(shape)
+    return {name: np.asarray(leaf) for name, leaf in by.encode(chunk.kv, chunk.length, shape.heads).items()}
 
 
 def check_row(row: Row) -> None:
@@ -302,20 +332,16 @@ def chunk_of(about: Mapping[str, Any], spec: Plain | None, leaves: Mapping[str, 
         return join_chunk({**about, "spec": spec if about["spec"] else None}, {**leaves, **kv_leaves(about, leaves)})
 
 
-def codec_of(codec: str, storage: Storage) -> str:
-    """What KV of a codec has gone through when it comes back from a storage."""
-    if storage == "exact":
-        return codec
-    return storage if codec == EXACT else f"{codec}+{storage}"
-
-
 def kv_leaves(about: Mapping[str, Any], leaves: Mapping[str, Any]) -> dict[str, Any]:
     """``kv.rot`` and ``kv.free`` of a row in the model's dtype; of any layers of it."""
     with _wellformed("a chunk"):
         check_kv(about, leaves)
-        if about["storage"] == "int8":
+        if about["storage"] == EXACT:
+            return {name: leaves[name] for name in ("kv.rot", "kv.free")}
+        if about["storage"] == INT8:
             return int8.restored(leaves, DTYPES[about["dtype"]])
-        return {name: leaves[name] for name in ("kv.rot", "kv.free")}
+        kv = codec(about["storage"]).decode(leaves, about["length"], packed_shape(about, leaves), about["dtype"])
+        return {"kv.rot": kv.rot, "kv.free": kv.free}
 
 
 def patch_of(about: Mapping[str, Any], leaves: Arrays) -> Patch:

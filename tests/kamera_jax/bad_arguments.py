@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import kamera_jax as kj
-from kamera_jax.errors import ArgumentError, DonatedError, NoModelError
+from kamera_jax.errors import ArgumentError, CodecError, DonatedError, NoModelError
 from kamera_jax.session.warm import warm
 from models import load
 from tests.kamera_jax.toy import Toy
@@ -46,6 +46,8 @@ def main():
     refused(lambda: kj.replace(w, 0, "text"), ArgumentError, "chunk is 'text'")
     refused(lambda: kj.slide(a), ArgumentError, "expected a Window")
     refused(lambda: kj.reorder(a, [0]), ArgumentError, "expected a Window")
+    refused(lambda: kj.compress(toy, "text", "kivi:4"), ArgumentError, "chunk is 'text'", "expected a Chunk")
+    refused(lambda: kj.compress(toy, a, 4), CodecError, "codec is 4", "kivi:B")
     refused(lambda: kj.query(w, toy, "what"), ArgumentError, "window is", "expected a Window", "vlm, window, text")
     refused(lambda: kj.query(toy, w, 7), ArgumentError, "question is 7", "text")
     refused(lambda: kj.query(toy, "what", w), ArgumentError, "window is 'what'")

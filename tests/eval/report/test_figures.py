@@ -74,7 +74,7 @@ def check(figure):
 
 def test_figures_of_the_documentation_can_be_read(drawn, tmp_path):
     redraw.draw(ROOT / "docs", tmp_path)
-    assert len(drawn) == len(figures.FIGURES) + 6
+    assert len(drawn) == len(figures.FIGURES) + 7
     for name, figure in drawn.items():
         check(figure)
         assert abs(figure.get_size_inches()[0] - style.WIDTH) < 1e-6, name

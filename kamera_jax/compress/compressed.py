@@ -1,0 +1,83 @@
+"""A chunk whose KV is packed by a codec."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, no_type_check
+
+import jax
+from jaxtyping import Array, Shaped
+
+from kamera_jax.chunk import Chunk
+from kamera_jax.compress.codec import Shape, codec
+from kamera_jax.handle import Handle
+from kamera_jax.identity import EXACT
+from kamera_jax.kv import KV
+
+
+def codec_of(before: str, storage: str) -> str:
+    """The codec of KV of a codec that went through a storage."""
+    if storage == EXACT:
+        return before
+    return storage if before == EXACT else f"{before}+{storage}"
+
+
+@no_type_check  # a pytree is rebuilt with whatever a transformation puts in its leaves
+@dataclass(frozen=True, eq=False, init=False, repr=False)
+class Compressed(Handle):
+    """A chunk with its KV in few bits: `restore` gives the chunk that is served.
+
+    A pytree of ``leaves`` and ``rest``.
+
+    Attributes:
+        leaves: the packed arrays, each with L leading, by name.
+        rest: the chunk without the rows of its KV.
+        storage: name of what packed them.
+    """
+
+    leaves: dict[str, Shaped[Array, "L ..."]]
+    rest: Chunk
+    storage: str = field(default=EXACT)
+
+    DATA: ClassVar = ("leaves", "rest")
+    STATIC: ClassVar = ("storage",)
+    SHOWN: ClassVar = ("key", "length", "codec")
+
+    def __init__(self, leaves: dict[str, jax.Array], rest: Chunk, storage: str) -> None:
+        """See the class."""
+        self._set(leaves=leaves, rest=rest, storage=storage)
+
+    @staticmethod
+    def of(chunk: Chunk, storage: str) -> "Compressed":
+        """Pack a chunk; its values are not looked at."""
+        shape = Shape.of(chunk.kv, chunk.spec)
+        leaves = codec(storage).encode(chunk.kv, chunk.length, shape.heads)
+        rest = chunk.keeping(kv=jax.tree.map(lambda rows: rows[:, :0], chunk.kv))
+        return Compressed(leaves, rest, storage)
+
+    @property
+    def key(self) -> str:
+        """Key of the chunk, which names what it was made of."""
+        return self.rest.key
+
+    @property
+    def codec(self) -> str:
+        """What the KV went through, this storage included."""
+        return codec_of(self.rest.codec, self.storage)
+
+    @property
+    def length(self) -> int:
+        """Valid rows."""
+        return self.rest.length
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the KV over valid rows as stored, with scales; `Chunk.nbytes` is what it was."""
+        kv = self.rest.kv
+        return codec(self.storage).nbytes(self.length, kv.rot.shape[0], Shape.of(kv, self.rest.spec))
+
+    def restore(self) -> Chunk:
+        """The chunk that is served: same key, KV to within the codec's error, and a codec that says so."""
+        empty = self.rest.kv
+        kv: KV = codec(self.storage).decode(
+            self.leaves, self.rest.length, Shape.of(empty, self.rest.spec), empty.rot.dtype
+        )
+        return self.rest.keeping(kv=kv, codec=self.codec)

@@ -1,0 +1,48 @@
+"""Compressing a chunk."""
+
+import jax
+import numpy as np
+
+from kamera_jax.arguments import check_type
+from kamera_jax.backbone import Backbone, with_defaults
+from kamera_jax.chunk import Chunk, describe
+from kamera_jax.compress.codec import PARTS, Shape, check_storable
+from kamera_jax.compress.codec import codec as codec_named
+from kamera_jax.compress.compressed import Compressed
+from kamera_jax.errors import DonatedError, ModelMismatchError
+from kamera_jax.handle import deleted, traced
+
+
+def compress(vlm: Backbone, chunk: Chunk, codec: str) -> Compressed:
+    """A chunk's KV in fewer bytes.
+
+    A patch is best formed for what is served, ``form_patch(vlm, compressed.restore(), …)``: it then gives back most of
+    what the codec lost.
+
+    Args:
+        vlm: the model that encoded the chunk.
+        chunk: canonical or not; it is left as it is.
+        codec: what its KV goes through: ``"int8"``; ``"kivi:B"``, keys by channel and values by token in groups of 32,
+            and ``"kivi:B:channel"``, values by channel too (arXiv 2402.02750); ``"saw:B"``, Hadamard blocks, then by
+            token and head; ``"turbo:B"``, the best codebook of a normal distribution behind a random rotation; with B
+            bits from 1 to 8.
+
+    Raises:
+        CodecError: there is no such codec, or the KV has values that it cannot store.
+        ModelMismatchError: another model encoded the chunk. DonatedError: its arrays were given away.
+    """
+    check_type(chunk, Chunk, "chunk", "encode(vlm, item) makes one of text or an image")
+    named = codec_named(codec)
+    with_defaults(vlm)
+    if chunk.model != vlm.spec.fingerprint:
+        raise ModelMismatchError(
+            f"{describe(chunk)} was encoded by model {chunk.model[:12]}, this is {vlm.spec.fingerprint[:12]}; "
+            "encode it with this model"
+        )
+    if deleted(chunk):
+        raise DonatedError(f"the arrays of {describe(chunk)} were donated; compress what took their place")
+    named.check_shape(Shape.of(chunk.kv, chunk.spec))
+    if not traced(*jax.tree.leaves(chunk.kv)):
+        for part in PARTS:
+            check_storable(np.asarray(getattr(chunk.kv, part)), chunk.length, f"kv.{part}", codec)
+    return Compressed.of(chunk, codec)
