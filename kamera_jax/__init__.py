@@ -13,6 +13,7 @@ from kamera_jax.guard.policy import ReusePolicy, Verdict, append_checked
 from kamera_jax.guard.staleness import Staleness, staleness
 from kamera_jax.inference.encode import encode, encode_all, form_patch, form_patches, prefill
 from kamera_jax.inference.generate import Generation, generate, query
+from kamera_jax.inference.sharing import share_rows
 from kamera_jax.items import Video
 from kamera_jax.kv import KV, ChunkPool, Factors, KVSpec, Segment, Sketch, SketchSpec, WindowState
 from kamera_jax.library.library import ChunkLibrary
@@ -69,6 +70,7 @@ __all__ = [
     "reorder",
     "replace",
     "rope",
+    "share_rows",
     "slide",
     "staleness",
     "verify",

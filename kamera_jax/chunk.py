@@ -24,12 +24,13 @@ _SOURCE = SourceField()
 class Chunk(Handle):
     """A media item or text passage with its KV in the position-free frame.
 
-    A pytree of ``kv``, ``positions``, ``length``, ``advance`` and ``source``. ``key``, ``content`` and ``lineage`` say
-    how the KV was computed, so that `dataclasses.replace` and every JAX transformation drop them, and with them
-    ``preamble`` and ``antecedents``; `to` keeps them.
+    A pytree of ``kv``, ``positions``, ``length``, ``advance``, ``source`` and ``counts``. ``key``, ``content`` and
+    ``lineage`` say how the KV was computed, so that `dataclasses.replace` and every JAX transformation drop them, and
+    with them ``preamble`` and ``antecedents``; `to` keeps them.
 
     What the model read and what is stored of its KV are two things: ``source`` has all tokens, while ``kv``,
     ``positions`` and ``length`` may keep the rows of some of them only, in their order, each at its token's position.
+    With ``counts`` a row stands for several tokens, and attention weighs it as so many; see `kamera_jax.share_rows`.
 
     Attributes:
         kv: un-rotated KV [L, T, ·], one row for each token that is kept; canonical, or conditioned on what it was run
@@ -44,12 +45,14 @@ class Chunk(Handle):
         source: the segment that the model read (token ids, media features), at local positions; None once dropped.
         turn: whether this is a question with its answer, kept by `generate`.
         spec: what the KV means to the model that made it, None if it is not known.
-        codec: what the KV went through since: ``"exact"`` is nothing, ``"int8"`` a library's storage.
+        codec: what the KV went through since: ``"exact"`` is nothing, ``"int8"`` a library's storage, ``"shared:0.95"``
+            rows that tokens share.
         conditioned: whether its KV depends on other chunks; it then is not canonical.
         key: names content, model and lineage; empty for a chunk whose KV may be anything. With the codec it names the
             bits, up to the rounding of the device that made them.
         content: digest of what the chunk was made from; empty where ``key`` is.
         lineage: digest of what it was run behind; see `kamera_jax.identity.lineage`. Empty where ``key`` is.
+        counts: how many tokens each row stands for, f32[T], of padding 1; None where each stands for its own.
     """
 
     kv: KV
@@ -67,8 +70,9 @@ class Chunk(Handle):
     key: str = field(init=False)
     content: str = field(init=False)
     lineage: str = field(init=False)
+    counts: Float[Array, " T"] | None
 
-    DATA: ClassVar = ("kv", "positions", "length", "advance", "source")
+    DATA: ClassVar = ("kv", "positions", "length", "advance", "source", "counts")
     STATIC: ClassVar = ("model", "turn", "spec", "codec", "conditioned")
     NAMES: ClassVar = {"preamble": None, "antecedents": (), "key": "", "content": "", "lineage": ""}
     SHOWN: ClassVar = ("key", "length", "codec")
@@ -91,6 +95,7 @@ class Chunk(Handle):
         key: str = "",
         content: str = "",
         lineage: str = "",
+        counts: Float[Array, " T"] | None = None,
         inputs: dict[str, Any] | None = _NOT_GIVEN,
     ) -> None:
         """See the class. Whoever gives a key vouches for the bits; ``inputs`` is an old name of ``source.inputs``."""
@@ -103,6 +108,7 @@ class Chunk(Handle):
         self._set(kv=kv, positions=positions, length=length, advance=advance, model=model, preamble=preamble)
         self._set(antecedents=antecedents, source=source, turn=turn, spec=spec, codec=codec)
         self._set(conditioned=conditioned or bool(antecedents), key=key, content=content, lineage=lineage)
+        self._set(counts=counts)
 
     @property
     def nbytes(self) -> int:

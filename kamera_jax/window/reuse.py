@@ -67,11 +67,13 @@ def write(
     length: jax.Array | int,
     spec: RopeSpec,
     implementation: Implementation | None = None,
+    counts: Float[Array, " T"] | None = None,
 ) -> WindowState:
     """The state with ``length`` tokens rotated, patched and written from ``slot`` on; other slots keep their values.
 
     The caller makes sure that ``slot + length`` fits (the padding of the bucket need not) and that the slot is a
-    multiple of 16; any slot will do with ``implementation="xla"``.
+    multiple of 16; any slot will do with ``implementation="xla"``. With ``counts``, of how many tokens each row stands
+    for, the state that comes out has a bias.
     """
     layer = None
     if spec.unrotated:
@@ -89,13 +91,26 @@ def write(
     )
     rows = jnp.arange(positions.shape[-1], dtype=jnp.int32)
     slots = jnp.where(rows < length, slot + rows, state.valid.shape[0])  # past the end, where nothing is written
+    bias = state.bias
+    if bias is None and counts is not None:
+        bias = jnp.zeros(state.valid.shape, jnp.float32)
+    if bias is not None:  # also where each row is of one token: another chunk's may have stood there
+        bias = bias.at[slots].set(log_counts(counts, len(rows)), mode="drop")
     return replace(
         state,
         rot=rot,
         free=free,
         positions=state.positions.at[:, slots].set(positions, mode="drop"),
         valid=state.valid.at[slots].set(True, mode="drop"),
+        bias=bias,
     )
+
+
+def log_counts(counts: Float[Array, " T"] | None, rows: int) -> Float[Array, " T"]:
+    """What is added to the scores of rows that stand for so many tokens each; of ``None``, for one each."""
+    if counts is None:
+        return jnp.zeros(rows, jnp.float32)
+    return jnp.log(jnp.where(counts > 0, counts, 1.0)).astype(jnp.float32)  # padding may hold anything
 
 
 write_jit = jax.jit(write, static_argnames=("spec", "implementation"))
@@ -146,6 +161,7 @@ def attend_in_place(
             scale=scale,
             rope_scale=spec.scale,
             layout=spec.layout,
+            bias=pool.bias,
             implementation=implementation,
         )
         for pool in pools

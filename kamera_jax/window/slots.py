@@ -32,6 +32,7 @@ class Source(NamedTuple):
     kv: KV
     factors: Factors | None
     positions: jax.Array
+    counts: jax.Array | None = None
 
 
 def put_first(spec: KVSpec, slots: int, entry: Entry) -> WindowState:
@@ -55,6 +56,10 @@ def put(spec: KVSpec, state: WindowState, entries: Sequence[Entry], *, donate: b
             state = _put(state, _packed(entry, entry.slot), _source(entry), spec=spec)
         return state
     state = state if donate else copied(state)
+    if state.bias is None and any(entry.chunk.counts is not None for entry in entries):
+        state = replace(
+            state, bias=jnp.zeros(state.valid.shape, jnp.float32)
+        )  # what a loop carries keeps its structure
     groups = list(_groups(entries))
     rows = to_device([rows for rows, _ in groups])
     for (_, sources), there in zip(groups, rows, strict=True):
@@ -112,7 +117,7 @@ def _packed(entry: Entry, hide: Any) -> jax.Array:
 
 def _source(entry: Entry) -> Source:
     factors = None if entry.patch is None else entry.patch.factors
-    return Source(entry.chunk.kv, factors, entry.chunk.positions)
+    return Source(entry.chunk.kv, factors, entry.chunk.positions, entry.chunk.counts)
 
 
 def _patched_source(entry: Entry) -> Source:
@@ -156,7 +161,8 @@ def _put_one(state: WindowState | None, row: jax.Array, source: Source, *, spec:
     length = jnp.where(fits, length, 0)
     state = replace(state, valid=state.valid & (jnp.arange(count, dtype=jnp.int32) < jnp.where(fits, hide, count)))
     slot = jnp.where(fits, slot, 0)
-    return write(state, slot, source.kv, source.factors, source.positions + base, length, spec.rope)
+    rows = (source.kv, source.factors, source.positions + base, length)
+    return write(state, slot, *rows, spec.rope, counts=source.counts)
 
 
 _put = partial(jax.jit, static_argnames="spec")(_put_one)
