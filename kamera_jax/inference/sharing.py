@@ -22,7 +22,7 @@ THRESHOLD = 0.95
 """Cosine of two media embeddings from which on their tokens share a row, by default."""
 
 
-def share_rows(vlm: Backbone, chunk: Chunk, threshold: float = THRESHOLD) -> Chunk:
+def share_rows(vlm: Backbone, chunk: Chunk, threshold: float | int = THRESHOLD) -> Chunk:
     """A video's chunk with one row of KV for tokens that show the same: fewer bytes, the same positions behind it.
 
     A token of a temporal patch shares the row that stands at the same place of an earlier one, the latest that was

@@ -179,7 +179,7 @@ def _read(
     groups = np.arange(queries.shape[1]) * spec.heads // queries.shape[1]
     scores = jnp.einsum("knd,snd->kns", queries, keys[:, groups], precision="highest")
     if bias is not None:
-        scores = scores + bias
+        scores = scores + bias[None, None, :]
     context = jnp.broadcast_to(seen[None], (len(queries), len(seen)))
     own_past = jnp.arange(positions.shape[1], dtype=jnp.int32)[None, :] <= tokens[:, None]
     mask = jnp.concatenate([context, own_past], axis=-1)

@@ -158,7 +158,7 @@ def grouped_attention(
     scores = jnp.einsum("gqd,sgd->gqs", q, k, preferred_element_type=jnp.float32) * scale
     scores = scores.reshape(groups, -1, tokens, k.shape[0])
     if bias is not None:
-        scores = scores + bias
+        scores = scores + bias[None, None, None, :]
     scores = jnp.where(mask[None, None], scores, MASKED)
     probabilities = jax.nn.softmax(scores, axis=-1)
     weights = probabilities.astype(v.dtype).reshape(groups, -1, k.shape[0])
@@ -336,7 +336,8 @@ def _scores(rows: jax.Array, keys: _KeyBlocks, mask: _Mask | None, scale: float,
     scores = jnp.einsum("gqd,gkd->gqk", flat, k, preferred_element_type=jnp.float32) * scale
     scores = scores.reshape(*rows.shape[:-1], -1)
     if keys.bias is not None:
-        scores = scores + jax.lax.dynamic_index_in_dim(keys.bias, index, keepdims=False)
+        added = jax.lax.dynamic_index_in_dim(keys.bias, index, keepdims=False)
+        scores = scores + added[None, None, None, :]
     if mask is None:
         return scores
     visible = seen[None, :]

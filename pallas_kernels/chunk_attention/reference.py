@@ -78,7 +78,7 @@ def _attend(
     scores = jnp.einsum("gqd,tgd->gqt", rows, keys, precision=precision, preferred_element_type=jnp.float32)
     scores = scores * call.scale
     if "bias" in chunk:
-        scores = scores + chunk["bias"]
+        scores = scores + chunk["bias"][None, None, :]
     scores = jnp.where(valid[None, None, :], scores, UNSEEN)
     new = jnp.maximum(highest, scores.max(-1))
     p = jnp.where(valid[None, None, :], jnp.exp(scores - new[..., None]), 0.0)
