@@ -6,14 +6,15 @@ from enum import Enum
 from typing import Any, ClassVar, Self, no_type_check
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kamera_jax import patch as patches
 from kamera_jax.errors import MissingInputsError
 from kamera_jax.handle import Columns, Handle, host_columns, host_scalar
-from kamera_jax.identity import EXACT, UNNAMED, Identity
+from kamera_jax.identity import EXACT, UNNAMED, Identity, shared_rows
 from kamera_jax.kv import KV, Factors, KVSpec, Segment, Sketch
-from kamera_jax.source import SourceField, kept_rows, taken_rows
+from kamera_jax.source import SourceField, kept_rows, mean_rows, taken_rows, token_rows
 
 _NOT_GIVEN: Any = object()
 _SOURCE = SourceField()
@@ -120,11 +121,13 @@ class Chunk(Handle):
         """Whether the KV has a row for every token of the source; also where the source was dropped."""
         return _SOURCE.is_shared(self)
 
-    def taken(self, kv: Any) -> Any:
+    def taken(self, kv: Any, *, shared: bool = True) -> Any:
         """The rows that this chunk keeps, taken from KV of all its source's tokens, in the same places.
 
         Args:
             kv: a `KV`, or other arrays [L, T, …].
+            shared: whether a row that several tokens share is their mean, as `kamera_jax.share_rows` makes it of KV, or
+                that of the token at whose position it stands.
 
         Raises:
             ValueError: it is not known which tokens the rows are of: they do not stand at positions of the source's
@@ -135,6 +138,9 @@ class Chunk(Handle):
             return kv
         source = source_of(self)
         rows = kept_rows(self.positions, self.length, source.positions, source.length, describe(self))
+        if shared and shared_rows(self.codec):
+            kv = mean_rows(kv, rows, token_rows(source, rows), source.length)
+            rows = jnp.where(jnp.asarray(rows) < 0, -1, jnp.arange(len(rows), dtype=jnp.int32))
         return taken_rows(kv, rows, self.length)
 
     def keeping(self, **changes: Any) -> Self:

@@ -373,7 +373,7 @@ def _sketch(
     chunk: Chunk, output: Output, window: Window, factors: Factors, numbers: jax.Array, which: SketchSpec
 ) -> Sketch:
     """What the chunk's tokens read on ``window`` with its patch, with the rows that it keeps alone."""
-    queries = chunk.taken(output.aux["queries"])
+    queries = chunk.taken(output.aux["queries"], shared=False)
     own = (chunk.kv, factors, chunk.positions)
     return take_jit(queries, *own, window.state, numbers, chunk.counts, which=which, spec=window.spec)
 

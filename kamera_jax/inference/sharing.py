@@ -1,11 +1,10 @@
 """Near-duplicate frames of a video that share the rows of its KV, of which each says for how many tokens it stands."""
 
 from functools import partial
-from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from kamera_jax.arguments import check_type, real_number
 from kamera_jax.backbone import Backbone, with_defaults
@@ -14,7 +13,7 @@ from kamera_jax.errors import DonatedError, ModelMismatchError, SharedRowsError
 from kamera_jax.handle import deleted, traced
 from kamera_jax.identity import EXACT, SHARED, shared_rows
 from kamera_jax.kv import Segment, bucket
-from kamera_jax.source import kept_rows, taken_rows
+from kamera_jax.source import kept_rows, token_places
 from kamera_jax.transfer import to_device
 from kamera_jax.window.checks import check_bias_is_read
 
@@ -26,8 +25,8 @@ def share_rows(vlm: Backbone, chunk: Chunk, threshold: float | int = THRESHOLD) 
     """A video's chunk with one row of KV for tokens that show the same: fewer bytes, the same positions behind it.
 
     A token of a temporal patch shares the row that stands at the same place of an earlier one, the latest that was
-    kept there, where the cosine of their media embeddings reaches the threshold. The row is that of the earliest of
-    them, as the model gave it, at its position; ``counts`` says for how many tokens it stands, and attention adds the
+    kept there, where the cosine of their media embeddings reaches the threshold. The row is the mean of theirs,
+    un-rotated, at the position of the earliest; ``counts`` says for how many tokens it stands, and attention adds the
     logarithm of that to its scores, which is exact where the tokens' rows are equal. Text tokens keep their rows. What
     is run again is the whole source, and the key stays: the codec, such as ``"shared:0.95"``, says what was done.
 
@@ -55,28 +54,20 @@ def share_rows(vlm: Backbone, chunk: Chunk, threshold: float | int = THRESHOLD) 
             "whose media embeddings reach it share a row"
         )
     source = _checked(vlm, chunk)
-    is_media = np.array(source.inputs["is_media"])[: int(source.length)]
     positions = np.asarray(source.positions)[:, : int(source.length)]
-    patches = _temporal_patches(chunk, is_media, positions)
-    owners = _owners(np.asarray(source.inputs["media"]), patches, threshold, len(is_media))
+    owners = row_owners(chunk, source, threshold)
     kept = np.flatnonzero(owners == np.arange(len(owners)))
-    shared = SHARED + repr(threshold)
-    codec = shared if chunk.codec == EXACT else f"{chunk.codec}+{shared}"
+    codec = SHARED + repr(threshold) if chunk.codec == EXACT else f"{chunk.codec}+{SHARED}{threshold!r}"
     counts = np.ones(bucket(len(kept)), np.float32)
     counts[: len(kept)] = np.bincount(owners, minlength=len(owners))[kept]
     if len(kept) == chunk.length:
         return chunk.keeping(codec=codec, counts=to_device(counts))
     _check_known(chunk, source, positions[:, kept])
-    rows = np.full(len(counts), -1, np.int32)
-    rows[: len(kept)] = kept
     there = np.zeros((len(positions), len(counts)), np.float32)
     there[:, : len(kept)] = positions[:, kept]
-    rows, there, counts, length = to_device((rows, there, counts, np.int32(len(kept))))
-    kv = _taken(chunk.kv, rows, length)
-    return chunk.keeping(kv=kv, positions=there, length=len(kept), codec=codec, counts=counts)
-
-
-_taken = jax.jit(taken_rows)
+    there, counts = to_device((there, counts))
+    shared = chunk.keeping(positions=there, length=len(kept), codec=codec, counts=counts)
+    return shared.keeping(kv=shared.taken(chunk.kv))
 
 
 def _checked(vlm: Backbone, chunk: Chunk) -> Segment:
@@ -107,24 +98,45 @@ def _checked(vlm: Backbone, chunk: Chunk) -> Segment:
     return source
 
 
+def row_owners(chunk: Chunk, source: Segment, threshold: float) -> Int[np.ndarray, " T"]:
+    """The token whose row each token takes: its own, or one at the same place of an earlier temporal patch.
+
+    Args:
+        chunk: what an error names.
+        source: all its tokens.
+        threshold: see `share_rows`.
+
+    Raises:
+        SharedRowsError: it has no two temporal patches, or they differ in size.
+    """
+    patches = _temporal_patches(chunk, source)
+    media = np.asarray(source.inputs["media"])
+    owners = np.arange(int(source.length))
+    latest = patches[0].copy()
+    kept = media[latest].astype(np.float32)
+    for patch in patches[1:]:
+        new = media[patch].astype(np.float32)
+        same = _cosine(kept, new) >= threshold
+        owners[patch] = np.where(same, latest, patch)
+        latest = owners[patch]
+        kept = np.where(same[:, None], kept, new)
+    return owners
+
+
 def _refused(chunk: Chunk, why: str) -> SharedRowsError:
     return SharedRowsError(f"{describe(chunk)} {why}")
 
 
-def _temporal_patches(
-    chunk: Chunk, is_media: Bool[np.ndarray, " T"], positions: Float[np.ndarray, "A T"]
-) -> Int[np.ndarray, "P n"]:
+def _temporal_patches(chunk: Chunk, source: Segment) -> Int[np.ndarray, "P n"]:
     """The tokens of each temporal patch, by place.
 
     Raises:
         SharedRowsError: there are no two, or they differ in size.
     """
-    media = np.flatnonzero(is_media)
-    patches = []
-    for run in np.split(media, np.flatnonzero(np.diff(media) > 1) + 1) if len(media) else []:
-        across = positions[1:, run]
-        begins = np.flatnonzero((across == across[:, :1]).all(0)) if len(across) else np.zeros(1, int)
-        patches += np.split(run, begins[1:])
+    places = np.asarray(token_places(source.inputs, source.positions, source.length))
+    positions = np.asarray(source.positions)
+    media = np.flatnonzero(places < len(places))
+    patches = np.split(media, np.flatnonzero(places[media] == 0)[1:]) if len(media) else []
     if len(patches) < 2:
         one = "one temporal patch, as an image has" if patches else "no media tokens"
         raise _refused(chunk, f"has {one}; expected the chunk of a video of two or more, whose rows can be shared")
@@ -137,20 +149,6 @@ def _temporal_patches(
             "grid, so it is not known which tokens stand at the same place; expected one video as a chunk of its own",
         )
     return np.stack(patches)
-
-
-def _owners(media: Any, patches: Int[np.ndarray, "P n"], threshold: float, tokens: int) -> Int[np.ndarray, " T"]:
-    """The token whose row each token takes: its own, or one at the same place of an earlier temporal patch."""
-    owners = np.arange(tokens)
-    latest = patches[0].copy()
-    kept = media[latest].astype(np.float32)
-    for patch in patches[1:]:
-        new = media[patch].astype(np.float32)
-        same = _cosine(kept, new) >= threshold
-        owners[patch] = np.where(same, latest, patch)
-        latest = owners[patch]
-        kept = np.where(same[:, None], kept, new)
-    return owners
 
 
 def _cosine(a: Float[np.ndarray, "n E"], b: Float[np.ndarray, "n E"]) -> Float[np.ndarray, " n"]:

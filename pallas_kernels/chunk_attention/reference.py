@@ -76,10 +76,11 @@ def _attend(
     if call.heads.latent:
         keys = jnp.concatenate([values, keys], axis=-1)
     scores = jnp.einsum("gqd,tgd->gqt", rows, keys, precision=precision, preferred_element_type=jnp.float32)
+    seen = valid[None, None, :]
     scores = scores * call.scale
     if "bias" in chunk:
         scores = scores + chunk["bias"][None, None, :]
-    scores = jnp.where(valid[None, None, :], scores, UNSEEN)
+    scores = jnp.where(seen, scores, UNSEEN)
     new = jnp.maximum(highest, scores.max(-1))
     p = jnp.where(valid[None, None, :], jnp.exp(scores - new[..., None]), 0.0)
     kept = jnp.exp(highest - new)

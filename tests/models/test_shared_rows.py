@@ -42,8 +42,9 @@ def test_frames_that_are_equal_share_their_rows(vlm):
     assert sorted(counts[counts > 1].tolist()) == [patches // 2] * 2 * each and counts.sum() == chunk.length
     is_media = np.asarray(chunk.source.inputs["is_media"])[: chunk.length]
     first = np.flatnonzero(is_media)[:each]
-    rows = np.asarray(small.kv.free)[:, first]
-    np.testing.assert_array_equal(rows, np.asarray(chunk.kv.free)[:, first])
+    picture = np.flatnonzero(is_media).reshape(patches, each)[: patches // 2]
+    free = np.asarray(chunk.kv.free, np.float64)
+    np.testing.assert_allclose(np.asarray(small.kv.free)[:, first], free[:, picture].mean(1), atol=1e-5)
     for mode in ("materialise", "in_place"):
         window = kj.append(kj.Window.empty(vlm, 256, mode=mode), small)
         again = kj.append(kj.slide(kj.append(window, small)), small)
