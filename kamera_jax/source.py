@@ -168,7 +168,8 @@ def token_rows(source: Segment, rows: jax.Array | np.ndarray) -> jax.Array | np.
     """
     places = token_places(source.inputs, source.positions, source.length)
     if known := not traced(rows, places):
-        rows, places = np.asarray(rows), np.asarray(places)
+        rows = np.asarray(rows)
+        places = np.asarray(places)
     xp, highest = (np, np.maximum.accumulate) if known else (jnp, jax.lax.cummax)
     index = xp.arange(len(places), dtype=np.int32)
     own = (index[:, None] == rows[None, :]).any(1) if not known else np.isin(index, rows)

@@ -151,7 +151,8 @@ def several(state, pool, times):
 def test_a_row_that_stands_for_several_is_several(monkeypatch, kind, name, blocks):
     config, params, segment, state, collect = case(kind, **CASES[name])
     rng = np.random.default_rng(5)
-    slots, tokens = rng.integers(1, 5, SLOTS), rng.integers(1, 5, 32)
+    slots = rng.integers(1, 5, SLOTS)
+    tokens = rng.integers(1, 5, 32)
     pool = state.pools[0] if state.pools else None
     expected = outputs(config, params, segment, several(state, pool, (slots, tokens)), collect)
     bias = jnp.log(jnp.asarray(slots, jnp.float32))

@@ -13,56 +13,14 @@ import kamera_jax as kj
 from kamera_jax import planning
 from kamera_jax.batch.windows import BatchRunner, Stack
 from kamera_jax.errors import (
-    BackboneError,
-    LibraryCorruptError,
-    MissingInputsError,
-    ModelMismatchError,
     PatchMismatchError,
-    SharedRowsError,
     UnstorableError,
 )
 from kamera_jax.inference.encode import run_chunk
 from kamera_jax.kv import bucket
 from kamera_jax.patch.sketch import reread_jit
 from kamera_jax.record import Record
-from tests.kamera_jax.toy import Toy
-
-CAPACITY = 256
-ROUNDING = 1e-5
-QUESTION = "which cell is red ?"
-TIMES = np.arange(8) / 2
-MODES = ["materialise", "in_place"]
-POLICY = kj.ReusePolicy()
-
-
-def near(ours, theirs, bound=ROUNDING):
-    ours, theirs = (np.asarray(x, np.float64) for x in (ours, theirs))
-    assert ours.shape == theirs.shape
-    assert np.abs(ours - theirs).max() <= bound * max(np.abs(theirs).max(), 1e-9)
-
-
-def clip(seed=0, changes=(1, 3)):
-    """Four temporal patches of 2 x 3 places, each the one before but for the places that change, from the second on."""
-    rng = np.random.default_rng(seed)
-    shown = rng.integers(0, 256, (2, 28, 3, 28, 3), dtype=np.uint8)
-    frames = []
-    for patch in range(4):
-        if patch:
-            shown = shown.copy()
-            for place in changes:
-                shown[place // 3, :, place % 3] = rng.integers(0, 256, (28, 28, 3), dtype=np.uint8)
-        frames += [shown.reshape(56, 84, 3)] * 2
-    return kj.Video(np.stack(frames), TIMES)
-
-
-@pytest.fixture(scope="module")
-def whole(random_vlm):
-    return [kj.encode(random_vlm, clip(seed)) for seed in range(2)]
-
-
-@pytest.fixture(scope="module")
-def shared(random_vlm, whole):
-    return [kj.share_rows(random_vlm, chunk, 1.0) for chunk in whole]
+from tests.kamera_jax.inference.repeats import CAPACITY, MODES, POLICY, QUESTION, TIMES, near, window_of
 
 
 def several(chunk):
@@ -78,13 +36,6 @@ def several(chunk):
     kv = jax.tree.map(lambda leaf: taken(leaf, 1), chunk.kv)
     bare = {"source": None, "counts": None, "codec": "exact"}
     return dataclasses.replace(chunk, kv=kv, positions=taken(chunk.positions, 1), length=len(rows), **bare)
-
-
-def window_of(vlm, mode, *chunks, capacity=CAPACITY):
-    window = kj.Window.empty(vlm, capacity, mode=mode)
-    for chunk in chunks:
-        window = kj.append(window, chunk)
-    return window
 
 
 def means(leaf, rows, gone, media):
@@ -129,7 +80,8 @@ def test_the_threshold_is_a_cosine_to_the_kept_row(random_vlm, whole):
     for patch in range(4):
         angle = 0.2 * patch
         rows = np.zeros((6, width), np.float32)
-        rows[:, 0], rows[:, 1] = (1 + patch) * np.cos(angle), (1 + patch) * np.sin(angle)
+        rows[:, 0] = (1 + patch) * np.cos(angle)
+        rows[:, 1] = (1 + patch) * np.sin(angle)
         rows[5] = 0  # of no direction: equal to itself alone
         turned[media[6 * patch : 6 * patch + 6]] = rows
     source = dataclasses.replace(chunk.source, inputs={**chunk.source.inputs, "media": jnp.asarray(turned)})
@@ -355,111 +307,3 @@ def test_a_planner_and_a_session_pass_over_patches_of_other_rows(random_vlm, chu
     session.add(shared[1])
     assert session.window.entries[-1].patch.codec == shared[1].codec
     near(kj.query(random_vlm, session.window, QUESTION), kj.query(random_vlm, session.window, QUESTION))
-
-
-class Reads(Toy):
-    reads_bias = True
-
-
-def counted(vlm, text="abcdef"):
-    chunk = kj.encode(vlm, text)
-    return chunk.keeping(counts=jnp.full(chunk.positions.shape[1], 2.0), codec="shared:0.95")
-
-
-def test_a_backbone_that_does_not_read_the_bias_is_refused(tmp_path):
-    toy = Toy()
-    chunk = counted(toy)
-    match = "Toy does not say reads_bias = True"
-    for mode in MODES:
-        window = window_of(toy, mode, chunk)
-        for work in (
-            lambda window=window: kj.query(toy, window, "x"),
-            lambda window=window: kj.generate(toy, window, "x"),
-            lambda window=window: kj.form_patch(toy, kj.encode(toy, "b"), context=window, rank=1),
-            lambda window=window: kj.verify(toy, window, ["x"]),
-            lambda window=window: run_chunk(toy, window, kj.encode(toy, "b")),
-        ):
-            with pytest.raises(BackboneError, match=match):
-                work()
-    empty = kj.Window.empty(toy, 64)
-    patch = kj.form_patch(toy, chunk, antecedents=[kj.encode(toy, "x")], rank=1)
-    for work in (
-        lambda: kj.append_checked(toy, empty, chunk, patch, POLICY),
-        lambda: planning.plan(toy, empty, planning.Append(chunk), policy=POLICY),
-        lambda: kj.Session(toy, 64).add(chunk),
-        lambda: BatchRunner(toy).reuse([Stack.of([chunk])], [None]),
-        lambda: kj.share_rows(toy, chunk.keeping(counts=None, codec="exact"), 0.9),
-    ):
-        with pytest.raises(BackboneError, match=match):
-            work()
-    reads = Reads()
-    assert np.isfinite(kj.query(reads, window_of(reads, "materialise", counted(reads)), "x")).all()
-    with pytest.raises(BackboneError, match="reads_bias is 'yes'; expected True or False"):
-        kj.encode(type("Wrong", (Toy,), {"reads_bias": "yes"})(), "x")
-
-
-def test_what_cannot_share_rows_is_named(random_vlm, chunks, whole, shared, make_image):
-    chunk = whole[0]
-    for threshold in (0, -0.1, 1.01, float("nan")):
-        with pytest.raises(ValueError, match="threshold"):
-            kj.share_rows(random_vlm, chunk, threshold)
-    turn = kj.generate(random_vlm, window_of(random_vlm, "materialise", chunk), QUESTION).window.entries[-1].chunk
-    cases = {
-        "text": (chunks[2], SharedRowsError, "has no media, it is text"),
-        "an image": (chunks[0], SharedRowsError, "has one temporal patch, as an image has"),
-        "one pair of frames": (
-            kj.encode(random_vlm, clip().between(0, 2)),
-            SharedRowsError,
-            "has one temporal patch, as an image has",
-        ),
-        "a turn": (turn, SharedRowsError, "is a turn"),
-        "shared": (shared[0], SharedRowsError, "its rows are shared already"),
-        "shared and stored": (
-            shared[0].keeping(codec="shared:1.0+int8", counts=None),
-            SharedRowsError,
-            "its rows are shared already",
-        ),
-        "some rows": (chunk.keeping(length=chunk.length - 1, source=chunk.source), SharedRowsError, "keeps .* rows of"),
-        "no source": (chunk.without_source(), MissingInputsError, "without its source"),
-        "another model": (chunk.keeping(model="other"), ModelMismatchError, "encoded by model other"),
-        "images of two sizes": (
-            kj.encode(random_vlm, [make_image(2, 3), make_image(3, 4, 1)]),
-            SharedRowsError,
-            "blocks of media tokens that differ in size",
-        ),
-        "a video and an image": (
-            kj.encode(random_vlm, [clip(), make_image(3, 2)]),
-            SharedRowsError,
-            "blocks of media tokens that differ in size .* or grid",
-        ),
-        "frames within a tick": (
-            kj.encode(random_vlm, kj.Video(clip(changes=()).frames, np.arange(8) / 60)),
-            SharedRowsError,
-            "temporal patches that stand at one position",
-        ),
-    }
-    for what, (given, error, match) in cases.items():
-        with pytest.raises(error, match=match):
-            kj.share_rows(random_vlm, given)
-        assert what
-    with pytest.raises(SharedRowsError, match="inside a JAX transformation"):
-        jax.jit(lambda each: kj.share_rows(random_vlm, each))(chunk)
-
-
-def test_of_what_eight_bits_gave_the_codec_says_both(random_vlm, whole, tmp_path):
-    with kj.ChunkLibrary.open(tmp_path / "lib", mode="a") as lib:
-        lib.put(whole[0], storage="int8")
-        stored = lib.get(whole[0].key)
-    small = kj.share_rows(random_vlm, stored, 1.0)
-    assert small.codec == "int8+shared:1.0" and small.length == whole[0].length - 12
-
-
-def test_a_stored_row_without_its_counts_is_not_read(shared, tmp_path, monkeypatch):
-    from kamera_jax.library import rows
-
-    with kj.ChunkLibrary.open(tmp_path / "lib", mode="a") as lib:
-        lib.put(shared[0])
-        row = rows.row_of(shared[0], "exact")
-    leaves = {name: leaf for name, leaf in row.leaves.items() if name != "counts"}
-    with pytest.raises(LibraryCorruptError, match="counts are missing"):
-        rows.chunk_of(row.about, row.spec, leaves)
