@@ -89,7 +89,7 @@ are patched, with the default size. Without the bias, each row weighs as one tok
 {rows}
 
 Bytes of KV are as the rows. What the segments say is answered as with all rows; where the model is not sure, its answer
-moves, and more than with most patches, so sharing is for memory that is short.
+moves by as much as the table says, so sharing is for memory that is short.
 
 A row of several tokens is the mean of theirs, un-rotated; the row of the first of them is further from what they were.
 On windows whose segments were prefilled together and then shared, at {rows_shared:g}:
