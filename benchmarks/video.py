@@ -1,8 +1,9 @@
 """What a window that slides over images and video costs: `python -m benchmarks.video`.
 
 A trace of users who each turn show the latest five images: what is run through the tower and the language model, and
-how long that takes, for full re-prefill, a prefix cache, an encoder cache beside it, and a session. And the memory of a
-session over a long video. `make results-video` measures both, with `kamera demo --video`, and writes docs/video.md.
+how long that takes, for full re-prefill, a prefix cache, an encoder cache beside it, and a session. The memory of a
+session over a long video. And what sharing the rows of near-duplicate frames costs and saves. `make results-video`
+measures all three, with `kamera demo --video`, and writes docs/video.md.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import jax
 import numpy as np
 
 import kamera_jax as kj
+from benchmarks import video_rows
 from benchmarks.video_page import page_of
 from eval.commands.demo import HELD_OUT_SEED, answer_token
 from eval.commands.demo_video import next_token
@@ -247,6 +249,10 @@ def main() -> None:
     one.add_argument("--users", type=int, default=USERS)
     one.add_argument("--segments", type=int, default=SEGMENTS)
     one.add_argument("--json", type=Path, required=True)
+    again = commands.add_parser("rows", help="measure shared rows alone, and put them into what was measured")
+    for each in (one, again):
+        each.add_argument("--episodes", type=int, default=video_rows.EPISODES)
+    again.add_argument("--json", type=Path, required=True)
     page = commands.add_parser("page", help="write the page of results")
     page.add_argument("demo", type=Path, help="what kamera demo --video wrote")
     page.add_argument("measured", type=Path)
@@ -261,9 +267,15 @@ def main() -> None:
     def progress(what: str) -> None:
         print(f"{what}, {time.perf_counter() - start:.0f} s", flush=True)
 
+    if options.command == "rows":
+        result = json.loads(options.json.read_text(encoding="utf-8"))
+        result["rows"] = video_rows.measure(load("kamera-tiny-video"), episodes=options.episodes, progress=progress)
+        options.json.write_text(json.dumps(result) + "\n", encoding="utf-8")
+        return
     result = {
         "memory": memory(load("kamera-tiny-video"), segments=options.segments, progress=progress),
         "sliding": sliding(load("kamera-tiny-gqa"), users=options.users, progress=progress),
+        "rows": video_rows.measure(load("kamera-tiny-video"), episodes=options.episodes, progress=progress),
         "versions": {"kamera-jax": kj.__version__, "jax": jax.__version__},
     }
     options.json.write_text(json.dumps(result) + "\n", encoding="utf-8")

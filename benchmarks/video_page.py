@@ -1,6 +1,6 @@
 """docs/video.md, from what `kamera demo --video` and `python -m benchmarks.video` measured."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eval.report.console import kibibytes
@@ -66,6 +66,44 @@ encoder cache gives back what the tower made.
 `kamera-tiny-gqa` on CPU, one run; of text and images, without questions. The shape of the trace (users, turns,
 window) is that of a published workload of Dynamo, its sizes are those of the tiny model. *KL*: to re-prefill, nats.
 
+## Frames that repeat
+
+Frames that show nearly the same may share the rows of their KV. Off by default:
+
+```python
+shared = kj.share_rows(vlm, kj.encode(vlm, kj.Video(frames, np.arange(8) / 2)), threshold=0.95)
+window = kj.append(kj.Window.empty(vlm, capacity=600), shared)
+```
+
+A token takes the row that stands at the same place of an earlier temporal patch where the cosine of their media
+embeddings reaches the threshold. A row says for how many tokens it stands, and attention adds the logarithm of that to
+its scores (the *bias*), so that the row weighs as much as they did; text keeps its rows. From the command line it is
+`kamera encode clip.mp4 --segment 4s --share-frames 0.95`.
+
+Three segments, of which the third refers to the others, whose frames repeat to several degrees; *noise* is the standard
+deviation of what is added to each pixel of each frame, of 255. {rows_episodes} held-out episodes of each kind with
+{rows_questions} questions that the segments answer, and {rows_absent} about things that none of them shows: of these
+the model is not sure, so a difference is seen first there. KL in nats to the same windows with all rows; all of them
+are patched, with the default size. Without the bias, each row weighs as one token.
+
+{rows}
+
+Bytes of KV are as the rows. What the segments say is answered as with all rows; where the model is not sure, its answer
+moves by as much as the table says, so sharing is for memory that is short.
+
+A row of several tokens is the mean of theirs, un-rotated; the row of the first of them is further from what they were.
+On windows whose segments were prefilled together and then shared, at {rows_shared:g}:
+
+{rows_means}
+
+### What the patches take
+
+The same clips with patches that keep {rows_energy:.0%} of every layer's squared change: the mean rank of a layer, and
+bytes; with all rows, and with rows shared at {rows_shared:g}. How much frames repeat matters little to the rank: what
+a segment takes in of those before it repeats with them. Noise, which does not, costs rank.
+
+{rows_ranks}
+
 ## Memory
 
 {long} frames in {long_segments} segments, rendered one at a time; the session may keep {kept} of segments that have
@@ -113,6 +151,7 @@ def page_of(demo: Mapping[str, Any], measured: Mapping[str, Any]) -> str:
         turns=sliding["turns"],
         shown=sliding["window"],
         caches=_caches(sliding["caches"]),
+        **_rows_of(measured["rows"]),
         long=f"{memory['frames']:,}",
         long_segments=memory["segments"],
         kept=f"{memory['memory_bytes'] / 2**20:.0f} MiB",
@@ -154,5 +193,74 @@ def _caches(caches: Mapping[str, Any]) -> str:
             f"| {name} | {row['images']:,} | {row['tokens']:,} | {row['flops'] / full['flops']:.2f} × | "
             f"{row['seconds'] / full['seconds']:.2f} × | {right['one hop']:.3f} | {right['two hops']:.3f} | "
             f"{row['kl']:.4f} |"
+        )
+    return "\n".join(lines)
+
+
+def _rows_of(rows: Mapping[str, Any]) -> dict[str, Any]:
+    """What the page says of frames that share rows."""
+    clips = rows["clips"]
+    return {
+        "rows_episodes": rows["episodes"],
+        "rows_questions": sum(clips[0]["questions"].values()),
+        "rows_absent": clips[0]["absent"],
+        "rows": _shared(clips, rows["thresholds"]),
+        "rows_shared": rows["shared"],
+        "rows_energy": rows["energy"],
+        "rows_means": _means(clips),
+        "rows_ranks": _ranks(clips),
+    }
+
+
+def _shared(clips: Sequence[Mapping[str, Any]], thresholds: Sequence[float]) -> str:
+    """A line for each kind of clip and threshold; thresholds at which the same rows are kept stand in one line."""
+    lines = [
+        "| clip | threshold | rows kept | one hop | two hops | KL | KL, not shown | without the bias: two hops | KL | "
+        "KL, not shown |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for clip in clips:
+        windows = clip["windows"]
+        alike: list[list[float]] = []
+        for threshold in thresholds:
+            if alike and windows[str(alike[-1][0])] == windows[str(threshold)]:
+                alike[-1].append(threshold)
+            else:
+                alike.append([threshold])
+        for group in alike:
+            own = windows[str(group[0])]
+            bare = windows[f"{group[0]} without the bias"]
+            right = own["accuracy"]
+            lines.append(
+                f"| {clip['name']} | {' to '.join(f'{each:g}' for each in sorted({group[0], group[-1]}))} | "
+                f"{own['rows']:.1%} | {right['one hop']:.3f} | {right['two hops']:.3f} | {own['kl']:.1e} | "
+                f"{own['kl_absent']:.3f} | {bare['accuracy']['two hops']:.3f} | {bare['kl']:.1e} | "
+                f"{bare['kl_absent']:.3f} |"
+            )
+    return "\n".join(lines)
+
+
+def _means(clips: Sequence[Mapping[str, Any]]) -> str:
+    lines = ["| clip | KL, mean | first | KL, not shown, mean | first |", "|---|---|---|---|---|"]
+    for clip in clips:
+        mean, first = (clip["windows"][f"prefilled, {name}"] for name in ("mean", "first"))
+        lines.append(
+            f"| {clip['name']} | {mean['kl']:.1e} | {first['kl']:.1e} | {mean['kl_absent']:.3f} | "
+            f"{first['kl_absent']:.3f} |"
+        )
+    return "\n".join(lines)
+
+
+def _ranks(clips: Sequence[Mapping[str, Any]]) -> str:
+    lines = [
+        "| clip | rank | bytes, of the chunk's | rows kept | rank | bytes, of the chunk's |",
+        "|---|---|---|---|---|---|",
+    ]
+    for clip in clips:
+        every, shared = (clip["patches"][name] for name in ("all rows", "shared"))
+        kept = clip["windows"]["prefilled, first"]["rows"]
+        lines.append(
+            f"| {clip['name']} | {every['rank']:.1f} | {kibibytes(round(every['bytes']))}, {every['share']:.1%} | "
+            f"{kept:.1%} | {shared['rank']:.1f} | {kibibytes(round(shared['bytes']))}, {shared['share']:.1%} |"
         )
     return "\n".join(lines)

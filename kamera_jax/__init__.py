@@ -16,6 +16,7 @@ from kamera_jax.inference.compress import compress
 from kamera_jax.inference.encode import encode, encode_all, form_patch, form_patches, prefill
 from kamera_jax.inference.generate import Generation, generate, query
 from kamera_jax.inference.many import generate_many
+from kamera_jax.inference.sharing import share_rows
 from kamera_jax.items import Video
 from kamera_jax.kv import KV, ChunkPool, Factors, KVSpec, Segment, Sketch, SketchSpec, WindowState
 from kamera_jax.library.library import ChunkLibrary
@@ -75,6 +76,7 @@ __all__ = [
     "reorder",
     "replace",
     "rope",
+    "share_rows",
     "slide",
     "staleness",
     "verify",

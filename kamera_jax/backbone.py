@@ -107,6 +107,9 @@ class BackboneBase(Backbone):
     reads_context: bool = False
     """Whether ``forward`` reads the slots of ``state.context`` too, before the state's own: a turn is then generated
     beside its window, which is not copied for it."""
+    reads_bias: bool = False
+    """Whether ``forward`` adds the ``bias`` of a state, of its context and of its pools to the scores of their keys,
+    where it is not None: rows of a chunk may then stand for several tokens; see `kamera_jax.share_rows`."""
     fills_slots: bool = False
     """Whether ``forward`` reads ``inputs["slots"]``, i32[T], of a segment: its tokens then stand among what the state
     holds, in ascending slots, and each sees of the state only valid slots below its own."""

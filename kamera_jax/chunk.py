@@ -6,14 +6,15 @@ from enum import Enum
 from typing import Any, ClassVar, Self, no_type_check
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kamera_jax import patch as patches
 from kamera_jax.errors import MissingInputsError
 from kamera_jax.handle import Columns, Handle, host_columns, host_scalar
-from kamera_jax.identity import EXACT, UNNAMED, Identity
+from kamera_jax.identity import EXACT, UNNAMED, Identity, shared_rows
 from kamera_jax.kv import KV, Factors, KVSpec, Segment, Sketch
-from kamera_jax.source import SourceField, kept_rows, taken_rows
+from kamera_jax.source import SourceField, kept_rows, mean_rows, taken_rows, token_rows
 
 _NOT_GIVEN: Any = object()
 _SOURCE = SourceField()
@@ -24,12 +25,13 @@ _SOURCE = SourceField()
 class Chunk(Handle):
     """A media item or text passage with its KV in the position-free frame.
 
-    A pytree of ``kv``, ``positions``, ``length``, ``advance`` and ``source``. ``key``, ``content`` and ``lineage`` say
-    how the KV was computed, so that `dataclasses.replace` and every JAX transformation drop them, and with them
-    ``preamble`` and ``antecedents``; `to` keeps them.
+    A pytree of ``kv``, ``positions``, ``length``, ``advance``, ``source`` and ``counts``. ``key``, ``content`` and
+    ``lineage`` say how the KV was computed, so that `dataclasses.replace` and every JAX transformation drop them, and
+    with them ``preamble`` and ``antecedents``; `to` keeps them.
 
     What the model read and what is stored of its KV are two things: ``source`` has all tokens, while ``kv``,
     ``positions`` and ``length`` may keep the rows of some of them only, in their order, each at its token's position.
+    With ``counts`` a row stands for several tokens, and attention weighs it as so many; see `kamera_jax.share_rows`.
 
     Attributes:
         kv: un-rotated KV [L, T, ·], one row for each token that is kept; canonical, or conditioned on what it was run
@@ -44,12 +46,14 @@ class Chunk(Handle):
         source: the segment that the model read (token ids, media features), at local positions; None once dropped.
         turn: whether this is a question with its answer, kept by `generate`.
         spec: what the KV means to the model that made it, None if it is not known.
-        codec: what the KV went through since: ``"exact"`` is nothing, ``"int8"`` a library's storage.
+        codec: what the KV went through since: ``"exact"`` is nothing, ``"int8"`` a library's storage, ``"shared:0.95"``
+            rows that tokens share.
         conditioned: whether its KV depends on other chunks; it then is not canonical.
         key: names content, model and lineage; empty for a chunk whose KV may be anything. With the codec it names the
             bits, up to the rounding of the device that made them.
         content: digest of what the chunk was made from; empty where ``key`` is.
         lineage: digest of what it was run behind; see `kamera_jax.identity.lineage`. Empty where ``key`` is.
+        counts: how many tokens each row stands for, f32[T], of padding 1; None where each stands for its own.
     """
 
     kv: KV
@@ -67,8 +71,9 @@ class Chunk(Handle):
     key: str = field(init=False)
     content: str = field(init=False)
     lineage: str = field(init=False)
+    counts: Float[Array, " T"] | None
 
-    DATA: ClassVar = ("kv", "positions", "length", "advance", "source")
+    DATA: ClassVar = ("kv", "positions", "length", "advance", "source", "counts")
     STATIC: ClassVar = ("model", "turn", "spec", "codec", "conditioned")
     NAMES: ClassVar = {"preamble": None, "antecedents": (), "key": "", "content": "", "lineage": ""}
     SHOWN: ClassVar = ("key", "length", "codec")
@@ -91,6 +96,7 @@ class Chunk(Handle):
         key: str = "",
         content: str = "",
         lineage: str = "",
+        counts: Float[Array, " T"] | None = None,
         inputs: dict[str, Any] | None = _NOT_GIVEN,
     ) -> None:
         """See the class. Whoever gives a key vouches for the bits; ``inputs`` is an old name of ``source.inputs``."""
@@ -103,6 +109,7 @@ class Chunk(Handle):
         self._set(kv=kv, positions=positions, length=length, advance=advance, model=model, preamble=preamble)
         self._set(antecedents=antecedents, source=source, turn=turn, spec=spec, codec=codec)
         self._set(conditioned=conditioned or bool(antecedents), key=key, content=content, lineage=lineage)
+        self._set(counts=counts)
 
     @property
     def nbytes(self) -> int:
@@ -114,11 +121,13 @@ class Chunk(Handle):
         """Whether the KV has a row for every token of the source; also where the source was dropped."""
         return _SOURCE.is_shared(self)
 
-    def taken(self, kv: Any) -> Any:
+    def taken(self, kv: Any, *, shared: bool = True) -> Any:
         """The rows that this chunk keeps, taken from KV of all its source's tokens, in the same places.
 
         Args:
             kv: a `KV`, or other arrays [L, T, …].
+            shared: whether a row that several tokens share is their mean, as `kamera_jax.share_rows` makes it of KV, or
+                that of the token at whose position it stands.
 
         Raises:
             ValueError: it is not known which tokens the rows are of: they do not stand at positions of the source's
@@ -129,6 +138,9 @@ class Chunk(Handle):
             return kv
         source = source_of(self)
         rows = kept_rows(self.positions, self.length, source.positions, source.length, describe(self))
+        if shared and shared_rows(self.codec):
+            kv = mean_rows(kv, rows, token_rows(source, rows), source.length)
+            rows = jnp.where(jnp.asarray(rows) < 0, -1, jnp.arange(len(rows), dtype=jnp.int32))
         return taken_rows(kv, rows, self.length)
 
     def keeping(self, **changes: Any) -> Self:

@@ -22,7 +22,7 @@ from kamera_jax.placement import Placement
 METHODS = ("prepare", "tail", "decode", "forward")
 REQUIRED = ("spec", "params", "fingerprint", "preamble", "eos", *METHODS)
 OPTIONAL_METHODS = ("follow_up", "flops", "leading", "cut", "segments")
-OPTIONAL = ("closing", "attends_in_place", "reads_context", "fills_slots", "collects", *OPTIONAL_METHODS)
+OPTIONAL = ("closing", "attends_in_place", "reads_context", "reads_bias", "fills_slots", "collects", *OPTIONAL_METHODS)
 
 
 _NO_MODEL = (str, bytes, PurePath, Number, list, tuple, dict, np.ndarray, jax.Array, Handle, Video, type(None))
@@ -89,6 +89,7 @@ def check_members(vlm: Any, protocol: type) -> None:
         "closing": ("a tuple of token ids", _are_ids),
         "attends_in_place": ("True or False", lambda value: isinstance(value, bool)),
         "reads_context": ("True or False", lambda value: isinstance(value, bool)),
+        "reads_bias": ("True or False", lambda value: isinstance(value, bool)),
         "fills_slots": ("True or False", lambda value: isinstance(value, bool)),
         "collects": ("a tuple of names", lambda value: isinstance(value, Collection) and not isinstance(value, str)),
         "placement": ("a Placement or None", lambda value: isinstance(value, Placement | None)),

@@ -53,6 +53,10 @@ class MissingSketchError(ValueError):
     """A patch keeps no sketch of how its chunk attended, so its staleness cannot be computed."""
 
 
+class SharedRowsError(ValueError):
+    """A chunk whose tokens cannot share rows: no video of equal frames, or its rows are shared already."""
+
+
 class StalePatchError(ValueError):
     """A patch is not safe to reuse in the present context, and the policy asks for an error."""
 

@@ -25,11 +25,19 @@ SCHEMA = 2
 EXACT = "exact"
 """The codec of KV and factors as the model and the fit gave them."""
 
+SHARED = "shared:"
+"""With the threshold behind it, as in ``"shared:0.95"``: a codec of KV whose rows stand for several tokens each."""
+
 Identity = tuple[str, str, str]
 """What stands somewhere, to the bit: a chunk's key, its codec, and its patch's key or nothing."""
 
 UNNAMED = "?"
 """In an `Identity`, a patch that is there and has no key."""
+
+
+def shared_rows(codec: str) -> str:
+    """The part of a codec that says which tokens share rows, such as ``"shared:0.95"``; empty where none do."""
+    return next((part for part in codec.split("+") if part.startswith(SHARED)), "")
 
 
 def content_key(fields: Mapping[str, Any]) -> str:

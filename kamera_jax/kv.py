@@ -131,6 +131,7 @@ class ChunkPool:
         u: token factors [L, P, m, T]; None, as the next two, until a chunk comes with a patch.
         v: feature factors [L, P, m, Fr + Ff].
         ranks: components in use, i32[L, P]; 0 for no patch.
+        bias: what is added to the scores of each token, f32[P, T]; None until a chunk comes with counts.
     """
 
     rot: Float[Array, "L P T Fr"]
@@ -141,6 +142,7 @@ class ChunkPool:
     u: Float[Array, "L P m T"] | None = None
     v: Float[Array, "L P m F"] | None = None
     ranks: Int[Array, "L P"] | None = None
+    bias: Float[Array, "P T"] | None = None
 
     __repr__ = shapes
 
@@ -163,6 +165,8 @@ class WindowState:
         valid: slots that hold a token, bool[S].
         pools: chunks to be read where they lie, by bucket; none in a materialised window.
         context: the slots of the window that a turn's own state stands behind, read and never written; None elsewhere.
+        bias: what is added to the scores of each slot, f32[S]: the logarithm of how many tokens its row stands for;
+            None where no chunk ever brought counts, and for 0.
     """
 
     rot: Float[Array, "L S Fr"]
@@ -171,6 +175,7 @@ class WindowState:
     valid: Bool[Array, " S"]
     pools: tuple[ChunkPool, ...] = ()
     context: "WindowState | None" = None
+    bias: Float[Array, " S"] | None = None
 
     __repr__ = shapes
 

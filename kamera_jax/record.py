@@ -91,6 +91,8 @@ class PatchRecord:
 def split_chunk(chunk: Chunk) -> tuple[Plain, Arrays]:
     """A copy that shares nothing with the device."""
     named: dict[str, Any] = {"kv.rot": chunk.kv.rot, "kv.free": chunk.kv.free, "positions": chunk.positions}
+    if chunk.counts is not None:
+        named[_COUNTS] = chunk.counts
     about = {name: getattr(chunk, name) for name in _CHUNK} | {"inputs": False}
     source = chunk.source
     if source is not None and chunk.keeps_all_rows:
@@ -121,6 +123,7 @@ def join_chunk(about: Mapping[str, Any], arrays: Mapping[str, Any]) -> Chunk:
         positions=positions,
         source=source,
         spec=None if about["spec"] is None else spec_of(about["spec"]),
+        counts=jax.device_put(arrays[_COUNTS]) if _COUNTS in arrays else None,
         **plain,
     )
 
@@ -181,6 +184,7 @@ def _copied(named: Mapping[str, Any]) -> Arrays:
 
 _INPUTS = "inputs."
 _SOURCE = "source."
+_COUNTS = "counts"
 _CHUNK = (
     *("length", "advance", "model", "preamble", "antecedents", "turn", "codec", "conditioned"),
     *("key", "content", "lineage"),

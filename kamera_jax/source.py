@@ -1,6 +1,6 @@
 """What a chunk was made from, and which rows of its KV are kept of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, no_type_check
 
 import flax.struct
@@ -135,3 +135,69 @@ def taken_rows(kv: Any, rows: jax.Array | np.ndarray, length: jax.Array | int) -
         )
 
     return jax.tree.map(take, kv)
+
+
+def token_places(inputs: Mapping[str, Any], positions: Any, count: Any) -> jax.Array | np.ndarray:
+    """The place of each media token within its temporal patch, i32[T]; of every other token a number of its own.
+
+    A temporal patch is a run of media tokens; with position axes of its own for height and width, one begins wherever
+    a run comes back to the height and width that it began at. Numbers from T on are no places.
+
+    Args:
+        inputs: of a source, with ``is_media``.
+        positions: of its tokens, f32[A, T].
+        count: valid tokens.
+    """
+    xp, highest = (jnp, jax.lax.cummax) if traced(positions, count, *inputs.values()) else (np, np.maximum.accumulate)
+    positions = xp.asarray(positions)
+    index = xp.arange(positions.shape[1], dtype=np.int32)
+    media = xp.asarray(inputs["is_media"]) & (index < count)
+    begins = media & ~xp.concatenate([xp.zeros(1, bool), media[:-1]])
+    across = positions[1:]
+    if across.shape[0]:
+        begins = media & (across == across[:, highest(xp.where(begins, index, 0))]).all(0)
+    return xp.where(media, index - highest(xp.where(begins, index, 0)), len(index) + index)
+
+
+def token_rows(source: Segment, rows: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
+    """The kept row that each token of a source shares: its own, or the latest before it at its place, i32[T].
+
+    Args:
+        source: all tokens, with ``is_media`` among its inputs.
+        rows: which token each kept row is of; see `kept_rows`.
+    """
+    places = token_places(source.inputs, source.positions, source.length)
+    if known := not traced(rows, places):
+        rows = np.asarray(rows)
+        places = np.asarray(places)
+    xp, highest = (np, np.maximum.accumulate) if known else (jnp, jax.lax.cummax)
+    index = xp.arange(len(places), dtype=np.int32)
+    own = (index[:, None] == rows[None, :]).any(1) if not known else np.isin(index, rows)
+    # In the order of places, the first of each is kept: what comes before it is never the latest.
+    order = xp.argsort(places, stable=True) if not known else np.argsort(places, kind="stable")
+    latest = order[xp.maximum(highest(xp.where(own[order], index, -1)), 0)]
+    owner = latest[xp.argsort(order)]
+    return xp.searchsorted(xp.where(rows >= 0, rows, len(places)), owner).astype(np.int32)
+
+
+@jax.jit
+def mean_rows(kv: Any, rows: jax.Array | np.ndarray, shared: jax.Array | np.ndarray, count: jax.Array | int) -> Any:
+    """Arrays [L, T, …] of tokens to those of rows [L, K, …], each the mean of the tokens that share it, f32 in between.
+
+    Args:
+        kv: of all tokens.
+        rows: which token each row is of, i32[K].
+        shared: which row each token shares, i32[T].
+        count: valid tokens.
+    """
+    size = rows.shape[0]
+    into = jnp.where(jnp.arange(shared.shape[0], dtype=jnp.int32) < count, shared, size)
+    number = jnp.maximum(jax.ops.segment_sum(jnp.ones(into.shape, jnp.float32), into, size + 1)[:size], 1.0)
+
+    def mean(leaf: jax.Array) -> jax.Array:
+        tokens = jnp.swapaxes(leaf, 0, 1).astype(jnp.float32)
+        summed = jax.ops.segment_sum(tokens, into, size + 1)[:size]
+        means = summed / number.reshape(-1, *[1] * (leaf.ndim - 1))
+        return jnp.swapaxes(means, 0, 1).astype(leaf.dtype)
+
+    return jax.tree.map(mean, kv)

@@ -62,6 +62,7 @@ def forward(
     visible: list[tuple[jax.Array, jax.Array | None]] = [(valid, jnp.arange(1, tokens + 1, dtype=jnp.int32))]
     behind = [] if state is None else [each for each in (state.context, state) if each is not None]
     visible = [(each.valid, segment.inputs.get("slots")) for each in behind] + visible
+    biases = [*(each.bias for each in behind), None]  # the segment's own tokens each stand for one
     past = [KV(each.rot, each.free) for each in behind]
     weights = None if by is None else valid.astype(jnp.float32) / config.attention.heads
     owners: list[jax.Array | None] = [None] * len(visible)
@@ -73,8 +74,8 @@ def forward(
         q: jax.Array, parts: Sequence[tuple[jax.Array, jax.Array]], layer: jax.Array | None = None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         keys = [
-            Keys(k, v, seen, before, owner)
-            for (k, v), (seen, before), owner in zip(parts, visible, owners, strict=True)
+            Keys(k, v, seen, before, owner, bias)
+            for (k, v), (seen, before), owner, bias in zip(parts, visible, owners, biases, strict=True)
         ]
         out, lse, mass = attention(q, keys, config.attention.scale, weights)
         if layer is not None:

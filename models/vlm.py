@@ -63,6 +63,7 @@ class VisionLanguageModel(BackboneBase):
     name: str = ""
     attends_in_place = True
     reads_context = True
+    reads_bias = True
     fills_slots = True
 
     def __init__(

@@ -91,6 +91,21 @@ def seconds(text: str) -> float:
     return value
 
 
+def cosine(text: str) -> float:
+    """A cosine above 0, and 1 at most.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is something else.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a cosine above 0 and at most 1, as in 0.95; got {text}")
+    return value
+
+
 def positive(text: str) -> int:
     """A whole number of at least 1.
 

@@ -3,6 +3,7 @@
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -17,12 +18,14 @@ from eval.commands.library import KEY
 from eval.commands.names import COLUMNS, note_embedded, printable, shortened
 from eval.commands.outputs import UnfinishedError
 from eval.report.console import kibibytes
+from kamera_jax.errors import SharedRowsError
 from kamera_jax.forward import preamble_chunk
 from kamera_jax.identity import canonical_key
 from kamera_jax.inference.encode import encode_segment
 from kamera_jax.kv import Segment, bucket
 from kamera_jax.library.rows import Storage, check_storage
 from models import load
+from models.media.video_files import video_file
 from models.vlm import VisionLanguageModel
 
 FAILURES = (ValueError, OSError, MemoryError, RuntimeError)
@@ -46,7 +49,8 @@ class Encoded:
         name: the item's name, for messages.
         status: ``"encoded"``, ``"known"`` (the library had it) or ``"failed"``.
         key: the chunk's key; None if it failed.
-        tokens: the chunk's tokens.
+        tokens: tokens of the item.
+        rows: rows of KV that were kept of them: fewer where tokens share rows; 0 where nothing was encoded.
         nbytes: bytes of its KV.
         seconds: seconds that encoding took.
         error: why it failed.
@@ -57,6 +61,7 @@ class Encoded:
     status: str
     key: str | None = None
     tokens: int = 0
+    rows: int = 0
     nbytes: int = 0
     seconds: float = 0.0
     error: str | None = None
@@ -84,6 +89,7 @@ def encode_into(
     items: Sequence[Source],
     *,
     storage: Storage = "exact",
+    share: float | None = None,
     report: Callable[[Encoded], None] = lambda _: None,
 ) -> Progressed:
     """Encode the items that the library does not have yet, so that an interrupted run goes on where it stopped.
@@ -95,6 +101,7 @@ def encode_into(
         library: open for writing.
         items: the files to encode; an item that cannot be read is reported, and the others are encoded.
         storage: see `ChunkLibrary.put`.
+        share: threshold of `kamera_jax.share_rows` for what comes of videos; None to keep all rows.
         report: called for every item, once it is in the library.
     """
     done = Progressed()
@@ -116,8 +123,9 @@ def encode_into(
 
     try:
         for source in items:
+            shared = share if video_file(source.path) is not None else None
             for name, origin, segment in _segments(vlm, source):
-                result, chunk = _tried(vlm, library, name, segment, {chunk.key for _, chunk in waiting})
+                result, chunk = _tried(vlm, library, name, segment, {chunk.key for _, chunk in waiting}, shared)
                 result = replace(result, origin=origin if _is_new(result) else replace(origin, encoded=None))
                 done.items.append(result)
                 if chunk is None:
@@ -163,27 +171,41 @@ def _reason(error: BaseException) -> str:
 
 
 def _tried(
-    vlm: VisionLanguageModel, library: kj.ChunkLibrary, name: str, segment: Segment | str, waiting: set[str]
+    vlm: VisionLanguageModel,
+    library: kj.ChunkLibrary,
+    name: str,
+    segment: Segment | str,
+    waiting: set[str],
+    share: float | None,
 ) -> tuple[Encoded, kj.Chunk | None]:
     if isinstance(segment, str):
         return Encoded(name, "failed", error=segment), None
     try:
-        return _encoded(vlm, library, name, segment, waiting)
+        return _encoded(vlm, library, name, segment, waiting, share)
     except FAILURES as error:
         return Encoded(name, "failed", error=_reason(error)), None
 
 
 def _encoded(
-    vlm: VisionLanguageModel, library: kj.ChunkLibrary, name: str, segment: Segment, waiting: set[str]
+    vlm: VisionLanguageModel,
+    library: kj.ChunkLibrary,
+    name: str,
+    segment: Segment,
+    waiting: set[str],
+    share: float | None,
 ) -> tuple[Encoded, kj.Chunk | None]:
     key = canonical_key(segment, vlm.spec, preamble_chunk(vlm).key)
     tokens = int(segment.length)
     if key in waiting or library.has(key):
-        return Encoded(name, "known", key, tokens, tokens * vlm.spec.token_bytes), None
+        return Encoded(name, "known", key, tokens, nbytes=tokens * vlm.spec.token_bytes), None
     start = time.perf_counter()
     chunk = encode_segment(vlm, segment)
+    if share is not None:
+        with suppress(SharedRowsError):  # one pair of frames, say, at the end of a file: it keeps all its rows
+            chunk = kj.share_rows(vlm, chunk, share)
     jax.block_until_ready(chunk.kv)
-    return Encoded(name, "encoded", chunk.key, chunk.length, chunk.nbytes, time.perf_counter() - start), chunk
+    seconds = time.perf_counter() - start
+    return Encoded(name, "encoded", chunk.key, tokens, chunk.length, chunk.nbytes, seconds), chunk
 
 
 def run(options: Namespace) -> dict[str, Any]:
@@ -204,7 +226,7 @@ def run(options: Namespace) -> dict[str, Any]:
     vlm = load(options.model)
     total = sum(source.count for source in files)
     with kj.ChunkLibrary.open(options.library, mode="a") as library:
-        done = _shown(vlm, library, files, total, options.storage)
+        done = _shown(vlm, library, files, total, options.storage, options.share_frames)
         stopped = done.interrupted or done.broken
         measured = [] if stopped or not options.measure else _timed(vlm, library, done)
     paid = measured if options.measure else worth.rows(vlm, (each.tokens for each in done.items if _is_new(each)))
@@ -212,6 +234,10 @@ def run(options: Namespace) -> dict[str, Any]:
     counts = {status: sum(each.status == status for each in done.items) for status in ("encoded", "known", "failed")}
     size = sum(each.nbytes for each in done.items if each.status == "encoded")
     print(", ".join(f"{count} {status}" for status, count in counts.items()) + f"; {kibibytes(size)} of KV added")
+    if options.share_frames is not None:
+        new = [each for each in done.items if _is_new(each)]
+        kept = f"{sum(each.rows for each in new):,} rows of {sum(each.tokens for each in new):,} tokens"
+        print(f"{kept} are kept; frames share from a cosine of {options.share_frames:g}")
     result = {"library": str(options.library), "model": options.model, "items": [asdict(each) for each in done.items]}
     result |= {
         **counts,
@@ -254,7 +280,12 @@ def _print_worth(rows: Sequence[dict[str, Any]], *, measured: bool) -> None:
 
 
 def _shown(
-    vlm: VisionLanguageModel, library: kj.ChunkLibrary, files: Sequence[Source], total: int, storage: Storage
+    vlm: VisionLanguageModel,
+    library: kj.ChunkLibrary,
+    files: Sequence[Source],
+    total: int,
+    storage: Storage,
+    share: float | None,
 ) -> Progressed:
     """What `encode_into` does, with a line for each item and a bar."""
     bar = Progress(
@@ -273,7 +304,7 @@ def _shown(
             done = bar.tasks[0].completed + 1
             bar.update(task, completed=done, total=max(total, done), rate=f"{rate:.0f} tokens/s")
 
-        return encode_into(vlm, library, files, storage=storage, report=report)
+        return encode_into(vlm, library, files, storage=storage, share=share, report=report)
 
 
 def _timed(vlm: VisionLanguageModel, library: kj.ChunkLibrary, done: Progressed) -> list[dict[str, Any]]:
@@ -298,6 +329,7 @@ def line(each: Encoded) -> str:
     """An item's line, within 80 columns; the part of the key that is shown is enough for ``--item``."""
     if each.key is None:
         return printable(f"failed: {each.name}: {each.error}")
-    size = f"{each.tokens:5} tokens {kibibytes(each.nbytes):>11}"
+    rows = f"{each.rows} rows of " if 0 < each.rows < each.tokens else ""
+    size = f"{f'{rows}{each.tokens}':>5} tokens {kibibytes(each.nbytes):>11}"
     row = f"{each.key[:KEY]}  {size}  {each.status:7}  "
     return row + shortened(each.name, COLUMNS - len(row))

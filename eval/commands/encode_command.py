@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from eval.commands.arguments import add_json, add_model, add_pages
+from eval.commands.arguments import add_json, add_model, add_pages, cosine
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -36,6 +36,13 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         metavar="CODEC",
         help="exact: bit for bit (the default); int8: in half the bytes of bf16; kivi:4, kivi:2, saw:4, turbo:4: in so "
         "many bits",
+    )
+    command.add_argument(
+        "--share-frames",
+        type=cosine,
+        metavar="COSINE",
+        help="of a video keep one row of KV for tokens at the same place of its frames whose embeddings have at least "
+        "this cosine, such as 0.95 (default: a row for each token)",
     )
     command.add_argument(
         "--measure",

@@ -20,6 +20,7 @@ from kamera_jax.errors import ChunkNotFoundError, LibraryCorruptError
 from kamera_jax.library.facts import Exchanged, Item
 from kamera_jax.library.failures import LIBRARY
 from kamera_jax.library.opening import is_there
+from kamera_jax.library.rows import codec_of
 
 KEY = 12
 """How many letters of a key are shown."""
@@ -99,7 +100,8 @@ class Row:
         key: of the chunk or patch.
         of: the key of a patch's chunk.
         behind: how many chunks a patch was formed behind.
-        tokens, bytes, storage, model: of it.
+        tokens, bytes, storage, model: of it; of a chunk whose tokens share rows, ``rows`` are fewer.
+        codec: what its KV has gone through when it comes back: ``"int8"``, say.
         origin: of a chunk.
     """
 
@@ -107,8 +109,10 @@ class Row:
     of: str | None
     behind: int
     tokens: int
+    rows: int
     bytes: int
     storage: str
+    codec: str
     model: str
     origin: kj.Origin | None
 
@@ -116,13 +120,16 @@ class Row:
     def of_item(item: Item) -> "Row":
         """The row of what a library says of a key."""
         fields = item.fields
+        source = fields.get("source")
         return Row(
             key=item.key,
             of=fields.get("chunk"),
             behind=len(fields["antecedents"]),
-            tokens=fields["length"],
+            tokens=source["length"] if isinstance(source, dict) and "length" in source else fields["length"],
+            rows=fields["length"],
             bytes=item.bytes,
-            storage=sys.intern(fields.get("storage", "packed ranks")),
+            storage=sys.intern(storage := fields.get("storage", "packed ranks")),
+            codec=sys.intern(codec_of(fields["codec"], storage) if "storage" in fields else fields["codec"]),
             model=sys.intern(fields["model"]),
             origin=item.origin,
         )
@@ -134,8 +141,10 @@ class Row:
             "key": self.key,
             "kind": "chunks" if self.of is None else "patches",
             "tokens": self.tokens,
+            "rows": self.rows,
             "bytes": self.bytes,
             "storage": self.storage,
+            "codec": self.codec,
             "model": self.model,
             "of": self.of,
             "origin": None if self.origin is None else dict(vars(self.origin)),
@@ -177,7 +186,8 @@ def _print_rows(rows: Sequence[Row], title: str) -> None:
     texts: list[list[str]] = []
     for row, size in zip(rows, sizes, strict=True):
         kind = "chunk" if row.of is None else "patch"
-        text = [row.key[:KEY], kind, f"{row.tokens:6}", size.rjust(widest), row.storage.removesuffix(" ranks")]
+        stored = row.codec if row.of is None else row.storage.removesuffix(" ranks")
+        text = [row.key[:KEY], kind, _tokens(row).rjust(6), size.rjust(widest), stored]
         texts.append(text + ([row.model[:8]] if several else []))
     widths = [max(map(len, column)) for column in zip(columns[:-1], *texts, strict=True)]
     room = max(console.width - sum(widths) - 2 * len(widths), LEAST_NAME)
@@ -186,6 +196,11 @@ def _print_rows(rows: Sequence[Row], title: str) -> None:
     if len(models) == 1:
         title += f"; model {next(iter(models))[:8]}"
     show(console, title, columns, texts, right=False)
+
+
+def _tokens(row: Row) -> str:
+    """The tokens of a chunk or patch; of how many tokens its rows are, where several share one."""
+    return str(row.tokens) if row.rows == row.tokens else f"{row.rows} of {row.tokens}"
 
 
 def _source(row: Row, room: int) -> str:

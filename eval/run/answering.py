@@ -173,6 +173,7 @@ def _window(vlm: Backbone, batch: Batch, chunks: Sequence[kj.Chunk], state: Wind
         free=jnp.pad(state.free, ((0, 0), (0, room), (0, 0))),
         positions=jnp.pad(state.positions, ((0, 0), (0, room))),
         valid=jnp.pad(state.valid, (0, room)),
+        bias=None if state.bias is None else jnp.pad(state.bias, (0, room)),
     )
     capacity = state.valid.shape[0]
     return kj.Window(state, tuple(entries), vlm.spec, capacity, empty.preamble, placement=empty.placement)

@@ -27,6 +27,7 @@ from kamera_jax.patch.size import Size
 from kamera_jax.placement import Placement
 from kamera_jax.rope import RopeSpec
 from kamera_jax.types import Params
+from kamera_jax.window.checks import check_bias_is_read
 from kamera_jax.window.reuse import write, write_jit
 from kamera_jax.window.window import aligned
 
@@ -34,8 +35,8 @@ AT_ONCE = 10
 """Episodes in one vectorised step: enough to fill the cores, few enough for their attention to stay in cache."""
 
 
-Rows = tuple[jax.Array, jax.Array]
-"""Absolute positions of rows f32[E, A, T], and how many are valid, i32[E]."""
+Rows = tuple[jax.Array, jax.Array, jax.Array | None]
+"""Absolute positions of rows f32[E, A, T], how many are valid, i32[E], and of how many tokens each is, f32[E, T]."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Stack:
         length, advance: see `kamera_jax.Chunk`; the same for all.
         positions: of the rows f32[E, A, T]; None where every token of the sources is kept.
         tokens: of each source; None where every one is kept.
+        counts: how many tokens each row stands for, f32[E, T]; None where each stands for its own.
     """
 
     kv: KV
@@ -56,13 +58,15 @@ class Stack:
     advance: float
     positions: Float[Array, "E A T"] | None = None
     tokens: int | None = None
+    counts: Float[Array, "E T"] | None = None
 
     @staticmethod
     def of(chunks: Sequence[Chunk]) -> "Stack":
         """Stack chunks of equal shape.
 
         Raises:
-            ValueError: their lengths or advances differ, or one keeps all its rows and another does not.
+            ValueError: their lengths or advances differ, or one keeps all its rows and another does not, or rows of
+                one stand for several tokens and those of another do not.
             MissingInputsError: one lost its source.
         """
         first = chunks[0]
@@ -71,16 +75,20 @@ class Stack:
         if len(shapes) != 1:
             raise ValueError("chunks of one place must have the same length and advance, and sources of one length")
         kv = _stack([chunk.kv for chunk in chunks])
+        each = [chunk.counts for chunk in chunks]
+        counts = None if any(own is None for own in each) else _stack(each)
+        if counts is None and any(own is not None for own in each):
+            raise ValueError("rows of one chunk stand for several tokens, and of another for one each; share all alike")
         if first.keeps_all_rows:
-            return Stack(kv, _stack(sources), first.length, first.advance)
+            return Stack(kv, _stack(sources), first.length, first.advance, counts=counts)
         positions = jnp.stack([jnp.asarray(chunk.positions) for chunk in chunks])
-        return Stack(kv, _stack(sources), first.length, first.advance, positions, int(sources[0].length))
+        return Stack(kv, _stack(sources), first.length, first.advance, positions, int(sources[0].length), counts)
 
     def rows_at(self, base: float) -> Rows:
         """The kept rows where the chunks start at position ``base``."""
         own = self.segment.positions if self.positions is None else self.positions
         lengths = self.segment.length if self.tokens is None else jnp.full(len(own), self.length, jnp.int32)
-        return own + jnp.asarray(base, jnp.float32), lengths
+        return own + jnp.asarray(base, jnp.float32), lengths, self.counts
 
 
 def _stack(trees: Sequence[Any]) -> Any:
@@ -146,7 +154,12 @@ class BatchRunner:
             chunks: in order.
             factors: a patch for each of them, or None.
             relocated: False leaves keys at the positions they were encoded at, right behind the preamble.
+
+        Raises:
+            BackboneError: rows of a chunk stand for several tokens, and the model does not say that it reads that.
         """
+        if any(chunk.counts is not None for chunk in chunks):
+            check_bias_is_read(self.vlm)
         state, slots, bases, position = self._layout(chunks, [chunk.length for chunk in chunks])
         kvs = []
         for chunk, factor, slot, base in zip(chunks, factors, slots, bases, strict=True):
@@ -163,7 +176,7 @@ class BatchRunner:
         for chunk, slot, base in zip(chunks, slots, bases, strict=True):
             segment = chunk.segment.at(base)
             kv = _forward(self.params, segment, state, forward=self.vlm.forward, mesh=self.mesh)
-            state = self._write(state, slot, kv, None, (segment.positions, segment.length))
+            state = self._write(state, slot, kv, None, (segment.positions, segment.length, None))
             kvs.append(kv)
         return Windows(state, tuple(kvs), slots, position)
 
@@ -242,7 +255,8 @@ def _write(
     placement: Placement | None,
 ) -> WindowState:
     def one(state: WindowState, slot: Any, kv: KV, factors: Factors | None, rows: Rows) -> WindowState:
-        return write(state, slot, kv, factors, *rows, rope, placement=placement)
+        positions, length, counts = rows
+        return write(state, slot, kv, factors, positions, length, rope, placement=placement, counts=counts)
 
     written = jax.vmap(one, in_axes=(0, None, 0, 0, 0))
     return spread(written, mesh, (True, False, True, True, True))(state, slot, kv, factors, rows)

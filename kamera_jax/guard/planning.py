@@ -23,7 +23,7 @@ from kamera_jax.handle import in_bytes
 from kamera_jax.inference.encode import form_patch, run_chunk
 from kamera_jax.patch.size import Size
 from kamera_jax.window.changes import append, without
-from kamera_jax.window.checks import check_model
+from kamera_jax.window.checks import check_model, check_reads_bias, is_of_rows
 from kamera_jax.window.edits import (
     Append,
     Change,
@@ -253,7 +253,8 @@ def execute(vlm: Backbone, plan: Plan) -> Plan:
 def _stored(each: Entry | Pair, stored: Sequence[Patch]) -> tuple[Patch, ...]:
     """The patches of a chunk that may be used, its present one first."""
     key = each.chunk.key
-    more = [other for other in stored if key and other.chunk == key and other is not each.patch]
+    own = [other for other in stored if key and other.chunk == key and is_of_rows(other, each.chunk)]
+    more = [other for other in own if other is not each.patch]
     return (*(() if each.patch is None else (each.patch,)), *more)
 
 
@@ -284,6 +285,7 @@ def choose(
     Raises:
         ModelMismatchError, PreambleMismatchError, PatchMismatchError: see `ReusePolicy.judge`.
     """
+    check_reads_bias(vlm, chunk)
     moved = 2 * chunk.length * window.spec.token_bytes if window.mode == "materialise" else 0
     candidates: list[Patch | None] = [present, *(patch for patch in stored if patch is not present)]
     if present is not None:

@@ -17,7 +17,14 @@ from kamera_jax.identity import lineage
 from kamera_jax.inference.encode import form_patch, run_chunk
 from kamera_jax.patch.size import Size
 from kamera_jax.window.changes import append
-from kamera_jax.window.checks import check_chunk, check_model, check_pair, check_place, check_room
+from kamera_jax.window.checks import (
+    check_chunk,
+    check_model,
+    check_pair,
+    check_place,
+    check_reads_bias,
+    check_room,
+)
 from kamera_jax.window.window import Window
 
 Fallback = Literal["patch", "reprefill", "error"]
@@ -186,6 +193,7 @@ def append_checked(
     """
     check_model(vlm, window)
     check_chunk(window, chunk)
+    check_reads_bias(vlm, chunk)
     check_type(patch, Patch, "patch", "what form_patch made")
     check_type(policy, ReusePolicy, "policy", "kamera_jax.ReusePolicy(max_kl=0.05)")
     check_room(window, chunk.length, chunk.advance)

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float
 from kamera_jax.chunk import Chunk, Match, Patch, describe
 from kamera_jax.errors import MissingSketchError
 from kamera_jax.handle import columns_of
-from kamera_jax.kv import bucket_of_slots
+from kamera_jax.kv import WindowState, bucket_of_slots
 from kamera_jax.patch.sketch import change_jit, reread_jit
 from kamera_jax.window.checks import check_chunk, check_pair, check_place
 from kamera_jax.window.reuse import write_jit
@@ -96,17 +96,19 @@ def staleness(window: Window, chunk: Chunk, patch: Patch, at: int | None = None)
         return Staleness(0.0, patch.match(window.keys[:at]), (), (), mass_then, dict(mass_then))
     before = window.entries[:at]
     last = before[-1] if before else window.preamble
-    rot, free, seen = layers_before(window, at, patch.sketch.spec.layers)
+    there = _state_before(window, at, patch.sketch.spec.layers)
     outputs, mass = reread_jit(
         patch.sketch,
         chunk.kv,
         patch.factors,
         chunk.positions,
-        rot,
-        free,
-        seen,
+        there.rot,
+        there.free,
+        there.valid,
         jnp.float32(last.base + last.chunk.advance),
         spec=window.spec,
+        bias=there.bias,
+        counts=chunk.counts,
     )
     received = np.asarray(mass)
     mass_now: dict[str, float] = {}
@@ -128,13 +130,19 @@ def layers_before(
     window: Window, at: int, layers: Sequence[int]
 ) -> tuple[Float[Array, "l S Fr"], Float[Array, "l S Ff"], Bool[Array, " S"]]:
     """Layers of what the chunk at place ``at`` sees: rotated keys, values, and which slots hold them."""
+    state = _state_before(window, at, layers)
+    return state.rot, state.free, state.valid
+
+
+def _state_before(window: Window, at: int, layers: Sequence[int]) -> WindowState:
+    """The same as a state of so many layers, with what is added to the scores of its slots."""
     before = window.entries[:at]
     here = np.asarray(layers)
     last = before[-1] if before else window.preamble
     state = window.state
     if window.mode == "materialise":
         seen = state.valid & (jnp.arange(state.valid.shape[0], dtype=jnp.int32) < last.slot + last.chunk.length)
-        return state.rot[here], state.free[here], seen
+        return replace(state, rot=state.rot[here], free=state.free[here], valid=seen, pools=())
     state = window.spec.empty_state(bucket_of_slots(window.capacity))
     state = replace(state, rot=state.rot[here], free=state.free[here])
     for entry in (window.preamble, *before):
@@ -142,6 +150,7 @@ def layers_before(
             lambda leaf: leaf[here], (entry.chunk.kv, None if entry.patch is None else entry.patch.factors)
         )
         positions = entry.chunk.positions + jnp.float32(entry.base)
-        rows = (positions, entry.chunk.length)
-        state = write_jit(state, entry.slot, kv, factors, *rows, spec=window.spec.rope, placement=window.placement)
-    return state.rot, state.free, state.valid
+        rows = (kv, factors, positions, entry.chunk.length)
+        static = {"spec": window.spec.rope, "placement": window.placement}
+        state = write_jit(state, entry.slot, *rows, **static, counts=entry.chunk.counts)
+    return state

@@ -25,7 +25,7 @@ from kamera_jax.patch.sketch import take_jit
 from kamera_jax.placement import placed
 from kamera_jax.transfer import as_f32, expect_packed, packed
 from kamera_jax.window.changes import append, materialised, nan_if
-from kamera_jax.window.checks import check_chunk, check_model
+from kamera_jax.window.checks import check_chunk, check_model, check_reads_bias
 from kamera_jax.window.window import Window, aligned
 
 ROOM = 256
@@ -107,12 +107,11 @@ def run_chunk(
         collect: see `Backbone.forward`.
         base: the window's next position, where it is on the device already; see `kamera_jax.forward.run`.
     """
-    segment = source_of(source) if isinstance(source, Chunk) else source
-    turn = isinstance(source, Chunk) and source.turn
+    check_reads_bias(vlm, window.state)
+    segment, turn = (source_of(source), source.turn) if isinstance(source, Chunk) else (source, False)
     if segment.advance is not None:
         check_length(vlm.spec, window.next_position, segment.advance)
-    if base is None:
-        base = as_f32(window.next_position)
+    base = as_f32(window.next_position) if base is None else base
     output = run(vlm.params, segment, window.state, base=base, forward=vlm.forward, collect=collect)
     chunk = chunk_of(vlm, segment, output, window.preamble.chunk.key, window.entries, context=window.lineage, turn=turn)
     return chunk, output
@@ -374,8 +373,9 @@ def _sketch(
     chunk: Chunk, output: Output, window: Window, factors: Factors, numbers: jax.Array, which: SketchSpec
 ) -> Sketch:
     """What the chunk's tokens read on ``window`` with its patch, with the rows that it keeps alone."""
-    own = (chunk.kv, factors, chunk.positions)
-    return take_jit(chunk.taken(output.aux["queries"]), *own, window.state, numbers, which=which, spec=window.spec)
+    queries = chunk.taken(output.aux["queries"], shared=False)
+    own = (chunk.kv, factors, chunk.positions, window.state)
+    return take_jit(queries, *own, numbers, chunk.counts, which=which, spec=window.spec)
 
 
 def _prefilled(vlm: Backbone, antecedents: Sequence[Chunk] | None) -> Window:

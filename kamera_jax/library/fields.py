@@ -13,7 +13,7 @@ import numpy as np
 from kamera_jax.compress.codec import INT8, Shape, codec
 from kamera_jax.compress.packing import packed_width
 from kamera_jax.dtypes import FLOATS
-from kamera_jax.identity import EXACT
+from kamera_jax.identity import EXACT, shared_rows
 
 KEY = re.compile(r"[0-9a-f]{64}")
 """Of chunks and patches."""
@@ -184,6 +184,11 @@ def check_chunk(about: Any, spec: Any, leaves: Arrays) -> None:
     check_kv(about, leaves)
     rows = leaves["kv.rot"].shape[1]
     _check_rows(about["length"], leaves, "positions", rows, "the chunk")
+    counts = leaves.get("counts")
+    if counts is None and shared_rows(about["codec"]):
+        raise ValueError(f"the chunk's codec is {_short(about['codec'])}, and counts are missing; expected f32[{rows}]")
+    if counts is not None and (tuple(counts.shape) != (rows,) or np.dtype(counts.dtype) != np.float32):
+        raise ValueError(f"counts is {_array(counts)}; expected float32[{rows}]: how many tokens each row stands for")
     source = about.get("source")
     if source is not None:
         _check_fields(source, {"length": _SIZE}, "the chunk's source")

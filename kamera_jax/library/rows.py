@@ -132,6 +132,8 @@ def _chunk_row(chunk: Chunk, storage: Storage, origin: Origin | None) -> Row:
     for name, kind in (("kv", KV), ("source", Segment | None), ("spec", KVSpec | None)):
         _check_kind(getattr(chunk, name), kind, name)
     given = {"kv.rot": chunk.kv.rot, "kv.free": chunk.kv.free, "positions": chunk.positions}
+    if chunk.counts is not None:
+        given["counts"] = chunk.counts
     if chunk.source is not None:
         _check_kind(chunk.source.inputs, Mapping, "source.inputs")
         given |= {f"inputs.{_text(name)}": array for name, array in chunk.source.inputs.items()}

@@ -27,6 +27,8 @@ def take(
     *,
     which: SketchSpec,
     spec: KVSpec,
+    bias: Float[Array, " S"] | None = None,
+    counts: Float[Array, " T"] | None = None,
 ) -> Sketch:
     """A sketch of a chunk: in every layer the tokens whose queries are furthest apart, and what these read; vmap-safe.
 
@@ -45,6 +47,7 @@ def take(
         base: the position the chunk comes to there.
         which: what to keep.
         spec: what the KV is.
+        bias, counts: see `reread`.
 
     Raises:
         ValueError: there is no such layer.
@@ -57,7 +60,8 @@ def take(
     asked = jax.vmap(lambda rows, tokens: rows[tokens])(asked, kept).astype(kv.rot.dtype)
     nothing = jnp.zeros((*asked.shape[:3], 0), kv.rot.dtype)
     sketch = Sketch(asked, nothing, kept, which)
-    outputs, _ = reread(sketch, kv, factors, positions, rot[here], free[here], seen, base, spec=spec)
+    there = (rot[here], free[here], seen, base)
+    outputs, _ = reread(sketch, kv, factors, positions, *there, spec=spec, bias=bias, counts=counts)
     return replace(sketch, outputs=outputs.astype(kv.rot.dtype))
 
 
@@ -69,6 +73,7 @@ def take_jit(
     positions: jax.Array,
     state: WindowState,
     numbers: jax.Array,
+    counts: jax.Array | None = None,
     *,
     which: SketchSpec,
     spec: KVSpec,
@@ -76,7 +81,8 @@ def take_jit(
     """`take` on a window's state, with the numbers that form the patch: a base, then the length."""
     at = position_of(numbers)
     context = (state.rot, state.free, state.valid)
-    return take(queries, kv, factors, positions, numbers[1], *context, at, which=which, spec=spec)
+    weighed = {"bias": state.bias, "counts": counts}
+    return take(queries, kv, factors, positions, numbers[1], *context, at, which=which, spec=spec, **weighed)
 
 
 def _apart(rows: Float[Array, "T F"], length: Int[Array, ""] | int, count: int) -> Int[Array, " K"]:
@@ -110,6 +116,8 @@ def reread(
     base: Float[Array, ""],
     *,
     spec: KVSpec,
+    bias: Float[Array, " S"] | None = None,
+    counts: Float[Array, " T"] | None = None,
 ) -> tuple[Float[Array, "l K N Dv"], Float[Array, " S"]]:
     """What the sketch's queries read in a context, their own chunk with its patch included; vmap-safe.
 
@@ -122,6 +130,8 @@ def reread(
         seen: slots that hold a token.
         base: the position the chunk comes to.
         spec: what the KV is.
+        bias: what is added to the scores of each slot; None for 0.
+        counts: how many tokens each row of the chunk stands for; None for one each.
 
     Returns:
         Attention outputs, f32, and the share of attention each slot received in the first of the layers, averaged over
@@ -130,7 +140,13 @@ def reread(
     here = np.asarray(sketch.spec.layers)
     own = apply(*jax.tree.map(lambda leaf: leaf[here], (kv, factors)))
     positions = positions + base
-    read = jax.vmap(partial(_read, positions=positions, seen=seen, spec=spec))
+    weighed = None
+    if bias is not None or counts is not None:
+        context = jnp.zeros(seen.shape, jnp.float32) if bias is None else bias
+        own_rows = positions.shape[1]
+        rows = jnp.zeros(own_rows) if counts is None else jnp.log(jnp.where(counts > 0, counts, 1.0))
+        weighed = jnp.concatenate([context, rows])
+    read = jax.vmap(partial(_read, positions=positions, seen=seen, bias=weighed, spec=spec))
     layers = jnp.asarray(here, jnp.int32)
     outputs, weights = read(layers, sketch.queries, sketch.tokens, own.rot, own.free, rot, free)
     return outputs, weights[0]
@@ -147,6 +163,7 @@ def _read(
     *,
     positions: jax.Array,
     seen: jax.Array,
+    bias: jax.Array | None,
     spec: KVSpec,
 ) -> tuple[jax.Array, jax.Array]:
     """One layer of `reread`."""
@@ -161,6 +178,8 @@ def _read(
     queries = jnp.concatenate([still, rope.rotate(turned, positions[:, tokens], spec.rope, layer)], axis=-1)
     groups = np.arange(queries.shape[1]) * spec.heads // queries.shape[1]
     scores = jnp.einsum("knd,snd->kns", queries, keys[:, groups], precision="highest")
+    if bias is not None:
+        scores = scores + bias[None, None, :]
     context = jnp.broadcast_to(seen[None], (len(queries), len(seen)))
     own_past = jnp.arange(positions.shape[1], dtype=jnp.int32)[None, :] <= tokens[:, None]
     mask = jnp.concatenate([context, own_past], axis=-1)

@@ -11,6 +11,7 @@ from kamera_jax.guard.planning import FORWARDS, Action, Step, allowed, choose, r
 from kamera_jax.guard.policy import ReusePolicy
 from kamera_jax.patch.size import Size
 from kamera_jax.window.changes import append
+from kamera_jax.window.checks import check_reads_bias, is_of_rows
 from kamera_jax.window.window import Window
 
 
@@ -70,11 +71,13 @@ class Serving:
             StalePatchError: it takes one, and the policy asks for an error.
         """
         chunk = coming.chunk
+        check_reads_bias(self._vlm, chunk)
         if not coming.patch or (chunk.conditioned and (coming.new or self.policy.fallback == "patch")):
             why = "no patch was asked for" if not coming.patch else "it is not canonical, and stands as it was run"
             estimate = self.policy.judge(window, chunk, None).estimate_kl
             return Step(chunk, (), None, Action.BARE, estimate, why)
-        known = (*(() if coming.present is None else (coming.present,)), *coming.stored)
+        stored = (patch for patch in coming.stored if is_of_rows(patch, chunk))
+        known = (*(() if coming.present is None else (coming.present,)), *stored)
         step = choose(self._vlm, window, chunk, known, coming.present, policy=self.policy)
         if step.action not in FORWARDS:
             return step

@@ -8,6 +8,7 @@ from kamera_jax.arguments import check_type, whole_number
 from kamera_jax.backbone import Backbone, with_defaults
 from kamera_jax.chunk import Chunk, Patch, describe
 from kamera_jax.errors import (
+    BackboneError,
     DonatedError,
     ModelMismatchError,
     PatchMismatchError,
@@ -15,7 +16,8 @@ from kamera_jax.errors import (
     WindowFullError,
 )
 from kamera_jax.handle import deleted, traced
-from kamera_jax.kv import check_length
+from kamera_jax.identity import shared_rows
+from kamera_jax.kv import WindowState, check_length
 from kamera_jax.window.window import Window
 
 
@@ -81,6 +83,30 @@ def check_model(vlm: Backbone, window: Window) -> None:
             f"the window belongs to model {window.spec.fingerprint[:12]}, this is {vlm.spec.fingerprint[:12]}; build "
             "it with this model"
         )
+    check_reads_bias(vlm, window.state)
+
+
+def check_reads_bias(vlm: Backbone, what: WindowState | Chunk) -> None:
+    """Raise BackboneError if rows of a state or chunk stand for several tokens, and the model does not read that.
+
+    A forward that ignores it would weigh such a row as one token.
+    """
+    if isinstance(what, Chunk):
+        counted = what.counts is not None
+    else:
+        counted = any(each.bias is not None for each in (what, *what.pools))
+    if counted:
+        check_bias_is_read(vlm)
+
+
+def check_bias_is_read(vlm: Backbone) -> None:
+    """Raise BackboneError unless the model's forward reads how many tokens a row stands for."""
+    if not with_defaults(vlm).reads_bias:
+        raise BackboneError(
+            f"{type(vlm).__name__} does not say reads_bias = True, so its forward may not add state.bias to the "
+            "scores, and rows of a chunk that stand for several tokens would count as one each; add it there, and say "
+            "so (see kamera_jax.backbone.BackboneBase), or use chunks that keep all their rows"
+        )
 
 
 def check_chunk(window: Window, chunk: Chunk) -> None:
@@ -123,6 +149,16 @@ def check_pair(chunk: Chunk, patch: Patch) -> None:
         raise PatchMismatchError(
             f"the patch belongs to chunk {patch.chunk[:12]}, not to {chunk.key[:12]}; form one for this chunk"
         )
+    if not is_of_rows(patch, chunk):
+        raise PatchMismatchError(
+            f"the patch was fitted to rows of codec {patch.codec!r}, and {describe(chunk)} has codec {chunk.codec!r}: "
+            "they stand for other tokens; form one for this chunk"
+        )
+
+
+def is_of_rows(patch: Patch, chunk: Chunk) -> bool:
+    """Whether a patch of a chunk was fitted to the rows that this copy of it has, or to others that tokens share."""
+    return shared_rows(patch.codec) == shared_rows(chunk.codec)
 
 
 def check_place(window: Window, at: int | None) -> int:

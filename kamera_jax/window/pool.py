@@ -20,6 +20,7 @@ from kamera_jax.kv import KV, ChunkPool, Factors, KVSpec, bucket, bucket_of_slot
 from kamera_jax.patch.size import default_width
 from kamera_jax.placement import Placement, constrained
 from kamera_jax.transfer import expect, to_device
+from kamera_jax.window.reuse import log_counts
 from kamera_jax.window.slots import no_factors
 
 FIRST_PLACES = 4
@@ -193,7 +194,7 @@ def _allocated(
     expect(tables)  # they go with the places
     for i in new:
         chunk = entries[i].chunk
-        given = (_number(places[i]), chunk.kv, chunk.positions, _factors(entries[i], arrays))
+        given = (_number(places[i]), chunk.kv, chunk.positions, _factors(entries[i], arrays), chunk.counts)
         if traced(*jax.tree.leaves((arrays, given))):  # in a transformation there is nothing to donate
             arrays = _write(arrays, *given)
             continue
@@ -245,7 +246,8 @@ def _table(count: int, places: Sequence[Any], values: Sequence[Any], dtype: Any)
 
 def _arrays(pool: ChunkPool) -> dict[str, jax.Array]:
     """What is written when a chunk comes in."""
-    return {**pool.layers, "positions": pool.positions}
+    biased = {} if pool.bias is None else {"bias": pool.bias}
+    return {**pool.layers, "positions": pool.positions, **biased}
 
 
 def _with_room(
@@ -275,6 +277,8 @@ def _with_room(
         shapes["u"] = ((*lead, rank, tokens), dtype)
         shapes["v"] = ((*lead, rank, spec.rot_dim + spec.free_dim), dtype)
         shapes["ranks"] = (lead, "int32")
+    if "bias" in arrays or any(entry.chunk.counts is not None for entry in entries):
+        shapes["bias"] = ((places, tokens), "float32")
     if shapes == {name: (array.shape, array.dtype.name) for name, array in arrays.items()}:
         return arrays
     return _grown(arrays, shapes=tuple(shapes.items()), placement=least.placement)
@@ -296,6 +300,7 @@ def _write(
     kv: KV,
     positions: jax.Array,
     factors: Factors | None,
+    counts: jax.Array | None,
     placement: Placement | None = None,
 ) -> dict[str, jax.Array]:
     """The arrays with a chunk and its patch at ``place``, and zeros past its rows and components."""
@@ -308,6 +313,9 @@ def _write(
         new["ranks"] = jnp.zeros(len(kv.rot), jnp.int32)
     written = {name: arrays[name].at[:, place].set(_filled(rows, arrays[name], 2)) for name, rows in new.items()}
     written["positions"] = arrays["positions"].at[place].set(_filled(positions, arrays["positions"], 1))
+    if "bias" in arrays:
+        bias = log_counts(counts, kv.rot.shape[1])
+        written["bias"] = arrays["bias"].at[place].set(_filled(bias, arrays["bias"], 1))
     return constrained(arrays | written, placement)
 
 

@@ -110,11 +110,13 @@ def write(
     spec: RopeSpec,
     implementation: Implementation | None = None,
     placement: Placement | None = None,
+    counts: Float[Array, " T"] | None = None,
 ) -> WindowState:
     """The state with ``length`` tokens rotated, patched and written from ``slot`` on; other slots keep their values.
 
     The caller makes sure that ``slot + length`` fits (the padding of the bucket need not) and that the slot is a
-    multiple of 16; any slot will do with ``implementation="xla"``. On a mesh every device writes its own heads.
+    multiple of 16; any slot will do with ``implementation="xla"``. On a mesh every device writes its own heads. With
+    ``counts``, of how many tokens each row stands for, the state that comes out has a bias.
     """
     cache = KV(state.rot, state.free)
     call = partial(_written, spec=spec, implementation=implementation)
@@ -123,12 +125,18 @@ def write(
     cache = call(kv, factors, positions, cache, slot, length)
     rows = jnp.arange(positions.shape[-1], dtype=jnp.int32)
     slots = jnp.where(rows < length, slot + rows, state.valid.shape[0])  # past the end, where nothing is written
+    bias = state.bias
+    if bias is None and counts is not None:
+        bias = jnp.zeros(state.valid.shape, jnp.float32)
+    if bias is not None:  # also where each row is of one token: another chunk's may have stood there
+        bias = bias.at[slots].set(log_counts(counts, len(rows)), mode="drop")
     return replace(
         state,
         rot=cache.rot,
         free=cache.free,
         positions=state.positions.at[:, slots].set(positions, mode="drop"),
         valid=state.valid.at[slots].set(True, mode="drop"),
+        bias=bias,
     )
 
 
@@ -151,6 +159,13 @@ def _written(
         layer = spec.unrotated[0]
     call = _call(kv, factors, positions, spec, layer)
     return KV(*relocate_patch_into(cache.rot, cache.free, slot, **call, length=length, implementation=implementation))
+
+
+def log_counts(counts: Float[Array, " T"] | None, rows: int) -> Float[Array, " T"]:
+    """What is added to the scores of rows that stand for so many tokens each; of ``None``, for one each."""
+    if counts is None:
+        return jnp.zeros(rows, jnp.float32)
+    return jnp.log(jnp.where(counts > 0, counts, 1.0)).astype(jnp.float32)  # padding may hold anything
 
 
 write_jit = jax.jit(write, static_argnames=("spec", "implementation", "placement"))
@@ -231,6 +246,7 @@ def _attended(
             scale=scale,
             rope_scale=spec.scale,
             layout=spec.layout,
+            bias=pool.bias,
             implementation=implementation,
         )
         for pool in pools

@@ -34,6 +34,7 @@ class Source(NamedTuple):
     kv: KV
     factors: Factors | None
     positions: jax.Array
+    counts: jax.Array | None = None
 
 
 def put_first(spec: KVSpec, slots: int, entry: Entry, placement: Placement | None = None) -> WindowState:
@@ -66,6 +67,10 @@ def put(
             state = _put(state, _packed(entry, entry.slot), _source(entry), **static)
         return state
     state = state if donate else copied(state)
+    if state.bias is None and any(entry.chunk.counts is not None for entry in entries):
+        state = replace(
+            state, bias=jnp.zeros(state.valid.shape, jnp.float32)
+        )  # what a loop carries keeps its structure
     groups = list(_groups(entries))
     rows = to_device([rows for rows, _ in groups])
     for (_, sources), there in zip(groups, rows, strict=True):
@@ -123,7 +128,7 @@ def _packed(entry: Entry, hide: Any) -> jax.Array:
 
 def _source(entry: Entry) -> Source:
     factors = None if entry.patch is None else entry.patch.factors
-    return Source(entry.chunk.kv, factors, entry.chunk.positions)
+    return Source(entry.chunk.kv, factors, entry.chunk.positions, entry.chunk.counts)
 
 
 def _patched_source(entry: Entry) -> Source:
@@ -178,8 +183,8 @@ def _put_one(
     length = jnp.where(fits, length, 0)
     state = replace(state, valid=state.valid & (jnp.arange(count, dtype=jnp.int32) < jnp.where(fits, hide, count)))
     slot = jnp.where(fits, slot, 0)
-    positions = source.positions + base
-    written = write(state, slot, source.kv, source.factors, positions, length, spec.rope, placement=placement)
+    rows = (source.kv, source.factors, source.positions + base, length)
+    written = write(state, slot, *rows, spec.rope, placement=placement, counts=source.counts)
     return constrained(written, placement)
 
 

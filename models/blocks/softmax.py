@@ -53,6 +53,7 @@ class Keys(NamedTuple):
         seen: which keys are seen at all, bool[S].
         before: how many of the S keys, from the first on, each query sees at most, i32[T]; None for all of them.
         owners: which of n owners each key is of, bool[S, n], where mass is asked for by owner.
+        bias: what is added to the scores of each key, f32[S]: of one that stands for n equal keys log n; None for 0.
     """
 
     k: Float[Array, "S G D"]
@@ -60,6 +61,7 @@ class Keys(NamedTuple):
     seen: Bool[Array, " S"]
     before: Int[Array, " T"] | None = None
     owners: Bool[Array, "S n"] | None = None
+    bias: Float[Array, " S"] | None = None
 
 
 class AttentionOutput(NamedTuple):
@@ -78,11 +80,12 @@ class AttentionOutput(NamedTuple):
 
 
 class _KeyBlocks(NamedTuple):
-    """A part cut into n blocks of K keys: k [n, G, K, D], v [n, G, K, Dv], seen bool[n, K]."""
+    """A part cut into n blocks of K keys: k [n, G, K, D], v [n, G, K, Dv], seen bool[n, K], bias f32[n, K] or None."""
 
     k: jax.Array
     v: jax.Array
     seen: jax.Array
+    bias: jax.Array | None
 
 
 def attention(
@@ -137,6 +140,7 @@ def grouped_attention(
     v: Float[Array, "S G Dv"],
     mask: Bool[Array, "T S"],
     scale: float,
+    bias: Float[Array, " S"] | None = None,
 ) -> Attended:
     """Grouped-query attention with all scores at once, under any mask; MHA is G = N.
 
@@ -145,6 +149,7 @@ def grouped_attention(
         k, v: rotated keys and values.
         mask: True where a query sees a key.
         scale: factor on the scores.
+        bias: what is added to the scores of each key; None for 0.
     """
     tokens, heads, _ = q.shape
     groups = k.shape[1]
@@ -152,6 +157,8 @@ def grouped_attention(
     q = q.reshape(tokens, groups, heads // groups, -1).transpose(1, 2, 0, 3).reshape(groups, -1, q.shape[-1])
     scores = jnp.einsum("gqd,sgd->gqs", q, k, preferred_element_type=jnp.float32) * scale
     scores = scores.reshape(groups, -1, tokens, k.shape[0])
+    if bias is not None:
+        scores = scores + bias[None, None, None, :]
     scores = jnp.where(mask[None, None], scores, MASKED)
     probabilities = jax.nn.softmax(scores, axis=-1)
     weights = probabilities.astype(v.dtype).reshape(groups, -1, k.shape[0])
@@ -169,7 +176,7 @@ def _at_once(q: jax.Array, parts: Sequence[Keys], scale: float, weights: jax.Arr
             mask &= jnp.arange(mask.shape[1], dtype=jnp.int32)[None, :] < part.before[:, None]
         masks.append(mask)
     k, v = (jnp.concatenate(each) for each in zip(*((part.k, part.v) for part in parts), strict=True))
-    out, probabilities, lse = grouped_attention(q, k, v, jnp.concatenate(masks, axis=1), scale)
+    out, probabilities, lse = grouped_attention(q, k, v, jnp.concatenate(masks, axis=1), scale, _bias_of(parts))
     mass = None
     if weights is not None:
         # One product over heads and queries: sums over several axes of something so large are slow.
@@ -177,6 +184,15 @@ def _at_once(q: jax.Array, parts: Sequence[Keys], scale: float, weights: jax.Arr
         each = jnp.broadcast_to(weights, rows.shape[:2])
         mass = jnp.einsum("nt,nts->s", each, rows, precision="highest")
     return AttentionOutput(out, lse, mass)
+
+
+def _bias_of(parts: Sequence[Keys]) -> jax.Array | None:
+    """The bias of the keys of all parts, f32[S]; None where no part has one."""
+    if all(part.bias is None for part in parts):
+        return None
+    return jnp.concatenate(
+        [jnp.zeros(len(part.seen), jnp.float32) if part.bias is None else part.bias for part in parts]
+    )
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(3,))
@@ -285,7 +301,8 @@ def _key_blocks(part: Keys) -> _KeyBlocks:
         return jnp.pad(x, (pad, (0, 0), (0, 0))).reshape(blocks, size, groups, -1).swapaxes(1, 2)
 
     seen = jnp.pad(part.seen, pad).reshape(blocks, size)
-    return _KeyBlocks(by_block(part.k), by_block(part.v), seen)
+    bias = None if part.bias is None else jnp.pad(part.bias, pad).reshape(blocks, size)
+    return _KeyBlocks(by_block(part.k), by_block(part.v), seen, bias)
 
 
 class _Mask(NamedTuple):
@@ -318,6 +335,9 @@ def _scores(rows: jax.Array, keys: _KeyBlocks, mask: _Mask | None, scale: float,
     flat = rows.reshape(rows.shape[0], -1, rows.shape[-1])
     scores = jnp.einsum("gqd,gkd->gqk", flat, k, preferred_element_type=jnp.float32) * scale
     scores = scores.reshape(*rows.shape[:-1], -1)
+    if keys.bias is not None:
+        added = jax.lax.dynamic_index_in_dim(keys.bias, index, keepdims=False)
+        scores = scores + added[None, None, None, :]
     if mask is None:
         return scores
     visible = seen[None, :]

@@ -31,6 +31,7 @@ def chunk_attention(
     scale: float,
     rope_scale: float = 1.0,
     layout: PairLayout = "half",
+    bias: jax.Array | None = None,
     implementation: Implementation | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Attention of rotated queries to C un-rotated chunks at once, in one layer.
@@ -55,6 +56,8 @@ def chunk_attention(
         scale: factor on the scores.
         rope_scale: factor on cos and sin (YaRN).
         layout: ``"half"`` or ``"interleaved"`` pairs.
+        bias: what is added to the scores of each token, f32[C, T]: log n for a row that stands for n tokens; by
+            ``"xla"`` alone.
         implementation: None picks, for the platform that it runs on; a named backend that cannot serve the call raises.
 
     Returns:
@@ -77,6 +80,8 @@ def chunk_attention(
         )
     if lengths.shape != (chunks,) or bases.shape != (chunks,):
         raise ValueError(f"lengths and bases must be [{chunks}], one per chunk; got {lengths.shape} and {bases.shape}")
+    if bias is not None and bias.shape != (chunks, tokens):
+        raise ValueError(f"bias must be [{chunks}, {tokens}], one for each token; got {bias.shape}")
     patch = _patch((*lead, chunks), tokens, rot.shape[-1] + free.shape[-1], u, v, ranks)
     first = jnp.int32(0)
     if layer is not None:
@@ -100,9 +105,11 @@ def chunk_attention(
         scale=scale,
         rope_scale=rope_scale,
         layout=layout,
+        bias=None if bias is None else bias.astype(jnp.float32),
     )
     dtypes = [q.dtype] if patch is None else [q.dtype, patch.u.dtype]
-    return serve("chunk_attention", implementation, refusals(heads, pairs, dtypes), _attending, call)
+    refused = refusals(heads, pairs, dtypes, biased=bias is not None)
+    return serve("chunk_attention", implementation, refused, _attending, call)
 
 
 def _attending(name: Implementation) -> Callable[[Call], tuple[jax.Array, jax.Array]]:
@@ -165,12 +172,16 @@ def _patch(
     return Patch(u, v, ranks)
 
 
-def refusals(heads: Heads, pairs: int, dtypes: Sequence[Any] = ()) -> dict[Implementation, str | None]:
+def refusals(
+    heads: Heads, pairs: int, dtypes: Sequence[Any] = (), *, biased: bool = False
+) -> dict[Implementation, str | None]:
     """Why each backend cannot serve heads of which so many pairs rotate; None where it can, on its own machine.
 
     Args:
         heads: of the call.
         pairs: of a head that rotate.
         dtypes: of the call's arrays.
+        biased: whether something is added to the scores.
     """
-    return {"pallas_tpu": tpu_refusal(heads, pairs, dtypes), "xla": None}
+    refused = "it adds no bias to the scores, as rows that stand for several tokens take" if biased else None
+    return {"pallas_tpu": refused or tpu_refusal(heads, pairs, dtypes), "xla": None}

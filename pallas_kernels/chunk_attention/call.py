@@ -64,6 +64,7 @@ class Call:
         lengths: valid tokens, i32[C].
         bases: the absolute position each chunk starts at, f32[C].
         first: where the C chunks begin, i32[].
+        bias: what is added to the scores of each token, f32[C, T]; None for 0.
         heads: how q, rot and free split; not traced.
         scale: factor on the scores; not traced.
         rope_scale: factor on cos and sin; not traced.
@@ -83,3 +84,4 @@ class Call:
     scale: float = field(metadata={"static": True})
     rope_scale: float = field(metadata={"static": True})
     layout: PairLayout = field(metadata={"static": True})
+    bias: jax.Array | None = None

@@ -50,6 +50,8 @@ def chunk_attention_reference(call: Call) -> tuple[jax.Array, jax.Array]:
     }
     if call.patch is not None:
         chunks |= {"rank": call.patch.ranks}
+    if call.bias is not None:
+        chunks |= {"bias": call.bias}
     # Zero, and varying over every mesh axis the arguments vary over, as a scan under shard_map asks of its state.
     start = (jnp.isnan(rows[..., 0]).astype(jnp.int32) * 0 + call.lengths[0] * 0).astype(jnp.float32)
     state = (start + UNSEEN, start, jnp.broadcast_to(start[..., None], (*start.shape, heads.value)))
@@ -74,7 +76,11 @@ def _attend(
     if call.heads.latent:
         keys = jnp.concatenate([values, keys], axis=-1)
     scores = jnp.einsum("gqd,tgd->gqt", rows, keys, precision=precision, preferred_element_type=jnp.float32)
-    scores = jnp.where(valid[None, None, :], scores * call.scale, UNSEEN)
+    seen = valid[None, None, :]
+    scores = scores * call.scale
+    if "bias" in chunk:
+        scores = scores + chunk["bias"][None, None, :]
+    scores = jnp.where(seen, scores, UNSEEN)
     new = jnp.maximum(highest, scores.max(-1))
     p = jnp.where(valid[None, None, :], jnp.exp(scores - new[..., None]), 0.0)
     kept = jnp.exp(highest - new)

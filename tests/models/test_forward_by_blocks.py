@@ -125,6 +125,54 @@ def test_mass_by_owner_is_that_of_its_slots_and_tokens(monkeypatch, kind, name, 
         assert error(value, expected[key]) <= 1e-5, key
 
 
+def several(state, pool, times):
+    """The state, and the pool, with rows as many times as they stand for tokens, in place of a bias."""
+    slots, tokens = times
+
+    def rows(array, own, axis):
+        return jnp.repeat(array, jnp.asarray(own), axis, total_repeat_length=int(own.sum()))
+
+    again = WindowState(
+        rows(state.rot, slots, 1),
+        rows(state.free, slots, 1),
+        rows(state.positions, slots, 1),
+        rows(state.valid, slots, 0),
+    )
+    if pool is None:
+        return again
+    lengths = jnp.asarray([int(tokens[: int(length)].sum()) for length in pool.lengths], jnp.int32)
+    arrays = (rows(pool.rot, tokens, 2), rows(pool.free, tokens, 2), rows(pool.positions, tokens, 2))
+    return again.replace(pools=(ChunkPool(*arrays, lengths, pool.bases),))
+
+
+@pytest.mark.parametrize("blocks", [False, True])
+@pytest.mark.parametrize("kind", ATTENTIONS)
+@pytest.mark.parametrize("name", ["behind a window with holes, padded", "chunks in pools", "absorbed"])
+def test_a_row_that_stands_for_several_is_several(monkeypatch, kind, name, blocks):
+    config, params, segment, state, collect = case(kind, **CASES[name])
+    rng = np.random.default_rng(5)
+    slots = rng.integers(1, 5, SLOTS)
+    tokens = rng.integers(1, 5, 32)
+    pool = state.pools[0] if state.pools else None
+    expected = outputs(config, params, segment, several(state, pool, (slots, tokens)), collect)
+    bias = jnp.log(jnp.asarray(slots, jnp.float32))
+    pools = () if pool is None else (pool.replace(bias=jnp.log(jnp.tile(jnp.asarray(tokens, jnp.float32), (2, 1)))),)
+    plain = outputs(config, params, segment, state, collect)
+    if blocks:
+        use_small_blocks(monkeypatch)
+    given = outputs(config, params, segment, state.replace(bias=bias, pools=pools), collect)
+    if "attention_mass" in expected:
+        starts = np.concatenate([np.cumsum([0, *slots[:-1]]), slots.sum() + np.arange(TOKENS)])
+        expected["attention_mass"] = np.add.reduceat(np.asarray(expected["attention_mass"], np.float64), starts, 1)
+    for key, value in given.items():
+        assert error(value, expected[key]) <= 1e-5, key
+    assert error(plain["logits"], expected["logits"]) > 1e-3
+    context = outputs(config, params, segment, state.replace(bias=None, pools=(), valid=jnp.zeros(SLOTS, bool),
+                      context=state.replace(bias=bias, pools=())), ()) if not pools else None  # fmt: skip
+    if context is not None:  # a turn's own state stands behind the window's slots
+        assert error(context["logits"], expected["logits"]) <= 1e-5
+
+
 def test_mass_is_by_slot_or_by_owner():
     config, params, segment, state, _ = case("gqa", slots=SLOTS)
     with pytest.raises(ValueError, match="by slot or by owner, attention_mass or owner_mass; got both"):

@@ -111,6 +111,27 @@ def test_one_layer_of_many(name):
         attend(case, {name: array for name, array in many.items() if name != "layer"})
 
 
+@pytest.mark.parametrize("name", ["gqa", "m-rope, yarn", "mla", "empty first, between and last"])
+def test_a_bias_of_log_n_is_n_tokens(name):
+    case = CASES[name]
+    call = arrays(case)
+    times = np.random.default_rng(2).integers(1, 4, case.tokens)
+    lengths = tuple(int(times[:length].sum()) for length in case.lengths)
+    again = dict(call)
+    for part in ("rot", "free", "positions", "u"):
+        again[part] = jnp.asarray(np.repeat(np.asarray(call[part]), times, axis=1 if part in ("rot", "free") else 2))
+    again["lengths"] = jnp.asarray(lengths, jnp.int32)
+    bias = jnp.tile(jnp.log(jnp.asarray(times, jnp.float32)), (len(lengths), 1))
+    given = attend(case, call, bias=bias)
+    check(replace(case, tokens=int(times.sum()), lengths=lengths), again, given)
+    assert np.abs(np.asarray(given[0]) - attend(case, call)[0]).max() > 1e-3
+    heads = heads_of(call["q"].shape, call["rot"].shape[-1], call["free"].shape[-1])
+    refused = refusals(heads, 8, biased=True)
+    assert refused["xla"] is None and "it adds no bias to the scores" in refused["pallas_tpu"]
+    with pytest.raises(ValueError, match=r"bias must be \[\d+, 32\], one for each token"):
+        attend(case, call, bias=bias[:, 1:])
+
+
 def test_no_temporary_holds_all_chunks():
     case = Case(queries=1, tokens=128, lengths=(128,) * 24, groups=2, head_dim=64, value_dim=64)
     call = arrays(case)

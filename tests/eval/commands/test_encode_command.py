@@ -19,6 +19,7 @@ from kamera_jax.backbone import forward_flops
 from kamera_jax.patch.size import default_width
 from models import load
 from tests.kamera_jax.library.made import SPEC
+from tests.models.media.clips import write
 from tests.pictures import ENCRYPTED, PAGES, pdf, pdf_page, png_header
 
 
@@ -294,3 +295,41 @@ def test_names_are_shortened_in_their_middle(name, columns, short):
     found = shortened(name, columns)
     assert cell_len(found) <= max(columns, cell_len("…, page 12")) and found.endswith(short[-6:])
     assert found == short
+
+
+def test_frames_of_a_video_share_rows(tmp_path, capsys):
+    """Of a still picture every token has one row for all frames; images, texts, and all by default keep their rows."""
+    (tmp_path / "items").mkdir()
+    still = pages.render(np.arange(6).reshape(2, 3) % pages.N_CELLS)
+    write(tmp_path / "items/clip.mp4", 96, 12, size=(56, 84), still=True)
+    still.save(tmp_path / "items/page.png")
+    options = ["--segment", "4s", "--share-frames", "0.9"]
+    assert encode(tmp_path / "items", tmp_path / "lib", tmp_path / "a.json", *options) == 0
+    shown = capsys.readouterr().out
+    assert max(map(cell_len, shown.splitlines())) <= 80
+    first, second, page = json.loads((tmp_path / "a.json").read_text())["items"]
+    assert page["rows"] == page["tokens"]
+    assert first["rows"] == second["rows"] == first["tokens"] - 18 and first["nbytes"] < page["nbytes"] * 3
+    total = first["tokens"] + second["tokens"] + page["tokens"]
+    assert f"{total - 36} rows of {total} tokens are kept" in shown
+    assert f"{first['rows']} rows of {first['tokens']} tokens" in shown
+    library = kj.ChunkLibrary.open(tmp_path / "lib")
+    chunk = library.get(first["key"])
+    assert chunk.codec == "shared:0.9" and chunk.length == first["rows"] and library.get(page["key"]).codec == "exact"
+    assert main(["library", "ls", str(tmp_path / "lib")]) == 0
+    listed = capsys.readouterr().out
+    assert "shared:0.9" in listed and f"{first['rows']} of {first['tokens']}" in listed
+    assert main(["library", "info", str(tmp_path / "lib"), first["key"]]) == 0
+    assert "shared:0.9" in capsys.readouterr().out
+    assert encode(tmp_path / "items", tmp_path / "whole", tmp_path / "b.json", "--segment", "4s") == 0
+    for item in json.loads((tmp_path / "b.json").read_text())["items"]:
+        assert (
+            item["rows"] == item["tokens"] and kj.ChunkLibrary.open(tmp_path / "whole").get(item["key"]).counts is None
+        )
+
+
+@pytest.mark.parametrize("wrong", ["0", "1.1", "-0.5", "nan", "much"])
+def test_a_cosine_that_is_none(folder, tmp_path, wrong, capsys):
+    with pytest.raises(SystemExit):
+        encode(folder, tmp_path / "lib", tmp_path / "a.json", f"--share-frames={wrong}")
+    assert "expected a cosine above 0 and at most 1, as in 0.95" in capsys.readouterr().err

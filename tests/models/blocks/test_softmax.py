@@ -78,6 +78,7 @@ def in_f64(q, parts, weights):
         mask.append(np.asarray(part.seen)[None] & (index[None] < before[:, None]))
     mask = np.concatenate(mask, 1)
     k, v = (np.concatenate([np.asarray(part[i], np.float64) for part in parts]) for i in range(2))
+    bias = np.concatenate([np.zeros(len(part.seen)) if part.bias is None else part.bias for part in parts])
     out = np.zeros((tokens, heads, v.shape[-1]))
     lse = np.full((tokens, heads), -np.inf)
     mass = np.zeros(len(k))
@@ -85,7 +86,7 @@ def in_f64(q, parts, weights):
         if not mask[t].any():
             continue
         group = n // (heads // k.shape[1])
-        scores = np.where(mask[t], k[:, group] @ q[t, n] * SCALE, -np.inf)
+        scores = np.where(mask[t], k[:, group] @ q[t, n] * SCALE + bias, -np.inf)
         p = np.exp(scores - scores.max())
         lse[t, n] = scores.max() + np.log(p.sum())
         p /= p.sum()
@@ -151,6 +152,61 @@ def test_mass_by_owner_is_the_sum_over_its_keys(monkeypatch, name, blocks, dtype
     bound = float(jnp.finfo(dtype).eps) if dtype != np.float32 else 1e-5 if name == "large scores" else 2e-6
     assert given.mass.dtype == jnp.float32 and given.out.dtype == dtype
     compare(given, (*exact[:2], exact[2] @ owners), bound)
+
+
+def repeated(part, times):
+    """The part with each key as many times as a row says, one behind the other."""
+    ends = np.concatenate([[0], np.cumsum(times)]).astype(np.int32)
+    k, v, seen = (jnp.asarray(np.repeat(np.asarray(each), times, axis=0)) for each in (part.k, part.v, part.seen))
+    owners = None if part.owners is None else jnp.asarray(np.repeat(np.asarray(part.owners), times, axis=0))
+    return Keys(k, v, seen, None if part.before is None else jnp.asarray(ends[np.asarray(part.before)]), owners)
+
+
+@pytest.mark.parametrize("by", ["key", "owner"])
+@pytest.mark.parametrize("blocks", [False, True])
+@pytest.mark.parametrize("name", ["grouped", "MHA", "values wider than keys", "behind a window with holes",
+                                  "tokens that stand among the slots", "bidirectional with padding"])  # fmt: skip
+def test_a_bias_of_log_n_is_n_keys(monkeypatch, name, blocks, by):
+    """A key that stands for n equal ones, by its bias, is attended to as they are, together."""
+    q, parts, weights = case(**CASES[name])
+    rng = np.random.default_rng(3)
+    times = [rng.integers(1, 5, len(part.seen)) for part in parts]
+    if by == "owner":
+        parts = [part._replace(owners=jnp.asarray(rng.uniform(size=(len(part.seen), 3)) < 0.4)) for part in parts]
+    several = [repeated(part, own) for part, own in zip(parts, times, strict=True)]
+    out, lse, mass = in_f64(q, several, weights)
+    if by == "key":
+        mass = np.add.reduceat(mass, np.concatenate([[0], np.cumsum(np.concatenate(times))[:-1]]))
+    else:
+        mass = mass @ np.concatenate([np.asarray(part.owners) for part in several])
+    biased = [
+        part._replace(bias=jnp.log(jnp.asarray(own, jnp.float32))) for part, own in zip(parts, times, strict=True)
+    ]
+    if blocks:
+        use_small_blocks(monkeypatch)
+    run = jax.jit(lambda *arguments: attention(*arguments[:2], SCALE, arguments[2]))
+    compare(run(q, biased, weights), (out, lse, mass), 2e-6)
+    with pytest.raises(AssertionError):
+        compare(run(q, parts, weights), (out, lse, mass), 1e-3)
+    first = [biased[0], *parts[1:]]  # one part alone may have a bias
+    compare(run(q, [part._replace(owners=None) for part in first], weights), in_f64(q, first, weights), 2e-6)
+
+
+@pytest.mark.parametrize("blocks", [False, True])
+def test_gradients_go_through_a_bias(monkeypatch, blocks):
+    q, parts, weights = case(**CASES["behind a window with holes"])
+    times = np.random.default_rng(3).integers(1, 4, len(parts[0].seen))
+    bias = jnp.log(jnp.asarray(times, jnp.float32))
+
+    def loss(k, bias, part):
+        return jnp.square(attention(q, [part._replace(k=k, bias=bias), parts[1]], SCALE).out).sum()
+
+    several = repeated(parts[0], times)
+    wanted = np.asarray(jax.grad(loss)(several.k, None, several), np.float64)
+    wanted = np.add.reduceat(wanted, np.concatenate([[0], np.cumsum(times)[:-1]]))
+    if blocks:
+        use_small_blocks(monkeypatch)
+    assert error(jax.jit(jax.grad(loss))(parts[0].k, bias, parts[0]), wanted) <= 1e-5
 
 
 def test_a_part_without_keys_is_nothing(small_blocks):

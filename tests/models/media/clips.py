@@ -32,8 +32,12 @@ def numbers(video):
     return [number(each) for each in video.frames]
 
 
-def write(path, count=25, rate=Fraction(25, 2), *, times=None, codec="libx264", size=(48, 64), sound=False, **options):
-    """A file of ``count`` numbered frames at one rate, or at ``times`` in milliseconds; with or without sound."""
+def write(path, count=25, rate=Fraction(25, 2), *, times=None, codec="libx264", size=(48, 64), sound=False, still=False,
+          **options):  # fmt: skip
+    """A file of ``count`` numbered frames at one rate, or at ``times`` in milliseconds; with or without sound.
+
+    Of a still picture all frames are the first.
+    """
     clock = Fraction(1, 1000)
     with av.open(str(path), "w", **options) as container:
         stream = container.add_stream(codec, rate=rate)
@@ -45,7 +49,7 @@ def write(path, count=25, rate=Fraction(25, 2), *, times=None, codec="libx264", 
             stream.codec_context.time_base = clock
         tone = container.add_stream("aac", rate=44100, layout="mono") if sound else None
         for place in range(count):
-            each = av.VideoFrame.from_ndarray(frame(place, *size), format="rgb24")
+            each = av.VideoFrame.from_ndarray(frame(0 if still else place, *size), format="rgb24")
             if times is not None:
                 each.pts = times[place]
                 each.time_base = clock
