@@ -80,3 +80,15 @@ def width_first():
         yield unlike
     finally:
         Image.Image.resize = _resize
+
+
+def pdf_text(*pages):
+    """A PDF file of pages with these lines of text each, in bytes as PDF writes them; without lines a page is empty."""
+    kids = b" ".join(b"%d 0 R" % (4 + 2 * place) for place in range(len(pages)))
+    objects = [PAGES, b"<</Type/Pages/Kids[%b]/Count %d>>" % (kids, len(pages))]
+    objects.append(b"<</Type/Font/Subtype/Type1/BaseFont/Helvetica/Encoding/WinAnsiEncoding>>")
+    for place, lines in enumerate(pages):
+        drawn = b"BT /F1 6 Tf 4 50 Td 8 TL " + b" ".join(b"(%b) Tj T*" % line for line in lines) + b" ET"
+        more = b"/Resources<</Font<</F1 3 0 R>>>>/Contents %d 0 R" % (5 + 2 * place)
+        objects += [pdf_page(84, 56, more), b"<</Length %d>>stream\n%b\nendstream" % (len(drawn), drawn)]
+    return pdf(*objects)

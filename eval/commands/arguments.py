@@ -69,6 +69,12 @@ def add_pages(command: argparse.ArgumentParser) -> None:
         "(default: first)",
     )
     command.add_argument(
+        "--with-text",
+        action="store_true",
+        help="put the text of a PDF file's page behind its image, both one chunk; a page without text is its image "
+        "(default: the image alone)",
+    )
+    command.add_argument(
         "--segment",
         type=seconds,
         metavar="SECONDS",

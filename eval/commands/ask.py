@@ -12,7 +12,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 import kamera_jax as kj
 from eval.commands import streams
 from eval.commands.arguments import check_dtype
-from eval.commands.items import is_path, sources
+from eval.commands.items import Source, check_with_text, is_path, sources
 from eval.commands.library import whole_key
 from eval.commands.names import note_embedded
 from eval.commands.stored import stored_patch
@@ -68,6 +68,7 @@ def run(options: Namespace) -> dict[str, Any]:
     drawn = _drawn(options)
     lib = None if options.library is None else kj.ChunkLibrary.open(options.library)
     listed = [each for text in options.items for each in _listed(text, lib, options)]
+    check_with_text([each for each in listed if isinstance(each, Source)], with_text=options.with_text)
     with Shown() as shown:
         shown.step(f"loading {options.model}")
         vlm = load(options.model, dtype=options.dtype, weights=options.weights)
@@ -238,7 +239,9 @@ def _listed(text: str, lib: kj.ChunkLibrary | None, options: Namespace) -> list[
     """
     if lib is not None and not is_path(text):
         return [lib.get(whole_key(lib, text))]
-    files = sources([Path(text)], dpi=options.dpi, frames=options.frames, segment=options.segment)
+    files = sources(
+        [Path(text)], dpi=options.dpi, frames=options.frames, segment=options.segment, with_text=options.with_text
+    )
     for source in files:
         if source.error is not None:
             raise source.error
@@ -257,7 +260,7 @@ def _read(vlm: VisionLanguageModel, listed: Sequence[Any]) -> Iterator[Any]:
     limit = vlm.spec.max_positions
     taken = float(vlm.preamble.length)
     for each in listed:
-        for name, item in [("", each)] if isinstance(each, kj.Chunk) else each.items(vlm):
+        for name, item in [("", each)] if isinstance(each, kj.Chunk) else each.items(vlm, streams.note):
             read = item if isinstance(item, kj.Chunk) else vlm.preprocess(item)
             taken += read.advance if isinstance(read, kj.Chunk) else spans.advance_of(read.spans)
             if limit is not None and taken > limit:

@@ -12,8 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 import kamera_jax as kj
 from eval.commands import worth
+from eval.commands.arguments import check_dtype
 from eval.commands.bench import lifetime
-from eval.commands.items import Source, sources
+from eval.commands.items import Part, Source, check_with_text, sources
 from eval.commands.library import KEY
 from eval.commands.names import COLUMNS, note_embedded, printable, shortened
 from eval.commands.outputs import UnfinishedError
@@ -55,6 +56,7 @@ class Encoded:
         seconds: seconds that encoding took.
         error: why it failed.
         origin: where the item is, which the library keeps of a chunk that was encoded, with the time of that.
+        note: what of it was not read; None where all was.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Encoded:
     seconds: float = 0.0
     error: str | None = None
     origin: kj.Origin | None = None
+    note: str | None = None
 
 
 @dataclass
@@ -124,9 +127,11 @@ def encode_into(
     try:
         for source in items:
             shared = share if video_file(source.path) is not None else None
-            for name, origin, segment in _segments(vlm, source):
-                result, chunk = _tried(vlm, library, name, segment, {chunk.key for _, chunk in waiting}, shared)
-                result = replace(result, origin=origin if _is_new(result) else replace(origin, encoded=None))
+            for part, segment in _segments(vlm, source):
+                here = {chunk.key for _, chunk in waiting}
+                result, chunk = _tried(vlm, library, part.name, segment, here, shared)
+                origin = part.origin if _is_new(result) else replace(part.origin, encoded=None)
+                result = replace(result, origin=origin, note=part.note)
                 done.items.append(result)
                 if chunk is None:
                     report(result)
@@ -151,18 +156,18 @@ def _key(done: Progressed) -> str:
     return done.items[-1].key or ""
 
 
-def _segments(vlm: VisionLanguageModel, source: Source) -> Iterator[tuple[str, kj.Origin, Segment | str]]:
-    """Names, origins and prepared items of a file; where an item cannot be read, the reason in its place."""
+def _segments(vlm: VisionLanguageModel, source: Source) -> Iterator[tuple[Part, Segment | str]]:
+    """The items of a file, each prepared; where an item cannot be read, the reason in its place."""
     for part in source.parts(vlm):
         if isinstance(part.item, ValueError | OSError):
-            yield part.name, part.origin, str(part.item)
+            yield part, str(part.item)
             continue
         try:
             segment = vlm.prepare(part.item)
         except FAILURES as error:
-            yield part.name, part.origin, _reason(error)
+            yield part, _reason(error)
         else:
-            yield part.name, part.origin, segment
+            yield part, segment
 
 
 def _reason(error: BaseException) -> str:
@@ -217,13 +222,17 @@ def run(options: Namespace) -> dict[str, Any]:
         ValueError: there is nothing to encode.
         UnfinishedError: some items could not be encoded, or Ctrl-C came; the others are in the library.
     """
-    files = sources(options.paths, dpi=options.dpi, frames=options.frames, segment=options.segment)
+    check_dtype(options.dtype)
+    files = sources(
+        options.paths, dpi=options.dpi, frames=options.frames, segment=options.segment, with_text=options.with_text
+    )
+    check_with_text(files, with_text=options.with_text)
     for source in files:
         if source.note:
             print(shortened(source.note, COLUMNS))
     check_storage(options.storage)
     note_embedded(options.model)
-    vlm = load(options.model)
+    vlm = load(options.model, dtype=options.dtype)
     total = sum(source.count for source in files)
     with kj.ChunkLibrary.open(options.library, mode="a") as library:
         done = _shown(vlm, library, files, total, options.storage, options.share_frames)
@@ -241,6 +250,7 @@ def run(options: Namespace) -> dict[str, Any]:
     result = {"library": str(options.library), "model": options.model, "items": [asdict(each) for each in done.items]}
     result |= {
         **counts,
+        "dtype": vlm.spec.dtype,
         "interrupted": done.interrupted,
         "frames_left_out": {str(source.path): source.left_out for source in files if source.left_out},
         "break_even": paid,
@@ -300,6 +310,8 @@ def _shown(
             nonlocal tokens
             tokens += each.tokens if each.status == "encoded" else 0
             bar.console.print(line(each), markup=False, highlight=False)
+            if each.note is not None and each.key is not None:
+                bar.console.print(printable(f"  {each.name}: {each.note}"), markup=False, highlight=False)
             rate = tokens / (time.perf_counter() - start)
             done = bar.tasks[0].completed + 1
             bar.update(task, completed=done, total=max(total, done), rate=f"{rate:.0f} tokens/s")

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from eval.commands.arguments import add_json, add_model, add_pages, cosine
+from eval.commands.arguments import add_dtype, add_json, add_model, add_pages, cosine
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -30,6 +30,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "--library", type=Path, required=True, metavar="DIR", help="the library's folder; it is made if it is missing"
     )
     add_model(command)
+    add_dtype(command)
     command.add_argument(
         "--storage",
         default="exact",

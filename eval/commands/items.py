@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -20,12 +20,15 @@ IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 TEXTS = (".txt", ".md")
 
 
+WITH_TEXT = "with its text"
+"""What the origin of a page notes that is one chunk with its text."""
+
 Frames = Literal["first", "all"]
 """Which frames of an animated image, or pages of an image file of several pages, are items."""
 
 
 class NoItemsError(ValueError):
-    """A folder without any file that can be encoded, or pages that a file does not have."""
+    """A folder without any file that can be encoded, or pages, or a text of pages, that a file does not have."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,13 @@ class Part:
         name: for messages, as ``report.pdf, page 12``.
         origin: where it is, as a library stores it.
         item: what `kamera_jax.encode` takes, or the error where it cannot be read.
+        note: what of it is not read, in words; None where all is.
     """
 
     name: str
     origin: kj.Origin
     item: Any
+    note: str | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,7 @@ class Source:
         first: the first of the pages that are items; None where no pages are chosen.
         error: why the file cannot be opened; it then counts as one item, which cannot be read.
         seconds: length of the segments that a video is cut into, an item each; None for one item.
+        with_text: whether the text of a PDF file's page is read with its image.
     """
 
     path: Path
@@ -64,6 +70,7 @@ class Source:
     first: int | None = None
     error: ValueError | OSError | None = None
     seconds: float | None = None
+    with_text: bool = False
 
     @property
     def note(self) -> str | None:
@@ -72,8 +79,14 @@ class Source:
             return None
         return f"only the first of {self.left_out + 1} frames is read, with --frames all each: {self.path.name}"
 
-    def items(self, vlm: VisionLanguageModel | None = None) -> Iterator[tuple[str, Any]]:
+    def items(
+        self, vlm: VisionLanguageModel | None = None, report: Callable[[str], None] = lambda _: None
+    ) -> Iterator[tuple[str, Any]]:
         """The file's items: their names for messages, and what `kamera_jax.encode` takes.
+
+        Args:
+            vlm: see `parts`.
+            report: called with what of an item is not read.
 
         Raises:
             ValueError, OSError: the file cannot be read, or a page of it.
@@ -81,6 +94,8 @@ class Source:
         for part in self.parts(vlm):
             if isinstance(part.item, ValueError | OSError):
                 raise part.item
+            if part.note is not None:
+                report(f"{part.name}: {part.note}")
             yield part.name, part.item
 
     def parts(self, vlm: VisionLanguageModel | None = None) -> Iterator[Part]:
@@ -98,8 +113,8 @@ class Source:
             assert vlm is not None
             yield from self._segments(vlm, self.seconds)
             return
-        if self.path.suffix.lower() == ".pdf":
-            pages = pdf.rendered(self.path, dpi=self.dpi, first=first)
+        if is_pdf(self.path):
+            pages = pdf.rendered(self.path, dpi=self.dpi, first=first, with_text=self.with_text)
         elif self.count > 1 or self.left_out or self.first is not None:
             pages = islice(image_frames(self.path), first - 1, None)
         else:
@@ -124,6 +139,9 @@ class Source:
             yield Part(self.path.name, kj.Origin(str(self.path), time=begin), error)
 
     def _part(self, item: Any, page: int | None = None) -> Part:
+        if isinstance(item, pdf.Page):
+            origin = kj.Origin(str(self.path), page, note=WITH_TEXT if item.text else None)
+            return Part(origin.name, origin, item.item, item.note)
         origin = kj.Origin(str(self.path), page)
         return Part(origin.name, origin, item)
 
@@ -152,7 +170,12 @@ def _natural_path(path: Path) -> tuple[Any, ...]:
 
 
 def sources(
-    paths: Sequence[Path], *, dpi: int = pdf.DPI, frames: Frames = "first", segment: float | None = None
+    paths: Sequence[Path],
+    *,
+    dpi: int = pdf.DPI,
+    frames: Frames = "first",
+    segment: float | None = None,
+    with_text: bool = False,
 ) -> list[Source]:
     """The files behind paths: folders give what can be encoded in them, at any depth, in the order of their names.
 
@@ -164,6 +187,8 @@ def sources(
         frames: whether animated images and image files of several pages give their first one or, named as the pages of
             a PDF file are, all of them.
         segment: seconds of the segments that a video is cut into, an item each; None for a video as one item.
+        with_text: whether the text of a PDF file's page is read with its image. A file none of whose pages has a text
+            then cannot be read.
 
     Raises:
         FileNotFoundError: there is no such path.
@@ -173,7 +198,8 @@ def sources(
     for path in paths:
         named = None if os.path.lexists(path) else _PAGES.fullmatch(str(path))
         if named is not None and os.path.lexists(named["path"]):
-            listed.append(_paged(Path(named["path"]), int(named["first"]), int(named["last"] or named["first"]), dpi))
+            paged = _paged(Path(named["path"]), int(named["first"]), int(named["last"] or named["first"]), dpi)
+            listed.append(_texted(paged) if with_text else paged)
             continue
         files = [path]
         if path.is_dir():
@@ -182,8 +208,39 @@ def sources(
                 raise NoItemsError(f"{path} has no image, video, .txt, .md or .pdf file")
         elif not os.path.lexists(path):
             raise FileNotFoundError(f"there is no file or folder {path}")
-        listed += [replace(_source(file, dpi, frames), seconds=segment) for file in files]
+        given = [replace(_source(file, dpi, frames), seconds=segment) for file in files]
+        listed += map(_texted, given) if with_text else given
     return listed
+
+
+def check_with_text(files: Sequence[Source], *, with_text: bool) -> None:
+    """Check that there is a PDF file where the text of pages is asked for.
+
+    Raises:
+        NoItemsError: there is none.
+    """
+    if with_text and not any(is_pdf(each.path) for each in files):
+        names = ", ".join(each.path.name for each in files[:3]) + (", …" if len(files) > 3 else "")
+        raise NoItemsError(
+            f"--with-text is about pages of PDF files; among the items ({names or 'keys of chunks'}) is none: leave it "
+            "out"
+        )
+
+
+def is_pdf(path: Path) -> bool:
+    """Whether a file is read as a PDF file, by its name."""
+    return path.suffix.lower() == ".pdf"
+
+
+def _texted(source: Source) -> Source:
+    """A source whose pages come with their texts; of anything but a PDF file as it is."""
+    if not is_pdf(source.path) or source.error is not None:
+        return source
+    try:
+        pdf.check_text(source.path)
+    except (ValueError, OSError) as error:
+        return Source(source.path, 1, source.dpi, error=error)
+    return replace(source, with_text=True)
 
 
 def _below(folder: Path) -> Iterator[Path]:
@@ -215,7 +272,7 @@ def _paged(path: Path, first: int, last: int, dpi: int) -> Source:
         asked = f"page {first}" if first == last else f"pages {first} to {last}"
         has = "1 page" if whole.count == 1 else f"{whole.count} pages"
         raise NoItemsError(f"{path} has no {asked}: it has {has}")
-    if path.suffix.lower() != ".pdf" and whole.count == 1:
+    if not is_pdf(path) and whole.count == 1:
         return whole
     return replace(whole, first=first, count=last - first + 1)
 
@@ -224,7 +281,7 @@ def _source(path: Path, dpi: int, frames: Frames) -> Source:
     try:
         with opened(path):
             pass
-        if path.suffix.lower() == ".pdf":
+        if is_pdf(path):
             return Source(path, pdf.page_count(path), dpi)
     except (ValueError, OSError) as error:
         return Source(path, 1, dpi, error=error)

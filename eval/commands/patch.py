@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 import kamera_jax as kj
 from eval.commands.arguments import DEFAULT
-from eval.commands.items import is_path, sources
+from eval.commands.items import check_with_text, is_path, sources
 from eval.commands.library import KEY, whole_key
 from eval.commands.names import COLUMNS, note_embedded, shortened
 from eval.commands.stored import formed_key
@@ -49,6 +49,8 @@ def run(options: Namespace) -> dict[str, Any]:
         ValueError: an item cannot be read, is of another model, or there are fewer than two.
     """
     given = [_given(text, options) for text in options.items]
+    files = [source for each in given if not isinstance(each, str) for source in each]
+    check_with_text(files, with_text=options.with_text)
     if (key := next((each for each in given if isinstance(each, str)), None)) is not None:
         _check_library(options.library, key)
     size = Size(rank=options.rank, energy=options.energy, max_bytes=options.bytes)
@@ -93,7 +95,9 @@ def _given(text: str, options: Namespace) -> Any:
     """
     if not is_path(text):
         return text
-    files = sources([Path(text)], dpi=options.dpi, frames=options.frames, segment=options.segment)
+    files = sources(
+        [Path(text)], dpi=options.dpi, frames=options.frames, segment=options.segment, with_text=options.with_text
+    )
     for source in files:
         if source.error is not None:
             raise source.error
@@ -129,6 +133,8 @@ def _chunks(vlm: VisionLanguageModel, library: kj.ChunkLibrary, given: Sequence[
         for part in (part for source in each for part in source.parts(vlm)):
             if isinstance(part.item, ValueError | OSError):
                 raise part.item
+            if part.note is not None:
+                print(shortened(f"{part.name}: {part.note}", COLUMNS), file=sys.stderr)
             segment = vlm.prepare(part.item)
             key = canonical_key(segment, vlm.spec, preamble_chunk(vlm).key)
             if library.has(key):

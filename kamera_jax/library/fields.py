@@ -28,6 +28,9 @@ AXES = 8
 FILE_LENGTH = 4096
 """Letters of the name of a file that a chunk came from, at most: those of a path."""
 
+NOTE_LENGTH = 128
+"""Letters of what an origin notes, at most."""
+
 UNPACKED = 256
 """A patch takes at most so many times the bytes that are stored of it, or `UNPACKED_BYTES`."""
 
@@ -126,6 +129,10 @@ _ORIGIN_IF_KNOWN: Rules = {
     "page": (lambda value: _is_size(value) and value > 0, "a whole number from 1 to 2^31"),
     "time": (lambda value: _is_number(value) and value >= 0, "a finite number of at least 0"),
     "encoded": (_is_encoded, "a time in UTC, such as 2026-11-30T09:15:00Z"),
+    "note": (
+        lambda value: isinstance(value, str) and 0 < len(value) <= NOTE_LENGTH,
+        f"a text of 1 to {NOTE_LENGTH} letters",
+    ),
 }
 _SPEC: Rules = {
     **dict.fromkeys(("layers", "rot_dim", "free_dim", "heads"), _SIZE),

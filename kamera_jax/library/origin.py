@@ -25,12 +25,14 @@ class Origin:
         time: seconds from the beginning of a video or recording; None for what has no times.
         encoded: when the chunk was encoded, in UTC, as ``2026-11-30T09:15:00Z``; now by default, None where it is not
             known.
+        note: what was read of it beside what is usual, as ``with its text`` of a page; None for nothing.
     """
 
     file: str
     page: int | None = None
     time: float | None = None
     encoded: str | None = field(default_factory=utc_now)
+    note: str | None = None
 
     def __post_init__(self) -> None:
         """Turn paths into texts, and numbers of numpy into Python's.
@@ -46,12 +48,13 @@ class Origin:
         if self.time is not None:
             object.__setattr__(self, "time", real_number(self.time, "time", 0.0))
         check_type(self.encoded, (str, type(None)), "encoded", "a time in UTC, such as '2026-11-30T09:15:00Z'")
+        check_type(self.note, (str, type(None)), "note", "a few words, such as 'with its text'")
         check_origin(self.plain)
 
     @property
     def plain(self) -> dict[str, Any]:
         """The fields that are known, as JSON has them."""
-        fields = {"file": self.file, "page": self.page, "time": self.time, "encoded": self.encoded}
+        fields = {"file": self.file, "page": self.page, "time": self.time, "encoded": self.encoded, "note": self.note}
         return {name: value for name, value in fields.items() if value is not None}
 
     @property
@@ -66,12 +69,13 @@ class Origin:
 
     def _placed(self, file: str) -> str:
         page = "" if self.page is None else f", page {self.page}"
-        return file + page + ("" if self.time is None else f", {self.time:g} s")
+        time = "" if self.time is None else f", {self.time:g} s"
+        return file + page + time + ("" if self.note is None else f", {self.note}")
 
     @staticmethod
     def of(plain: Mapping[str, Any]) -> "Origin":
         """What `plain` gave, as `kamera_jax.library.fields.check_origin` let it pass; other fields are left alone."""
         origin = object.__new__(Origin)  # not checked a second time: a library may have very many
-        for name in ("file", "page", "time", "encoded"):
+        for name in ("file", "page", "time", "encoded", "note"):
             object.__setattr__(origin, name, plain.get(name))
         return origin

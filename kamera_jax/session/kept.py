@@ -2,12 +2,16 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
-from kamera_jax.backbone import Backbone
+from kamera_jax.backbone import Backbone, forward_flops
 from kamera_jax.chunk import Chunk, Patch
+from kamera_jax.errors import ChunkNotHeldError, MissingKeyError
 from kamera_jax.guard.planning import Action, Step
 from kamera_jax.guard.policy import ReusePolicy
 from kamera_jax.handle import deleted, in_bytes
+from kamera_jax.identity import canonical_key
+from kamera_jax.inference.encode import encode_segment
 from kamera_jax.session.lending import Lent
 from kamera_jax.session.log import KEPT, Operation, Served
 from kamera_jax.session.memory import ChunkMemory, Contents
@@ -165,6 +169,44 @@ class Kept:
                 return entry.chunk, () if entry.patch is None else (entry.patch,)
         chunk = self.store.find(key)
         return None if chunk is None else (chunk, self.store.patches(key))
+
+    def chunk(self, vlm: Backbone, item: Any, key: str | None) -> tuple[Chunk, Sequence[Patch], float]:
+        """An item's chunk, the patches that are known of it, and the FLOPs of encoding it if it was not known.
+
+        Args:
+            vlm: the model.
+            item: what `encode` takes, or a chunk.
+            key: the item's, if it is known.
+
+        Raises:
+            ValueError: the item cannot be read, or has another key.
+            MissingKeyError: a chunk without a key.
+        """
+        if key is not None and (known := self.find(key)) is not None:
+            return *known, 0.0
+        item = item if isinstance(item, Chunk) else vlm.prepare(item)
+        preamble = self.window.preamble.chunk
+        own = item.key if isinstance(item, Chunk) else canonical_key(item, vlm.spec, preamble.key)
+        if not own:
+            raise MissingKeyError(
+                "the chunk has no key, so it could not be found again: it was built by hand, or went through a JAX "
+                "transformation or dataclasses.replace; add what encode gave, and move that with its .to(...)"
+            )
+        if key is not None and key != own:
+            raise ValueError(f"the item has the key {own[:12]}, not {key[:12]}; give its own key, or none")
+        known = self.find(own)
+        if isinstance(item, Chunk):
+            return item, () if known is None else known[1], 0.0
+        if known is not None:
+            return *known, 0.0
+        chunk = encode_segment(vlm, item)
+        return chunk, self.store.patches(own), forward_flops(vlm, chunk.length, preamble.length)
+
+    def check_there(self, key: str) -> None:
+        """Raise ChunkNotHeldError unless the window has the chunk."""
+        check_key(key)
+        if key not in self.window.keys:
+            raise ChunkNotHeldError(f"the window has no chunk {key[:12]}; recall it first, or add the item")
 
     def note(self, note: Note) -> None:
         """Note what was done where the window stays as it is."""

@@ -4,15 +4,13 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
-from kamera_jax.backbone import Backbone, forward_flops
+from kamera_jax.backbone import Backbone
 from kamera_jax.chunk import Chunk, Patch
-from kamera_jax.errors import ChunkNotHeldError, MissingKeyError
+from kamera_jax.errors import ChunkNotHeldError, ModelLengthError, WindowFullError
 from kamera_jax.guard.planning import FORWARDS
 from kamera_jax.guard.policy import ReusePolicy
-from kamera_jax.identity import canonical_key
-from kamera_jax.inference.encode import encode_segment
 from kamera_jax.inference.generate import Decoding, Generation, generate_turn, question_tail, turn_slots
 from kamera_jax.inference.parts import parts
 from kamera_jax.session.kept import Kept, Note, State, described, stays
@@ -20,7 +18,7 @@ from kamera_jax.session.log import Operation, Served, served
 from kamera_jax.session.memory import ChunkMemory
 from kamera_jax.session.saved import load_session, save_session
 from kamera_jax.session.serving import Coming, Serving, standing
-from kamera_jax.session.settings import MEMORY, check_key, check_settings, folder_of
+from kamera_jax.session.settings import MEMORY, check_settings, folder_of
 from kamera_jax.session.stats import SessionStats
 from kamera_jax.store import Store
 from kamera_jax.window.changes import reserved, without
@@ -114,49 +112,85 @@ class Session:
         """What the session has done so far."""
         return self._kept.stats
 
-    def add(self, item: Any, key: str | None = None, *, patch: bool = True, pin: bool = False) -> str:
-        """Put an item at the window's end.
+    @overload
+    def add(
+        self, item: Any, key: str | None = None, *, segment: None = None, patch: bool = True, pin: bool = False
+    ) -> str: ...
+
+    @overload
+    def add(
+        self, item: Any, key: None = None, *, segment: float | int, patch: bool = True, pin: bool = False
+    ) -> tuple[str, ...]: ...
+
+    def add(
+        self,
+        item: Any,
+        key: str | None = None,
+        *,
+        segment: float | int | None = None,
+        patch: bool = True,
+        pin: bool = False,
+    ) -> str | tuple[str, ...]:
+        """Put an item at the window's end, as one chunk; or a video, or a video file, segment by segment.
 
         What the session knows, in its window or in memory, is not encoded again. What stands in the window already
         stays where it is, and counts as just used; `recall` with a place moves it. Of what comes back, the policy
         chooses among no patch, each patch that is stored, and a fresh one or a forward of the chunk: see `last`.
 
+        In segments a file of any length runs at fixed memory: each is read when the one before it is in the window.
+
         Args:
             item: what `encode` takes, or a chunk.
             key: the item's, where it is known from before: then an item that the session knows is not even read.
+            segment: seconds of a video that are a chunk; an item that is no video stays whole. None for one chunk.
             patch: patch the chunk for the window as it stands, or leave it as it is; a chunk that is not canonical gets
                 none.
             pin: keep it in the window when others are evicted; see `pin`.
 
         Returns:
-            The chunk's key, as it stands in the window.
+            The chunk's key, as it stands in the window; with ``segment`` a tuple of the segments' keys, in order.
 
         Raises:
             WindowFullError: it does not fit beside what is pinned.
-            ValueError: the item cannot be read, or has another key.
+            ValueError: the item cannot be read, or has another key, or both ``key`` and ``segment`` are given.
             ModelMismatchError, PreambleMismatchError, MissingInputsError: see `append` and `form_patch`.
             StalePatchError: no stored patch will do, and the policy asks for an error.
             MissingKeyError: a chunk without a key.
         """
-        chunk, patches, encoding = self._chunk(item, key)
+        if segment is not None:
+            if key is not None:
+                raise ValueError(
+                    f"both key and segment={segment} are given; a key is of one chunk: leave one of them out"
+                )
+            return self.add_all(item, segment=segment, patch=patch, pin=pin)
+        chunk, patches, encoding = self._kept.chunk(self._vlm, item, key)
         if chunk.key in self.keys:
             pinned = chunk.key if pin else None
             self._kept.note(replace(stays("add", chunk.key), pin=pinned, counts={"seen": 1, "reused": 1}))
             return chunk.key
-        return self._put("add", Append(chunk), patches, patch=patch, encoding=encoding, pin=pin).key
+        try:
+            return self._put("add", Append(chunk), patches, patch=patch, encoding=encoding, pin=pin).key
+        except WindowFullError as error:
+            if isinstance(item, Chunk) or isinstance(error, ModelLengthError):
+                raise
+            hint = "add a long item in parts, add_all(item), a video in segments, add(item, segment=4.0)"
+            raise WindowFullError(f"{error}; or {hint}") from error
 
     def add_all(
         self, item: Any, *, segment: float | int | None = None, tokens: int | None = None, **options: Any
     ) -> tuple[str, ...]:
         """Put a long item at the window's end in parts, one after another: a long video runs at fixed memory.
 
-        Where a part cannot be read or added, those before it are in the session, and the error is raised.
+        Where a part cannot be read or added, those before it are in the session, and the error is raised. `last` is
+        about the last part alone, `log` about all.
 
         Args:
-            item, segment, tokens: see `kamera_jax.encode_all`.
+            item: see `kamera_jax.encode_all`; a chunk is one part.
+            segment, tokens: see `kamera_jax.encode_all`.
             options: of `add`, for each part.
         """
-        return tuple(self.add(part, **options) for part in parts(self._vlm, item, tokens, segment))
+        cut = parts(self._vlm, item, tokens, segment)
+        return tuple(self.add(part, **options) for part in ((item,) if isinstance(item, Chunk) else cut))
 
     def ask(self, text: str, *, max_new_tokens: int = 16, keep: bool = True, **options: Any) -> Generation:
         """Answer a question about the window.
@@ -230,8 +264,8 @@ class Session:
         Raises:
             ChunkNotHeldError: the window holds no such chunk; else see `add`.
         """
-        self._check_there(key)
-        chunk, patches, encoding = self._chunk(item, None)
+        self._kept.check_there(key)
+        chunk, patches, encoding = self._kept.chunk(self._vlm, item, None)
         pinned = key in self._kept.pinned
         place = self.keys.index(key)
         if chunk.key in self.keys:
@@ -249,7 +283,7 @@ class Session:
         Raises:
             ChunkNotHeldError: the window holds no such chunk.
         """
-        self._check_there(key)
+        self._kept.check_there(key)
         self._kept.pin(key, pinned)
 
     def save(self, folder: str | Path) -> None:
@@ -289,33 +323,6 @@ class Session:
         state = State(window, saved.evicted, pinned, saved.used, SessionStats(**saved.stats))
         session._kept = Kept(state, memory)
         return session
-
-    def _chunk(self, item: Any, key: str | None) -> tuple[Chunk, Sequence[Patch], float]:
-        """The item's chunk, the patches that are known of it, and the FLOPs of encoding it if it was not known."""
-        if key is not None and (known := self._kept.find(key)) is not None:
-            return *known, 0.0
-        item = item if isinstance(item, Chunk) else self._vlm.prepare(item)
-        preamble = self._kept.window.preamble.chunk
-        own = item.key if isinstance(item, Chunk) else canonical_key(item, self._vlm.spec, preamble.key)
-        if not own:
-            raise MissingKeyError(
-                "the chunk has no key, so it could not be found again: it was built by hand, or went through a JAX "
-                "transformation or dataclasses.replace; add what encode gave, and move that with its .to(...)"
-            )
-        if key is not None and key != own:
-            raise ValueError(f"the item has the key {own[:12]}, not {key[:12]}; give its own key, or none")
-        known = self._kept.find(own)
-        if isinstance(item, Chunk):
-            return item, () if known is None else known[1], 0.0
-        if known is not None:
-            return *known, 0.0
-        chunk = encode_segment(self._vlm, item)
-        return chunk, self._kept.store.patches(own), forward_flops(self._vlm, chunk.length, preamble.length)
-
-    def _check_there(self, key: str) -> None:
-        check_key(key)
-        if key not in self.keys:
-            raise ChunkNotHeldError(f"the window has no chunk {key[:12]}; recall it first, or add the item")
 
     def _put(
         self,

@@ -12,6 +12,9 @@ FPS = 2.0
 MAX_FRAMES = 768
 """Frames that are taken of a file at most where the model's preprocessing does not say."""
 
+UNBOUNDED = 2**31 - 1
+"""For `Sampling.most`, of a processor that knows no largest number of frames."""
+
 _EARLY = 1e-6
 """Seconds that a frame may begin after the moment at which it is looked for: times are sums of rounded numbers."""
 
@@ -85,6 +88,39 @@ class EndToEndSampling(Sampling):
     def places(self, total: int, rate: float | int) -> Float64[np.ndarray, " n"]:
         """See `Sampling.places`; each is a whole number."""
         return np.linspace(0, total - 1, self.count(total, rate)).round()
+
+
+@dataclass(frozen=True)
+class ShiftedSampling(Sampling):
+    """The same from a first frame on, as HF ``InternVLVideoProcessor.sample_frames``.
+
+    Attributes:
+        shift: frames before the first one that is taken; of a shorter video the last frame is. None for half of the
+            distance between two, so that each stands for the middle of its part.
+    """
+
+    shift: float | int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shift is not None and not 0 <= self.shift < math.inf:
+            raise SamplingError(f"shift is {self.shift}; expected frames before the first one, 0 at least")
+
+    def count(self, total: int, rate: float | int) -> int:
+        """See `Sampling.count`; the number is not rounded to a multiple, and fewer stand behind a long shift."""
+        start, step = self._steps(total, rate)
+        return max(1, min(round(total / step), math.ceil((total - start) / step)))
+
+    def places(self, total: int, rate: float | int) -> Float64[np.ndarray, " n"]:
+        """See `Sampling.places`."""
+        start, step = self._steps(total, rate)
+        return start + np.arange(self.count(total, rate)) * step
+
+    def _steps(self, total: int, rate: float | int) -> tuple[float, float]:
+        """The first place, and the distance between two."""
+        wanted = int(total / rate * self.fps) if self.frames is None else self.frames
+        step = total / (min(max(wanted, self.least), self.most, total) if self.frames is None else min(wanted, total))
+        return (step / 2 if self.shift is None else float(min(self.shift, total - 1))), step
 
 
 def check_wanted(fps: float | int | None, frames: int | None) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 import kamera_jax as kj
 from kamera_jax.backbone import BackboneBase
+from kamera_jax.errors import WindowFullError
 from models import VideoFile, load
 from models.hub.fields import UnsupportedConfigError
 from models.media.sampling import Sampling
@@ -105,6 +106,42 @@ def test_a_session_takes_a_long_video_segment_by_segment(vlm, clip):
     session.recall(keys[0])
     assert session.keys[-1] == keys[0]
     assert session.add_all("a red star.") == (session.keys[-1],)
+
+
+def test_adding_a_video_with_segments_is_adding_each(vlm, clip):
+    """The keys are a tuple where segments are asked for, whatever the item is; without them a video is one chunk."""
+    of_file = tuple(chunk.key for chunk in kj.encode_all(vlm, clip, segment=1))
+    frames = next(iter(vlm.segments(clip, seconds=100)))
+    of_frames = tuple(chunk.key for chunk in kj.encode_all(vlm, frames, segment=1))
+    for item, expected in ((clip, of_file), (VideoFile(clip), of_file), ([clip], of_file), (frames, of_frames)):
+        session = kj.Session(vlm, capacity=128)
+        assert session.add(item, segment=1) == expected and len(expected) == 8
+        assert session.keys == expected[-len(session.keys) :] and session.stats.encoded == 8
+        assert [each.key for each in session.last] == [expected[-1]]
+        assert [each.key for each in session.log] == list(expected)
+
+    roomy = kj.Session(vlm, capacity=512)
+    short = roomy.add(frames)
+    assert short == kj.encode(vlm, frames).key and roomy.keys == (short,)
+    assert roomy.add(frames, segment=100) == (short,) and roomy.stats.encoded == 1
+    assert roomy.add("a red star.", segment=4) == (roomy.keys[-1],)
+    chunk = kj.encode(vlm, "a green moon.")
+    assert roomy.add(chunk, segment=4) == roomy.add_all(chunk) == (chunk.key,)
+    pinned = roomy.add(frames, segment=4, pin=True)
+    assert roomy._kept.pinned == set(pinned) and len(pinned) == 2
+
+
+def test_a_video_that_cannot_be_added_says_how(vlm, clip):
+    session = kj.Session(vlm, capacity=64)
+    with pytest.raises(WindowFullError, match=r"do not fit a window of 64 slots.*add\(item, segment=4.0\)"):
+        session.add(clip)
+    assert session.keys == ()
+    for wrong in (0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="segment"):
+            session.add(clip, segment=wrong)
+    with pytest.raises(ValueError, match=r"both key and segment=4 are given"):
+        session.add(clip, kj.encode(vlm, clip).key, segment=4)
+    assert session.keys == () and session.stats.encoded == 0
 
 
 def test_segments_before_a_damage_are_in_the_session(vlm, clip, tmp_path):

@@ -10,11 +10,16 @@ from PIL import Image
 from kamera_jax.items import Video
 from models.architecture import Config, Encode
 from models.hub.chat import ChatTemplate
-from models.hub.fields import Fields
+from models.hub.fields import Fields, UnsupportedConfigError
 from models.media.images import VERSION, check_image_size
+from models.media.sampling import FPS, UNBOUNDED, ShiftedSampling
 from models.media.spans import Span
 from models.media.still import ImageMedium
 from models.ports.internvl.images import ImageConfig
+
+NUM_FRAMES = 8
+"""Frames that are taken of a file where its preprocessing says neither ``num_frames`` nor ``fps``; as published, with
+an example that takes so many."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +62,12 @@ class VideoMedium(TileMedium):
     """
 
     kind: str = "video"
-    items: str = "videos (kamera_jax.Video)"
+    items: str = "videos (a file, or kamera_jax.Video)"
     placeholder: str = "<video>"
+
+    def sampling(self, preprocessing: Mapping[str, Any], config: Config) -> ShiftedSampling:
+        """See `models.architecture.sampling_of`."""
+        return sampling_from_hf(preprocessing)
 
     def reads(self, item: Any) -> bool:
         """See `models.architecture.Medium`."""
@@ -88,6 +97,32 @@ def video_config_from_hf(mapping: Mapping[str, Any], patch_size: int = 14) -> Im
     """As `ImageConfig.from_hf`, from a ``video_preprocessor_config.json``, or from the images' where there is none."""
     fields = Fields("video_preprocessor_config.json", mapping)
     fields.expect("video_processor_type", "InternVLVideoProcessor")
-    # Which frames to take from a file: here the frames are given.
+    # Which frames to take of a file is for `sampling_from_hf`.
     fields.ignore("do_sample_frames", "fps", "num_frames", "initial_shift", "return_metadata", "video_metadata")
     return ImageConfig.from_hf({**fields.rest, "min_patches": 1, "max_patches": 1}, patch_size)
+
+
+def sampling_from_hf(mapping: Mapping[str, Any]) -> ShiftedSampling:
+    """Which frames are taken of a file, from the preprocessing of videos (HF ``InternVLVideoProcessor``).
+
+    So many frames as ``num_frames`` states, else ``fps`` a second, else `NUM_FRAMES`; each in the middle of its part,
+    or from the frame on that ``initial_shift`` states (false: the first).
+
+    Raises:
+        UnsupportedConfigError: a number that cannot be.
+    """
+    section = "video_preprocessor_config.json"
+    names = ("num_frames", "fps")
+    fields = Fields(section, {name: mapping.get(name) for name in names})
+    frames = fields.size("num_frames") if "num_frames" in fields.rest else None
+    fps = fields.positive("fps") if "fps" in fields.rest else None
+    shift = mapping.get("initial_shift")
+    if isinstance(shift, bool) or shift is None:
+        shift = 0 if shift is False else None
+    elif not isinstance(shift, int | float) or not 0 <= shift < float("inf"):
+        raise UnsupportedConfigError(
+            f"{section}: initial_shift is {shift!r:.200}; expected true, false, or a number of frames, 0 at least"
+        )
+    if frames is None and fps is None:
+        frames = NUM_FRAMES
+    return ShiftedSampling(fps=FPS if fps is None else fps, frames=frames, most=UNBOUNDED, shift=shift)

@@ -65,12 +65,17 @@ def video_config_from_hf(
     return ImageConfig.from_hf(rest, patch_size)
 
 
-def sampling_from_hf(mapping: Mapping[str, Any], multiple: int) -> Sampling:
-    """Which frames are taken of a file, from the preprocessing of videos; ``multiple`` frames are a temporal patch.
+def stated_frames(mapping: Mapping[str, Any], least: int, most: int) -> dict[str, Any]:
+    """Which frames are taken of a file, from the preprocessing of videos, as arguments of a `Sampling`.
 
     Where it states neither ``fps`` nor ``num_frames``, as the published files do, two frames a second are taken, as the
     model's own utilities do. ``do_sample_frames`` is about frames that were read before: of a file some are always
     taken.
+
+    Args:
+        mapping: the preprocessing of videos.
+        least: frames at least, where it does not state ``min_frames``.
+        most: frames at most, where it does not state ``max_frames``.
 
     Raises:
         UnsupportedConfigError: a number that cannot be, or both of the two.
@@ -82,13 +87,17 @@ def sampling_from_hf(mapping: Mapping[str, Any], multiple: int) -> Sampling:
             "video_preprocessor_config.json says fps and num_frames; expected one of them: the other is null"
         )
     fields = Fields("video_preprocessor_config.json", stated)
-    return Sampling(
-        fps=fields.positive("fps", FPS),
-        frames=fields.size("num_frames", 1) if "num_frames" in stated else None,
-        least=fields.size("min_frames", MIN_FRAMES),
-        most=fields.size("max_frames", MAX_FRAMES),
-        multiple=multiple,
-    )
+    return {
+        "fps": fields.positive("fps", FPS),
+        "frames": fields.size("num_frames", 1) if "num_frames" in stated else None,
+        "least": fields.size("min_frames", least),
+        "most": fields.size("max_frames", most),
+    }
+
+
+def sampling_from_hf(mapping: Mapping[str, Any], multiple: int) -> Sampling:
+    """As `stated_frames`, for HF ``Qwen2VLVideoProcessor``; ``multiple`` frames are a temporal patch."""
+    return Sampling(**stated_frames(mapping, MIN_FRAMES, MAX_FRAMES), multiple=multiple)
 
 
 @dataclass(frozen=True)

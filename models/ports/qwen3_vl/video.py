@@ -13,15 +13,22 @@ from models.blocks.params import Params
 from models.blocks.vit import pad_patches
 from models.hub.chat import ChatTemplate
 from models.media.images import check_aspect, resized
+from models.media.sampling import EndToEndSampling
 from models.media.spans import Features, Span
 from models.ports.qwen2_5_vl.images import ImageConfig, cut_patches
 from models.ports.qwen2_5_vl.port import image_positions
-from models.ports.qwen2_5_vl.video import VideoMedium, video_config_from_hf
+from models.ports.qwen2_5_vl.video import VideoMedium, stated_frames, video_config_from_hf
 from models.ports.qwen3_vl.vision import encode_image, plan, vision_declaration
 
 _SIZE = {"shortest_edge": 128 * 32 * 32, "longest_edge": 768 * 32 * 32}
 DEFAULTS = {"size": _SIZE, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 """What a file of videos' own leaves out; the sizes bound the area of all frames together."""
+
+MIN_FRAMES = 4
+"""Frames that are taken of a file at least, where its preprocessing does not say."""
+
+MAX_FRAMES = 768
+"""Frames that are taken of a file at most, where its preprocessing does not say."""
 
 
 def video_size(frames: int, height: int, width: int, config: ImageConfig) -> tuple[int, int]:
@@ -76,6 +83,10 @@ class TimedVideoMedium(VideoMedium):
         """See `models.architecture.Medium`."""
         patch_size = config.towers[self.tower].patch_size
         return video_config_from_hf(preprocessing, patch_size, ("Qwen3VLVideoProcessor",), DEFAULTS)
+
+    def sampling(self, preprocessing: Mapping[str, Any], config: Any) -> EndToEndSampling:
+        """See `models.architecture.sampling_of`; from the first frame to the last one, of any number of frames."""
+        return EndToEndSampling(**stated_frames(preprocessing, MIN_FRAMES, MAX_FRAMES))
 
     def declaration(self, tower: Any) -> Params:
         """See `models.architecture.Medium`; the tower is that of the images."""

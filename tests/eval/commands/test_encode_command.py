@@ -20,7 +20,7 @@ from kamera_jax.patch.size import default_width
 from models import load
 from tests.kamera_jax.library.made import SPEC
 from tests.models.media.clips import write
-from tests.pictures import ENCRYPTED, PAGES, pdf, pdf_page, png_header
+from tests.pictures import ENCRYPTED, PAGES, pdf, pdf_page, pdf_text, png_header
 
 
 @pytest.fixture(scope="module")
@@ -333,3 +333,27 @@ def test_a_cosine_that_is_none(folder, tmp_path, wrong, capsys):
     with pytest.raises(SystemExit):
         encode(folder, tmp_path / "lib", tmp_path / "a.json", f"--share-frames={wrong}")
     assert "expected a cosine above 0 and at most 1, as in 0.95" in capsys.readouterr().err
+
+
+def test_pages_with_their_texts_and_a_dtype(folder, tmp_path, capsys):
+    path = tmp_path / "text.pdf"
+    path.write_bytes(pdf_text([b"the page is red"], []))
+    assert encode(path, tmp_path / "lib", tmp_path / "a.json") == 0
+    assert encode(path, tmp_path / "lib", tmp_path / "b.json", "--with-text") == 0
+    assert "text.pdf, page 2: it has no text; its image alone is read" in capsys.readouterr().out
+    alone, both = (json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json"))
+    assert [item["status"] for item in both["items"]] == ["encoded", "known"]
+    assert [item["note"] is None for item in both["items"]] == [True, False]
+    assert alone["items"][0]["key"] != both["items"][0]["key"] and both["dtype"] == "float32"
+    library = kj.ChunkLibrary.open(tmp_path / "lib")
+    assert library.info(both["items"][0]["key"]).origin.name == "text.pdf, page 1, with its text"
+    assert library.info(alone["items"][0]["key"]).origin.name == "text.pdf, page 1"
+    assert main(["library", "ls", str(tmp_path / "lib"), "with its text"]) == 0
+    assert "with its text" in capsys.readouterr().out
+    assert encode(folder / "0.png", tmp_path / "lib", tmp_path / "c.json", "--with-text") == 1
+    assert "--with-text is about pages of PDF files; among the items (0.png) is none" in capsys.readouterr().err
+    assert encode(path, tmp_path / "lib", tmp_path / "c.json", "--dtype", "bf16") == 0
+    low = json.loads((tmp_path / "c.json").read_text())
+    assert low["dtype"] == "bfloat16" and 2 * low["items"][0]["nbytes"] == alone["items"][0]["nbytes"]
+    assert encode(path, tmp_path / "new", tmp_path / "d.json", "--dtype", "f7") == 1
+    assert "--dtype" in capsys.readouterr().err and not (tmp_path / "new").exists()

@@ -1,8 +1,9 @@
 import pytest
 from PIL import Image
 
-from eval.commands.items import NoItemsError, is_path, natural, sources
-from models.media.pdf import PdfError
+from eval.commands.items import NoItemsError, check_with_text, is_path, natural, sources
+from models.media.pdf import NoTextError, PdfError
+from tests.pictures import pdf_text
 
 
 @pytest.fixture
@@ -120,3 +121,33 @@ def test_pages_of_a_file_are_named_behind_a_colon(tmp_path):
             sources([tmp_path / text])
     with pytest.raises(NoItemsError, match="is a folder, which has no pages"):
         sources([type(tmp_path)(f"{tmp_path}:2")])
+
+
+def test_pages_with_their_texts(folder, tmp_path):
+    path = tmp_path / "text.pdf"
+    path.write_bytes(pdf_text([b"the star"], [], [b"the moon"]))
+    (whole,) = sources([path], dpi=72, with_text=True)
+    first, empty, last = whole.parts()
+    assert [each.origin.note for each in (first, empty, last)] == ["with its text", None, "with its text"]
+    assert first.name == "text.pdf, page 1, with its text" and first.item[1] == "the star" and first.note is None
+    assert empty.item.size == (84, 56) and empty.note == "it has no text; its image alone is read"
+    assert last.item[1] == "the moon"
+    said = []
+    assert len(list(whole.items(report=said.append))) == 3
+    assert said == ["text.pdf, page 2: it has no text; its image alone is read"]
+    (some,) = sources([tmp_path / "text.pdf:3"], dpi=72, with_text=True)
+    assert [part.item[1] for part in some.parts()] == ["the moon"]
+    (plain,) = sources([path], dpi=72)
+    assert [part.item.size for part in plain.parts()] == [(84, 56)] * 3
+
+    found = sources([folder], dpi=72, with_text=True)  # what is no PDF file is read as it is
+    check_with_text(found, with_text=True)
+    scanned = next(each for each in found if each.path.name == "e.pdf")
+    assert isinstance(scanned.error, NoTextError)
+    for text in ("a.jpg", "c.txt"):
+        files = sources([folder / text], with_text=True)
+        check_with_text(files, with_text=False)
+        with pytest.raises(NoItemsError, match=rf"--with-text is about pages of PDF files; among .*{text}.* is none"):
+            check_with_text(files, with_text=True)
+    with pytest.raises(NoItemsError, match="keys of chunks"):
+        check_with_text([], with_text=True)

@@ -32,8 +32,20 @@ def test_it_comes_back_and_changes_no_chunk(root):
     assert all(bits(lib.get(key_of(i))) == bits(chunk(i)) for i in range(4)) and lib.verify().ok
     assert "origin" not in lib.info(key_of(0)).fields
     written = json.loads(json.dumps(dataclasses.asdict(lib.info(key_of(0)))))["origin"]
-    assert written == {"file": "scans/report.pdf", "page": 12, "time": None, "encoded": "2026-11-30T09:15:00Z"}
+    wanted = {"file": "scans/report.pdf", "page": 12, "time": None, "encoded": "2026-11-30T09:15:00Z", "note": None}
+    assert written == wanted
     assert lib.info(key_of(3)).origin.encoded.startswith("20")
+
+
+def test_a_note_is_kept_and_named(tmp_path):
+    noted = kj.Origin("scans/report.pdf", page=12, note="with its text")
+    with kj.ChunkLibrary.open(tmp_path / "lib", mode="a") as lib:
+        lib.put(chunk(0), origin=noted)
+    origin = kj.ChunkLibrary.open(tmp_path / "lib").info(key_of(0)).origin
+    assert origin == noted and origin.name == "report.pdf, page 12, with its text"
+    for wrong in ("", "x" * 129):
+        with pytest.raises(ValueError, match="1 to 128 letters"):
+            kj.Origin("report.pdf", note=wrong)
 
 
 def test_the_first_place_of_a_content_is_kept_until_it_is_deleted(root):

@@ -4,8 +4,18 @@ from PIL import Image
 
 from models.media import pdf as module
 from models.media.files import MediaFileError
-from models.media.pdf import PdfError, page_count, pdf_pages, rendered
-from tests.pictures import ENCRYPTED, PAGES, pdf, pdf_image, pdf_page
+from models.media.pdf import (
+    MAX_LETTERS,
+    NoTextError,
+    Page,
+    PageTextWarning,
+    PdfError,
+    cleaned,
+    page_count,
+    pdf_pages,
+    rendered,
+)
+from tests.pictures import ENCRYPTED, PAGES, pdf, pdf_image, pdf_page, pdf_text
 
 
 @pytest.fixture
@@ -125,3 +135,55 @@ def test_a_document_that_pdfium_refuses_with_success_has_no_page(tmp_path, monke
     monkeypatch.setattr(module.pdfium, "PdfDocument", refuse)
     with pytest.raises(PdfError, match=r"b\.pdf has no page that can be read"):
         page_count(tmp_path / "b.pdf")
+
+
+def test_the_text_of_a_page_stands_behind_its_image(tmp_path):
+    path = tmp_path / "a.pdf"
+    path.write_bytes(pdf_text([b"the star", b"\\001is red.\\007"], [b"the moon"]))
+    images = list(pdf_pages(path, dpi=72))
+    pages = list(pdf_pages(path, dpi=72, with_text=True))
+    assert [text for _, text in pages] == ["the star\nis red.", "the moon"]
+    for (given, _), image in zip(pages, images, strict=True):
+        np.testing.assert_array_equal(np.asarray(given), np.asarray(image))
+    (second,) = rendered(path, dpi=72, first=2, with_text=True)
+    assert isinstance(second, Page) and second.text == "the moon" and second.note is None
+
+
+def test_a_page_without_a_text_is_its_image_and_this_is_said(tmp_path):
+    path = tmp_path / "a.pdf"
+    path.write_bytes(pdf_text([b"the star"], [], [b"  ", b"\\001"]))
+    with pytest.warns(PageTextWarning, match=r"page [23]: it has no text") as said:
+        pages = list(pdf_pages(path, with_text=True))
+    assert [isinstance(page, Image.Image) for page in pages] == [False, True, True] and len(said) == 2
+    for lines, pages in (([[]], "its page has none"), ([[], [b" "]], "none of its 2 pages has one")):
+        path.write_bytes(pdf_text(*lines))
+        with pytest.raises(NoTextError, match=rf"a.pdf has no text: {pages}"):
+            next(pdf_pages(path, with_text=True))
+        assert len(list(pdf_pages(path))) == len(lines)
+
+
+def test_a_long_text_is_cut_at_a_space(tmp_path):
+    path = tmp_path / "a.pdf"
+    text = b"words " * (MAX_LETTERS // 6 + 90)
+    lines = [text[start : start + 12] for start in range(0, len(text), 12)]
+    path.write_bytes(pdf_text(lines).replace(b"[0 0 84 56]", b"[0 -99000 84 56]"))
+    (page,) = rendered(path, dpi=1, with_text=True)
+    assert MAX_LETTERS - 6 <= len(page.text) <= MAX_LETTERS and page.is_cut
+    assert page.text.split()[-1] == "words" and f"cut to {len(page.text)} letters" in page.note
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("a \r\nb\rc", "a\nb\nc"),
+        ("a\n\n \n\nb\n", "a\n\nb"),
+        ("exam\x02ple, well\ufffeknown", "exam-ple, well-known"),
+        ("a\x00\x07\x1b[1m\x7f\x9fb\tc", "a[1mb c"),
+        ("\u200b\u202ea\xadb\ufeff\ud800", "ab"),
+        ("a\x0cb\u2028c", "a\nb\nc"),
+        ("  é 日本 \U0001f600 \xa0 ", "é 日本 \U0001f600"),
+        ("", ""),
+    ],
+)
+def test_a_text_is_cleaned(text, clean):
+    assert cleaned(text) == clean

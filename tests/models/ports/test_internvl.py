@@ -7,13 +7,15 @@ import pytest
 
 import kamera_jax as kj
 from eval.tiny.vocabulary import VOCABULARY, build_tokenizer
-from models import load
+from models import VideoFile, load
 from models.hub.control_tokens import TokenizerError
 from models.hub.fields import ConfigError, UnsupportedConfigError
+from models.media.sampling import FPS, UNBOUNDED, SamplingError, ShiftedSampling
 from models.ports.internvl.images import ImageConfig
-from models.ports.internvl.media import video_config_from_hf
+from models.ports.internvl.media import sampling_from_hf, video_config_from_hf
 from tests.internvl_files import PREPROCESSING
 from tests.models import tiny_internvl
+from tests.models.media.clips import numbers, write
 from tests.pictures import picture
 
 CONTEXT = VOCABULARY.index("<|image_pad|>")
@@ -81,6 +83,45 @@ def test_a_long_video_is_cut_between_frames(vlm, tokens, frames):
     assert [len(part.frames) for part in parts] == frames
     np.testing.assert_array_equal(np.concatenate([part.frames for part in parts]), whole.frames)
     assert len({vlm.prepare(part).content for part in parts}) == len(parts)
+
+
+def test_sampling_of_videos():
+    """The frames are in the middle of their parts, 8 of them where the file says nothing."""
+    for mapping, frames, fps, shift in (
+        ({}, 8, FPS, None),
+        ({"num_frames": None, "fps": None, "initial_shift": None}, 8, FPS, None),
+        ({"num_frames": 5, "initial_shift": True}, 5, FPS, None),
+        ({"fps": 1, "initial_shift": False}, None, 1, 0),
+        ({"num_frames": 5, "fps": 1.5, "initial_shift": 2.5}, 5, 1.5, 2.5),
+    ):
+        assert sampling_from_hf(mapping) == ShiftedSampling(fps, frames, 1, UNBOUNDED, shift=shift), mapping
+    for wrong in ({"num_frames": 0}, {"fps": -1}, {"initial_shift": -1}, {"initial_shift": "2"}):
+        with pytest.raises(UnsupportedConfigError, match=next(iter(wrong))):
+            sampling_from_hf(wrong)
+    places = ShiftedSampling(frames=4).places(40, 10)
+    assert places.tolist() == [5, 15, 25, 35]
+    assert ShiftedSampling(frames=4, shift=0).places(40, 10).tolist() == [0, 10, 20, 30]
+    assert ShiftedSampling(frames=4, shift=12).places(40, 10).tolist() == [12, 22, 32]
+    assert ShiftedSampling(frames=4, shift=99).places(40, 10).tolist() == [39]  # of a video that ends before
+    assert ShiftedSampling(frames=8).places(3, 10).tolist() == [0.5, 1.5, 2.5]
+    assert ShiftedSampling(fps=0.1).places(40, 10).tolist() == [20]
+    with pytest.raises(SamplingError, match="shift is -1"):
+        ShiftedSampling(shift=-1)
+
+
+def test_frames_of_a_file(vlm, tmp_path):
+    """Eight of a file, or of each segment of it, at the moments that they stand for."""
+    clip = write(tmp_path / "a.mp4", 64, 16, size=(16, 24))
+    (whole,) = vlm.segments(clip, seconds=100)
+    assert numbers(whole) == list(range(4, 64, 8))
+    assert whole.times.tolist() == [each / 16 for each in range(4, 64, 8)]
+    assert vlm.prepare(clip).content == vlm.prepare(whole).content
+    assert [numbers(each) for each in vlm.segments(clip, seconds=2)] == [
+        list(range(2, 32, 4)),
+        list(range(34, 64, 4)),
+    ]
+    (fast,) = vlm.segments(VideoFile(clip, fps=1), seconds=100)
+    assert numbers(fast) == [8, 24, 40, 56]
 
 
 def test_settings_of_videos(folder, tmp_path):

@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 
 import kamera_jax as kj
-from models import load
+from models import VideoFile, load
 from models.hub.fields import UnsupportedConfigError
 from models.media.images import AspectRatioError
+from models.media.sampling import EndToEndSampling
 from models.ports.qwen2_5_vl.images import ImageConfig
 from models.ports.qwen2_5_vl.video import video_config_from_hf
-from models.ports.qwen3_vl.video import DEFAULTS, stamps, video_size
+from models.ports.qwen3_vl.video import DEFAULTS, TimedVideoMedium, stamps, video_size
 from tests.models import tiny_qwen3_vl
+from tests.models.media.clips import numbers, write
 from tests.models.tiny_qwen3_vl import CELL, CONFIG, PREPROCESSING, VIDEOS
 
 PAD = CONFIG["video_token_id"]
@@ -124,3 +126,25 @@ def test_one_frame_is_taken_twice_and_no_frame_is_too_thin():
     assert video_size(2, 20, 30, config) == (32, 64)  # scaled up to a token first
     with pytest.raises(AspectRatioError):
         video_size(2, 40, 40 * 201, config)
+
+
+def test_frames_of_a_file(vlm, tmp_path):
+    """From the first frame to the last one, at the times of whole frames."""
+    clip = write(tmp_path / "a.mp4", 61, 10, size=(16, 24))
+    (whole,) = vlm.segments(clip, seconds=100)
+    assert numbers(whole) == [0, 5, 11, 16, 22, 27, 33, 38, 44, 49, 55, 60]  # round(60 k / 11)
+    np.testing.assert_allclose(whole.times, np.array(numbers(whole)) / 10, atol=1e-6)
+    assert vlm.prepare(clip).content == vlm.prepare(whole).content
+    assert numbers(next(iter(vlm.segments(VideoFile(clip, frames=3), seconds=100)))) == [0, 30, 60]
+    few = write(tmp_path / "b.mp4", 9, 10, size=(16, 24))
+    assert numbers(next(iter(vlm.segments(few, seconds=100)))) == [0, 3, 5, 8]  # 4 at least
+
+
+def test_sampling_of_videos():
+    sampling = TimedVideoMedium().sampling
+    assert sampling({}, None) == EndToEndSampling(2.0, None, 4, 768)
+    assert sampling({"fps": None, "min_frames": 2, "max_frames": 8}, None) == EndToEndSampling(2.0, None, 2, 8)
+    assert sampling({"fps": 1}, None).fps == 1 and sampling({"num_frames": 7}, None).frames == 7
+    for wrong in ({"fps": 0}, {"num_frames": 0}, {"fps": 2, "num_frames": 4}):
+        with pytest.raises(UnsupportedConfigError, match=next(iter(wrong))):
+            sampling(wrong, None)
