@@ -1,7 +1,7 @@
 """Attention by the kernels that JAX keeps: which of them serves a call, and a call by one of them.
 
-A kernel attends to one part of the keys at a time and says the log-sum-exp of its scores, by which the parts are merged.
-Of TPUs that is JAX's splash attention.
+A kernel attends to one part of the keys at a time and gives the log-sum-exp of its scores, by which the parts are
+merged. On TPUs that is JAX's splash attention.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,6 +17,9 @@ from models.blocks.softmax import MASKED, AttentionOutput, Keys, by_blocks
 from pallas_kernels import merge_states
 from pallas_kernels.dispatch import Implementation, serve
 from pallas_kernels.flash_attention.limits import splash_refusal
+
+
+NO_GPU_KERNEL = "cuDNN's attention in jax.nn rounds the log-sum-exp to the dtype of its output, and parts merge by it; XLA serves GPUs"
 
 
 @no_type_check  # pytrees are rebuilt with whatever a transformation puts in the leaves
@@ -73,7 +76,8 @@ def refusals(
     q: jax.Array, parts: Sequence[Keys], causal: Sequence[bool], weights: jax.Array | None = None
 ) -> dict[Implementation, str | None]:
     """Why each implementation cannot serve a call, or None where it can."""
-    return {"pallas_tpu": _unserved(q, parts, causal, weights) or _by_width(q, parts), "xla": None}
+    unserved = _unserved(q, parts, causal, weights)
+    return {"pallas_tpu": unserved or _by_width(q, parts), "mosaic_gpu": unserved or NO_GPU_KERNEL, "xla": None}
 
 
 def _by_width(q: jax.Array, parts: Sequence[Keys]) -> str | None:

@@ -1,8 +1,8 @@
 """Softmax attention over keys that lie in parts, without an array of all scores.
 
 `attention` is what decoders and towers call. It alone chooses between the plain form, which is quickest where there are
-few scores, a kernel that JAX keeps where one serves the call (`models.blocks.flash`), and blocks of queries and keys with
-an online softmax (arXiv 2112.05682, 2205.14135).
+few scores, a kernel that JAX keeps where one serves the call (`models.blocks.flash`), and blocks of queries and keys
+with an online softmax (arXiv 2112.05682, 2205.14135).
 """
 
 import math
@@ -55,8 +55,8 @@ class Keys(NamedTuple):
         k: rotated keys [S, G, D].
         v: values [S, G, Dv].
         seen: which keys are seen at all, bool[S].
-        before: how many of the S keys, from the first on, each query sees at most, i32[T]; None for all of them. numpy's
-            where it is known while a program is traced: kernels serve 1, 2, …, T (causality), and no others.
+        before: how many of the S keys, from the first on, each query sees at most, i32[T]; None for all of them. It is
+            numpy's where it is known while a program is traced: kernels serve 1, 2, …, T (causality) and no others.
         owners: which of n owners each key is of, bool[S, n], where mass is asked for by owner.
     """
 
