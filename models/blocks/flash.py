@@ -18,8 +18,10 @@ from pallas_kernels import merge_states
 from pallas_kernels.dispatch import Implementation, serve
 from pallas_kernels.flash_attention.limits import splash_refusal
 
-
-NO_GPU_KERNEL = "cuDNN's attention in jax.nn rounds the log-sum-exp to the dtype of its output, and parts merge by it; XLA serves GPUs"
+NO_GPU_KERNEL = (
+    "cuDNN's attention in jax.nn rounds the log-sum-exp, by which parts are merged, to the dtype of its output: XLA "
+    "serves GPUs"
+)
 
 
 @no_type_check  # pytrees are rebuilt with whatever a transformation puts in the leaves

@@ -147,7 +147,8 @@ def test_mass_by_key_is_refused_by_name(kernels):
 def lowered(platform, *, mesh=None):
     """A call of ours in bf16, lowered for a platform."""
     struct = partial(jax.ShapeDtypeStruct, sharding=mesh and jax.sharding.NamedSharding(mesh, jax.P(None, "heads")))
-    q, k = struct((256, 8, 64), jnp.bfloat16), struct((1024, 4, 64), jnp.bfloat16)
+    q = struct((256, 8, 64), jnp.bfloat16)
+    k = struct((1024, 4, 64), jnp.bfloat16)
     seen = np.ones(1024, bool)
     traced = jax.jit(lambda q, k, v: attention(q, [Keys(k, v, jnp.asarray(seen))], 0.1)).trace(q, k, k)
     return traced.lower(lowering_platforms=(platform,)).as_text()
