@@ -240,7 +240,7 @@ def _looped(
         return padded.reshape(blocks, size, *x.shape[1:])
 
     rows = by_block(q.reshape(tokens, groups, heads // groups, -1)).transpose(0, 2, 3, 1, 4)
-    bounds = [None if part.before is None else by_block(part.before, "edge") for part in parts]
+    bounds = [None if part.before is None else by_block(jnp.asarray(part.before), "edge") for part in parts]
     shares = None if weights is None else by_block(weights)
     sources = [_key_blocks(part) for part in parts]
     mass = None if weights is None else [jnp.zeros(each.seen.shape, jnp.float32) + zero for each in sources]
