@@ -175,6 +175,8 @@ def _moved(computations, known, i):
     if i.op in FREE or any(f'custom_call_target="{name}"' in i.rest for name in ("ConcatBitcast", "AllocateBuffer")):
         return 0
     if i.op == "while":
+        if known_count := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', i.rest):
+            return int(known_count.group(1)) * _bytes(computations, i.called("body"))
         # XLA's loops over an array count from 0 by 1 up to the constant their condition holds.
         bounds = [x for x in computations[i.called("condition")] if x.op == "constant" and x.arrays[0].dtype == "s32"]
         assert len(bounds) == 1, f"how often {i.name} runs is not known"

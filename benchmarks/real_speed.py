@@ -30,7 +30,7 @@ from models.hub.gguf.packaged import packaged
 
 MODEL = "smollm2-135m"
 
-PREFILLED = (256, 1024)
+PREFILLED = (256, 512, 1024, 2048, 4096, 8192)
 """Tokens that are run from nothing."""
 
 DECODED = 64

@@ -5,6 +5,7 @@ DeepStack features of media, a segment's ``inputs["deep"]`` f32[T, d, E], are ad
 
 from collections.abc import Callable, Sequence
 from functools import cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +60,7 @@ def forward(
     embeds = decoder.embed(params["text"], segment.inputs["tokens"])
     if "media" in segment.inputs:
         embeds = jnp.where(segment.inputs["is_media"][:, None], segment.inputs["media"].astype(embeds.dtype), embeds)
-    visible: list[tuple[jax.Array, jax.Array | None]] = [(valid, jnp.arange(1, tokens + 1, dtype=jnp.int32))]
+    visible: list[tuple[jax.Array, Any]] = [(valid, np.arange(1, tokens + 1, dtype=np.int32))]
     behind = [] if state is None else [each for each in (state.context, state) if each is not None]
     visible = [(each.valid, segment.inputs.get("slots")) for each in behind] + visible
     biases = [*(each.bias for each in behind), None]  # the segment's own tokens each stand for one

@@ -19,10 +19,12 @@ from rich.text import Text
 
 from kamera_jax.kv import KVSpec
 from kamera_jax.window.window import Mode
+from models.blocks.flash import NO_GPU_KERNEL
 from pallas_kernels import relocate_patch
 from pallas_kernels.chunk_attention.api import refusals as attention_refusals
 from pallas_kernels.chunk_attention.shapes import Heads
 from pallas_kernels.dispatch import IMPLEMENTATIONS, Implementation, choose, unavailable
+from pallas_kernels.flash_attention.limits import splash_refusal
 from pallas_kernels.relocate_patch.api import refusals as relocation_refusals
 from pallas_kernels.relocate_patch.shapes import SHAPES, Shape
 
@@ -30,7 +32,12 @@ PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "tra
 BACKBONES = ("qwen2.5-vl-7b", "qwen2.5-vl-3b", "kimi-vl", "llava-1.5-7b")
 """The models that are examined where none is named, in bf16."""
 
-OPERATIONS = ("relocate_patch_into", "chunk_attention")
+OPERATIONS = ("relocate_patch_into", "chunk_attention", "attention")
+"""``"attention"`` is that of prefill, long tails and forming a patch, and of the tower, which has narrower heads."""
+
+LATENT_WIDTHS = (192, 128)
+"""Keys and values of a head to which DeepSeek's models expand a latent."""
+
 RANK = 32
 CHUNK = 512
 
@@ -77,8 +84,19 @@ def choices(name: str, shape: Shape, dtype: Any, slots: int) -> list[Choice]:
             rot, free, cos, u, v, rotary_dim=shape.rotary_dim, layout=shape.layout, cache=(cache_rot, cache_free)
         ),
         "chunk_attention": attention_refusals(heads, shape.rotary_dim // 2, [dtype]),
+        "attention": {
+            "pallas_tpu": splash_refusal(*_expanded(shape), [dtype]),
+            "mosaic_gpu": NO_GPU_KERNEL,
+            "xla": None,
+        },
     }
     return [_choice(name, operation, refused[operation]) for operation in OPERATIONS]
+
+
+def _expanded(shape: Shape) -> tuple[int, int]:
+    """Widths of a head of keys and of values, as prefill attends to them."""
+    latent = shape.free != shape.heads * shape.head_dim
+    return LATENT_WIDTHS if latent else (shape.head_dim, shape.head_dim)
 
 
 def _choice(model: str, operation: str, refusals: dict[Implementation, str | None]) -> Choice:

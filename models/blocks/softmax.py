@@ -1,7 +1,8 @@
 """Softmax attention over keys that lie in parts, without an array of all scores.
 
 `attention` is what decoders and towers call. It alone chooses between the plain form, which is quickest where there are
-few scores, and blocks of queries and keys with an online softmax (arXiv 2112.05682, 2205.14135).
+few scores, a kernel that JAX keeps where one serves the call (`models.blocks.flash`), and blocks of queries and keys
+with an online softmax (arXiv 2112.05682, 2205.14135).
 """
 
 import math
@@ -11,7 +12,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+
+from pallas_kernels.dispatch import Implementation
 
 MASKED = -1e30
 """Finite, so that a row with nothing to see (padding) stays finite too."""
@@ -51,7 +55,8 @@ class Keys(NamedTuple):
         k: rotated keys [S, G, D].
         v: values [S, G, Dv].
         seen: which keys are seen at all, bool[S].
-        before: how many of the S keys, from the first on, each query sees at most, i32[T]; None for all of them.
+        before: how many of the S keys, from the first on, each query sees at most, i32[T]; None for all of them. It is
+            numpy's where it is known while a program is traced: kernels serve 1, 2, …, T (causality) and no others.
         owners: which of n owners each key is of, bool[S, n], where mass is asked for by owner.
         bias: what is added to the scores of each key, f32[S]: of one that stands for n equal keys log n; None for 0.
     """
@@ -59,7 +64,7 @@ class Keys(NamedTuple):
     k: Float[Array, "S G D"]
     v: Float[Array, "S G Dv"]
     seen: Bool[Array, " S"]
-    before: Int[Array, " T"] | None = None
+    before: Int[Array | np.ndarray, " T"] | None = None
     owners: Bool[Array, "S n"] | None = None
     bias: Float[Array, " S"] | None = None
 
@@ -93,6 +98,8 @@ def attention(
     parts: Sequence[Keys],
     scale: float,
     weights: Float[Array, " T"] | None = None,
+    *,
+    implementation: Implementation | None = None,
 ) -> AttentionOutput:
     """Grouped-query attention to the keys of all parts together; MHA is G = N.
 
@@ -110,15 +117,22 @@ def attention(
     parts = [part for part in parts if part.k.shape[0]]
     owners = [part.owners for part in parts if part.owners is not None]
     if weights is not None and owners:
-        return _with_owners(q, parts, owners, scale, weights)
+        return _with_owners(q, parts, owners, scale, weights, implementation)
     slots = sum(part.k.shape[0] for part in parts)
-    if tokens < FEW_TOKENS or 4 * heads * tokens * slots <= BLOCK_BYTES:
+    if implementation in (None, "xla") and (tokens < FEW_TOKENS or 4 * heads * tokens * slots <= BLOCK_BYTES):
         return _at_once(q, parts, scale, weights)
-    return _by_blocks(q, parts, weights, scale)
+    from models.blocks import flash  # which takes what is defined here
+
+    return flash.served(q, parts, weights, scale, implementation)
 
 
 def _with_owners(
-    q: jax.Array, parts: Sequence[Keys], owners: Sequence[jax.Array], scale: float, weights: jax.Array
+    q: jax.Array,
+    parts: Sequence[Keys],
+    owners: Sequence[jax.Array],
+    scale: float,
+    weights: jax.Array,
+    implementation: Implementation | None,
 ) -> AttentionOutput:
     """`attention` whose mass is by owner: what a query's attention to one adds up to is one more feature of values."""
     extended = []
@@ -126,7 +140,7 @@ def _with_owners(
         owned = owner.astype(part.v.dtype)[:, None, :]
         owned = jnp.broadcast_to(owned, (*part.v.shape[:2], owned.shape[-1]))
         extended.append(part._replace(v=jnp.concatenate([part.v, owned], axis=-1), owners=None))
-    whole = attention(q, extended, scale)
+    whole = attention(q, extended, scale, implementation=implementation)
     width = parts[0].v.shape[-1]
     out, received = jnp.split(whole.out.reshape(*q.shape[:2], -1), [width], axis=-1)
     each = jnp.broadcast_to(weights[:, None], q.shape[:2])
@@ -196,12 +210,12 @@ def _bias_of(parts: Sequence[Keys]) -> jax.Array | None:
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(3,))
-def _by_blocks(q: jax.Array, parts: Sequence[Keys], weights: jax.Array | None, scale: float) -> AttentionOutput:
+def by_blocks(q: jax.Array, parts: Sequence[Keys], weights: jax.Array | None, scale: float) -> AttentionOutput:
     """`attention` by blocks of queries, each over the blocks of keys from the first to the last that it may see."""
     return _looped(_within, q, parts, weights, scale)
 
 
-@_by_blocks.defjvp
+@by_blocks.defjvp
 def _by_blocks_jvp(scale: float, primals: Any, tangents: Any) -> tuple[Any, Any]:
     """Loops of a length that is not known have no derivative; the same ones over all blocks do."""
     return jax.jvp(lambda q, parts, weights: _looped(_over_all, q, parts, weights, scale), primals, tangents)
@@ -242,7 +256,7 @@ def _looped(
         return padded.reshape(blocks, size, *x.shape[1:])
 
     rows = by_block(q.reshape(tokens, groups, heads // groups, -1)).transpose(0, 2, 3, 1, 4)
-    bounds = [None if part.before is None else by_block(part.before, "edge") for part in parts]
+    bounds = [None if part.before is None else by_block(jnp.asarray(part.before), "edge") for part in parts]
     shares = None if weights is None else by_block(weights)
     sources = [_key_blocks(part) for part in parts]
     mass = None if weights is None else [jnp.zeros(each.seen.shape, jnp.float32) + zero for each in sources]

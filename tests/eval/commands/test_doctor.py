@@ -32,7 +32,7 @@ def test_a_models_own_calls_are_looked_at(capsys):
 
 @pytest.mark.parametrize(("slots", "refused"), [(4096, False), (100, True)])
 def test_a_window_no_kernel_can_write_to_is_named(slots, refused):
-    into, attention = doctor.choices("kimi-vl", SHAPES["kimi-vl"], jnp.bfloat16, slots)
+    into, attention, _ = doctor.choices("kimi-vl", SHAPES["kimi-vl"], jnp.bfloat16, slots)
     reason = into.refusals["pallas_tpu"]
     assert (reason is not None and "multiple of" in reason and str(slots) in reason) if refused else reason is None
     assert attention.refusals["pallas_tpu"] is None and "no such kernel" in attention.refusals["mosaic_gpu"]
@@ -43,7 +43,17 @@ def test_on_a_tpu_the_kernels_run(monkeypatch):
     assert [choice.here for choice in doctor.choices("m", SHAPES["qwen2.5-vl-7b"], jnp.bfloat16, 4096)] == [
         "pallas_tpu",
         "pallas_tpu",
+        "pallas_tpu",
     ]
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-vl-7b", "kimi-vl"])
+def test_what_serves_prefill_is_said_for_every_platform(name):
+    choice = doctor.choices(name, SHAPES[name], jnp.bfloat16, 4096)[-1]
+    assert (choice.operation, choice.here) == ("attention", "xla")
+    assert choice.refusals["pallas_tpu"] is None and "log-sum-exp" in (choice.refusals["mosaic_gpu"] or "")
+    half = doctor.choices(name, SHAPES[name], jnp.float16, 4096)[-1]
+    assert "not float16" in (half.refusals["pallas_tpu"] or "")
 
 
 def test_completion_scripts_are_printed(capsys):

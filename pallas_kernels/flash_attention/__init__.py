@@ -1,0 +1,1 @@
+"""flash_attention: attention to one part of the keys by a kernel that JAX keeps."""
