@@ -227,11 +227,27 @@ def _moved(computations: Computations, known: Mapping[str, Instruction], i: Inst
         return update.bytes + (update.size if i.bytes else 0)
     if i.op == "fusion":
         return _fusion(computations, i, known)
-    # What a kernel updates in place counts once, as written: give it a cache that it fills.
-    updated = {int(place) for place in re.findall(r"\((\d+), \{\}", i.rest.split("output_to_operand_aliasing=")[-1])}
-    in_place = updated if "output_to_operand_aliasing=" in i.rest else set()
-    read = {origin(known, name) for place, name in enumerate(i.operands) if place not in in_place and name in known}
-    return i.bytes + sum(known[name].bytes for name in read)
+    aliasing = i.rest.split("output_to_operand_aliasing=")[1:]
+    pairs = re.findall(r"\{(\d*)\}: \((\d+), \{\}", aliasing[0]) if aliasing else []
+    updated = {int(place): int(output or 0) for output, place in pairs}
+    read = {origin(known, name) for place, name in enumerate(i.operands) if place not in updated and name in known}
+    given = [array for name in read for array in known[name].arrays]
+    written = sum(
+        _updated(array, given) if place in updated.values() else array.bytes for place, array in enumerate(i.arrays)
+    )
+    return written + sum(known[name].bytes for name in read)
+
+
+def _updated(buffer: Array, given: Sequence[Array]) -> int:
+    """Bytes that a kernel writes into a buffer it updates in place: as many as it is given rows for it, else all."""
+    rows = [
+        array.bytes
+        for array in given
+        if array.dtype == buffer.dtype
+        and len(array.dims) == len(buffer.dims)
+        and sum(mine != theirs for mine, theirs in zip(buffer.dims, array.dims, strict=True)) == 1
+    ]
+    return min(max(rows), buffer.bytes) if rows else buffer.bytes
 
 
 def origin(known: Mapping[str, Instruction], name: str) -> str:
