@@ -62,10 +62,7 @@ def examine(
         progress(done, len(programs), name)
         rows.append(measured(on, shapes, shapes.programs[name]()))
     progress(len(programs), len(programs), "")
-    seconds = {row["program"]: row.get("roofline_seconds") for row in rows}
-    ratio = None
-    if seconds.get("prefill") and seconds.get("reuse"):
-        ratio = seconds["prefill"] / seconds["reuse"]
+    found = {row["program"]: row for row in rows}
     limit = shapes.spec.max_positions
     return {
         "model": model,
@@ -83,9 +80,24 @@ def examine(
         "kv": device_bytes(shapes.kv(window)),
         "layout": "one device" if shapes.placement is None else str(shapes.placement),
         "roofline": ROOFLINE,
-        "reprefill_over_reuse": ratio,
+        **_ratios(on, found.get("prefill", {}), found.get("reuse", {})),
         "programs": rows,
         "versions": {"jax": version("jax"), **_compiler(on)},
+    }
+
+
+def _ratios(on: Target, prefill: dict[str, Any], reuse: dict[str, Any]) -> dict[str, float | None]:
+    """How many times longer a prefill takes than a reuse: as compiled, and of one that moves no byte more than it must.
+
+    None where one of them is missing.
+    """
+    took = reuse.get("roofline_seconds")
+    if not took or not prefill.get("roofline_seconds"):
+        return {"reprefill_over_reuse": None, "ideal_reprefill_over_reuse": None}
+    ideal = on.seconds(prefill["flops"], prefill["ideal_bytes"])
+    return {
+        "reprefill_over_reuse": prefill["roofline_seconds"] / took,
+        "ideal_reprefill_over_reuse": ideal / took,
     }
 
 
@@ -122,10 +134,11 @@ def measured(on: Target, shapes: Shapes, program: Program) -> dict[str, Any]:
     beside = shapes.towers + (0 if program.reads_weights else device_bytes(shapes.params))
     row |= kept | {"peak": peak, "in_all": peak + beside, "fits": bool(peak + beside <= on.memory)}
     try:
-        moved: int | None = hlo.hbm_bytes(compiled.as_text())
-    except (hlo.UncountedError, KeyError, IndexError, StopIteration) as error:
+        moved: float | None = float(hlo.hbm_bytes(compiled.as_text()))
+    except (jax.errors.JaxRuntimeError, hlo.UncountedError, KeyError, IndexError, StopIteration) as error:
+        # Some programs with asynchronous copies are compiled by libtpu and cannot be read by jaxlib.
         moved = None
-        row["uncounted"] = str(error)[:200]
+        row["uncounted"] = _reason(str(error))
     counted = program.ideal if moved is None else moved
     return row | {"hbm_bytes": moved, "roofline_seconds": on.seconds(program.flops, counted)}
 

@@ -125,7 +125,8 @@ def hbm_bytes(text: str) -> int:
     """Bytes to and from device memory of one run of a program on each device, loops counted as often as they run.
 
     Loops whose bounds are data (attention that ends where the keys do) and that read blocks of the same arrays run
-    over each block once between them; they are counted as the dearest of them over all blocks.
+    over each block once between them; they are counted as the dearest of them over all blocks. Of grouped products all
+    experts are counted, for which of them are read is data too.
 
     Args:
         text: the optimised HLO of the program.
@@ -231,7 +232,8 @@ def _moved(computations: Computations, known: Mapping[str, Instruction], i: Inst
     pairs = re.findall(r"\{(\d*)\}: \((\d+), \{\}", aliasing[0]) if aliasing else []
     updated = {int(place): int(output or 0) for output, place in pairs}
     read = {origin(known, name) for place, name in enumerate(i.operands) if place not in updated and name in known}
-    given = [array for name in read for array in known[name].arrays]
+    beside = [name for place, name in enumerate(i.operands) if place not in updated and name in known]
+    given = [array for name in beside for array in known[name].arrays]
     written = sum(
         _updated(array, given) if place in updated.values() else array.bytes for place, array in enumerate(i.arrays)
     )
@@ -240,12 +242,17 @@ def _moved(computations: Computations, known: Mapping[str, Instruction], i: Inst
 
 def _updated(buffer: Array, given: Sequence[Array]) -> int:
     """Bytes that a kernel writes into a buffer it updates in place: as many as it is given rows for it, else all."""
+
+    def dims(array: Array) -> list[int]:
+        return [size for size in array.dims if size > 1]
+
+    whole = dims(buffer)
     rows = [
-        array.bytes
+        array.size
         for array in given
         if array.dtype == buffer.dtype
-        and len(array.dims) == len(buffer.dims)
-        and sum(mine != theirs for mine, theirs in zip(buffer.dims, array.dims, strict=True)) == 1
+        and len(dims(array)) == len(whole)
+        and sum(mine != theirs for mine, theirs in zip(whole, dims(array), strict=True)) == 1
     ]
     return min(max(rows), buffer.bytes) if rows else buffer.bytes
 
@@ -294,7 +301,12 @@ def _read(computations: Computations, body: Sequence[Instruction], value: Instru
                 slices += _read(computations, body, user)
             elif user.op == "fusion":
                 called = computations[_of(user, "calls")]
-                slices += _read(computations, called, _parameter(called, place))
+                inner = _parameter(called, place)
+                known = {i.name: i for i in called}
+                if origin(known, next(i for i in called if i.root).name) == inner.name:
+                    slices += _read(computations, body, user)  # a view of it
+                else:
+                    slices += _read(computations, called, inner)
             elif user.op in ("dynamic-slice", "slice") or (user.op == "gather" and place == 0):
                 slices += user.size
             else:

@@ -255,7 +255,7 @@ class Shapes:
         width = self.spec.rot_dim + self.spec.free_dim
         tokens = self.spec.layers * self.chunk / self.parts
         flops = tokens * (2.0 * self.rank * width + 3.0 * self.spec.rot_dim)
-        ideal = 2 * device_bytes(kv) + device_bytes(self.factors())
+        ideal = 2.0 * device_bytes(kv) + device_bytes(self.factors())
         return Program("reuse", reuse, arguments, (0,), flops, ideal, False)
 
     def decoding(self) -> Program:

@@ -51,7 +51,11 @@ def show(result: dict[str, Any], console: Console | None = None) -> None:
         if "uncounted" in row:
             _item(console, f"{row['program']}: bytes are the ideal, not counted: {row['uncounted']}")
     if result["reprefill_over_reuse"]:
-        _item(console, f"reuse is {result['reprefill_over_reuse']:.0f} times faster than running the chunk again")
+        _item(
+            console,
+            f"running the chunk again takes {result['reprefill_over_reuse']:.0f} times as long as reuse, and "
+            f"{result['ideal_reprefill_over_reuse']:.0f} times if it moved its ideal bytes",
+        )
     _item(console, f"Times: {result['roofline']}. FLOPs are counted from shapes.")
     if result["max_positions"] is not None and result["max_positions"] < result["window"]:
         _item(console, f"The model itself ends at {result['max_positions']} positions.")

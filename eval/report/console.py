@@ -196,7 +196,8 @@ def print_attention(result: dict[str, Any], console: Console | None = None) -> N
             ]
             for row in result["rows"]
         ],
-        "GB/s: of bytes that must be read and written; GFLOP/s: of scores and\nweighted sums, without what patches add.",
+        "GB/s: of bytes that must be read and written; GFLOP/s: of scores and\n"
+        "weighted sums, without what patches add.",
     )
 
 
