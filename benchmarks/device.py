@@ -13,7 +13,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -25,7 +25,7 @@ import jax.numpy as jnp
 
 from eval.ahead.chips import CHIPS
 from eval.ahead.programs import Shapes
-from eval.ahead.published import configuration
+from eval.ahead.published import CONFIGURATIONS, configuration
 from eval.commands.bench import side_by_side
 
 TESTS = ("tests/pallas_kernels/test_relocate_patch_gpu.py", "tests/pallas_kernels/test_platforms.py")
@@ -34,6 +34,9 @@ LIMITS = {"tests": 150, "kernels": 120}
 
 QUESTION = 16
 """Tokens of the question."""
+
+
+TINY = {**CONFIGURATIONS["smollm2-135m"], "num_hidden_layers": 2, "vocab_size": 512}
 
 
 def arrays(tree: Any, key: jax.Array) -> Any:
@@ -55,12 +58,12 @@ def arrays(tree: Any, key: jax.Array) -> Any:
 
 
 def look_back(
-    model: str, *, window: int, chunk: int, rank: int = 32, dtype: str = "bfloat16", runs: int = 5
+    mapping: Mapping[str, Any], *, window: int, chunk: int, rank: int = 32, dtype: str = "bfloat16", runs: int = 5
 ) -> dict[str, Any]:
     """Milliseconds of a model's programs on random weights on this device, in turns, and to the first answer token.
 
     Args:
-        model: see `eval.ahead.published.configuration`.
+        mapping: the model's config.json.
         window: slots of the window, all in use.
         chunk: tokens of the chunk that comes back; a multiple of 16.
         rank: of its patch.
@@ -68,7 +71,7 @@ def look_back(
         runs: of each, of which the median counts.
     """
     mesh = jax.sharding.Mesh(jax.devices()[:1], ("model",))
-    shapes = Shapes.of(configuration(model), mesh, dtype=dtype, window=window, chunk=chunk, rank=rank)
+    shapes = Shapes.of(mapping, mesh, dtype=dtype, window=window, chunk=chunk, rank=rank)
     key = jax.random.key(0)
     params = arrays(shapes.params, key)
     prefill = shapes.prefill()
@@ -115,7 +118,6 @@ def look_back(
         runs,
     )
     return {
-        "model": model,
         "window": window,
         "chunk": chunk,
         "rank": rank,
@@ -156,7 +158,8 @@ def main() -> None:
         print(part, file=sys.stderr)
         if part == "look-back":
             sizes = {"window": 256, "chunk": 64, "runs": 1} if options.tiny else {"window": 32768, "chunk": 1024}
-            found = look_back("smollm2-135m" if options.tiny else options.model, **sizes)
+            found = look_back(TINY if options.tiny else configuration(options.model), **sizes)
+            found["model"] = "tiny" if options.tiny else options.model
             (options.output / "look-back.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
             summary[part] = found
         elif part == "tests":
