@@ -215,5 +215,5 @@ def compile_for(on: Target, function: Any, arguments: tuple[Any, ...], donate: t
             jax.jit(function, donate_argnums=donate).trace(*arguments).lower(lowering_platforms=(on.chip.platform,))
         )
         # Autotuning runs programs, and there is nothing to run them on.
-        options = {"xla_gpu_autotune_level": 0} if on.chip.platform == "cuda" else None
+        options: Any = {"xla_gpu_autotune_level": 0} if on.chip.platform == "cuda" else None
         return lowered.compile(compiler_options=options)

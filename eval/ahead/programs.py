@@ -119,21 +119,19 @@ class Shapes:
     def kv(self, tokens: int) -> KV:
         """KV of so many tokens."""
         widths = (self.spec.rot_dim, self.spec.free_dim)
-        return self.placed(
-            KV(*(jax.ShapeDtypeStruct((self.spec.layers, tokens, width), self.spec.dtype) for width in widths))
-        )
+        return self.placed(KV(*(_array((self.spec.layers, tokens, width), self.spec.dtype) for width in widths)))
 
     def state(self, slots: int) -> WindowState:
         """The state of a window of so many slots."""
         cache = self.kv(slots)
-        positions = jax.ShapeDtypeStruct((self.spec.rope.axes, slots), jnp.float32)
-        return self.placed(WindowState(cache.rot, cache.free, positions, jax.ShapeDtypeStruct((slots,), jnp.bool_)))
+        positions = _array((self.spec.rope.axes, slots), jnp.float32)
+        return self.placed(WindowState(cache.rot, cache.free, positions, _array((slots,), jnp.bool_)))
 
     def segment(self, tokens: int) -> Segment:
         """So many tokens of text."""
-        positions = jax.ShapeDtypeStruct((self.spec.rope.axes, tokens), jnp.float32)
-        inputs = {"tokens": jax.ShapeDtypeStruct((tokens,), jnp.int32)}
-        return self.placed(Segment(inputs, positions, jax.ShapeDtypeStruct((), jnp.int32)))
+        positions = _array((self.spec.rope.axes, tokens), jnp.float32)
+        inputs = {"tokens": _array((tokens,), jnp.int32)}
+        return self.placed(Segment(inputs, positions, _array((), jnp.int32)))
 
     def factors(self) -> Factors:
         """A patch of the chunk."""
@@ -141,15 +139,15 @@ class Shapes:
         width = self.spec.rot_dim + self.spec.free_dim
         return self.placed(
             Factors(
-                jax.ShapeDtypeStruct((layers, self.rank, self.chunk), self.spec.dtype),
-                jax.ShapeDtypeStruct((layers, self.rank, width), self.spec.dtype),
-                jax.ShapeDtypeStruct((layers,), jnp.int32),
+                _array((layers, self.rank, self.chunk), self.spec.dtype),
+                _array((layers, self.rank, width), self.spec.dtype),
+                _array((layers,), jnp.int32),
             )
         )
 
     def numbers(self, *shape: int) -> jax.ShapeDtypeStruct:
         """Integers that every device has."""
-        return self.placed(jax.ShapeDtypeStruct(shape, jnp.int32))
+        return self.placed(_array(shape, jnp.int32))
 
     @property
     def parts(self) -> int:
@@ -232,7 +230,7 @@ class Shapes:
         kv = self.kv(self.chunk)
         numbers = self.numbers(4 + 2 * OWNERS)
         arguments = (self.params, self.segment(self.chunk), self.state(self.window), kv, numbers)
-        mass = jax.ShapeDtypeStruct((self.spec.layers, OWNERS), jnp.float32)
+        mass = _array((self.spec.layers, OWNERS), jnp.float32)
         fitted = traced_flops(jax.make_jaxpr(fit)(kv, kv, mass, numbers).jaxpr) / self.parts
         # What the forward gives is read again by the fit only where it does not stay on the chip: not counted.
         ideal = self.weights_read(self.chunk, False) + device_bytes(self.kv(self.window))
@@ -250,7 +248,7 @@ class Shapes:
             return write(state, slot, kv, factors, positions, numbers[1], rope, placement=self.placement)
 
         kv = self.kv(self.chunk)
-        positions = self.placed(jax.ShapeDtypeStruct((rope.axes, self.chunk), jnp.float32))
+        positions = self.placed(_array((rope.axes, self.chunk), jnp.float32))
         arguments = (self.state(self.window), kv, self.factors(), positions, self.numbers(2))
         width = self.spec.rot_dim + self.spec.free_dim
         tokens = self.spec.layers * self.chunk / self.parts
@@ -266,6 +264,7 @@ class Shapes:
         def decoding(params: Any, segment: Any, turn: Any, window: Any, slot: Any) -> Any:
             behind = replace(turn, context=window)
             output = forward(params, segment, behind, logits_at=jnp.zeros(1, jnp.int32))
+            assert output.logits is not None
             one = (output.kv, None, segment.positions, 1)
             written = write(turn, slot, *one, rope, implementation="xla", placement=self.placement)
             return jnp.argmax(output.logits[0]), written
@@ -274,6 +273,11 @@ class Shapes:
         ideal = self.weights_read(1, True) + device_bytes(self.kv(self.window + LEAST_ROWS))
         flops = self.flops(1, self.window + LEAST_ROWS, logits=1)
         return Program("decoding", decoding, arguments, (2,), flops, ideal, True)
+
+
+def _array(shape: tuple[int, ...], dtype: Any) -> Any:
+    """The shape of an array, in the place of one."""
+    return jax.ShapeDtypeStruct(shape, dtype)
 
 
 def _shard(leaf: Any) -> int:

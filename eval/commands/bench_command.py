@@ -122,12 +122,12 @@ def _measured(options: argparse.Namespace, progress: Any) -> dict[str, Any]:
             bench.RandomDecoder(), lengths=options.tokens, rank=options.rank, runs=options.runs, progress=progress
         )
     check_dtype(options.dtype)
-    common = {"runs": options.runs, "progress": progress}
+    common: dict[str, Any] = {"runs": options.runs, "progress": progress}
     if options.what == "e2e":
         from models import load
 
         vlm = load(options.model, dtype=options.dtype)
-        sizes = {"tokens": options.tokens, "before": options.before, "rank": options.rank}
+        sizes: dict[str, Any] = {"tokens": options.tokens, "before": options.before, "rank": options.rank}
         return bench_operations.look_back(vlm, **sizes, **common) | {"model": options.model}
     common |= {"dtype": _name(options.dtype)}
     if options.what == "relocate":
