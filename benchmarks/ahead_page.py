@@ -29,9 +29,10 @@ out, each moved once. No weight is needed, and nothing is run.
 {rows}
 
 *GB in all* is the largest of the four programs with weights, towers and KV; *fits* compares it with what the chip has.
-Times are a {roofline}: the larger of FLOPs over the peak and bytes over the bandwidth. *Ratio* is prefill over
-reuse as they are compiled, then with a prefill that moves its ideal bytes: XLA's attention on GPUs passes its scores
-through memory, and bytes that its cache would keep count too. *Measured* is empty where no such device was at hand.
+Times are a {roofline}:
+the larger of FLOPs over the peak and bytes over the bandwidth. *Ratio* is prefill over reuse as they are compiled, then
+with a prefill that moves its ideal bytes: XLA's attention on GPUs passes its scores through memory, and bytes that a
+cache would keep count too. *Measured* is empty where no such device was at hand.
 
 | chip | bfloat16 TFLOP/s | GB/s | GB | source |
 |---|---|---|---|---|
@@ -52,7 +53,7 @@ def section(entries: list[dict[str, Any]]) -> str:
         rules="|---" * len(HEAD) + "|",
         rows=rows,
         chips="\n".join(chips),
-        roofline=ROOFLINE.split(";")[0] + ")",
+        roofline=ROOFLINE,
         **sizes,
     )
 
