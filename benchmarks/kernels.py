@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks import compiled
+from benchmarks import ahead_page, compiled
 from eval.commands.bench import side_by_side
 from kamera_jax import patch
 from kamera_jax.kv import Factors, KVSpec, Segment
@@ -221,8 +221,8 @@ compiled for an H200 with no spilled register; `python -m benchmarks.kernels --o
 this in."""
 
 
-def page(result: dict[str, Any]) -> str:
-    """The measurements as a page of the documentation."""
+def page(result: dict[str, Any], models: list[dict[str, Any]] | None = None) -> str:
+    """The measurements as a page of the documentation, with what `benchmarks.ahead` compiled behind them."""
     rows: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
     for row in result["tpu"]:
         rows.setdefault((row["op"], row["shape"]), {})[row["target"]] = row
@@ -231,13 +231,17 @@ def page(result: dict[str, Any]) -> str:
         name, _, fallback = op.partition(", ")
         cells = " | ".join(_cell(by_target[target]) for target in TPUS)
         lines.append(f"| `{name}`{', XLA' if fallback else ''} | {shape} | {cells} |")
-    return PAGE.format(
-        jax=result["versions"]["jax"],
-        **result["cpu"],
-        heads=" | ".join(TPUS),
-        rules="---|" * len(TPUS),
-        rows="\n".join(lines),
-        gpu=_gpu_text(result["gpu"]) if "gpu" in result else NO_GPU,
+    section = "" if models is None else "\n" + ahead_page.section(models)
+    return (
+        PAGE.format(
+            jax=result["versions"]["jax"],
+            **result["cpu"],
+            heads=" | ".join(TPUS),
+            rules="---|" * len(TPUS),
+            rows="\n".join(lines),
+            gpu=_gpu_text(result["gpu"]) if "gpu" in result else NO_GPU,
+        )
+        + section
     )
 
 
@@ -275,7 +279,9 @@ def main() -> None:
     result["versions"] = {"jax": version("jax")}
     arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if {"cpu", "tpu"} <= result.keys():
-        arguments.page.write_text(page(result), encoding="utf-8")
+        ahead = arguments.json.with_name("ahead.json")
+        models = json.loads(ahead.read_text(encoding="utf-8"))["entries"] if ahead.exists() else None
+        arguments.page.write_text(page(result, models), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def pages(docs: Path) -> dict[Path, Callable[[], str]]:
         "guard": lambda: guard_text_page.page(read("guard-text")),
         "library": lambda: library_page.page(read("library"), read("library-soak"), read("library-scale")),
         "patches": lambda: patch.page(read("patch")),
-        "performance": lambda: kernels.page(read("kernels")),
+        "performance": lambda: kernels.page(read("kernels"), read("ahead")["entries"]),
         "real-text": lambda: real_text.page(read("real-text")),
         "reliability": lambda: reliability_page.page(read("reliability")),
         "results": methods,

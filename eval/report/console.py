@@ -163,6 +163,63 @@ def print_form(result: dict[str, Any], console: Console | None = None) -> None:
     )
 
 
+def print_relocate(result: dict[str, Any], console: Console | None = None) -> None:
+    """Print the table of `kamera bench relocate`, within 80 columns."""
+    show(
+        console or Console(emoji=False, highlight=False),
+        f"Writing a chunk into a window, rotated and patched: {result['dtype']}, {result['device']}",
+        ("shape", "layers", "tokens", "rank", "MB", "ms", "GB/s", "a copy, GB/s"),
+        [
+            [
+                row["shape"],
+                *(str(row[name]) for name in ("layers", "tokens", "rank")),
+                *(f"{row['ideal'] / 1e6:.1f}", f"{row['ms']:.2f}", f"{row['gb_s']:.1f}", f"{row['copy_gb_s']:.1f}"),
+            ]
+            for row in result["rows"]
+        ],
+        "MB: what must be read and written, each byte once; GB/s: by that. The copy\nmoves as much, in turns with it.",
+    )
+
+
+def print_attention(result: dict[str, Any], console: Console | None = None) -> None:
+    """Print the table of `kamera bench attention`, within 80 columns."""
+    show(
+        console or Console(emoji=False, highlight=False),
+        f"Attention in one layer: {result['dtype']}, {result['device']}",
+        ("shape", "what", "queries", "keys", "ms", "GB/s", "GFLOP/s"),
+        [
+            [
+                row["shape"],
+                row["kind"],
+                *(str(row[name]) for name in ("queries", "keys")),
+                *(f"{row['ms']:.2f}", f"{row['gb_s']:.1f}", f"{row['gflop_s']:.1f}"),
+            ]
+            for row in result["rows"]
+        ],
+        "GB/s: of bytes that must be read and written; GFLOP/s: of scores and\n"
+        "weighted sums, without what patches add.",
+    )
+
+
+def print_look_back(result: dict[str, Any], console: Console | None = None) -> None:
+    """Print the table of `kamera bench e2e`, within 80 columns."""
+    show(
+        console or Console(emoji=False, highlight=False),
+        f"To the first answer token: {result['layers']} layers, {result['dtype']}, {result['device']}; milliseconds",
+        ("tokens", "behind", "reuse", "re-prefill", "times faster", "of KV"),
+        [
+            [
+                *(str(row[name]) for name in ("tokens", "before")),
+                *(f"{row[name]:.1f}" for name in ("reuse_ms", "reprefill_ms")),
+                f"{row['ratio']:.2f}",
+                f"{row['patch_share']:.1%}",
+            ]
+            for row in result["rows"]
+        ],
+        "A chunk comes back: written with its patch, or run again; then the question is\nrun.",
+    )
+
+
 def plot_form(result: dict[str, Any], path: Path) -> None:
     """Draw milliseconds of every step against tokens; the file's ending says whether as PNG or SVG."""
     tokens = [row["tokens"] for row in result["rows"]]
