@@ -110,9 +110,11 @@ parity-results: $(VENV)/installed-parity ## measure the ports against the torch 
 
 bench-kernels: $(VENV)/installed-test ## measure the kernels anew, as far as this machine can
 	$(BIN)/python -m benchmarks.kernels $(ARGS)
+	$(BIN)/python -m benchmarks.performance_page
 
 bench-ahead: $(VENV)/installed-test ## compile whole models for chips that are not here anew: a quarter of an hour
 	$(BIN)/python -m benchmarks.ahead $(ARGS)
+	$(BIN)/python -m benchmarks.performance_page
 
 bench-attention: $(VENV)/installed-parity ## measure attention anew, beside torch and for TPUs
 	mkdir -p docs/results
@@ -130,6 +132,7 @@ bench-real: $(VENV)/installed-parity ## measure SmolLM2 on this CPU anew, beside
 
 bench-decoding: $(VENV)/installed-parity ## measure SmolLM2's decoding anew, alone and of eight windows, beside torch: on a quiet machine
 	$(BIN)/python -m benchmarks.decoding $(ARGS)
+	$(BIN)/python -m benchmarks.performance_page
 
 bench-session: $(VENV)/installed-test ## measure what long sessions serve again: some forty minutes
 	mkdir -p docs/results

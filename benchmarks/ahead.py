@@ -9,7 +9,6 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import kernels
 from eval.ahead.chips import ChipError
 from eval.ahead.examine import examine
 
@@ -34,13 +33,11 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Compile models for chips that are not here.")
     parser.add_argument("--json", type=Path, default=Path("docs/results/ahead.json"))
-    parser.add_argument("--page", type=Path, default=Path("docs/performance.md"))
     parser.add_argument("--only", action="append", metavar="MODEL@MESH", help="these entries alone; the others stay")
-    parser.add_argument("--draw", action="store_true", help="write the page of what was compiled before")
     arguments = parser.parse_args()
     stored = json.loads(arguments.json.read_text())["entries"] if arguments.json.exists() else []
     entries = {(entry["model"], entry["mesh"]): entry for entry in stored}
-    for model, mesh in () if arguments.draw else ENTRIES:
+    for model, mesh in ENTRIES:
         if arguments.only and f"{model}@{mesh}" not in arguments.only:
             continue
         print(f"{model} for {mesh}", file=sys.stderr)
@@ -51,9 +48,6 @@ def main() -> None:
             continue
         ordered = [entries[each] for each in ENTRIES if each in entries]
         arguments.json.write_text(json.dumps({"entries": ordered}, indent=1) + "\n", encoding="utf-8")
-    ordered = [entries[each] for each in ENTRIES if each in entries]
-    measured = json.loads(arguments.json.with_name("kernels.json").read_text(encoding="utf-8"))
-    arguments.page.write_text(kernels.page(measured, ordered), encoding="utf-8")
 
 
 if __name__ == "__main__":

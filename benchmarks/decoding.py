@@ -168,6 +168,41 @@ def encoded(vlm: Any, ids: np.ndarray) -> kj.Chunk:
     return encode_segment(vlm, segment_of(vlm, Tokens.of(ids)))
 
 
+SECTION = """## Decoding on a CPU, beside torch
+
+`make bench-decoding` measures this: {model} on {cores} cores, f32, behind {behind} tokens; medians of calls taken in
+turns with transformers {transformers} on torch {torch}.
+
+| what | torch, ms | ours, ms | ratio |
+|---|---|---|---|
+{rows}
+
+{windows} windows that are asked together give {all:.0f} tokens a second, one gives {one:.0f}: {ratio:.2f} times as
+many. Python takes {share:.1%} of an answer behind its first token.
+"""
+
+
+def section(result: dict[str, Any]) -> str:
+    """What was measured, for docs/performance.md."""
+    one = result["one"]
+    append = result["append"]
+    tokens = f"{append['tokens']:,} tokens"
+    rows = [
+        ("a token of one answer", one["torch"], one["ours"]),
+        (f"a patched chunk of {tokens}: run behind as many; appended", append["torch"], append["append"]),
+        ("the same where the window before is kept", append["torch"], append["append, kept"]),
+    ]
+    return SECTION.format(
+        model=result["model"],
+        cores=result["cores"],
+        behind=BEHIND,
+        rows="\n".join(f"| {what} | {1e3 * a:,.1f} | {1e3 * b:,.1f} | {a / b:,.2f} |" for what, a, b in rows),
+        share=one["python_share"],
+        **result["versions"],
+        **{name: result["together"][name] for name in ("windows", "all", "one", "ratio")},
+    )
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Measure decoding of a real language model beside torch.")

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks import ahead_page, compiled
+from benchmarks import compiled
 from eval.commands.bench import side_by_side
 from kamera_jax import patch
 from kamera_jax.kv import Factors, KVSpec, Segment
@@ -221,8 +221,8 @@ compiled for an H200 with no spilled register; `python -m benchmarks.kernels --o
 this in."""
 
 
-def page(result: dict[str, Any], models: list[dict[str, Any]] | None = None) -> str:
-    """The measurements as a page of the documentation, with what `benchmarks.ahead` compiled behind them."""
+def page(result: dict[str, Any]) -> str:
+    """The measurements as the beginning of docs/performance.md; see `benchmarks.performance_page`."""
     rows: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
     for row in result["tpu"]:
         rows.setdefault((row["op"], row["shape"]), {})[row["target"]] = row
@@ -231,17 +231,13 @@ def page(result: dict[str, Any], models: list[dict[str, Any]] | None = None) -> 
         name, _, fallback = op.partition(", ")
         cells = " | ".join(_cell(by_target[target]) for target in TPUS)
         lines.append(f"| `{name}`{', XLA' if fallback else ''} | {shape} | {cells} |")
-    section = "" if models is None else "\n" + ahead_page.section(models)
-    return (
-        PAGE.format(
-            jax=result["versions"]["jax"],
-            **result["cpu"],
-            heads=" | ".join(TPUS),
-            rules="---|" * len(TPUS),
-            rows="\n".join(lines),
-            gpu=_gpu_text(result["gpu"]) if "gpu" in result else NO_GPU,
-        )
-        + section
+    return PAGE.format(
+        jax=result["versions"]["jax"],
+        **result["cpu"],
+        heads=" | ".join(TPUS),
+        rules="---|" * len(TPUS),
+        rows="\n".join(lines),
+        gpu=_gpu_text(result["gpu"]) if "gpu" in result else NO_GPU,
     )
 
 
@@ -268,7 +264,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the kernels.")
     parser.add_argument("--only", choices=("cpu", "tpu", "gpu"), help="measure one part and keep the others")
     parser.add_argument("--json", type=Path, default=Path("docs/results/kernels.json"))
-    parser.add_argument("--page", type=Path, default=Path("docs/performance.md"))
     arguments = parser.parse_args()
     result = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
     parts = {"cpu": cpu, "tpu": tpu, **({"gpu": gpu} if jax.default_backend() == "gpu" else {})}
@@ -278,10 +273,6 @@ def main() -> None:
         result[name] = parts[name]()
     result["versions"] = {"jax": version("jax")}
     arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    if {"cpu", "tpu"} <= result.keys():
-        ahead = arguments.json.with_name("ahead.json")
-        models = json.loads(ahead.read_text(encoding="utf-8"))["entries"] if ahead.exists() else None
-        arguments.page.write_text(page(result, models), encoding="utf-8")
 
 
 if __name__ == "__main__":

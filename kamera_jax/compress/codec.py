@@ -111,7 +111,8 @@ class Shape:
 @lru_cache(maxsize=256)
 def _arrays(codec: Codec, layers: int, rows: int, shape: Shape, dtype: str) -> dict[str, jax.ShapeDtypeStruct]:
     codec.check_shape(shape)
-    kv = KV(*(jax.ShapeDtypeStruct((layers, rows, each.width), dtype) for each in shape.layouts(rows)))
+    parts: Any = [jax.ShapeDtypeStruct((layers, rows, each.width), dtype) for each in shape.layouts(rows)]
+    kv = KV(*parts)
     return jax.eval_shape(partial(_encode, quantiser=codec.quantiser, heads=shape.heads), kv, rows)
 
 

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -152,7 +153,8 @@ def _padded(segment: Segment, tokens: int) -> Segment:
     """The same segment with rows of padding behind it."""
     more = tokens - segment.positions.shape[-1]
     inputs = {name: np.pad(rows, ((0, more), *((0, 0),) * (rows.ndim - 1))) for name, rows in segment.inputs.items()}
-    return Segment(inputs, np.pad(segment.positions, ((0, 0), (0, more))), np.int32(segment.length), segment.advance)
+    positions: Any = np.pad(segment.positions, ((0, 0), (0, more)))
+    return Segment(inputs, positions, np.int32(segment.length), segment.advance)
 
 
 def _own(sampling: Sampling | None, place: jax.Array) -> Sampling | None:

@@ -223,7 +223,7 @@ def check_kv(about: Mapping[str, Any], leaves: Arrays) -> None:
     for name, part, width in (("kv.rot", rot, shape.rot), ("kv.free", free, shape.free)):
         if part.shape[2] != packed_width(width, packed.bits):
             raise ValueError(f"{name} is {_array(part)}; expected {width} features in {packed.bits} bits each")
-    for name, wanted in packed.arrays(*rot.shape[:2], shape, about["dtype"]).items():
+    for name, wanted in packed.arrays(rot.shape[0], rot.shape[1], shape, about["dtype"]).items():
         leaf = leaves.get(name)
         if leaf is None or np.dtype(leaf.dtype) != wanted.dtype or tuple(leaf.shape) != wanted.shape:
             raise ValueError(f"{name} is {_array(leaf)}; expected {_array(wanted)} of {storage}")
