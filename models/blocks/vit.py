@@ -316,3 +316,45 @@ def interpolated(
 
     start = jnp.zeros((taps.shape[0], flat.shape[-1]), jnp.float32)
     return jax.lax.scan(add, start, (taps.T, weights.T))[0].astype(table.dtype)
+
+
+Taps = tuple[np.ndarray, np.ndarray]
+"""Of each row, or column, of an image the learned positions that it is interpolated from, and their weights [n, k]."""
+
+
+def merged_layout(rows: Taps, columns: Taps, width: int, merge: int, bucket: int) -> dict[str, np.ndarray]:
+    """An image's patches in the order of merged tokens, on learned positions [·, width], on the host.
+
+    Args:
+        rows, columns: see `Taps`; one for each row and column of patches.
+        width: learned positions of a row.
+        merge: a merged token has so many patches a side, of which there are whole numbers.
+        bucket: what comes out is padded to a multiple of this many patches, rounded down to whole merged tokens, so
+            that images of one bucket share a compiled program.
+
+    Returns:
+        ``order`` i32[P] of the patches in raster order, ``positions`` f32[2, P], ``valid`` bool[P], ``taps`` i32[P, k²]
+        and their ``weights`` f32[P, k²], and how many merged ``tokens`` there are, i32.
+    """
+    grid_h = len(rows[0])
+    grid_w = len(columns[0])
+    order = np.arange(grid_h * grid_w).reshape(grid_h // merge, merge, grid_w // merge, merge)
+    order = order.swapaxes(1, 2).reshape(-1)
+    row, column = np.divmod(order, grid_w)
+    taps = rows[0][row][:, :, None] * width + columns[0][column][:, None, :]
+    weights = rows[1][row][:, :, None] * columns[1][column][:, None, :]
+    unit = merge**2
+    count = len(order)
+    padding = -count % (max(1, bucket // unit) * unit)
+
+    def padded(rows: np.ndarray) -> np.ndarray:
+        return np.pad(rows, ((0, padding), *[(0, 0)] * (rows.ndim - 1)))
+
+    return {
+        "order": padded(order.astype(np.int32)),
+        "positions": padded(np.stack([row, column], axis=-1).astype(np.float32)).T,
+        "valid": padded(np.ones(count, bool)),
+        "taps": padded(taps.reshape(count, -1)),
+        "weights": padded(weights.reshape(count, -1)),
+        "tokens": np.asarray(count // unit, np.int32),
+    }

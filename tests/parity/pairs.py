@@ -11,19 +11,18 @@ import torch
 from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.deepseek_vl.image_processing_pil_deepseek_vl import DeepseekVLImageProcessorPil
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 import kamera_jax as kj
 from eval.tiny.backbones import BACKBONES
 from models.ports.kimi_vl.images import ImageConfig, preprocess_image
 from tests.parity import internvl_pair, qwen3_pairs
 from tests.parity.kimi_hub import save_kimi_vl
-from tests.parity.oracle import Media, Pair, Prompt, token
-from tests.parity.qwen3_pairs import LIMIT, SPECIAL, rate_of, video_patches
+from tests.parity.oracle import Media, Pair, token
+from tests.parity.qwen3_pairs import LIMIT, SPECIAL, QwenVLPair, rate_of, video_patches
 from tests.parity.tiny_hf import save_hub_folder, tiny_deepseek_vl, tiny_kimi_k25, tiny_llava, tiny_qwen2_5_vl
 
 
-class Qwen2_5VLPair(Pair):  # noqa: N801
+class Qwen2_5VLPair(QwenVLPair):  # noqa: N801
     """M-RoPE: an image's tokens have positions of their own."""
 
     def build(self, seed: int) -> Any:
@@ -32,27 +31,6 @@ class Qwen2_5VLPair(Pair):  # noqa: N801
 
     def save(self, folder: Path) -> None:
         save_hub_folder(self.hf, folder, sharded=self.hf.config.tie_word_embeddings)
-
-    @property
-    def cell(self) -> int:
-        return self.hf.config.vision_config.patch_size * self.hf.config.vision_config.spatial_merge_size
-
-    def preprocessing(self) -> dict[str, Any]:
-        return {
-            **BACKBONES["gqa"].preprocessing,
-            "patch_size": self.hf.config.vision_config.patch_size,
-            "min_pixels": self.cell**2,
-            "max_pixels": LIMIT * self.cell**2,
-        }
-
-    @cached_property
-    def processor(self) -> Any:
-        return Qwen2VLImageProcessorPil.from_pretrained(self.folder)
-
-    def preprocessed(self, images: Sequence[Image.Image]) -> Media:
-        tensors = dict(self.processor(images=list(images), return_tensors="pt"))
-        merged = self.hf.config.vision_config.spatial_merge_size**2
-        return Media(tensors, tuple(int(grid.prod()) // merged for grid in tensors["image_grid_thw"]))
 
     def positions(self, ids: np.ndarray, media: Media) -> np.ndarray:
         if media.video_counts:
@@ -93,9 +71,6 @@ class Qwen2_5VLPair(Pair):  # noqa: N801
                 parts.append(base + np.tile(np.arange(len(list(group))), (3, 1)))
             base = parts[-1].max() + 1
         return np.concatenate(parts, axis=1)
-
-    def generation(self, prompt: Prompt) -> dict[str, torch.Tensor]:
-        return {"mm_token_type_ids": prompt.kinds}
 
 
 class KimiVLPair(Pair):

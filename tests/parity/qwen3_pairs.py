@@ -28,24 +28,8 @@ LIMIT = 14
 """Tokens of an image, at most: with its start and end in one bucket, so that few programs serve every image."""
 
 
-class Qwen3VLPair(Pair):
-    """M-RoPE, and the times of a video as text; ``"experts"`` of the configuration says how they lie in the files."""
-
-    make: Any = staticmethod(tiny_qwen3_vl)
-
-    def build(self, seed: int) -> Any:
-        vision = {"initializer_range": 0.15, **self.config.get("vision", {})}
-        return self.make(seed, text=self.config["text"], vision=vision, **self.config.get("top", {}), **SPECIAL)
-
-    def save(self, folder: Path) -> None:
-        layout = self.config.get("experts")
-        save_hub_folder(self.hf, folder, sharded=self.hf.config.tie_word_embeddings and layout is None)
-        if layout is not None:
-            save_experts(folder, layout)
-        settings = {name: value for name, value in self.preprocessing().items() if not name.endswith("_pixels")}
-        settings["size"] = {"shortest_edge": 1, "longest_edge": 10**6}  # of all frames together
-        settings["video_processor_type"] = "Qwen3VLVideoProcessor"
-        (folder / "video_preprocessor_config.json").write_text(json.dumps(settings))
+class QwenVLPair(Pair):
+    """Images of any size, in patches that are merged."""
 
     @property
     def cell(self) -> int:
@@ -67,6 +51,29 @@ class Qwen3VLPair(Pair):
         tensors = dict(self.processor(images=list(images), return_tensors="pt"))
         merged = self.hf.config.vision_config.spatial_merge_size**2
         return Media(tensors, tuple(int(grid.prod()) // merged for grid in tensors["image_grid_thw"]))
+
+    def generation(self, prompt: Prompt) -> dict[str, torch.Tensor]:
+        return {"mm_token_type_ids": prompt.kinds}
+
+
+class Qwen3VLPair(QwenVLPair):
+    """M-RoPE, and the times of a video as text; ``"experts"`` of the configuration says how they lie in the files."""
+
+    make: Any = staticmethod(tiny_qwen3_vl)
+
+    def build(self, seed: int) -> Any:
+        vision = {"initializer_range": 0.15, **self.config.get("vision", {})}
+        return self.make(seed, text=self.config["text"], vision=vision, **self.config.get("top", {}), **SPECIAL)
+
+    def save(self, folder: Path) -> None:
+        layout = self.config.get("experts")
+        save_hub_folder(self.hf, folder, sharded=self.hf.config.tie_word_embeddings and layout is None)
+        if layout is not None:
+            save_experts(folder, layout)
+        settings = {name: value for name, value in self.preprocessing().items() if not name.endswith("_pixels")}
+        settings["size"] = {"shortest_edge": 1, "longest_edge": 10**6}  # of all frames together
+        settings["video_processor_type"] = "Qwen3VLVideoProcessor"
+        (folder / "video_preprocessor_config.json").write_text(json.dumps(settings))
 
     def positions(self, ids: np.ndarray, media: Media) -> np.ndarray:
         kinds = np.where(ids == token("image_pad"), 1, np.where(ids == token("video_pad"), 2, 0))
@@ -105,9 +112,6 @@ class Qwen3VLPair(Pair):
                 written += [*text, start, *[pad] * count, end]
             ids[at : at + 2] = written
         return ids
-
-    def generation(self, prompt: Prompt) -> dict[str, torch.Tensor]:
-        return {"mm_token_type_ids": prompt.kinds}
 
 
 class Qwen3VLMoePair(Qwen3VLPair):

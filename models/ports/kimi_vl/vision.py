@@ -19,6 +19,7 @@ from models.blocks.vit import (
     blocks_declaration,
     interpolated,
     layer_norm,
+    merged_layout,
     mlp,
     mlp_declaration,
     norm,
@@ -175,31 +176,11 @@ def plan(grid_h: int, grid_w: int, config: VisionConfig, bucket: int = 256) -> V
     Raises:
         ValueError: the grid is empty, or not a whole number of merged tokens.
     """
-    merge = config.spatial_merge_size
-    check_merged_grid(grid_h, grid_w, merge)
-    order = np.arange(grid_h * grid_w).reshape(grid_h // merge, merge, grid_w // merge, merge)
-    order = order.swapaxes(1, 2).reshape(-1)
-    row, column = np.divmod(order, grid_w)
-
-    row_taps, row_weights = (each[row] for each in bicubic(grid_h, config.init_pos_emb_height))
-    column_taps, column_weights = (each[column] for each in bicubic(grid_w, config.init_pos_emb_width))
-    taps = row_taps[:, :, None] * config.init_pos_emb_width + column_taps[:, None, :]
-    weights = row_weights[:, :, None] * column_weights[:, None, :]
-
-    unit = merge**2
-    padding = -len(order) % (max(1, bucket // unit) * unit)
-
-    def padded(rows: np.ndarray) -> np.ndarray:
-        return np.pad(rows, ((0, padding), *[(0, 0)] * (rows.ndim - 1)))
-
-    return VisionPlan(
-        order=padded(order.astype(np.int32)),
-        positions=padded(np.stack([row, column], axis=-1).astype(np.float32)).T,
-        valid=padded(np.ones(len(order), bool)),
-        taps=padded(taps.reshape(len(order), -1)),
-        weights=padded(weights.reshape(len(order), -1)),
-        tokens=np.asarray(len(order) // unit, np.int32),
-    )
+    check_merged_grid(grid_h, grid_w, config.spatial_merge_size)
+    rows = bicubic(grid_h, config.init_pos_emb_height)
+    columns = bicubic(grid_w, config.init_pos_emb_width)
+    width = config.init_pos_emb_width
+    return VisionPlan(**merged_layout(rows, columns, width, config.spatial_merge_size, bucket))
 
 
 def encode_image(

@@ -22,6 +22,7 @@ from models.blocks.vit import (
     blocks_declaration,
     interpolated,
     layer_norm,
+    merged_layout,
     mlp,
     mlp_declaration,
     norm,
@@ -198,29 +199,11 @@ def plan(grid_h: int, grid_w: int, config: VisionConfig, bucket: int = 256) -> V
     Raises:
         ValueError: the grid is empty, or not a whole number of merged tokens.
     """
-    merge = config.spatial_merge_size
-    check_merged_grid(grid_h, grid_w, merge)
-    order = np.arange(grid_h * grid_w).reshape(grid_h // merge, merge, grid_w // merge, merge)
-    row, column = np.divmod(order.swapaxes(1, 2).reshape(-1), grid_w)
-    row_taps, row_weights = (each[row] for each in bilinear(grid_h, config.side))
-    column_taps, column_weights = (each[column] for each in bilinear(grid_w, config.side))
-    taps = row_taps[:, :, None] * config.side + column_taps[:, None, :]
-    weights = row_weights[:, :, None] * column_weights[:, None, :]
-
-    unit = merge**2
-    count = len(row)
-    padding = -count % (max(1, bucket // unit) * unit)
-
-    def padded(rows: np.ndarray) -> np.ndarray:
-        return np.pad(rows, ((0, padding), *[(0, 0)] * (rows.ndim - 1)))
-
-    return VisionPlan(
-        positions=padded(np.stack([row, column], axis=-1).astype(np.float32)).T,
-        valid=padded(np.ones(count, bool)),
-        taps=padded(taps.reshape(count, -1)),
-        weights=padded(weights.reshape(count, -1)),
-        tokens=np.asarray(count // unit, np.int32),
-    )
+    check_merged_grid(grid_h, grid_w, config.spatial_merge_size)
+    rows = bilinear(grid_h, config.side)
+    columns = bilinear(grid_w, config.side)
+    layout = merged_layout(rows, columns, config.side, config.spatial_merge_size, bucket)
+    return VisionPlan(**{name: array for name, array in layout.items() if name != "order"})
 
 
 def encode_image(
