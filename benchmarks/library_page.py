@@ -66,7 +66,8 @@ The manifests have everything that is in the index: a broken index is rebuilt fr
 ## Where chunks came from
 
 `put(chunk, origin=kj.Origin("report.pdf", page=12))` and `put_many(chunks, origins=[...])` keep beside a chunk the
-file it was made from, the page or the time in it, and when it was encoded; `kamera encode` does so for every item.
+file it was made from, the page or the time in it, when it was encoded, and a note of a few words; `kamera encode`
+does so for every item, and notes of a page that was read with its text that it was.
 `info(key)`, `items()`, `kamera library ls` and `info` give it back, and `kamera library ls library/ report` lists
 the chunks of files with that in their names; numbers in names count by their value, so that page 2 comes before
 page 10. It is no part of the key. Where equal content comes from two places, the first is kept until the chunk is

@@ -95,16 +95,16 @@ METHODS: dict[str, MethodText] = {
     "patch:shallow": MethodText(
         "patch:shallow=M", "patch:shallow=12", "a patch of the shallow half alone; patch:shallow: every component"
     ),
-    "int8": MethodText("int8", "int8+patch:12", "stores chunks in 8 bits; patches are fitted to what comes back"),
+    "int8": MethodText("int8", "int8", "stores chunks in 8 bits; patches are fitted to what comes back"),
     "kivi": MethodText(
         "kivi:B",
-        "kivi:4+patch:12",
+        "kivi:4",
         "stores chunks in B bits, keys by channel, values by token, or :channel (arXiv 2402.02750)",
     ),
-    "saw": MethodText("saw:B", "saw:4+patch:12", "stores chunks in B bits by token and head, behind Hadamard blocks"),
+    "saw": MethodText("saw:B", "saw:4", "stores chunks in B bits by token and head, behind Hadamard blocks"),
     "turbo": MethodText(
         "turbo:B",
-        "turbo:4+patch:12",
+        "turbo:4",
         "stores chunks in B bits by the best codebook of a normal distribution, randomly rotated (arXiv 2504.19874)",
     ),
     "copy": MethodText(

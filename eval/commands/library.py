@@ -1,6 +1,7 @@
 """`kamera library`: a chunk library from the command line."""
 
 import gc
+import shutil
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
@@ -16,11 +17,11 @@ from eval.commands.items import natural
 from eval.commands.names import COLUMNS, PLACE, shortened
 from eval.commands.outputs import UnfinishedError
 from eval.report.console import counted, kibibytes, show
+from kamera_jax.compress.compressed import codec_of
 from kamera_jax.errors import ChunkNotFoundError, LibraryCorruptError
 from kamera_jax.library.facts import Exchanged, Item
 from kamera_jax.library.failures import LIBRARY
 from kamera_jax.library.opening import is_there
-from kamera_jax.library.rows import codec_of
 
 KEY = 12
 """How many letters of a key are shown."""
@@ -295,8 +296,14 @@ def _export(options: Namespace) -> dict[str, Any]:
 def _import(options: Namespace) -> dict[str, Any]:
     if not is_there(options.other):
         raise FileNotFoundError(f"there is no folder and no file {options.other}")  # before a library is made
+    made = not is_there(options.library)
     with kj.ChunkLibrary.open(options.library, mode="a") as lib:
-        done = lib.import_from(options.other)
+        try:
+            done = lib.import_from(options.other)
+        except BaseException:
+            if made and not lib.keys():  # nothing of it could be read
+                shutil.rmtree(options.library)
+            raise
         return _exchanged(options, done, lib, lib.root)
 
 

@@ -51,7 +51,7 @@ def test_every_task_setting_and_method_is_described():
     assert list(descriptions.TASKS) == list(built_in)
     assert set(descriptions.SETTINGS) == {name for task in built_in.values() for name in getattr(task, "settings", {})}
     kinds = {name.partition(":")[0] for name in descriptions.METHODS}
-    assert kinds == {*names.FILLS, *names.REPAIRS}
+    assert kinds == {*names.FILLS, *names.REPAIRS, *names.CODECS}
     for method in descriptions.METHODS.values():
         names.parse(method.example)
         assert descriptions.method_of(method.example) is method

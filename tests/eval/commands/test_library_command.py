@@ -113,6 +113,12 @@ def test_removing(scanned, capsys, tmp_path):
 def test_exporting_and_importing(scanned, capsys, tmp_path):
     out = printed(capsys, "export", scanned, made.key_of(0)[:8], "--name", "日本語", "--to", tmp_path / "a.tar")
     assert out.startswith("2 chunks and 1 patch copied")
+    whole = (tmp_path / "a.tar").read_bytes()
+    for broken in (whole[: len(whole) // 2], whole[:700], b"no tar", b""):
+        (tmp_path / "broken.tar").write_bytes(broken)
+        assert main(["library", "import", str(tmp_path / "never"), str(tmp_path / "broken.tar")]) == 1
+        assert not (tmp_path / "never").exists(), "nothing half-written stays"
+    capsys.readouterr()
     out = printed(capsys, "import", tmp_path / "new", tmp_path / "a.tar", "--json", tmp_path / "import.json")
     assert out.startswith("2 chunks and 1 patch copied")
     lib = kj.ChunkLibrary.open(tmp_path / "new")
