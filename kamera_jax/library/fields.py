@@ -13,6 +13,7 @@ import numpy as np
 from kamera_jax.compress.codec import INT8, Shape, codec
 from kamera_jax.compress.packing import packed_width
 from kamera_jax.dtypes import FLOATS
+from kamera_jax.errors import CodecError
 from kamera_jax.identity import EXACT, shared_rows
 
 KEY = re.compile(r"[0-9a-f]{64}")
@@ -216,7 +217,10 @@ def check_kv(about: Mapping[str, Any], leaves: Arrays) -> None:
         return
     if not _is_text(storage):
         raise ValueError(f"the chunk is stored as {_short(storage)}; expected exact, or the name of a codec")
-    packed = codec(storage)
+    try:
+        packed = codec(storage)
+    except CodecError as error:
+        raise ValueError(f"the chunk is stored as {_short(storage)}: {error}") from None
     if about.get("dtype") not in FLOATS:
         raise ValueError(f"KV of {_short(about.get('dtype'))} is not stored as {storage}; of {', '.join(FLOATS)} it is")
     shape = packed_shape(about, leaves)

@@ -13,7 +13,7 @@ from kamera_jax.arguments import check_type
 from kamera_jax.chunk import Chunk, Patch
 from kamera_jax.compress.codec import INT8, PARTS, Codec, Shape, check_storable, codec
 from kamera_jax.compress.compressed import codec_of
-from kamera_jax.errors import DonatedError, LibraryCorruptError, MissingKeyError, UnstorableError
+from kamera_jax.errors import CodecError, DonatedError, LibraryCorruptError, MissingKeyError, UnstorableError
 from kamera_jax.handle import deleted
 from kamera_jax.identity import EXACT, content_key
 from kamera_jax.kv import KV, Factors, KVSpec, Segment, Sketch, SketchSpec
@@ -124,8 +124,12 @@ def row_of(item: Chunk | Patch, storage: Storage, origin: Origin | None = None) 
 
 def check_storage(storage: Any) -> None:
     """Raise CodecError unless it is ``"exact"`` or names a codec."""
-    if storage != EXACT:
+    if storage == EXACT:
+        return
+    try:
         codec(storage)
+    except CodecError as error:
+        raise CodecError(f"storage is exact or a codec: {error}") from None
 
 
 def _chunk_row(chunk: Chunk, storage: Storage, origin: Origin | None) -> Row:

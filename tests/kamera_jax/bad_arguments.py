@@ -29,6 +29,17 @@ def refused(call, kind, *parts):
     raise AssertionError(f"{parts} was not refused")
 
 
+def refuse_other_rows(toy, a):
+    """What makes a chunk of fewer rows or bits."""
+    refused(lambda: kj.share_rows(toy, a, "0.9"), ArgumentError, "threshold is '0.9'", "number")
+    refused(lambda: kj.share_rows(toy, a, True), ArgumentError, "threshold is True", "number")
+    refused(lambda: kj.share_rows(toy, "text"), ArgumentError, "chunk is 'text'", "expected a Chunk")
+    refused(lambda: kj.compress(toy, "text", "kivi:4"), ArgumentError, "chunk is 'text'", "expected a Chunk")
+    refused(lambda: kj.compress(toy, a, 4), CodecError, "codec is 4", "kivi:B")
+    refused(lambda: kj.generate_many(toy, a, ["what"]), ArgumentError, "windows is")
+    refused(lambda: kj.generate_many(toy, [a], ["what"]), ArgumentError, "windows")
+
+
 def main():
     toy = Toy()
     a, b = (kj.encode(toy, text) for text in ("abc", "xyz"))
@@ -36,6 +47,7 @@ def main():
     assert kj.form_patch(toy, b, antecedents=[a], rank=jnp.int32(2)).key == p.key
     w = kj.append(kj.Window.empty(toy, np.int64(128)), a)
     key = jax.random.key(0)
+    refuse_other_rows(toy, a)
 
     refused(lambda: kj.append(w, "text"), ArgumentError, "chunk is 'text'", "expected a Chunk", "encode")
     refused(lambda: kj.append(w, None), ArgumentError, "chunk is None")
@@ -44,13 +56,8 @@ def main():
     refused(lambda: kj.append(a, w), ArgumentError, "window is", "expected a Window")
     refused(lambda: kj.recall(w, "text", None), ArgumentError, "chunk is 'text'")
     refused(lambda: kj.replace(w, 0, "text"), ArgumentError, "chunk is 'text'")
-    refused(lambda: kj.share_rows(toy, a, "0.9"), ArgumentError, "threshold is '0.9'", "number")
-    refused(lambda: kj.share_rows(toy, a, True), ArgumentError, "threshold is True", "number")
-    refused(lambda: kj.share_rows(toy, "text"), ArgumentError, "chunk is 'text'", "expected a Chunk")
     refused(lambda: kj.slide(a), ArgumentError, "expected a Window")
     refused(lambda: kj.reorder(a, [0]), ArgumentError, "expected a Window")
-    refused(lambda: kj.compress(toy, "text", "kivi:4"), ArgumentError, "chunk is 'text'", "expected a Chunk")
-    refused(lambda: kj.compress(toy, a, 4), CodecError, "codec is 4", "kivi:B")
     refused(lambda: kj.query(w, toy, "what"), ArgumentError, "window is", "expected a Window", "vlm, window, text")
     refused(lambda: kj.query(toy, w, 7), ArgumentError, "question is 7", "text")
     refused(lambda: kj.query(toy, "what", w), ArgumentError, "window is 'what'")

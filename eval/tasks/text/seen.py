@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from eval.tasks.text.reader import BREAK, SEED, Piece, Reader
 from eval.tasks.text.task import Need, TextTask, known
 from eval.tasks.tokens import Tokens
 from kamera_jax.backbone import Backbone
+from models.media import typeset
 from models.media.typeset import Face, page, piece
 
 FORMS = ("pages", "text")
@@ -37,9 +39,19 @@ class PageReader(Reader):
     Passages begin with any word.
     """
 
+    @cached_property
+    def _pieces(self) -> dict[int, typeset.Piece | None]:
+        return {}
+
+    def _piece(self, token: int) -> typeset.Piece | None:
+        """The token as it is drawn; None where it cannot be."""
+        if token not in self._pieces:
+            self._pieces[token] = piece(self.vlm.decode([token]))
+        return self._pieces[token]
+
     def _read(self, text: str) -> Piece:
         ids = self.ids(" " + " ".join(text.split()))
-        drawn = [(token, each) for token in ids if (each := piece(self.vlm.decode([token]))) is not None]
+        drawn = [(token, each) for token in ids if (each := self._piece(token)) is not None]
         starts = [place for place, (_, each) in enumerate(drawn) if each.apart]
         return Piece(np.asarray([token for token, _ in drawn], np.int32), np.asarray(starts, np.int64))
 

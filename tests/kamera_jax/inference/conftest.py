@@ -7,10 +7,10 @@ from tests.kamera_jax.inference.repeats import clip
 
 
 @pytest.fixture(scope="session")
-def whole(random_vlm):
+def clips(random_vlm):
     return [kj.encode(random_vlm, clip(seed)) for seed in range(2)]
 
 
 @pytest.fixture(scope="session")
-def shared(random_vlm, whole):
-    return [kj.share_rows(random_vlm, chunk, 1.0) for chunk in whole]
+def shared(random_vlm, clips):
+    return [kj.share_rows(random_vlm, chunk, 1.0) for chunk in clips]

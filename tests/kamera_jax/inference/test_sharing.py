@@ -46,9 +46,9 @@ def means(leaf, rows, gone, media):
     return np.stack([leaf[:, own].mean(1) for own in alike], axis=1)
 
 
-def test_tokens_that_show_the_same_share_a_row(random_vlm, whole, shared):
+def test_tokens_that_show_the_same_share_a_row(random_vlm, clips, shared):
     """Of 4 x 6 media tokens the places 1 and 3 have a row for each temporal patch, the others one for all four."""
-    for chunk, small in zip(whole, shared, strict=True):
+    for chunk, small in zip(clips, shared, strict=True):
         media = np.flatnonzero(np.asarray(chunk.source.inputs["is_media"])[: chunk.length])
         assert len(media) == 24
         gone = [media[6 * patch + place] for patch in range(1, 4) for place in (0, 2, 4, 5)]
@@ -71,9 +71,9 @@ def test_tokens_that_show_the_same_share_a_row(random_vlm, whole, shared):
         assert small.nbytes < chunk.nbytes
 
 
-def test_the_threshold_is_a_cosine_to_the_kept_row(random_vlm, whole):
+def test_the_threshold_is_a_cosine_to_the_kept_row(random_vlm, clips):
     """Embeddings that turn a little at each patch: they are compared with the row that is kept, not with the last."""
-    chunk = whole[0]
+    chunk = clips[0]
     media = np.flatnonzero(np.asarray(chunk.source.inputs["is_media"])[: chunk.length])
     width = chunk.source.inputs["media"].shape[1]
     turned = np.zeros(np.shape(chunk.source.inputs["media"]), np.float32)
@@ -139,22 +139,22 @@ def test_a_shared_row_is_attended_to_as_its_tokens_are(random_vlm, chunks, share
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_nothing_remains_where_a_shared_chunk_stood(random_vlm, chunks, whole, shared, mode):
+def test_nothing_remains_where_a_shared_chunk_stood(random_vlm, chunks, clips, shared, mode):
     window = kj.slide(window_of(random_vlm, mode, shared[0]))
-    after = window_of(random_vlm, mode, *whole, chunks[0])
+    after = window_of(random_vlm, mode, *clips, chunks[0])
     again = window
-    for chunk in (*whole, chunks[0]):
+    for chunk in (*clips, chunks[0]):
         again = kj.append(again, chunk)
     near(kj.query(random_vlm, again, QUESTION), kj.query(random_vlm, after, QUESTION), 1e-6)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_window_without_counts_is_what_it_was(random_vlm, chunks, whole, mode):
-    window = window_of(random_vlm, mode, *chunks, whole[0])
+def test_a_window_without_counts_is_what_it_was(random_vlm, chunks, clips, mode):
+    window = window_of(random_vlm, mode, *chunks, clips[0])
     assert window.state.bias is None and all(pool.bias is None for pool in window.state.pools)
     assert len(jax.tree.leaves(window.state)) == 4 + sum(len(jax.tree.leaves(pool)) for pool in window.state.pools)
     assert all(len(jax.tree.leaves(pool)) in (5, 8) for pool in window.state.pools)
-    for chunk in whole:
+    for chunk in clips:
         assert chunk.counts is None and len(jax.tree.leaves(chunk)) == 6 + len(chunk.source.inputs) - 1
     turn = kj.generate(random_vlm, window, QUESTION, max_new_tokens=2).window
     assert turn.state.bias is None and turn.entries[-1].chunk.counts is None
@@ -181,7 +181,7 @@ def test_copies_keep_their_counts(shared):
 
 
 @pytest.mark.parametrize("storage", ["exact", "int8"])
-def test_a_library_keeps_counts(random_vlm, whole, shared, storage, tmp_path):
+def test_a_library_keeps_counts(random_vlm, clips, shared, storage, tmp_path):
     with kj.ChunkLibrary.open(tmp_path / "lib", mode="a") as lib:
         lib.put_many([*shared, kj.encode(random_vlm, "a text")], storage=storage)
         lib.export(tmp_path / "x.tar", keys=[shared[0].key])
@@ -226,28 +226,28 @@ def test_a_session_keeps_counts(random_vlm, shared, mode, tmp_path):
         near(kj.query(random_vlm, each.window, QUESTION), kj.query(random_vlm, again, QUESTION))
 
 
-def test_windows_by_the_hundred(random_vlm, chunks, whole, shared):
+def test_windows_by_the_hundred(random_vlm, chunks, clips, shared):
     runner = BatchRunner(random_vlm, capacity=CAPACITY)
     tails = runner.tails([[QUESTION]] * 2)
     stacks = [Stack.of([chunk, chunk]) for chunk in (shared[0], chunks[0], shared[1])]
     wanted = kj.query(random_vlm, window_of(random_vlm, "materialise", shared[0], chunks[0], shared[1]), QUESTION)
     near(runner.ask(runner.reuse(stacks, [None] * 3), tails)[1, 0], wanted)
-    full = kj.query(random_vlm, kj.prefill(random_vlm, [whole[0], chunks[0], whole[1]], capacity=CAPACITY), QUESTION)
+    full = kj.query(random_vlm, kj.prefill(random_vlm, [clips[0], chunks[0], clips[1]], capacity=CAPACITY), QUESTION)
     near(runner.ask(runner.prefill(stacks), tails)[0, 0], full, 2e-5)
     with pytest.raises(ValueError, match="share all alike"):
         Stack.of([shared[0], shared[0].keeping(counts=None)])
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_patch_is_of_the_rows_that_are_kept(random_vlm, chunks, whole, shared, mode):
+def test_a_patch_is_of_the_rows_that_are_kept(random_vlm, chunks, clips, shared, mode):
     before = window_of(random_vlm, mode, chunks[0], shared[0])
     patch = kj.form_patch(random_vlm, shared[1], context=before, rank=1000, sketch=kj.SketchSpec((0, 1)))
     assert patch.length == shared[1].length and patch.codec == shared[1].codec
-    conditioned = run_chunk(random_vlm, before, whole[1])[0]
+    conditioned = run_chunk(random_vlm, before, clips[1])[0]
     patched = kj.patch.apply(shared[1].kv, patch.factors)
-    media = np.flatnonzero(np.asarray(whole[1].source.inputs["is_media"])[: whole[1].length])
+    media = np.flatnonzero(np.asarray(clips[1].source.inputs["is_media"])[: clips[1].length])
     gone = [media[6 * patch + place] for patch in range(1, 4) for place in (0, 2, 4, 5)]
-    rows = np.setdiff1d(np.arange(whole[1].length), gone)
+    rows = np.setdiff1d(np.arange(clips[1].length), gone)
     for ours, theirs in zip(jax.tree.leaves(patched), jax.tree.leaves(conditioned.kv), strict=True):
         near(np.asarray(ours)[:, : len(rows)], means(theirs, rows, gone, media), 2e-5)
     if mode == "materialise":  # inside a transformation too, where values are not known
@@ -261,9 +261,9 @@ def test_a_patch_is_of_the_rows_that_are_kept(random_vlm, chunks, whole, shared,
     elsewhere = window_of(random_vlm, mode, chunks[2])
     moved = kj.append(elsewhere, shared[1], patch)
     assert np.isfinite(kj.query(random_vlm, moved, QUESTION)).all()
-    exact = kj.form_patch(random_vlm, whole[1], context=before, rank=2)
-    other = kj.share_rows(random_vlm, whole[1], 0.9)
-    for chunk, wrong in ((shared[1], exact), (whole[1], patch), (other, patch)):
+    exact = kj.form_patch(random_vlm, clips[1], context=before, rank=2)
+    other = kj.share_rows(random_vlm, clips[1], 0.9)
+    for chunk, wrong in ((shared[1], exact), (clips[1], patch), (other, patch)):
         with pytest.raises(PatchMismatchError):
             kj.append(before, chunk, wrong)
     same_shape = dataclasses.replace(patch, codec=other.codec)
@@ -292,18 +292,18 @@ def test_what_a_sketch_rereads_counts_rows_as_their_tokens(random_vlm, chunks, s
     near(patch.sketch.outputs, wanted)
 
 
-def test_a_planner_and_a_session_pass_over_patches_of_other_rows(random_vlm, chunks, whole, shared):
+def test_a_planner_and_a_session_pass_over_patches_of_other_rows(random_vlm, chunks, clips, shared):
     """A store may have patches of the same chunk with all its rows."""
-    exact = kj.form_patch(random_vlm, whole[1], antecedents=[whole[0]], rank=2)
-    own = kj.form_patch(random_vlm, shared[1], antecedents=[whole[0]], rank=2)
-    window = window_of(random_vlm, "materialise", whole[0])
+    exact = kj.form_patch(random_vlm, clips[1], antecedents=[clips[0]], rank=2)
+    own = kj.form_patch(random_vlm, shared[1], antecedents=[clips[0]], rank=2)
+    window = window_of(random_vlm, "materialise", clips[0])
     plan = planning.plan(random_vlm, window, planning.Append(shared[1]), policy=POLICY, stored=[exact, own])
     done = planning.execute(random_vlm, plan).window
     assert done.entries[-1].patch.codec == shared[1].codec and done.entries[-1].patch.length == shared[1].length
     memory = kj.session.memory.ChunkMemory(None)
     memory.put(exact)
     session = kj.Session(random_vlm, CAPACITY, store=memory)
-    session.add(whole[0])
+    session.add(clips[0])
     session.add(shared[1])
     assert session.window.entries[-1].patch.codec == shared[1].codec
     near(kj.query(random_vlm, session.window, QUESTION), kj.query(random_vlm, session.window, QUESTION))

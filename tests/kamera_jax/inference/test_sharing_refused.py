@@ -61,8 +61,8 @@ def test_a_backbone_that_does_not_read_the_bias_is_refused(tmp_path):
         kj.encode(type("Wrong", (Toy,), {"reads_bias": "yes"})(), "x")
 
 
-def test_what_cannot_share_rows_is_named(random_vlm, chunks, whole, shared, make_image):
-    chunk = whole[0]
+def test_what_cannot_share_rows_is_named(random_vlm, chunks, clips, shared, make_image):
+    chunk = clips[0]
     for threshold in (0, -0.1, 1.01, float("nan")):
         with pytest.raises(ValueError, match="threshold"):
             kj.share_rows(random_vlm, chunk, threshold)
@@ -109,12 +109,12 @@ def test_what_cannot_share_rows_is_named(random_vlm, chunks, whole, shared, make
         jax.jit(lambda each: kj.share_rows(random_vlm, each))(chunk)
 
 
-def test_of_what_eight_bits_gave_the_codec_says_both(random_vlm, whole, tmp_path):
+def test_of_what_eight_bits_gave_the_codec_says_both(random_vlm, clips, tmp_path):
     with kj.ChunkLibrary.open(tmp_path / "lib", mode="a") as lib:
-        lib.put(whole[0], storage="int8")
-        stored = lib.get(whole[0].key)
+        lib.put(clips[0], storage="int8")
+        stored = lib.get(clips[0].key)
     small = kj.share_rows(random_vlm, stored, 1.0)
-    assert small.codec == "int8+shared:1.0" and small.length == whole[0].length - 12
+    assert small.codec == "int8+shared:1.0" and small.length == clips[0].length - 12
 
 
 def test_a_stored_row_without_its_counts_is_not_read(shared, tmp_path, monkeypatch):

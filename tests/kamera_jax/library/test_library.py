@@ -304,7 +304,7 @@ def test_only_chunks_and_patches(item):
 
 
 def test_options_are_checked(lib):
-    with pytest.raises(ValueError, match="storage must be one of"):
+    with pytest.raises(ValueError, match="storage is exact or a codec: no codec 'fp8'"):
         unchecked(row_of)(chunk(0), "fp8")
     for options in ({"mode": "w"}, {"verify": "sometimes"}):
         with pytest.raises(ValueError, match="mode is one of"):

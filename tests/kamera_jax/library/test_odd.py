@@ -43,11 +43,11 @@ REFUSED = {
     ),
     "int4": (lambda: named(chunk(0), kv=kv(ml_dtypes.int4)), "exact", "has dtype int4; stored are"),
     "int4 in eight bits": (lambda: named(chunk(0), kv=kv(ml_dtypes.int4)), "int8", "has dtype int4; stored are"),
-    "whole numbers in eight bits": (lambda: named(chunk(0), kv=kv(np.int16)), "int8", "'int16' is not stored in eight"),
+    "whole numbers in eight bits": (lambda: named(chunk(0), kv=kv(np.int16)), "int8", "'int16' is not stored as int8"),
     "float8 in eight bits": (
         lambda: named(chunk(0), kv=kv(ml_dtypes.float8_e4m3fn)),
         "int8",
-        "not stored in eight bits",
+        "not stored as int8",
     ),
     "64 bits": (
         lambda: reading(chunk(0), tokens=ONES.astype(np.int64)),
