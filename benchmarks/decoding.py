@@ -150,7 +150,8 @@ def appended(vlm: Any, peer: Any, ids: np.ndarray, runs: int) -> dict[str, Any]:
         cache = peer(first, use_cache=True, logits_to_keep=1).past_key_values
 
     def theirs() -> Any:
-        cache.crop(CHUNK)
+        if (more := cache.get_seq_length() - CHUNK) > 0:
+            cache.crop(-more)
         with torch.no_grad():
             return peer(second, past_key_values=cache, use_cache=True, logits_to_keep=1).logits.numpy()
 
