@@ -14,7 +14,7 @@ from kamera_jax.arguments import check_list
 from kamera_jax.backbone import Backbone, Output, with_defaults
 from kamera_jax.inference.decoding import BLOCK, Decoding, Sampling
 from kamera_jax.inference.generate import Answer, Generation, generate, question_tail, turn_slots
-from kamera_jax.inference.turn import Behind, Written, asked, ends_of, raise_undefined, ran, slots_of, whole
+from kamera_jax.inference.turn import Behind, Written, asked, ends_of, loops, raise_undefined, ran, slots_of, whole
 from kamera_jax.kv import ChunkPool, KVSpec, Segment, WindowState, bucket
 from kamera_jax.transfer import numbers, to_device
 from kamera_jax.types import Params
@@ -131,10 +131,11 @@ class _Turns:
         """Run the last token of each answer and those after it, at most so many of each."""
         if any(count and undefined for count, undefined in zip(most, self._undefined, strict=True)):
             raise_undefined(self._written.kv)
-        counts = to_device(np.minimum(np.asarray(most, np.int32), BLOCK))
+        counts = to_device(np.minimum(np.asarray(most, np.int32), BLOCK if loops() else 1))
         given = (self._params, self._seen, self._sampling, self._places, self._written, self._ends, counts)
-        self._written, chosen = _run_many(*given, **self._static)
-        return self._chosen([tokens[:count] for count, *tokens in jax.device_get(chosen).tolist()])
+        self._written, chosen = _run_many(*given, **self._static, looped=loops())
+        rows = jax.device_get(chosen).tolist()
+        return self._chosen([tokens[: min(count, wanted)] for (count, *tokens), wanted in zip(rows, most, strict=True)])
 
     def _chosen(self, rows: list[list[int]]) -> list[list[int]]:
         """Of each answer the tokens that were chosen.
@@ -186,7 +187,7 @@ def _ask_many(
     return jax.vmap(one, in_axes=(None if shared else 0, 0, 0, 0))(seen, places, tails, bases)
 
 
-@partial(jax.jit, static_argnames=("forward", "spec", "shared"), donate_argnames="written")
+@partial(jax.jit, static_argnames=("forward", "spec", "shared", "looped"), donate_argnames="written")
 def _run_many(
     params: Params,
     seen: Seen,
@@ -199,11 +200,12 @@ def _run_many(
     forward: Callable[..., Output],
     spec: KVSpec,
     shared: bool,
+    looped: bool,
 ) -> tuple[Written, jax.Array]:
     """`kamera_jax.inference.turn.ran` of several turns, until the last of them has ended."""
 
     def one(seen: Seen, place: jax.Array, written: Written, most: jax.Array) -> tuple[Written, jax.Array]:
         behind = Behind(*seen, np.int32(0))
-        return ran(params, behind, _own(sampling, place), written, ends, most, forward, spec)
+        return ran(params, behind, _own(sampling, place), written, ends, most, forward, spec, looped=looped)
 
     return jax.vmap(one, in_axes=(None if shared else 0, 0, 0, 0))(seen, places, written, most)

@@ -129,9 +129,11 @@ class Turn:
         assert self._written is not None
         if self._undefined:
             raise_undefined(self._written.kv)
+        if not loops():
+            most = 1
         count = to_device(np.int32(min(most, BLOCK)))
         given = (self._params, self._behind, self._sampling, self._written, self._ends, count)
-        self._written, chosen = _run(*given, **self._static)
+        self._written, chosen = _run(*given, **self._static, looped=loops())
         ran, *tokens = jax.device_get(chosen).tolist()
         self.answered += ran
         return self._chosen(tokens[:ran])
@@ -155,6 +157,11 @@ class Turn:
         ids[: len(tokens)] = tokens
         ids, counts = to_device((ids, np.asarray([len(tokens), answered], np.int32)))
         self._written = _close(self._params, self._behind, self._written, ids, counts, **self._static)
+
+
+def loops() -> bool:
+    """Whether tokens are run in a loop on the device. Not on CPUs: XLA runs a loop's body there at half the speed."""
+    return jax.default_backend() != "cpu"
 
 
 def slots_of(tokens: int) -> int:
@@ -224,7 +231,7 @@ def asked(
     return _step(params, behind, sampling, written, tail, forward, spec, placement)
 
 
-@partial(jax.jit, static_argnames=("forward", "spec", "placement"), donate_argnames="written")
+@partial(jax.jit, static_argnames=("forward", "spec", "placement", "looped"), donate_argnames="written")
 def _run(
     params: Params,
     behind: Behind,
@@ -236,8 +243,9 @@ def _run(
     forward: Callable[..., Output],
     spec: KVSpec,
     placement: Placement | None = None,
+    looped: bool = True,
 ) -> tuple[Written, jax.Array]:
-    return ran(params, behind, sampling, written, ends, most, forward, spec, placement)
+    return ran(params, behind, sampling, written, ends, most, forward, spec, placement, looped)
 
 
 def ran(
@@ -250,15 +258,18 @@ def ran(
     forward: Callable[..., Output],
     spec: KVSpec,
     placement: Placement | None = None,
+    looped: bool = True,
 ) -> tuple[Written, jax.Array]:
     """Run the token that was chosen last, and those chosen after it, until one of them ends the answer.
 
     Args:
         ends: the tokens that end it, i32[e].
         most: tokens that are run at most, up to `BLOCK`, i32.
+        looped: else one token is run, whatever ``ends`` and ``most`` are.
 
     Returns:
-        What was written, and i32[1 + BLOCK]: how many tokens were run, and as many tokens, each chosen by one of them.
+        What was written, and i32[1 + BLOCK], not looped i32[2]: how many tokens were run, and as many tokens, each
+        chosen by one of them.
     """
 
     def goes_on(carry: tuple[Written, jax.Array, jax.Array]) -> jax.Array:
@@ -274,8 +285,8 @@ def ran(
         written = _step(params, behind, sampling, written, segment, forward, spec, placement)
         return written, tokens.at[count].set(written.token), count + 1
 
-    start = (written, jnp.full(BLOCK, _NONE, jnp.int32), jnp.zeros((), jnp.int32))
-    written, tokens, count = jax.lax.while_loop(goes_on, step, start)
+    start = (written, jnp.full(BLOCK if looped else 1, _NONE, jnp.int32), jnp.zeros((), jnp.int32))
+    written, tokens, count = jax.lax.while_loop(goes_on, step, start) if looped else step(start)
     return written, jnp.concatenate([count[None], tokens])
 
 
