@@ -16,6 +16,9 @@ HEAD = (
     ),
 )
 
+TABLES = ((0, 1, 2, 3, 4), (0, 1, 5, 6, 7), (0, 1, 8, 9, 10, 11, 12))
+"""The columns of each table: what a page has room for."""
+
 SECTION = """## Whole models, compiled without the chips
 
 `kamera doctor --compile MODEL --mesh CHIP-N` compiles, for a window of {window} slots, a chunk of {chunk} tokens and a
@@ -24,9 +27,7 @@ and the fit), *reuse* (the canonical chunk rotated, patched and written) and *de
 one device. Bytes are counted in the optimised program, FLOPs from shapes; *ideal* is the weights, the KV and what comes
 out, each moved once. No weight is needed, and nothing is run.
 
-{head}
-{rules}
-{rows}
+{tables}
 
 *GB in all* is the largest of the four programs with weights, towers and KV; *fits* compares it with what the chip has.
 Times are a {roofline}:
@@ -47,18 +48,20 @@ def section(entries: list[dict[str, Any]]) -> str:
         for name, chip in CHIPS.items()
     ]
     sizes = {name: entries[0][name] for name in ("window", "chunk", "rank")}
-    rows = "\n".join(map(row, entries))
+    cells = [row(entry) for entry in entries]
+    tables = []
+    for columns in TABLES:
+        lines = [[HEAD[i] for i in columns], ["---"] * len(columns), *([own[i] for i in columns] for own in cells)]
+        tables.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
     return SECTION.format(
-        head="| " + " | ".join(HEAD) + " |",
-        rules="|---" * len(HEAD) + "|",
-        rows=rows,
+        tables="\n\n".join(tables),
         chips="\n".join(chips),
         roofline=ROOFLINE,
         **sizes,
     )
 
 
-def row(entry: dict[str, Any]) -> str:
+def row(entry: dict[str, Any]) -> tuple[str, ...]:
     """A model's line; a program that does not compile leaves its cells empty."""
     programs = {each["program"]: each for each in entry["programs"]}
 
@@ -87,4 +90,4 @@ def row(entry: dict[str, Any]) -> str:
         *("–" if each is None else f"{each:.0f}" for each in ratios),
         entry.get("measured", ""),
     )
-    return "| " + " | ".join(cells) + " |"
+    return cells
