@@ -169,7 +169,8 @@ def preamble_chunk(vlm: Backbone) -> Chunk:
             return chunk
     segment = vlm.preamble
     # Compiled before it is called: under compile-time evaluation every constant of the forward is a program of its own.
-    sent = to_device(segment)
+    with jax.ensure_compile_time_eval():
+        sent = to_device(segment)
     ahead = None if traced(*params) else _run.trace(vlm.params, sent, None, forward=vlm.forward).lower().compile()
     with jax.ensure_compile_time_eval():  # asked for inside a transformation, it is computed outside of it
         if ahead is None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import kamera_jax as kj
+from kamera_jax import transfer
 from models import load
 from tests.kamera_jax.toy import Toy
 
@@ -83,6 +84,7 @@ def test_shapes_without_running(make, traced):
         return b, kj.form_patch(model, b, antecedents=[a], rank=4), full, asked
 
     given = (vlm.params,) if traced else ()
+    transfer._SENT.arrays.clear()  # whatever was sent before
     shapes = jax.eval_shape(encoded, *given)
     real = encoded()
     assert [(x.shape, x.dtype) for x in jax.tree.leaves(shapes)] == [
