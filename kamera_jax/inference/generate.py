@@ -85,8 +85,8 @@ def generate(
 ) -> Generation:
     """Answer a question.
 
-    The device runs tokens in blocks and chooses by itself, on CPUs one by one; the host looks at the text after each
-    block, so that a few tokens may have been run in vain where a stop text ends the answer.
+    The device runs tokens in blocks and chooses by itself; the host looks at the text after each block, so that a few
+    tokens may have been run in vain where a stop text ends the answer.
 
     Args:
         vlm: the model.

@@ -14,8 +14,9 @@ from kamera_jax.arguments import check_list
 from kamera_jax.backbone import Backbone, Output, with_defaults
 from kamera_jax.inference.decoding import BLOCK, Decoding, Sampling
 from kamera_jax.inference.generate import Answer, Generation, generate, question_tail, turn_slots
-from kamera_jax.inference.turn import Behind, Written, asked, ends_of, loops, raise_undefined, ran, slots_of, whole
+from kamera_jax.inference.turn import Behind, Written, after, asked, ends_of, raise_undefined, ran, slots_of, whole
 from kamera_jax.kv import ChunkPool, KVSpec, Segment, WindowState, bucket
+from kamera_jax.placement import Placement
 from kamera_jax.transfer import numbers, to_device
 from kamera_jax.types import Params
 from kamera_jax.window.checks import check_room
@@ -117,6 +118,7 @@ class _Turns:
         self._seen = seen[0] if shared else jax.tree.map(lambda *leaves: jnp.stack(leaves), *seen)
         self._sampling = decoding.sampling
         self._static = {"forward": vlm.forward, "spec": vlm.spec, "shared": shared}
+        self._static["placement"] = with_defaults(vlm).placement
         self._params = vlm.params
         self._undefined = [False] * len(windows)
 
@@ -131,9 +133,9 @@ class _Turns:
         """Run the last token of each answer and those after it, at most so many of each."""
         if any(count and undefined for count, undefined in zip(most, self._undefined, strict=True)):
             raise_undefined(self._written.kv)
-        counts = to_device(np.minimum(np.asarray(most, np.int32), BLOCK if loops() else 1))
+        counts = to_device(np.minimum(np.asarray(most, np.int32), BLOCK))
         given = (self._params, self._seen, self._sampling, self._places, self._written, self._ends, counts)
-        self._written, chosen = _run_many(*given, **self._static, looped=loops())
+        self._written, chosen = _run_many(*given, **self._static)
         rows = jax.device_get(chosen).tolist()
         return self._chosen([tokens[: min(count, wanted)] for (count, *tokens), wanted in zip(rows, most, strict=True)])
 
@@ -163,7 +165,7 @@ def _own(sampling: Sampling | None, place: jax.Array) -> Sampling | None:
     return None if sampling is None else replace(sampling, key=jax.random.fold_in(sampling.key, place))
 
 
-@partial(jax.jit, static_argnames=("slots", "room", "forward", "spec", "shared"))
+@partial(jax.jit, static_argnames=("slots", "room", "forward", "spec", "shared", "placement"))
 def _ask_many(
     params: Params,
     seen: Seen,
@@ -177,17 +179,18 @@ def _ask_many(
     forward: Callable[..., Output],
     spec: KVSpec,
     shared: bool,
+    placement: Placement | None,
 ) -> Written:
     """`kamera_jax.inference.turn.asked` of several windows, or several times of one."""
 
     def one(seen: Seen, place: jax.Array, tail: Segment, base: jax.Array) -> Written:
         behind = Behind(*seen, np.int32(0))
-        return asked(params, behind, _own(sampling, place), None, tail, base, slots, room, forward, spec)
+        return asked(params, behind, _own(sampling, place), None, tail, base, slots, room, forward, spec, placement)
 
     return jax.vmap(one, in_axes=(None if shared else 0, 0, 0, 0))(seen, places, tails, bases)
 
 
-@partial(jax.jit, static_argnames=("forward", "spec", "shared", "looped"), donate_argnames="written")
+@partial(jax.jit, static_argnames=("forward", "spec", "shared", "placement"), donate_argnames="written")
 def _run_many(
     params: Params,
     seen: Seen,
@@ -200,12 +203,12 @@ def _run_many(
     forward: Callable[..., Output],
     spec: KVSpec,
     shared: bool,
-    looped: bool,
+    placement: Placement | None,
 ) -> tuple[Written, jax.Array]:
     """`kamera_jax.inference.turn.ran` of several turns, until the last of them has ended."""
 
-    def one(seen: Seen, place: jax.Array, written: Written, most: jax.Array) -> tuple[Written, jax.Array]:
-        behind = Behind(*seen, np.int32(0))
-        return ran(params, behind, _own(sampling, place), written, ends, most, forward, spec, looped=looped)
+    def one(seen: Seen, place: jax.Array, written: Written) -> Written:
+        return after(params, Behind(*seen, np.int32(0)), _own(sampling, place), written, forward, spec, placement)
 
-    return jax.vmap(one, in_axes=(None if shared else 0, 0, 0, 0))(seen, places, written, most)
+    run = jax.vmap(one, in_axes=(None if shared else 0, 0, 0))
+    return ran(lambda written: run(seen, places, written), written, ends, most)

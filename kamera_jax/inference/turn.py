@@ -129,14 +129,12 @@ class Turn:
         assert self._written is not None
         if self._undefined:
             raise_undefined(self._written.kv)
-        if not loops():
-            most = 1
         count = to_device(np.int32(min(most, BLOCK)))
         given = (self._params, self._behind, self._sampling, self._written, self._ends, count)
-        self._written, chosen = _run(*given, **self._static, looped=loops())
-        ran, *tokens = jax.device_get(chosen).tolist()
-        self.answered += ran
-        return self._chosen(tokens[:ran])
+        self._written, chosen = _run(*given, **self._static)
+        done, *tokens = jax.device_get(chosen).tolist()
+        self.answered += done
+        return self._chosen(tokens[:done])
 
     def _chosen(self, tokens: list[int]) -> list[int]:
         """Tokens that were chosen; the last may be none, which is an error as soon as nothing stands before it.
@@ -159,20 +157,15 @@ class Turn:
         self._written = _close(self._params, self._behind, self._written, ids, counts, **self._static)
 
 
-def loops() -> bool:
-    """Whether tokens are run in a loop on the device. Not on CPUs: XLA runs a loop's body there at half the speed."""
-    return jax.default_backend() != "cpu"
-
-
 def slots_of(tokens: int) -> int:
     """Rows of the state of a turn of at most so many tokens."""
     return LEAST_ROWS if tokens <= LEAST_ROWS else bucket_of_slots(tokens)
 
 
 def whole(tokens: list[int]) -> tuple[list[int], bool]:
-    """Tokens that were chosen, and whether behind them none could be: the last of them is then no token."""
-    undefined = bool(tokens) and tokens[-1] == _NONE
-    return (tokens[:-1] if undefined else tokens), undefined
+    """Tokens that were chosen, up to where none could be, and whether there is such a place."""
+    undefined = _NONE in tokens
+    return (tokens[: tokens.index(_NONE)] if undefined else tokens), undefined
 
 
 def raise_undefined(kv: KV) -> NoReturn:
@@ -187,25 +180,7 @@ def raise_undefined(kv: KV) -> NoReturn:
 def ends_of(eos: Sequence[int]) -> np.ndarray:
     """The tokens that end an answer, i32, filled up with what no token is: few shapes."""
     ends = sorted(map(int, eos))
-    return np.asarray(ends + [_NONE] * (-len(ends) % ENDS or (ENDS if not ends else 0)), np.int32)
-
-
-@partial(jax.jit, static_argnames=("slots", "room", "forward", "spec", "placement"), donate_argnames="state")
-def _ask(
-    params: Params,
-    behind: Behind,
-    sampling: Sampling | None,
-    state: WindowState | None,
-    tail: Segment,
-    numbers: jax.Array,
-    *,
-    slots: int,
-    room: int,
-    forward: Callable[..., Output],
-    spec: KVSpec,
-    placement: Placement | None = None,
-) -> Written:
-    return asked(params, behind, sampling, state, tail, numbers, slots, room, forward, spec, placement)
+    return np.asarray(ends + [_NONE] * (ENDS - len(ends) % ENDS), np.int32)
 
 
 def asked(
@@ -231,7 +206,60 @@ def asked(
     return _step(params, behind, sampling, written, tail, forward, spec, placement)
 
 
-@partial(jax.jit, static_argnames=("forward", "spec", "placement", "looped"), donate_argnames="written")
+_ask = partial(jax.jit, static_argnames=("slots", "room", "forward", "spec", "placement"), donate_argnames="state")(
+    asked
+)
+
+
+def after(
+    params: Params,
+    behind: Behind,
+    sampling: Sampling | None,
+    written: Written,
+    forward: Callable[..., Output],
+    spec: KVSpec,
+    placement: Placement | None = None,
+) -> Written:
+    """Run the token that was chosen last, and choose the one after it."""
+    answered = written.answered + 1
+    position = written.last[:, None] + answered.astype(jnp.float32)
+    segment = Segment({"tokens": written.token[None]}, position, jnp.ones((), jnp.int32))
+    return _step(params, behind, sampling, replace(written, answered=answered), segment, forward, spec, placement)
+
+
+def ran(
+    run: Callable[[Written], Written], written: Written, ends: jax.Array, most: jax.Array
+) -> tuple[Written, jax.Array]:
+    """Run the token that was chosen last, and those chosen after it, of one turn or of several with a leading axis.
+
+    It goes on as long as a turn does; what is chosen in one that has ended means nothing.
+
+    Args:
+        run: `after` of the turn, or of all of them.
+        written: what they have.
+        ends: the tokens that end an answer, i32[e].
+        most: tokens of each turn that are run at most, up to `BLOCK`, i32[·].
+
+    Returns:
+        What was written, and i32[·, 1 + BLOCK]: how many tokens were run, and as many tokens, each chosen by one.
+    """
+
+    def goes_on(carry: tuple[Written, jax.Array, jax.Array]) -> jax.Array:
+        token = carry[0].token
+        ended = (token == _NONE) | jnp.isin(token, ends)
+        return ((carry[2] < most) & ~ended).any()
+
+    def step(carry: tuple[Written, jax.Array, jax.Array]) -> tuple[Written, jax.Array, jax.Array]:
+        written, tokens, count = carry
+        written = run(written)
+        return written, tokens.at[..., count].set(written.token), count + 1
+
+    tokens = jnp.full((*written.token.shape, BLOCK), _NONE, jnp.int32)
+    written, tokens, count = jax.lax.while_loop(goes_on, step, (written, tokens, jnp.zeros((), jnp.int32)))
+    return written, jnp.concatenate([jnp.broadcast_to(count, (*tokens.shape[:-1], 1)), tokens], axis=-1)
+
+
+@partial(jax.jit, static_argnames=("forward", "spec", "placement"), donate_argnames="written")
 def _run(
     params: Params,
     behind: Behind,
@@ -243,51 +271,9 @@ def _run(
     forward: Callable[..., Output],
     spec: KVSpec,
     placement: Placement | None = None,
-    looped: bool = True,
 ) -> tuple[Written, jax.Array]:
-    return ran(params, behind, sampling, written, ends, most, forward, spec, placement, looped)
-
-
-def ran(
-    params: Params,
-    behind: Behind,
-    sampling: Sampling | None,
-    written: Written,
-    ends: jax.Array,
-    most: jax.Array,
-    forward: Callable[..., Output],
-    spec: KVSpec,
-    placement: Placement | None = None,
-    looped: bool = True,
-) -> tuple[Written, jax.Array]:
-    """Run the token that was chosen last, and those chosen after it, until one of them ends the answer.
-
-    Args:
-        ends: the tokens that end it, i32[e].
-        most: tokens that are run at most, up to `BLOCK`, i32.
-        looped: else one token is run, whatever ``ends`` and ``most`` are.
-
-    Returns:
-        What was written, and i32[1 + BLOCK], not looped i32[2]: how many tokens were run, and as many tokens, each
-        chosen by one of them.
-    """
-
-    def goes_on(carry: tuple[Written, jax.Array, jax.Array]) -> jax.Array:
-        written, _, count = carry
-        return (count < most) & (written.token != _NONE) & ~(written.token == ends).any()
-
-    def step(carry: tuple[Written, jax.Array, jax.Array]) -> tuple[Written, jax.Array, jax.Array]:
-        written, tokens, count = carry
-        answered = written.answered + 1
-        position = written.last[:, None] + answered.astype(jnp.float32)
-        segment = Segment({"tokens": written.token[None]}, position, jnp.ones((), jnp.int32))
-        written = replace(written, answered=answered)
-        written = _step(params, behind, sampling, written, segment, forward, spec, placement)
-        return written, tokens.at[count].set(written.token), count + 1
-
-    start = (written, jnp.full(BLOCK if looped else 1, _NONE, jnp.int32), jnp.zeros((), jnp.int32))
-    written, tokens, count = jax.lax.while_loop(goes_on, step, start) if looped else step(start)
-    return written, jnp.concatenate([count[None], tokens])
+    """`ran` of one turn."""
+    return ran(lambda own: after(params, behind, sampling, own, forward, spec, placement), written, ends, most)
 
 
 @partial(jax.jit, static_argnames=("forward", "spec", "placement"), donate_argnames="written")

@@ -40,6 +40,10 @@ def compared(kind, shape, names, modes):
             placed(mine, many.placement)
             assert mine.keys == theirs.keys and mine.placement is many.placement
             close(kj.query(many, mine, "where is it?"), kj.query(one, theirs, "where is it?"))
+        texts = ["what is red?", "where?"]
+        pairs = ((many, [mine] * 2), (one, [theirs] * 2))
+        together = [kj.generate_many(*pair, texts, max_new_tokens=3) for pair in pairs]
+        assert [answer.tokens for answer in together[0]] == [answer.tokens for answer in together[1]]
     return one, many
 """
 
