@@ -1,8 +1,8 @@
 """A real language model on this machine's CPU, beside the same weights in transformers on torch, in one run.
 
-`make bench-real` measures anew. Prefill, decoding, and what reuse saves: a chunk's KV moved and patched against running
-the chunk again, and how often a chunk is looked at until forming its patch has paid. Times are medians of calls taken
-in turns, f32; read the ratios.
+`make bench-real` measures anew. Prefill (`benchmarks.decoding` has what follows it), and what reuse saves: a chunk's KV
+moved and patched against running the chunk again, and how often a chunk is looked at until forming its patch has paid.
+Times are medians of calls taken in turns, f32; read the ratios.
 """
 
 import argparse
@@ -32,10 +32,6 @@ MODEL = "smollm2-135m"
 
 PREFILLED = (256, 512, 1024, 2048, 4096, 8192)
 """Tokens that are run from nothing."""
-
-DECODED = 64
-BEHIND = 512
-"""So many tokens are decoded, behind so many."""
 
 CHUNKS = (128, 256, 512)
 """Tokens of a chunk that is reused, and of the chunk before it."""
@@ -74,7 +70,7 @@ def _loss(logits: np.ndarray, ids: np.ndarray) -> float:
 
 
 def beside_torch(vlm: Any, peer: Any, ids: np.ndarray, runs: int) -> list[dict[str, Any]]:
-    """Prefill and decoding; ``ratio`` is torch's time over ours."""
+    """Prefill; ``ratio`` is torch's time over ours."""
     import torch
 
     def theirs(tokens: np.ndarray) -> Any:
@@ -90,35 +86,6 @@ def beside_torch(vlm: Any, peer: Any, ids: np.ndarray, runs: int) -> list[dict[s
     for count in PREFILLED:
         seconds = in_turns({"torch": partial(theirs, ids[:count]), "ours": partial(ours, ids[:count])}, runs)["clock"]
         rows.append({"what": "prefill", "tokens": count, **seconds, "ratio": seconds["torch"] / seconds["ours"]})
-    chunk = encode_segment(vlm, segment_of(vlm, Tokens.of(ids[:BEHIND])))
-    window = kj.append(kj.Window.empty(vlm, BEHIND + 2 * DECODED + 128), chunk)
-    prompt = torch.from_numpy(np.asarray(ids[:BEHIND]))[None].long()
-
-    def torch_decodes(count: int) -> Any:
-        with torch.no_grad():
-            return peer.generate(
-                prompt,
-                attention_mask=torch.ones_like(prompt),
-                min_new_tokens=count,
-                max_new_tokens=count,
-                do_sample=False,
-            ).numpy()
-
-    def decodes(count: int) -> Any:
-        answer = kj.generate(vlm, window, "Go on.", max_new_tokens=count, keep=False)
-        return np.asarray(answer.tokens)
-
-    # What both do before the first token is taken off by a second, shorter answer.
-    made = len(decodes(DECODED))
-    calls = {
-        "torch": partial(torch_decodes, made),
-        "torch, one": partial(torch_decodes, 1),
-        "ours": partial(decodes, made),
-        "ours, one": partial(decodes, 1),
-    }
-    seconds = in_turns(calls, runs)["clock"]
-    each = {name: (seconds[name] - seconds[f"{name}, one"]) / (made - 1) for name in ("torch", "ours")}
-    rows.append({"what": "decode", "tokens": made, **each, "ratio": each["torch"] / each["ours"]})
     return rows
 
 

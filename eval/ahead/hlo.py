@@ -111,14 +111,19 @@ def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
                 for dtype, dims, layout in ARRAY.findall(shape)
                 if dtype in BYTES
             )
-            depth = 0
-            end = 0
-            for end, character in enumerate(rest):  # noqa: B007
-                depth += (character == "(") - (character == ")")
-                if depth < 0:
-                    break
+            end = _closing(rest)
             current.append(Instruction(name, op, arrays, rest[:end], rest[end:], bool(root)))
     return computations, entry
+
+
+def _closing(text: str) -> int:
+    """Where the bracket closes that was opened before a text."""
+    depth = 1
+    for place, character in enumerate(text):
+        depth += (character == "(") - (character == ")")
+        if not depth:
+            return place
+    return max(len(text) - 1, 0)
 
 
 def hbm_bytes(text: str) -> int:

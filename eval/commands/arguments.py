@@ -1,6 +1,7 @@
 """Arguments that several commands have, and how they are read. Nothing here imports JAX, so that --help is quick."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -97,19 +98,23 @@ def seconds(text: str) -> float:
     return value
 
 
-def cosine(text: str) -> float:
-    """A cosine above 0, and 1 at most.
+def up_to_one(what: str) -> Callable[[str], float]:
+    """A reader of numbers above 0, and 1 at most; of other texts it raises argparse.ArgumentTypeError.
 
-    Raises:
-        argparse.ArgumentTypeError: the text is something else.
+    Args:
+        what: what the number is, for the message.
     """
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"expected a cosine above 0 and at most 1, as in 0.95; got {text}")
-    return value
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = 0.0
+        if not 0 < value <= 1:
+            raise argparse.ArgumentTypeError(f"expected {what} above 0 and at most 1, as in 0.95; got {text}")
+        return value
+
+    return read
 
 
 def positive(text: str) -> int:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from eval.commands.arguments import add_dtype, add_json, add_model, add_pages, cosine
+from eval.commands.arguments import add_dtype, add_json, add_model, add_pages, up_to_one
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -40,7 +40,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--share-frames",
-        type=cosine,
+        type=up_to_one("a cosine"),
         metavar="COSINE",
         help="of a video keep one row of KV for tokens at the same place of its frames whose embeddings have at least "
         "this cosine, such as 0.95 (default: a row for each token)",

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from eval.commands.arguments import add_json, add_model, add_pages, positive
+from eval.commands.arguments import add_json, add_model, add_pages, positive, up_to_one
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -37,19 +37,11 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     size = command.add_mutually_exclusive_group()
     size.add_argument("--rank", type=positive, metavar="M", help="components in every layer")
     size.add_argument("--bytes", type=positive, metavar="N", help="bytes that each patch may take")
-    size.add_argument("--energy", type=_share, metavar="E", help="share of the squared change to keep, up to 1")
+    size.add_argument(
+        "--energy", type=up_to_one("a share"), metavar="E", help="share of the squared change to keep, up to 1"
+    )
     add_json(command)
     return command
-
-
-def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"expected a share above 0 and up to 1; got {text}")
-    return value
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:

@@ -4,13 +4,14 @@ import jax
 import numpy as np
 
 from kamera_jax.arguments import check_type
-from kamera_jax.backbone import Backbone, with_defaults
+from kamera_jax.backbone import Backbone
 from kamera_jax.chunk import Chunk, describe
 from kamera_jax.compress.codec import PARTS, Shape, check_storable
 from kamera_jax.compress.codec import codec as codec_named
 from kamera_jax.compress.compressed import Compressed
-from kamera_jax.errors import DonatedError, ModelMismatchError
+from kamera_jax.errors import DonatedError
 from kamera_jax.handle import deleted, traced
+from kamera_jax.window.checks import check_encoded_by
 
 
 def compress(vlm: Backbone, chunk: Chunk, codec: str) -> Compressed:
@@ -33,12 +34,7 @@ def compress(vlm: Backbone, chunk: Chunk, codec: str) -> Compressed:
     """
     check_type(chunk, Chunk, "chunk", "encode(vlm, item) makes one of text or an image")
     named = codec_named(codec)
-    with_defaults(vlm)
-    if chunk.model != vlm.spec.fingerprint:
-        raise ModelMismatchError(
-            f"{describe(chunk)} was encoded by model {chunk.model[:12]}, this is {vlm.spec.fingerprint[:12]}; "
-            "encode it with this model"
-        )
+    check_encoded_by(vlm, chunk)
     if deleted(chunk):
         raise DonatedError(f"the arrays of {describe(chunk)} were donated; compress what took their place")
     named.check_shape(Shape.of(chunk.kv, chunk.spec))

@@ -12,7 +12,7 @@ from kamera_jax.arguments import check_choice, check_list, check_type
 from kamera_jax.backbone import Backbone, Output, with_defaults
 from kamera_jax.chunk import Chunk, Patch, describe, source_of
 from kamera_jax.contract import check_segment
-from kamera_jax.errors import BackboneError, ModelMismatchError
+from kamera_jax.errors import BackboneError
 from kamera_jax.forward import check_forward, chunk_of, preamble_chunk, run
 from kamera_jax.handle import Columns, traced
 from kamera_jax.identity import content_key, patch_key
@@ -25,7 +25,7 @@ from kamera_jax.patch.sketch import take_jit
 from kamera_jax.placement import placed
 from kamera_jax.transfer import as_f32, expect_packed, packed
 from kamera_jax.window.changes import append, materialised, nan_if
-from kamera_jax.window.checks import check_chunk, check_model, check_reads_bias
+from kamera_jax.window.checks import check_chunk, check_encoded_by, check_model, check_reads_bias
 from kamera_jax.window.window import Window, aligned
 
 ROOM = 256
@@ -145,7 +145,7 @@ def _sources(vlm: Backbone, items: Sequence[Any]) -> list[Segment | Chunk]:
     check_list(items, object, "items", "of what encode takes, or chunks; for one item [item]")
     for item in items:
         if isinstance(item, Chunk):
-            _check_model(vlm, item)
+            check_encoded_by(vlm, item)
             source_of(item)  # raises before anything is run
     return [item if isinstance(item, Chunk) else _prepared(vlm, item) for item in items]
 
@@ -212,7 +212,7 @@ def form_patch(
         remedy = "a window is what append and prefill make; for chunks antecedents=[chunk, ...]"
         check_type(context, Window, "context", remedy)
     _check_canonical(chunk)
-    _check_model(vlm, chunk)
+    check_encoded_by(vlm, chunk)
     source_of(chunk)  # raises before anything is run
     collect = _collected(vlm, sketch)
     if context is not None:
@@ -389,12 +389,3 @@ def _lengths(sources: Sequence[Segment | Chunk]) -> list[int]:
 
 def _slots(vlm: Backbone, lengths: Sequence[int], room: int) -> int:
     return bucket_of_slots(aligned(preamble_chunk(vlm).length) + sum(map(aligned, lengths)) + room)
-
-
-def _check_model(vlm: Backbone, chunk: Chunk) -> None:
-    with_defaults(vlm)
-    if chunk.model != vlm.spec.fingerprint:
-        raise ModelMismatchError(
-            f"{describe(chunk)} was encoded by model {chunk.model[:12]}, this is {vlm.spec.fingerprint[:12]}; "
-            "encode it with this model"
-        )

@@ -7,15 +7,15 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from kamera_jax.arguments import check_type, real_number
-from kamera_jax.backbone import Backbone, with_defaults
+from kamera_jax.backbone import Backbone
 from kamera_jax.chunk import Chunk, describe, source_of
-from kamera_jax.errors import DonatedError, ModelMismatchError, SharedRowsError
+from kamera_jax.errors import DonatedError, SharedRowsError
 from kamera_jax.handle import deleted, traced
 from kamera_jax.identity import EXACT, SHARED, shared_rows
 from kamera_jax.kv import Segment, bucket
 from kamera_jax.source import kept_rows, token_places
 from kamera_jax.transfer import to_device
-from kamera_jax.window.checks import check_bias_is_read
+from kamera_jax.window.checks import check_bias_is_read, check_encoded_by
 
 THRESHOLD = 0.95
 """Cosine of two media embeddings from which on their tokens share a row, by default."""
@@ -74,11 +74,7 @@ def _checked(vlm: Backbone, chunk: Chunk) -> Segment:
     """The source of a chunk whose rows may be shared, as far as that shows without its values."""
     check_type(chunk, Chunk, "chunk", "encode(vlm, video) makes one")
     refused = partial(_refused, chunk)
-    if chunk.model != with_defaults(vlm).spec.fingerprint:
-        raise ModelMismatchError(
-            f"{describe(chunk)} was encoded by model {chunk.model[:12]}, this is {vlm.spec.fingerprint[:12]}; encode "
-            "it with this model"
-        )
+    check_encoded_by(vlm, chunk)
     check_bias_is_read(vlm)
     if deleted(chunk):
         raise DonatedError(f"{describe(chunk)} was donated, and its KV is gone; donate a copy of it, chunk.copied()")

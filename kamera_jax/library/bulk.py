@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kamera_jax import int8
 from kamera_jax.chunk import Chunk
-from kamera_jax.compress.codec import INT8, codec
+from kamera_jax.compress.codec import codec
 from kamera_jax.compress.compressed import codec_of
 from kamera_jax.errors import ChunkNotFoundError, LibraryCorruptError
 from kamera_jax.identity import EXACT
@@ -144,11 +143,7 @@ def _stacked(
     manifest = pack.manifest
     leaves = {name.partition(".")[2]: array for name, array in loaded.items() if name.partition(".")[0] == group}
     about = tuple(dict(manifest.entries[key]["about"]) for key in keys)
-    if about[0]["storage"] == INT8:
-        for name in ("kv.rot", "kv.free"):
-            there = jax.jit(_restored, static_argnames="dtype", out_shardings=leaves[name].sharding)
-            leaves[name] = there(leaves[name], leaves.pop(f"{name}_scale"), dtype=about[0]["dtype"])
-    elif about[0]["storage"] != EXACT:
+    if about[0]["storage"] != EXACT:
         leaves |= _unpacked(about, {name: leaves.pop(name) for name in codec(about[0]["storage"]).names}, sharding)
     for name, leaf in manifest.leaves(keys[0]).items():
         if not leaf.array:
@@ -173,7 +168,3 @@ def _unpacked(
     there = leaves["kv.rot"].sharding if sharding is None else sharding
     rot, free = jax.jit(decoded, out_shardings=there)(leaves, lengths)
     return {"kv.rot": rot, "kv.free": free}
-
-
-def _restored(values: jax.Array, scale: jax.Array, dtype: str) -> jax.Array:
-    return int8.restored(values.astype(jnp.float32), scale, dtype)

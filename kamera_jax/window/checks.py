@@ -86,6 +86,16 @@ def check_model(vlm: Backbone, window: Window) -> None:
     check_reads_bias(vlm, window.state)
 
 
+def check_encoded_by(vlm: Backbone, chunk: Chunk) -> None:
+    """Raise ModelMismatchError unless this model encoded the chunk."""
+    with_defaults(vlm)
+    if chunk.model != vlm.spec.fingerprint:
+        raise ModelMismatchError(
+            f"{describe(chunk)} was encoded by model {chunk.model[:12]}, this is {vlm.spec.fingerprint[:12]}; "
+            "encode it with this model"
+        )
+
+
 def check_reads_bias(vlm: Backbone, what: WindowState | Chunk) -> None:
     """Raise BackboneError if rows of a state or chunk stand for several tokens, and the model does not read that.
 
