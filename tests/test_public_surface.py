@@ -101,3 +101,9 @@ def test_whatever_has_the_members_is_a_backbone():
 
 def test_what_is_not_built_is_not_offered():
     assert not [name for name in NOT_YET if hasattr(kj, name)]
+
+
+def test_the_api_pages_have_every_public_name():
+    pages = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs/api").glob("*.md"))
+    documented = {part for path in re.findall(r"::: kamera_jax\.([\w.]+)", pages) for part in path.split(".")}
+    assert set(kj.__all__) - documented == set()

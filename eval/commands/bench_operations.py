@@ -173,7 +173,8 @@ def attend(
 
         def prefill(q: Any, k: Any, v: Any, own_k: Any, own_v: Any, scale: float = shape.width**-0.5) -> Any:
             past = Keys(k, v, jnp.ones(len(k), bool))
-            own = Keys(own_k, own_v, jnp.ones(len(own_k), bool), jnp.arange(1, len(own_k) + 1, dtype=jnp.int32))
+            # Of numpy, as a model's forward gives it: so a kernel for causal attention may serve the call.
+            own = Keys(own_k, own_v, jnp.ones(len(own_k), bool), np.arange(1, len(own_k) + 1, dtype=np.int32))
             return attention(q, [past, own], scale).out
 
         calls = {

@@ -93,7 +93,7 @@ def _unserved(q: jax.Array, parts: Sequence[Keys], causal: Sequence[bool], weigh
         return "kept kernels do not say how much attention each key receives"
     if any(part.before is not None and not known for part, known in zip(parts, causal, strict=True)):
         return "kept kernels serve queries that all see the same keys, or causality; not a count for each query"
-    if any(getattr(part, "bias", None) is not None for part in parts):
+    if any(part.bias is not None for part in parts):
         return "kept kernels add nothing to a key's scores, unless to those of each query and key"
     if any(jax.typeof(x).manual_axis_type.varying for x in jax.tree.leaves((q, *parts)) if isinstance(x, jax.Array)):
         return "kept kernels are not cut by jax.shard_map, which checks what varies over a mesh"
