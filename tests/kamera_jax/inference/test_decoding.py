@@ -226,6 +226,27 @@ class TestMany:
             assert (answer.tokens, answer.text) == (alone.tokens, alone.text)
             assert answer.window is window and answer.ttft_s > 0
 
+    def test_in_a_loop_as_on_an_accelerator(self, random_vlm, window, wanted, monkeypatch):
+        monkeypatch.setattr(turn, "loops", lambda several: True)
+        counts = []
+        run = many._run_many
+
+        def counted(*args, **kwargs):
+            written, chosen = run(*args, **kwargs)
+            counts.append(int(chosen[0, 0]))
+            return written, chosen
+
+        monkeypatch.setattr(many, "_run_many", counted)
+        ending = copy(random_vlm)
+        first = next(n for n in range(3, LONG) if wanted[n] not in wanted[:n])
+        ending.eos = (wanted[first],)
+        texts = [QUESTION, *OTHERS, "is it red ?"]  # as many as no other test asks: compiled here
+        together = kj.generate_many(ending, [window] * len(texts), texts, max_new_tokens=LONG)
+        assert counts == [BLOCK, LONG - 1 - BLOCK]
+        for answer, text in zip(together, texts, strict=True):
+            assert answer.tokens == kj.generate(ending, window, text, max_new_tokens=LONG, keep=False).tokens
+        assert together[0].tokens == wanted[:first]
+
     def test_of_several_windows(self, random_vlm, chunks):
         windows = [kj.append(kj.Window.empty(random_vlm, 128), chunk) for chunk in chunks]
         for mode in ("materialise", "in_place"):
