@@ -17,6 +17,7 @@ from models.hub.gguf.packaged import NAMES as PACKAGED
 from models.hub.gguf.packaged import packaged
 from models.hub.refusals import UnknownModelError, check_architecture
 from models.ports.deepseek_vl.port import ARCHITECTURE as DEEPSEEK_VL
+from models.ports.idefics3.port import ARCHITECTURES as IDEFICS3
 from models.ports.internvl.port import ARCHITECTURE as INTERNVL
 from models.ports.kimi_vl.port import ARCHITECTURE as KIMI_VL
 from models.ports.llama.port import ARCHITECTURES as LANGUAGE_MODELS
@@ -35,7 +36,7 @@ TOWERS = ("kamera-smol-vl",)
 _LONGEST = 200
 ARCHITECTURES = {
     port.name: port
-    for port in (QWEN2_5_VL, *QWEN3_VL, KIMI_VL, DEEPSEEK_VL, LLAVA, INTERNVL, SMOL_VL, *LANGUAGE_MODELS)
+    for port in (QWEN2_5_VL, *QWEN3_VL, KIMI_VL, DEEPSEEK_VL, LLAVA, INTERNVL, *IDEFICS3, SMOL_VL, *LANGUAGE_MODELS)
 }
 
 

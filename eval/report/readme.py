@@ -83,6 +83,20 @@ MODELS = {
         "text, images in tiles, videos",
         "`OpenGVLab/InternVL3-{1B,2B,8B,14B,38B,78B}-hf`, `OpenGVLab/InternVL3_5-{1B,2B,4B,8B,14B,38B}-HF`",
     ),
+    "idefics3": Port(
+        "Idefics3, SmolVLM",
+        "MHA (and GQA)",
+        "1-D; linear, YaRN",
+        "text, images in tiles",
+        "`HuggingFaceTB/SmolVLM{,-256M,-500M}-Instruct`, `HuggingFaceM4/Idefics3-8B-Llama3`",
+    ),
+    "smolvlm": Port(
+        "SmolVLM2",
+        "MHA (and GQA)",
+        "1-D; linear, YaRN",
+        "text, images in tiles",
+        "`HuggingFaceTB/SmolVLM2-{256M,500M}-Video-Instruct`, `HuggingFaceTB/SmolVLM2-2.2B-Instruct`",
+    ),
     "llama": Port(
         "Llama",
         "GQA, MHA; biases",

@@ -1,10 +1,9 @@
 """A checkpoint's tokenizer and chat template, split where chunks go: preamble, chunks, tail."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from jinja2 import TemplateError
 from models.hub.borders import Piece, ends_open, pieces
 from models.hub.control_tokens import ControlTokens
 from models.hub.fields import Fields, read_json
+from models.hub.splitting import PADDED, header_of_all, stripping
 from models.hub.templates import ChatTemplateError, render, template_of
 from models.hub.tokenizers import load_tokenizer, opener, stopped_clock
 
@@ -21,7 +21,6 @@ _ANSWER = "kamera-answer-goes-here"
 _NEXT = "kamera-question-goes-here"
 _SYSTEM = "kamera-system-goes-here"
 _PART = "kamera-part-{}-goes-here"
-_PADDED = " \n{} \n"
 _STARTS = ("", "x", "1", ".", "\n")
 """What stands before a text within a turn, to see what it becomes there: one of them joins no token of it."""
 _PLAIN = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
@@ -119,26 +118,27 @@ class ChatTemplate:
                 "it; leave them out"
             )
         before, after = whole.split(_MARK)
-        self._around = (before, after)
+        header = header_of_all(before, with_block.values())
+        self._around = ((before, header), after)
         self._after = self._control.written(after)
-        first = self._with_system(before, system)
+        first = self._with_system(header, system)
         if kinds:
             # A tokenizer that opens every text with a token (BOS) does so unless the template has; as HF's processors.
             # A language model's template is alone with it.
-            opened = bool(tokenizer.bos_token) and before.startswith(tokenizer.bos_token)
+            opened = bool(tokenizer.bos_token) and header.startswith(tokenizer.bos_token)
             self.preamble = self._control.ids(first, opened=not opened)
         elif template:
             self.preamble = self._control.ids(first) or self._control.ids(self._control.written(opener(tokenizer)))
         else:
             self.preamble = self._plain_preamble(first)
             first = first or "\n"
-        header = between.rstrip(" ")
-        self._space = between[len(header) :]
-        self._header = self._control.written(header)
+        next_header = between.rstrip(" ")
+        self._space = between[len(next_header) :]
+        self._header = self._control.written(next_header)
         self.closing = tuple(self._following(_ANSWER, self._header))
         self._blocks = {kind: self._control.written(self._between(text)) for kind, text in with_block.items()}
         self._before_text = next(iter(self._blocks.values()), first)
-        self._strip = _stripping(self._render([_PADDED.format(_MARK)]), _MARK)
+        self._strip = stripping(self._render([PADDED.format(_MARK)]), _MARK)
         self._parting = self._control.written(self._between_texts())
 
     def _plain_preamble(self, first: str) -> list[int]:
@@ -158,9 +158,12 @@ class ChatTemplate:
 
     def _between(self, whole: str) -> str:
         """What the template writes from the user's header to the question; nothing if it writes these otherwise."""
-        before, after = self._around
-        parts = whole.removeprefix(before).split(_MARK)
-        return parts[0] if whole.startswith(before) and parts[1:] == [after] else ""
+        headers, after = self._around
+        for header in headers:
+            parts = whole.removeprefix(header).split(_MARK)
+            if whole.startswith(header) and parts[1:] == [after]:
+                return parts[0]
+        return ""
 
     def _render(
         self, content: Sequence[str | Block], *turns: dict[str, Any], optional: bool = False, system: bool = True
@@ -213,7 +216,7 @@ class ChatTemplate:
 
     def _strip_system(self, text: str) -> str:
         """The system's text less the white space that the template takes from its ends."""
-        return _stripping(self._render_system(_PADDED.format(_SYSTEM)), _SYSTEM)(text)
+        return stripping(self._render_system(PADDED.format(_SYSTEM)), _SYSTEM)(text)
 
     def _copies_system(self, whole: str, text: str) -> bool:
         """Whether the template writes this system text where it writes any other, and nothing else for it."""
@@ -385,14 +388,3 @@ def _turn(role: str, *content: str | Block) -> dict[str, Any]:
     """A message of texts and media blocks."""
     items = [{"type": each.kind} if isinstance(each, Block) else {"type": "text", "text": each} for each in content]
     return {"role": role, "content": items}
-
-
-def _stripping(written: str, mark: str) -> Callable[[str], str]:
-    """What the template does to the white space around a text, seen by what it made of `_PADDED`."""
-    before, after = _PADDED.split("{}")
-    return partial(_stripped, left=f"{before}{mark}" not in written, right=f"{mark}{after}" not in written)
-
-
-def _stripped(text: str, *, left: bool, right: bool) -> str:
-    text = text.lstrip() if left else text
-    return text.rstrip() if right else text

@@ -107,12 +107,15 @@ class ImagePatches:
     grid: tuple[int, int, int]
 
 
-def preprocessor_fields(mapping: Mapping[str, Any], *processors: str) -> Fields:
+def preprocessor_fields(
+    mapping: Mapping[str, Any], *processors: str, resample: int = int(Image.Resampling.BICUBIC)
+) -> Fields:
     """The fields of a ``preprocessor_config.json``, less those that mean the same in every port.
 
     Args:
         mapping: the file.
         processors: image processors of transformers that compute what the port does, without ``Fast`` or ``Pil``.
+        resample: the number of the filter that images are resized by.
 
     Raises:
         UnsupportedConfigError: a value that asks for other preprocessing, named.
@@ -121,7 +124,7 @@ def preprocessor_fields(mapping: Mapping[str, Any], *processors: str) -> Fields:
     fields.expect("image_processor_type", *(name + suffix for name in processors for suffix in ("", "Fast", "Pil")))
     for switch in ("do_resize", "do_rescale", "do_normalize"):
         fields.expect(switch, True)
-    fields.expect("resample", int(Image.Resampling.BICUBIC))
+    fields.expect("resample", resample)
     fields.expect("data_format", "channels_first")
     fields.ignore("processor_class", "disable_grouping", "device", "return_tensors", "_valid_processor_keys")
     return fields
@@ -238,22 +241,25 @@ def check_image_size(side: int, image_size: int) -> None:
         )
 
 
-def resized(image: Image.Image, width: int, height: int) -> Image.Image:
-    """An RGB image resized by bicubic interpolation, width first, then height: the same pixels from every Pillow.
+def resized(
+    image: Image.Image, width: int, height: int, resample: Image.Resampling = Image.Resampling.BICUBIC
+) -> Image.Image:
+    """An RGB image resized, width first, then height: the same pixels from every Pillow.
 
     Each pass rounds to 8 bits, so their order shows. Pillow up to 12.1 takes the width first; 12.2 and 12.3 too, save
     where the height of an image more than 100 times as tall as wide shrinks. Pillow 13 takes the height first where the
     height shrinks, and by more than twice as many pixels as the width does; by any number where the width grows. There,
     and only there, transformers on such a Pillow has other pixels. The height is also taken first where the image would
     have more than `MAX_BETWEEN` pixels in between.
+
+    Args:
+        image: in RGB.
+        width, height: of the result, in pixels.
+        resample: the filter; most ports' is bicubic interpolation.
     """
     if width * image.height > max(MAX_BETWEEN, image.width * height):
-        return image.resize((image.width, height), Image.Resampling.BICUBIC).resize(
-            (width, height), Image.Resampling.BICUBIC
-        )
-    return image.resize((width, image.height), Image.Resampling.BICUBIC).resize(
-        (width, height), Image.Resampling.BICUBIC
-    )
+        return image.resize((image.width, height), resample).resize((width, height), resample)
+    return image.resize((width, image.height), resample).resize((width, height), resample)
 
 
 def pad_to_square(image: Image.Image, mean: tuple[float, ...]) -> Image.Image:

@@ -15,7 +15,7 @@ from transformers.models.deepseek_vl.image_processing_pil_deepseek_vl import Dee
 import kamera_jax as kj
 from eval.tiny.backbones import BACKBONES
 from models.ports.kimi_vl.images import ImageConfig, preprocess_image
-from tests.parity import internvl_pair, qwen3_pairs
+from tests.parity import idefics3_pair, internvl_pair, qwen3_pairs
 from tests.parity.kimi_hub import save_kimi_vl
 from tests.parity.oracle import Media, Pair, token
 from tests.parity.qwen3_pairs import LIMIT, SPECIAL, QwenVLPair, rate_of, video_patches
@@ -307,6 +307,7 @@ CONFIGS: dict[str, tuple[type[Pair], dict[str, Any]]] = {
     ),
     "llava: 6 heads of 16, YaRN": (LlavaPair, {"text": _LLAMA_YARN, "vision": {"num_attention_heads": 4}}),
     **internvl_pair.CONFIGS,
+    **idefics3_pair.CONFIGS,
 }
 """By name, which begins with the port's."""
 
@@ -319,6 +320,7 @@ FAR: dict[str, tuple[type[Pair], dict[str, Any]]] = {
     "deepseek_vl": (DeepseekVLPair, {"text": {"rope_parameters": _POWERS}}),
     "llava": (LlavaPair, {"text": {"rope_parameters": _POWERS}}),
     "internvl": (internvl_pair.InternVLPair, {"text": {"rope_parameters": _POWERS}}),
+    "idefics3": (idefics3_pair.Idefics3Pair, {"text": {"rope_parameters": _POWERS}}),
 }
 """256 ** (-2i / 16) is 2 ** -i, so f32 angles are exact however far from 0. With other frequencies an angle rounds by
 3e-5 at position 1000, and transformers there is as far from transformers at 0."""

@@ -189,6 +189,24 @@ def tiny_internvl(
     return _random(transformers.InternVLForConditionalGeneration, config, seed)
 
 
+def tiny_idefics3(
+    seed: int,
+    *,
+    smolvlm: bool,
+    text: dict[str, Any] | None = None,
+    vision: dict[str, Any] | None = None,
+    **top: Any,
+) -> Any:
+    """As `tiny_qwen2_5_vl`: an Idefics3, or a SmolVLM."""
+    name = "SmolVLM" if smolvlm else "Idefics3"
+    config = getattr(transformers, f"{name}Config")(
+        text_config={**LLAMA, "pad_token_id": 1, **(text or {})},
+        vision_config={**_VIT, "image_size": 8, **(vision or {})},
+        **{"image_token_id": IMAGE, "tie_word_embeddings": False, **top},
+    )
+    return _random(getattr(transformers, f"{name}ForConditionalGeneration"), config, seed)
+
+
 def _random(kind: type, config: Any, seed: int) -> Any:
     torch.manual_seed(seed)
     with warnings.catch_warnings():

@@ -7,7 +7,7 @@ from models.hub.fields import read_json
 from models.ports.llama.config import FAMILIES
 from models.ports.smol_vl.config import MODEL_TYPE as SMOL_VL
 from models.registry import ARCHITECTURES, CHECKPOINTS
-from tests.models import tiny_internvl
+from tests.models import tiny_idefics3, tiny_internvl
 from tests.models.ports.test_qwen3_vl_config import PUBLISHED as QWEN3_VL
 from tests.models.tiny_llava import CONFIG
 
@@ -19,6 +19,8 @@ PREFIX = {
     "deepseek_vl": ("model.language_model", "lm_head"),
     "llava": ("language_model.model", "language_model.lm_head"),
     "internvl": ("language_model.model", "language_model.lm_head"),
+    "idefics3": ("model.text_model", "lm_head"),
+    "smolvlm": ("model.text_model", "lm_head"),
 }
 PREFIX |= {name: ("model", "lm_head") for name in (*FAMILIES, SMOL_VL)}
 CONFIGS = {each.architecture.name: each.config for each in BACKBONES.values()}
@@ -30,6 +32,8 @@ def config_of(name):
     given = {
         "llava": CONFIG,
         "internvl": tiny_internvl.CONFIG,
+        "idefics3": {**tiny_idefics3.CONFIG, "model_type": "idefics3"},
+        "smolvlm": tiny_idefics3.CONFIG,
         **QWEN3_VL,
         SMOL_VL: read_json(CHECKPOINTS / "kamera-smol-vl" / "config.json") | {"text_config": {}},
     }

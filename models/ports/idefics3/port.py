@@ -1,0 +1,17 @@
+"""Idefics3 and SmolVLM2, as `models.vlm` serves them."""
+
+from functools import partial
+
+from models.architecture import Architecture
+from models.ports.idefics3.config import config_from_hf
+from models.ports.idefics3.images import ImageConfig, preprocess_tile
+from models.ports.idefics3.media import TileMedium
+from models.ports.idefics3.vision import encode_image, plan, vision_declaration
+from models.ports.idefics3.weights import weight_table
+
+IMAGES = TileMedium(ImageConfig.from_hf, preprocess_tile, vision_declaration, plan, encode_image)
+
+ARCHITECTURES = tuple(
+    Architecture(name, partial(config_from_hf, model_type=name), weight_table, (IMAGES,))
+    for name in ("idefics3", "smolvlm")
+)

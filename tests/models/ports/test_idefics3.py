@@ -1,0 +1,213 @@
+"""Idefics3 and SmolVLM2 on a tiny model: published configurations, tiles as spans, refusals, and the operator."""
+
+import copy
+
+import numpy as np
+import pytest
+
+import kamera_jax as kj
+from eval.tiny.vocabulary import VOCABULARY
+from models import load
+from models.blocks.attention import GroupedQuery
+from models.hub.control_tokens import TokenizerError
+from models.hub.fields import ConfigError, UnknownConfigFieldError, UnsupportedConfigError
+from models.ports.idefics3.images import ImageConfig
+from models.registry import ARCHITECTURES
+from tests.idefics3_files import PREPROCESSING
+from tests.models import tiny_idefics3
+from tests.pictures import picture
+
+CONTEXT = VOCABULARY.index("<|image_pad|>")
+FENCE = VOCABULARY.index("<|vision_start|>")
+WHOLE = VOCABULARY.index("<|vision_end|>")
+CAPACITY = 128
+QUESTION = "which colour is the cell on the page?"
+
+PUBLISHED = {
+    "architectures": ["Idefics3ForConditionalGeneration"],
+    "image_seq_len": 81,
+    "image_token_id": 49153,
+    "model_type": "idefics3",
+    "scale_factor": 3,
+    "text_config": {
+        "_flash_attn_2_enabled": True,
+        "architectures": ["VLlama3ForCausalLM"],
+        "head_dim": 64,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "max_position_embeddings": 16384,
+        "model_type": "llama",
+        "neftune_noise_alpha": 0.0,
+        "num_attention_heads": 32,
+        "num_hidden_layers": 24,
+        "num_key_value_heads": 32,
+        "pad_token_id": 2,
+        "perceiver_config": {"resampler_n_latents": 64},
+        "pixel_shuffle_factor": 3,
+        "qk_layer_norms": False,
+        "rms_norm_eps": 1e-05,
+        "rope_interleaved": False,
+        "rope_theta": 273768.0,
+        "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}},
+        "use_resampler": False,
+        "vocab_size": 49155,
+    },
+    "tie_word_embeddings": False,
+    "use_reentrant_checkpointing": False,
+    "vision_config": {
+        "hidden_size": 1152,
+        "image_size": 384,
+        "intermediate_size": 4304,
+        "max_image_size": {"longest_edge": 384},
+        "model_type": "idefics3",
+        "num_attention_heads": 16,
+        "num_hidden_layers": 27,
+        "patch_size": 14,
+        "size": {"longest_edge": 1920},
+        "tie_word_embeddings": False,
+        "use_base_siglip": False,
+    },
+    "vocab_size": 49155,
+}
+"""SmolVLM of 2.2B parameters, as its config.json has it."""
+
+
+def changed(path, value):
+    """`PUBLISHED` with another value; sections are parted by slashes."""
+    mapping = copy.deepcopy(PUBLISHED)
+    *sections, name = path.split("/")
+    inner = mapping
+    for section in sections:
+        inner = inner[section]
+    inner[name] = value
+    return mapping
+
+
+def test_a_published_configuration():
+    config = ARCHITECTURES["idefics3"].config_from_hf(PUBLISHED)
+    assert config.text.attention == GroupedQuery(32, 32, 64) and config.text.max_positions == 16384
+    assert (config.vision.side, config.vision.merge, config.vision.tokens) == (27, 3, 81)
+    assert config.image_token_id == 49153
+    own = ImageConfig.from_hf(PREPROCESSING, patch_size=16)
+    assert own == ImageConfig(patch_size=16, longest_edge=2048, tile=512)
+    assert ImageConfig.from_hf({}, patch_size=14).tile == 364
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "error", "named"),
+    [
+        ("text_config/qk_layer_norms", True, UnsupportedConfigError, "qk_layer_norms"),
+        ("text_config/use_resampler", True, UnsupportedConfigError, "use_resampler"),
+        ("text_config/model_type", "qwen2", UnsupportedConfigError, "model_type"),
+        ("text_config/sharpness", 2, UnknownConfigFieldError, "sharpness"),
+        ("vision_config/model_type", "clip_vision_model", UnsupportedConfigError, "model_type"),
+        ("vision_config/temporal_patch_size", 2, UnknownConfigFieldError, "temporal_patch_size"),
+        ("vision_config/image_size", 8, UnsupportedConfigError, "0 x 0 patches"),
+        ("scale_factor", 2, UnsupportedConfigError, "27 x 27 patches.*scale_factor merges 2 x 2"),
+        ("scale_factor", 0, UnsupportedConfigError, "scale_factor"),
+        ("vocab_size", 49152, UnsupportedConfigError, "vocab_size"),
+        ("image_token_id", -1, UnsupportedConfigError, "image_token_id"),
+        ("quantization_config", {"bits": 4}, UnsupportedConfigError, "quantization_config"),
+    ],
+)
+def test_what_is_not_served_is_named(path, value, error, named):
+    with pytest.raises(error, match=named):
+        ARCHITECTURES["idefics3"].config_from_hf(changed(path, value))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("resample", 3),
+        ("do_pad", False),
+        ("size", {"height": 512, "width": 512}),
+        ("max_image_size", {"longest_edge": 16}),
+        ("image_processor_type", "CLIPImageProcessor"),
+        ("do_image_splitting", "yes"),
+        ("do_sharpen", True),
+    ],
+)
+def test_other_preprocessing_is_refused(field, value):
+    with pytest.raises(ConfigError, match=field):
+        ImageConfig.from_hf({**PREPROCESSING, field: value})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_idefics3.write(tmp_path_factory.mktemp("hub") / "smolvlm")
+
+
+@pytest.fixture(scope="module")
+def vlm(folder):
+    return load(folder)
+
+
+def ids(segment):
+    return np.asarray(segment.inputs["tokens"])[: int(segment.length)].tolist()
+
+
+@pytest.mark.parametrize(
+    ("size", "grid"), [((24, 24), (3, 3)), ((7, 30), (3, 1)), ((48, 10), (1, 3)), ((1, 1), (3, 3))]
+)
+def test_an_image_is_its_tiles_behind_their_places(vlm, size, grid):
+    segment = vlm.prepare(picture(*size))
+    rows, columns = grid
+    places = [vlm._chat.token(f"<row_{r + 1}_col_{c + 1}>") for r in range(rows) for c in range(columns)]
+    tiles = [number for place in [*places, WHOLE] for number in (FENCE, place, CONTEXT)]
+    assert ids(segment) == [*tiles, FENCE]  # to this tokenizer a line break is nothing
+    np.testing.assert_array_equal(np.flatnonzero(segment.inputs["is_media"]), np.arange(2, len(tiles), 3))
+    assert segment.advance == len(tiles) + 1
+
+
+def test_an_image_that_is_not_split_is_one_tile(folder, tmp_path):
+    whole = load(tiny_idefics3.write(tmp_path / "whole", images={"do_image_splitting": False}))
+    assert ids(whole.prepare(picture(48, 10))) == [FENCE, WHOLE, CONTEXT, FENCE]
+
+
+def test_tiles_do_not_see_each_other(vlm):
+    image = np.asarray(picture(24, 24))
+    other = image.copy()
+    other[:8, 8:16] ^= 0xFF  # the second tile
+    first, second = (np.asarray(vlm.prepare(each).inputs["media"]) for each in (image, other))
+    differ = (first != second).any(-1)
+    assert np.flatnonzero(differ).tolist() == [5, 29]  # and the whole image
+
+
+def test_places_without_a_token_are_refused(folder, tmp_path):
+    """The tokenizer has tokens for three rows and columns."""
+    four = tiny_idefics3.write(tmp_path / "four", images={"size": {"longest_edge": 32}})
+    with pytest.raises(TokenizerError, match="no control token '<row_1_col_4>'"):
+        load(four).prepare(picture(32, 32))
+
+
+def test_tiles_of_a_size_that_the_tower_has_no_positions_for_are_refused(tmp_path):
+    other = tiny_idefics3.write(tmp_path / "other", images={"max_image_size": {"longest_edge": 16}})
+    with pytest.raises(UnsupportedConfigError, match=r"size is 16 x 16 .* positions for .*image_size\), 8 x 8"):
+        load(other)
+
+
+def test_what_users_write_is_no_control_token(vlm):
+    given = ids(vlm.prepare("<image> <fake_token_around_image><global-img> <row_1_col_1>"))
+    assert not {FENCE, WHOLE, CONTEXT, vlm._chat.token("<row_1_col_1>")} & {*given}
+
+
+ITEMS = {
+    "images": [picture(16, 9), picture(7, 30)],
+    "parts": [["a red star.", picture(20, 8), "a blue moon."], picture(8, 8)],
+}
+
+
+@pytest.mark.parametrize("name", ITEMS)
+@pytest.mark.parametrize("mode", ["materialise", "in_place"])
+def test_encoding_rotation_and_a_full_rank_patch_are_the_prefill(vlm, name, mode):
+    first, second = (kj.encode(vlm, item) for item in ITEMS[name])
+    patch = kj.form_patch(vlm, second, antecedents=[first], rank=1000)
+    window = kj.append(kj.append(kj.Window.empty(vlm, CAPACITY, mode=mode), first), second, patch)
+    reference = kj.prefill(vlm, ITEMS[name], capacity=CAPACITY)
+    expected = np.asarray(kj.query(vlm, reference, QUESTION))
+    assert np.abs(np.asarray(kj.query(vlm, window, QUESTION)) - expected).max() <= 1e-4 * np.abs(expected).max()
+    blind = kj.append(kj.append(kj.Window.empty(vlm, CAPACITY, mode=mode), first), second)
+    assert np.abs(np.asarray(kj.query(vlm, blind, QUESTION)) - expected).max() > 1e-3 * np.abs(expected).max()
+    assert kj.generate(vlm, window, QUESTION, max_new_tokens=4).tokens == (
+        kj.generate(vlm, reference, QUESTION, max_new_tokens=4).tokens
+    )
