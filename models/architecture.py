@@ -56,7 +56,8 @@ class Medium(Protocol):
     `encode`, as ``params["embeddings"]``. One whose spans bring the tokens that the chat template writes before and
     behind its placeholder says them in ``around(config)``, a pair of ids, or None; it may be left out too. One whose
     placeholder only the tokenizer knows, and not config.json, names it as ``placeholder``, such as ``"<video>"``; it is
-    then no key in `Config.placeholders`.
+    then no key in `Config.placeholders`. One that the chat template writes as another kind's content parts, whose
+    placeholder it then has, says which in ``written_as``.
     """
 
     @property
@@ -145,6 +146,11 @@ class Architecture:
         towers = {medium.tower: medium.declaration(config.towers[medium.tower]) for medium in self.media}
         return {"text": text_declaration(config.text), **towers}
 
+    @property
+    def written_kinds(self) -> tuple[str, ...]:
+        """The kinds of content parts by which chat templates write its media, each once."""
+        return tuple(dict.fromkeys(map(written_as, self.media)))
+
     def medium(self, kind: str) -> Any:
         """The medium of a kind.
 
@@ -179,10 +185,15 @@ def describe_params(params: Params) -> str:
     return f"{count:,} parameters in {dtypes} ({in_bytes(sum(sizes.values()))}) on {where}"
 
 
+def written_as(medium: Medium) -> str:
+    """The kind of the content part by which the chat template writes a block of a medium."""
+    return getattr(medium, "written_as", medium.kind)
+
+
 def placeholder_of(medium: Medium, config: Config, chat: ChatTemplate) -> int:
     """The token that the chat template writes for a block of a medium."""
     named = getattr(medium, "placeholder", None)
-    return config.placeholders[medium.kind] if named is None else chat.token(named)
+    return config.placeholders[written_as(medium)] if named is None else chat.token(named)
 
 
 def around_of(medium: Medium, config: Config) -> tuple[int, int] | None:

@@ -1,9 +1,8 @@
 """What the host does with an item before the model sees it: numpy in, numpy out, in any process."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,11 @@ from PIL import Image
 from kamera_jax.errors import ModelLengthError
 from kamera_jax.handle import traced
 from kamera_jax.items import Video
-from models.architecture import Architecture, Config, Medium, around_of, less_around, placeholder_of
+from models.architecture import Architecture, Config, Medium, around_of, less_around, placeholder_of, written_as
 from models.errors import ItemError, PreprocessedError
 from models.hub.borders import Piece, warn_of_trailing_space
 from models.hub.chat import Block, ChatTemplate
+from models.items import Part, Preprocessed, digest
 from models.media.files import MAX_TEXT_BYTES, MediaFileError
 from models.media.mistaken import instead_of, warn_of_path
 from models.media.pictures import ImageError, open_item
@@ -34,51 +34,6 @@ _LETTERS = 256
 
 _MARGIN = 32
 """Tokens that cutting a text into such slices adds at most, for each slice."""
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Preprocessed:
-    """An item as `Preprocessor` leaves it: token ids, and what the towers will read, in numpy alone.
-
-    It pickles, and `VisionLanguageModel.prepare` takes it in place of the item.
-
-    Attributes:
-        spans: text and media blocks; the features of a block are a `Pending`.
-        content: digest of what it was made from.
-        made_for: digest of the configuration and preprocessing that it was made with.
-        text: of a piece that `Preprocessor.cut` made of a text, its letters; otherwise empty.
-    """
-
-    spans: tuple[Span, ...]
-    content: str
-    made_for: str
-    text: str = ""
-
-    def __repr__(self) -> str:
-        tokens = sum(len(span.ids) for span in self.spans)
-        return f"<Preprocessed {self.content[:12]}: {tokens} tokens in {len(self.spans)} spans>"
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """A part of an item, opened.
-
-    Attributes:
-        medium: what reads it; None for text.
-        item: the text, or what the medium reads.
-        digested: what its digest is made of: kind and version, what says its shape, and its content.
-        place: what names it among several parts, for messages.
-    """
-
-    medium: Medium | None
-    item: Any
-    digested: tuple[str, str, bytes]
-    place: str = ""
-
-    def digest(self, ids: Sequence[int]) -> str:
-        """sha256 of the part where it has these token ids."""
-        kind, shape, payload = self.digested
-        return digest(f"{kind}:{list(ids)}:{shape}", payload)
 
 
 class Preprocessor:
@@ -344,13 +299,13 @@ class Preprocessor:
     def _spans(self, parts: Sequence[Part], encoder: Callable[[Medium], Any]) -> list[Span]:
         """Text and media blocks of a chunk, in the order of its tokens."""
         media = [part.medium for part in parts if part.medium is not None]
-        placeholders = {medium.kind: placeholder_of(medium, self.config, self._chat) for medium in media}
-        around = {placeholders[medium.kind]: around_of(medium, self.config) for medium in media}
+        placeholders = {written_as(medium): placeholder_of(medium, self.config, self._chat) for medium in media}
+        around = {placeholders[written_as(medium)]: around_of(medium, self.config) for medium in media}
         blocks: dict[int, list[Part]] = {}
         for part in parts:
             if part.medium is not None:
-                blocks.setdefault(placeholders[part.medium.kind], []).append(part)
-        content = [part.item if part.medium is None else Block(part.medium.kind) for part in parts]
+                blocks.setdefault(placeholders[written_as(part.medium)], []).append(part)
+        content = [part.item if part.medium is None else Block(written_as(part.medium)) for part in parts]
         spans = []
         text: list[int] = []
         for number in less_around(self._chat.content(content, placeholders), around):
@@ -389,10 +344,3 @@ def named(place: str) -> Iterator[None]:
         yield
     except (ImageError, ItemError, MediaFileError) as error:
         raise type(error)(f"{place}{error}") from error
-
-
-def digest(text: str, payload: bytes = b"") -> str:
-    """sha256 of a text and of bytes."""
-    made = hashlib.sha256(text.encode() + b"\0")
-    made.update(payload)  # apart: joined, a large image would be copied
-    return made.hexdigest()

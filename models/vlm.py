@@ -29,9 +29,10 @@ from models.hub.calibration import CALIBRATION, read_calibration
 from models.hub.chat import ChatTemplate
 from models.hub.fields import preprocessing_of, read_json
 from models.hub.weights import declared_dtype, load_params, revision
+from models.items import Preprocessed, digest
 from models.media.sampling import Sampling
 from models.media.spans import Features, Pending, Span, compose
-from models.preprocessor import ItemError, Preprocessed, Preprocessor, digest
+from models.preprocessor import ItemError, Preprocessor
 
 __all__ = ["CALIBRATION", "ItemError", "VisionLanguageModel"]
 
@@ -167,7 +168,7 @@ class VisionLanguageModel(BackboneBase):
         made: Any = revision(folder) if weights is None else [revision(folder), int8.SCHEME]
         identity = {"config": mapping, "preprocessing": preprocessing, "weights": made, "dtype": str(dtype)}
         fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        kinds = [medium.kind for medium in architecture.media]
+        kinds = architecture.written_kinds
         chat = ChatTemplate.load(folder, system=system, kinds=kinds, variables=chat_template_kwargs)
         read = {each: preprocessing_of(folder, each.kind) for each in architecture.media}
         settings = {each.kind: each.settings(own, config) for each, own in read.items()}

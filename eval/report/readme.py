@@ -94,7 +94,7 @@ MODELS = {
         "SmolVLM2",
         "MHA (and GQA)",
         "1-D; linear, YaRN",
-        "text, images in tiles",
+        "text, images in tiles, videos",
         "`HuggingFaceTB/SmolVLM2-{256M,500M}-Video-Instruct`, `HuggingFaceTB/SmolVLM2-2.2B-Instruct`",
     ),
     "llama": Port(

@@ -123,6 +123,34 @@ class ShiftedSampling(Sampling):
         return (step / 2 if self.shift is None else float(min(self.shift, total - 1))), step
 
 
+@dataclass(frozen=True)
+class TrimmedSampling(Sampling):
+    """The same from end to end, or of a long video from a second on to a second before its end.
+
+    As HF ``SmolVLMVideoProcessor.sample_frames``, by which a video is long where two seconds less than it are more than
+    ``most`` times ``fps``.
+    """
+
+    def count(self, total: int, rate: float | int) -> int:
+        """See `Sampling.count`; the number is not rounded to a multiple."""
+        return len(self.places(total, rate))
+
+    def places(self, total: int, rate: float | int) -> Float64[np.ndarray, " n"]:
+        """See `Sampling.places`; each is a whole number."""
+        seconds = total / rate
+        most = self.most if self.frames is None else self.frames
+        wanted = max(min(round(self.fps * seconds), most), 1) if self.frames is None else min(self.frames, total)
+        first = 0
+        last = total - 1
+        if seconds - 2 > most * self.fps:
+            first = int(rate)
+            last = min(int(total - rate), total - 1)
+        if first >= last:
+            first = 0
+            last = total - 1
+        return np.unique(np.floor(np.linspace(first, last, wanted)))
+
+
 def check_wanted(fps: float | int | None, frames: int | None) -> None:
     """Check what a caller asks for.
 

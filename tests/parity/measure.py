@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import tests.conftest  # noqa: F401  # declares operators of torchvision, as in every test
 from kamera_jax.forward import run
 from tests.parity import test_language_models, text_pairs
 from tests.parity.oracle import relative

@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +11,21 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers.models.smolvlm import processing_smolvlm
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+from transformers.models.smolvlm.video_processing_smolvlm import SmolVLMVideoProcessor
+from transformers.video_utils import VideoMetadata
 
+import kamera_jax as kj
 from models.hub.chat import IMAGE, ChatTemplate
 from models.hub.tensor_files import SINGLE
 from models.hub.weights import load_params, save_params
+from models.media.sampling import TrimmedSampling
 from models.media.spans import Features
 from models.ports.idefics3.images import ImageConfig, in_whole_tiles, preprocess_tile, scaled, tiles_of
-from models.ports.idefics3.port import ARCHITECTURES, IMAGES
+from models.ports.idefics3.media import FENCE, WHOLE
+from models.ports.idefics3.port import ARCHITECTURES, IMAGES, VIDEOS
+from models.ports.idefics3.video import in_words, video_config_from_hf
 from models.ports.idefics3.vision import encode_image, plan
 from tests.idefics3_files import PLACES, PREPROCESSING, TEMPLATE
 from tests.models.hub.tokenizers_of_ports import GPT2_SPLIT, byte_level
@@ -113,11 +121,16 @@ MESSAGES = {
 }
 
 
+def configuration(image):
+    """Of tiles of 28 pixels and 4 tokens."""
+    vision = {"image_size": 28, "patch_size": 7}
+    sections = {"text_config": {"vocab_size": 600}, "vision_config": vision, "image_token_id": image}
+    return ARCHITECTURES[0].config_from_hf({"model_type": "idefics3", **sections})
+
+
 def prompt_ids(chat, items, question, settings):
     """The port's tokens of items that are one chunk each, or the parts of one, with 4 tokens a tile."""
-    vision = {"image_size": 28, "patch_size": 7}
-    sections = {"text_config": {"vocab_size": 600}, "vision_config": vision, "image_token_id": chat.token("<image>")}
-    config = ARCHITECTURES[0].config_from_hf({"model_type": "idefics3", **sections})
+    config = configuration(chat.token("<image>"))
     ids = list(chat.preamble)
     for chunk in items:
         parts = chunk if isinstance(chunk, list) else [chunk]
@@ -158,6 +171,53 @@ def test_a_text_that_comes_first_has_no_space_before_it(tokenizer):
     assert tokenizer.decode([*chat.closing, *chat.follow_up("what?")]) == (
         "<end_of_utterance>\nUser: what?<end_of_utterance>\nAssistant:"
     )
+
+
+# Videos ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("count", "rate"), [(1, 1.0), (3, 2.0), (20, 0.3), (130, 1.7)])
+def test_what_is_written_of_videos_is_hf_s(tokenizer, monkeypatch, count, rate):
+    monkeypatch.setattr(processing_smolvlm, "num2words", in_words)
+    times = np.arange(count) / rate
+    item = kj.Video(np.zeros((count, 28, 28, 3), np.uint8), times.astype(np.float32))
+    metadata = VideoMetadata(total_num_frames=count, fps=rate, frames_indices=list(range(count)))
+    given = SimpleNamespace(image_seq_len=4, image_token="<image>", fake_image_token=FENCE, global_image_token=WHOLE)
+    inputs = {"pixel_values": np.zeros((1, count)), "video_metadata": [metadata]}
+    written = processing_smolvlm.SmolVLMProcessor.replace_video_token(given, inputs, 0)
+    expected = tokenizer(written, add_special_tokens=False)["input_ids"]
+    config = configuration(tokenizer.convert_tokens_to_ids("<image>"))
+    settings = video_config_from_hf(TILES, patch_size=7)
+    chat = ChatTemplate(tokenizer, [0])
+    spans = VIDEOS.spans(item, settings, config, chat, lambda *_: Features(np.ones((4, 1))))
+    assert [number for span in spans for number in span.ids] == expected
+
+
+@pytest.mark.parametrize("size", [(40, 60), (60, 30), (28, 28), (7, 100)])
+def test_pixels_of_frames_are_hf_s_to_a_level_a_resize(size):
+    """torchvision rounds otherwise in each of the two resizes, and normalises in f32."""
+    frames = np.random.default_rng(size[0]).integers(0, 256, (3, *size, 3), np.uint8)
+    sizes = {"size": {"longest_edge": 56}, "max_image_size": {"longest_edge": 28}}
+    processor = SmolVLMVideoProcessor(**sizes)
+    expected = processor(videos=[torch.from_numpy(frames).permute(0, 3, 1, 2)], return_tensors="np")["pixel_values"][0]
+    settings = video_config_from_hf(sizes, patch_size=7)
+    for frame, pixels in zip(frames, expected, strict=True):
+        ((tile,), *grid) = tiles_of(frame, settings)
+        cut = preprocess_tile(tile, settings)
+        given = cut.patches.reshape(4, 4, 3, 7, 7).transpose(2, 0, 3, 1, 4).reshape(3, 28, 28)
+        assert grid == [0, 0]
+        assert np.abs(given - pixels).max() <= 2 / 127.5 + 1e-6
+        assert np.abs(given - pixels).mean() <= 0.1 / 127.5
+
+
+@pytest.mark.parametrize("frames", [1, 9, 100, 1000, 4001])
+@pytest.mark.parametrize(("fps", "most"), [(1.0, 64), (2.0, 8), (0.5, 10)])
+@pytest.mark.parametrize("rate", [1.0, 12.5, 29.97])
+def test_frames_of_files_are_hf_s(frames, fps, most, rate):
+    processor = SmolVLMVideoProcessor()
+    metadata = VideoMetadata(total_num_frames=frames, fps=rate, duration=frames / rate)
+    expected = processor.sample_frames(metadata, num_frames=most, fps=fps)
+    np.testing.assert_array_equal(TrimmedSampling(fps, most=most).places(frames, rate), expected)
 
 
 # Towers ---------------------------------------------------------------------------------------------------------------

@@ -46,14 +46,30 @@ class TileMedium(ImageMedium):
         """
         tiles, rows, columns = tiles_of(item, settings)
         places = [place_of(row, column) for row in range(rows) for column in range(columns)]
-        chat.token(FENCE)  # refuses a tokenizer without it
         spans = []
         for number, (tile, place) in enumerate(zip(tiles, [*places, WHOLE], strict=True)):
-            chat.token(place)
+            chat.token(place)  # refuses a tokenizer without it
             breaks = "\n" if number and number % columns == 0 else ""
             breaks += "\n" * (number > 0 and place == WHOLE)
-            cut = self.preprocess(tile, settings)
-            plan = self.plan(*cut.grid[1:], config.vision)
-            ids = [config.placeholders["image"]] * config.vision.tokens
-            spans += [Span(chat.ids(f"{breaks}{FENCE}{place}")), Span(ids, encode(cut.patches, plan))]
+            spans += self.tile(f"{breaks}{FENCE}{place}", tile, settings, config, chat, encode)
         return [*spans, Span(chat.ids(FENCE))]
+
+    def tile(
+        self,
+        before: str,
+        tile: Image.Image,
+        settings: ImageConfig,
+        config: Config,
+        chat: ChatTemplate,
+        encode: Encode,
+    ) -> tuple[Span, Span]:
+        """The text before a tile, and its tokens.
+
+        Raises:
+            TokenizerError: the tokenizer does not part text from images.
+        """
+        chat.token(FENCE)
+        cut = self.preprocess(tile, settings)
+        plan = self.plan(*cut.grid[1:], config.vision)
+        ids = [config.placeholders["image"]] * config.vision.tokens
+        return Span(chat.ids(before)), Span(ids, encode(cut.patches, plan))

@@ -9,9 +9,13 @@ import kamera_jax as kj
 from eval.tiny.vocabulary import VOCABULARY
 from models import load
 from models.blocks.attention import GroupedQuery
+from models.errors import ItemError
 from models.hub.control_tokens import TokenizerError
 from models.hub.fields import ConfigError, UnknownConfigFieldError, UnsupportedConfigError
+from models.media.sampling import TrimmedSampling
 from models.ports.idefics3.images import ImageConfig
+from models.ports.idefics3.port import VIDEOS as FRAMES
+from models.ports.idefics3.video import in_words, video_config_from_hf
 from models.registry import ARCHITECTURES
 from tests.idefics3_files import PREPROCESSING
 from tests.models import tiny_idefics3
@@ -20,7 +24,7 @@ from tests.pictures import picture
 CONTEXT = VOCABULARY.index("<|image_pad|>")
 FENCE = VOCABULARY.index("<|vision_start|>")
 WHOLE = VOCABULARY.index("<|vision_end|>")
-CAPACITY = 128
+CAPACITY = 192
 QUESTION = "which colour is the cell on the page?"
 
 PUBLISHED = {
@@ -186,6 +190,84 @@ def test_tiles_of_a_size_that_the_tower_has_no_positions_for_are_refused(tmp_pat
         load(other)
 
 
+# Videos ---------------------------------------------------------------------------------------------------------------
+
+
+def video(times, rows=9, columns=13, seed=0):
+    frames = np.random.default_rng(seed).integers(0, 256, (len(times), rows, columns, 3), np.uint8)
+    return kj.Video(frames, np.asarray(times, np.float32))
+
+
+def test_frames_stand_behind_their_times(vlm):
+    item = video([0, 1.5, 75])
+    segment = vlm.prepare(item)
+    said = vlm._chat.ids("You are provided the following series of three frames from a 0:01:15 [H:MM:SS] video.")
+    lines = [vlm._chat.ids(f"Frame from {at}:") for at in ("00:00", "00:01", "01:15")]
+    frames = [[*line, FENCE, WHOLE, CONTEXT, FENCE] for line in lines]
+    assert ids(segment) == [*said, *(number for frame in frames for number in frame)]
+    assert int(segment.inputs["is_media"].sum()) == 3
+    # A frame is one tile, as an image that is not split.
+    places = np.flatnonzero(segment.inputs["is_media"])
+    alone = vlm.prepare(kj.Video(item.frames[1:2], [0.0]))
+    (place,) = np.flatnonzero(alone.inputs["is_media"])
+    np.testing.assert_array_equal(segment.inputs["media"][places[1]], alone.inputs["media"][place])
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (0, "zero"),
+        (13, "thirteen"),
+        (20, "twenty"),
+        (64, "sixty-four"),
+        (100, "one hundred"),
+        (121, "one hundred and twenty-one"),
+        (999, "nine hundred and ninety-nine"),
+        (1000, "one thousand"),
+        (1001, "one thousand and one"),
+        (1100, "one thousand, one hundred"),
+        (123456, "one hundred and twenty-three thousand, four hundred and fifty-six"),
+    ],
+)
+def test_numbers_in_words(number, words):
+    assert in_words(number) == words
+
+
+@pytest.mark.parametrize(("tokens", "frames"), [(1, [1] * 5), (2, [2, 2, 1]), (99, [5])])
+def test_a_long_video_is_cut_between_frames(vlm, tokens, frames):
+    whole = video(range(5))
+    parts = vlm.cut(whole, tokens=tokens)
+    assert [len(part.frames) for part in parts] == frames
+    np.testing.assert_array_equal(np.concatenate([part.frames for part in parts]), whole.frames)
+    assert len({vlm.prepare(part).content for part in parts}) == len(parts)
+
+
+def test_settings_of_videos(vlm, tmp_path):
+    stated = {"fps": 2, "max_frames": 12, "video_size": {"longest_edge": 40}}
+    own = {**tiny_idefics3.IMAGES, "video_sampling": stated}
+    assert video_config_from_hf(own) == ImageConfig(longest_edge=40, tile=8, split=False)
+    apart = {**own, "video_processor_type": "SmolVLMVideoProcessor", "do_sample_frames": True}
+    apart.pop("image_processor_type")
+    assert video_config_from_hf(apart) == video_config_from_hf(own)
+    assert video_config_from_hf(tiny_idefics3.IMAGES).longest_edge == 24
+    with pytest.raises(UnknownConfigFieldError, match="video_sampling.*sharpness"):
+        video_config_from_hf({**own, "video_sampling": {**stated, "sharpness": 1}})
+    with pytest.raises(UnsupportedConfigError, match="video_processor_type"):
+        video_config_from_hf({**own, "video_processor_type": "InternVLVideoProcessor"})
+    sampling = FRAMES.sampling(own, vlm.config)
+    assert (sampling.fps, sampling.most) == (2, 12)
+    assert FRAMES.sampling({}, vlm.config) == TrimmedSampling(1.0, most=64)
+    other = tiny_idefics3.write(tmp_path / "other", images={"video_sampling": {"fps": 0}})
+    with pytest.raises(UnsupportedConfigError, match="fps"):
+        load(other)
+
+
+def test_idefics3_reads_no_videos(tmp_path):
+    other = load(tiny_idefics3.write(tmp_path / "idefics3", model_type="idefics3"))
+    with pytest.raises(ItemError, match="of type Video; this model reads text.*images"):
+        other.prepare(video([0, 1]))
+
+
 def test_what_users_write_is_no_control_token(vlm):
     given = ids(vlm.prepare("<image> <fake_token_around_image><global-img> <row_1_col_1>"))
     assert not {FENCE, WHOLE, CONTEXT, vlm._chat.token("<row_1_col_1>")} & {*given}
@@ -194,6 +276,7 @@ def test_what_users_write_is_no_control_token(vlm):
 ITEMS = {
     "images": [picture(16, 9), picture(7, 30)],
     "parts": [["a red star.", picture(20, 8), "a blue moon."], picture(8, 8)],
+    "video": ["a red star.", [video([0, 1, 2]), "a blue moon.", picture(9, 9)]],
 }
 
 
