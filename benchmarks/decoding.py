@@ -2,8 +2,8 @@
 
 `make bench-decoding` measures anew: tokens a second of one answer, and of answers of eight windows at once; the time
 that Python takes between the blocks of an answer; and a patched chunk of 1,024 tokens put into a window that is given
-away, against torch's run of it behind what stands before. Times are medians of calls taken in turns, f32; read the
-ratios.
+away, against torch's run of it behind what stands before. Times are medians of calls taken in turns; read the ratios.
+In f32, and in each further dtype of ``--dtypes`` with the weights of both in it.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import numpy as np
 
 import kamera_jax as kj
 from benchmarks.attention import cores, in_turns
-from benchmarks.real_speed import MODEL, transformers_model
+from benchmarks.real_speed import DTYPES, MODEL, add_dtypes, transformers_model
 from eval.tasks.text.corpus import read
 from eval.tasks.text.reader import Reader
 from eval.tasks.tokens import Tokens, segment_of
@@ -153,7 +153,7 @@ def appended(vlm: Any, peer: Any, ids: np.ndarray, runs: int) -> dict[str, Any]:
         if (more := cache.get_seq_length() - CHUNK) > 0:
             cache.crop(-more)
         with torch.no_grad():
-            return peer(second, past_key_values=cache, use_cache=True, logits_to_keep=1).logits.numpy()
+            return peer(second, past_key_values=cache, use_cache=True, logits_to_keep=1).logits.float().numpy()
 
     calls = {
         "torch": theirs,
@@ -171,37 +171,60 @@ def encoded(vlm: Any, ids: np.ndarray) -> kj.Chunk:
 
 SECTION = """## Decoding on a CPU, beside torch
 
-`make bench-decoding` measures this: {model} on {cores} cores, f32, behind {behind} tokens; medians of calls taken in
-turns with transformers {transformers} on torch {torch}.
+`make bench-decoding` measures this: {model} on {cores} cores, {dtypes}, behind {behind} tokens; medians of
+calls taken in turns with transformers {transformers} on torch {torch}.
 
 | what | torch, ms | ours, ms | ratio |
 |---|---|---|---|
 {rows}
 
-{windows} windows that are asked together give {all:.0f} tokens a second, one gives {one:.0f}: {ratio:.2f} times as
-many. Python takes {share:.1%} of an answer behind its first token.
+{together} Python takes {share:.1%} of an answer behind its first token.
 """
+
+TOGETHER = """{windows} windows that are asked together give {all:.0f} tokens a second{dtype}, one gives {one:.0f}:
+{ratio:.2f} times as many."""
 
 
 def section(result: dict[str, Any]) -> str:
     """What was measured, for docs/performance.md."""
-    one = result["one"]
-    append = result["append"]
-    tokens = f"{append['tokens']:,} tokens"
-    rows = [
-        ("a token of one answer", one["torch"], one["ours"]),
-        (f"a patched chunk of {tokens}: run behind as many; appended", append["torch"], append["append"]),
-        ("the same where the window before is kept", append["torch"], append["append, kept"]),
-    ]
+    parts = {result.get("dtype", DTYPES[0]): result} | {name: result[name] for name in DTYPES[1:] if name in result}
+    rows = []
+    together = []
+    for name, part in parts.items():
+        own = "" if len(parts) == 1 else f", {name}"
+        one = part["one"]
+        append = part["append"]
+        tokens = f"{append['tokens']:,} tokens"
+        rows += [
+            (f"a token of one answer{own}", one["torch"], one["ours"]),
+            (f"a patched chunk of {tokens}{own}: run behind as many; appended", append["torch"], append["append"]),
+            (f"the same{own}, where the window before is kept", append["torch"], append["append, kept"]),
+        ]
+        together.append(TOGETHER.format(dtype="" if len(parts) == 1 else f" in {name}", **part["together"]))
     return SECTION.format(
         model=result["model"],
         cores=result["cores"],
+        dtypes=" and ".join(parts),
         behind=BEHIND,
         rows="\n".join(f"| {what} | {1e3 * a:,.1f} | {1e3 * b:,.1f} | {a / b:,.2f} |" for what, a, b in rows),
-        share=one["python_share"],
+        together=" ".join(together),
+        share=result["one"]["python_share"],
         **result["versions"],
-        **{name: result["together"][name] for name in ("windows", "all", "one", "ratio")},
     )
+
+
+def measured(dtype: str, runs: int) -> dict[str, Any]:
+    """What is measured in a dtype."""
+    vlm = load(MODEL, dtype=dtype)
+    ids = np.asarray(Reader(vlm, read("pydoc")).whole.ids[: 2 * CHUNK])
+    with hub_folder(packaged("smollm2")) as folder:
+        peer = transformers_model(folder, dtype)
+    return {
+        "dtype": dtype,
+        "one": one_answer(vlm, peer, ids, runs),
+        "together": together(vlm, ids, runs),
+        "append": appended(vlm, peer, ids, runs),
+    }
 
 
 def main() -> None:
@@ -209,17 +232,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure decoding of a real language model beside torch.")
     parser.add_argument("--runs", type=int, default=7, help="of which the median is kept")
     parser.add_argument("--json", type=Path, default=Path("docs/results/decoding.json"))
+    add_dtypes(parser)
     arguments = parser.parse_args()
-    vlm = load(MODEL)
-    ids = np.asarray(Reader(vlm, read("pydoc")).whole.ids[: 2 * CHUNK])
-    with hub_folder(packaged("smollm2")) as folder:
-        peer = transformers_model(folder)
+    first, *others = (measured(dtype, arguments.runs) for dtype in arguments.dtypes)
     result = {
         "model": MODEL,
         "cores": cores(),
-        "one": one_answer(vlm, peer, ids, arguments.runs),
-        "together": together(vlm, ids, arguments.runs),
-        "append": appended(vlm, peer, ids, arguments.runs),
+        **first,
+        **dict(zip(arguments.dtypes[1:], others, strict=True)),
         "versions": {name: version(name) for name in ("jax", "torch", "transformers")},
     }
     arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -2,7 +2,8 @@
 
 `make bench-real` measures anew. Prefill (`benchmarks.decoding` has what follows it), and what reuse saves: a chunk's KV
 moved and patched against running the chunk again, and how often a chunk is looked at until forming its patch has paid.
-Times are medians of calls taken in turns, f32; read the ratios.
+Times are medians of calls taken in turns; read the ratios. In f32, and in each further dtype of ``--dtypes`` with the
+weights of both in it.
 """
 
 import argparse
@@ -37,13 +38,24 @@ CHUNKS = (128, 256, 512)
 """Tokens of a chunk that is reused, and of the chunk before it."""
 
 
-def transformers_model(folder: Path) -> Any:
+DTYPES = ("float32", "bfloat16")
+"""Of parameters and KV, ours and torch's. What the first gives is the result; those of others stand in it by name."""
+
+
+def add_dtypes(parser: argparse.ArgumentParser) -> None:
+    """Add ``--dtypes``."""
+    parser.add_argument(
+        "--dtypes", nargs="+", choices=DTYPES, default=DTYPES, metavar="NAME", help=f"of {', '.join(DTYPES)}, in order"
+    )
+
+
+def transformers_model(folder: Path, dtype: str = DTYPES[0]) -> Any:
     """The same weights in transformers."""
     import torch
     from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(cores())
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
 
 
 def agreement(vlm: Any, peer: Any, ids: np.ndarray) -> dict[str, float]:
@@ -54,7 +66,7 @@ def agreement(vlm: Any, peer: Any, ids: np.ndarray) -> dict[str, float]:
     at = jnp.arange(len(ids), dtype=jnp.int32)
     ours = np.asarray(run(vlm.params, segment, None, at, forward=vlm.forward).logits, np.float64)
     with torch.no_grad():
-        theirs = peer(torch.from_numpy(ids)[None].long()).logits[0].numpy().astype(np.float64)
+        theirs = peer(torch.from_numpy(ids)[None].long()).logits[0].double().numpy()
     losses = [_loss(logits, ids) for logits in (ours, theirs)]
     return {
         "tokens": len(ids),
@@ -75,7 +87,7 @@ def beside_torch(vlm: Any, peer: Any, ids: np.ndarray, runs: int) -> list[dict[s
 
     def theirs(tokens: np.ndarray) -> Any:
         with torch.no_grad():
-            return peer(torch.from_numpy(tokens)[None].long(), logits_to_keep=1, use_cache=True).logits.numpy()
+            return peer(torch.from_numpy(tokens)[None].long(), logits_to_keep=1, use_cache=True).logits.float().numpy()
 
     def ours(tokens: np.ndarray) -> Any:
         segment = segment_of(vlm, Tokens.of(tokens))
@@ -123,22 +135,33 @@ def reuse(vlm: Any, ids: np.ndarray, runs: int) -> list[dict[str, Any]]:
     return rows
 
 
+def measured(dtype: str, runs: int) -> dict[str, Any]:
+    """What is measured in a dtype."""
+    vlm = load(MODEL, dtype=dtype)
+    ids = np.asarray(Reader(vlm, read("pydoc")).whole.ids[: max(PREFILLED)])
+    with hub_folder(packaged("smollm2")) as folder:
+        peer = transformers_model(folder, dtype)
+    return {
+        "dtype": dtype,
+        "agreement": agreement(vlm, peer, ids),
+        "beside_torch": beside_torch(vlm, peer, ids, runs),
+        "reuse": reuse(vlm, ids, runs),
+    }
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Measure a real language model beside torch.")
     parser.add_argument("--runs", type=int, default=7, help="of which the median is kept")
     parser.add_argument("--json", type=Path, default=Path("docs/results/real-speed.json"))
+    add_dtypes(parser)
     arguments = parser.parse_args()
-    vlm = load(MODEL)
-    ids = np.asarray(Reader(vlm, read("pydoc")).whole.ids[: max(PREFILLED)])
-    with hub_folder(packaged("smollm2")) as folder:
-        peer = transformers_model(folder)
+    first, *others = (measured(dtype, arguments.runs) for dtype in arguments.dtypes)
     result = {
         "model": MODEL,
         "cores": cores(),
-        "agreement": agreement(vlm, peer, ids),
-        "beside_torch": beside_torch(vlm, peer, ids, arguments.runs),
-        "reuse": reuse(vlm, ids, arguments.runs),
+        **first,
+        **dict(zip(arguments.dtypes[1:], others, strict=True)),
         "versions": {name: version(name) for name in ("jax", "torch", "transformers")},
     }
     arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

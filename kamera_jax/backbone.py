@@ -139,6 +139,13 @@ class BackboneBase(Backbone):
         """
         yield from item.segments(seconds) if isinstance(item, Video) else (item,)
 
+    def decoding_params(self, params: Params) -> Params:
+        """``params`` as ``forward`` takes them for single tokens, which are run often; by default as they are.
+
+        Another layout of the same values may be quicker there. It is asked for at each turn, so it is to be kept.
+        """
+        return params
+
     def leading(self, layers: int) -> Backbone:
         """The model cut off after its first ``layers`` layers; the whole model where it cannot be cut."""
         return self

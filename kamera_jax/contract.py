@@ -21,7 +21,7 @@ from kamera_jax.placement import Placement
 
 METHODS = ("prepare", "tail", "decode", "forward")
 REQUIRED = ("spec", "params", "fingerprint", "preamble", "eos", *METHODS)
-OPTIONAL_METHODS = ("follow_up", "flops", "leading", "cut", "segments")
+OPTIONAL_METHODS = ("follow_up", "flops", "leading", "cut", "segments", "decoding_params")
 OPTIONAL = ("closing", "attends_in_place", "reads_context", "reads_bias", "fills_slots", "collects", *OPTIONAL_METHODS)
 
 

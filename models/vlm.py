@@ -20,7 +20,7 @@ from kamera_jax.session.warm import QUESTION, Progress, warm
 from kamera_jax.transfer import to_device
 from kamera_jax.window.window import Mode
 from models.architecture import Architecture, Config, Encode, Medium, describe_attention, describe_params, sampling_of
-from models.blocks import decoder, int8
+from models.blocks import decoder, int8, unstacked
 from models.blocks.params import Params, check_params, params_digest
 from models.blocks.sharding import Rules, on_device, param_shardings, placement_of
 from models.errors import FrozenParamsError
@@ -269,6 +269,10 @@ class VisionLanguageModel(BackboneBase):
         """FLOPs of a forward of ``tokens`` tokens that see ``slots`` more, without the head."""
         return decoder.flops(self.config.text, tokens, slots)
 
+    def decoding_params(self, params: Params) -> Params:
+        """On a CPU large layers are handed to a decoding program one by one; see `models.blocks.unstacked`."""
+        return unstacked.views(self, params)
+
     def leading(self, layers: int) -> "VisionLanguageModel":
         """The model cut off after its first ``layers`` layers, which share their parameters with it.
 
@@ -373,17 +377,8 @@ class VisionLanguageModel(BackboneBase):
         Raises:
             ValueError: see `kamera_jax.session.warm.warm`.
         """
-        given = () if items is None else items
-        warm(
-            self,
-            capacity,
-            mode=mode,
-            rank=rank,
-            items=given,
-            questions=questions,
-            max_new_tokens=max_new_tokens,
-            progress=progress,
-        )
+        turns: dict[str, Any] = {"questions": questions, "max_new_tokens": max_new_tokens, "progress": progress}
+        warm(self, capacity, mode=mode, rank=rank, items=() if items is None else items, **turns)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of token ids."""

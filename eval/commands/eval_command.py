@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from eval import descriptions
+from eval.commands import meshes
 from eval.commands.arguments import DEFAULT, add_json, positive
 from eval.descriptions import Listed, listing
 
@@ -28,6 +29,7 @@ DEFAULTS: dict[str, Any] = {
     "capacity": None,
     "batch": 10,
     "devices": None,
+    "mesh": None,
     "repeats": 3,
     "output": None,
 }
@@ -126,6 +128,13 @@ def _add_run(group: Any) -> None:
     group.add_argument("--batch", type=int, metavar="N", help="contexts run together (default: 10)")
     group.add_argument("--devices", type=positive, metavar="N", help="devices to spread them over (default: all)")
     group.add_argument(
+        "--mesh",
+        type=_mesh,
+        metavar="AXIS=N,…",
+        help="split the model over devices, by the axes model, expert and fsdp, as in model=2,fsdp=4; every context "
+        "then runs on all of them (default: a copy on each device)",
+    )
+    group.add_argument(
         "--repeats",
         type=int,
         metavar="N",
@@ -169,6 +178,13 @@ def _seeds(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"expected whole numbers, as in 0,1,2; got {text}") from None
 
 
+def _mesh(text: str) -> str:
+    try:
+        return meshes.checked(text)
+    except meshes.MeshOptionError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def prepare(options: argparse.Namespace) -> None:
     """Complete the options: what the command line lacks is the config's, and what both lack the default.
 
@@ -210,6 +226,13 @@ def _numbers(value: Any) -> tuple[int, ...]:
         raise ValueError("a list of whole numbers, as in [0, 1, 2]") from None
 
 
+def _axes(value: Any) -> str:
+    try:
+        return meshes.checked(_text(value))
+    except ValueError:
+        raise ValueError('axes and their sizes, as in "model=2,fsdp=4"') from None
+
+
 def _whole(least: int) -> Any:
     def read(value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -228,6 +251,7 @@ KINDS: dict[str, Any] = {
     "capacity": _whole(1),
     "batch": _whole(1),
     "devices": _whole(1),
+    "mesh": _axes,
     "repeats": _whole(0),
     "output": _path,
     "json": _path,

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from eval.commands import claims, outputs
+from eval.commands import claims, meshes, outputs
 from eval.commands.arguments import DEFAULT
 from eval.commands.eval_command import CLAIMS, DEFAULT_METHODS, REPORT, SAMPLES, SHOWN
 from eval.report import evaluation as report
@@ -108,7 +108,7 @@ def _evaluate(
     if isinstance(model, (str, Path)):
         import models
 
-        vlm = models.load(model)
+        vlm = models.load(model, mesh=meshes.mesh_of(arguments.mesh))
     folders: list[Path] = []
 
     def folder(identity: Record) -> Path:
@@ -185,6 +185,8 @@ def run(options: argparse.Namespace) -> Any:
 
         return listing.run()
     if options.task == CLAIMS:
+        if options.mesh is not None:
+            raise ValueError("--mesh goes with a run of one task, as in kamera eval binding --mesh model=2")
         return claims.run(options)
     if options.task is None:
         raise ValueError("name a task, report, samples or claims; kamera eval --list lists the tasks and methods")
@@ -230,6 +232,11 @@ def _run(options: argparse.Namespace) -> list[Record]:
     else:
         if options.output is None:
             outputs.check([], [("--output", OUT)])
+        if options.mesh is not None and options.devices is not None:
+            raise ValueError(
+                f"--mesh {options.mesh} says which devices the model is split over, and --devices {options.devices} "
+                "over how many copies of it contexts are spread; give the one or the other"
+            )
         arguments = runner.Run(
             task=options.task,
             model=options.model,
@@ -240,6 +247,7 @@ def _run(options: argparse.Namespace) -> list[Record]:
             batch=options.batch,
             devices=options.devices,
             repeats=options.repeats,
+            mesh=options.mesh,
         )
         result = _evaluate(arguments, options.model, None, options.output or default_folder, progress=True)
     folder = result.path

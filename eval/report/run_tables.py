@@ -224,7 +224,7 @@ def command(run: Record) -> str:
     config = run["config"]
     parts = ["kamera", "eval", config["task"], "--model", config["model"], "--methods", ",".join(config["methods"])]
     parts += ["--seeds", ",".join(map(str, config["seeds"]))]
-    for name in ("limit", "capacity", "batch", "devices"):
+    for name in ("limit", "capacity", "batch", "mesh" if config.get("mesh") else "devices"):
         parts += [f"--{name}", str(config[name])] if config.get(name) is not None else []
     return shlex.join(parts)
 

@@ -9,7 +9,7 @@ from eval.run.folder import write_text
 
 CONFIG = "run.toml"
 
-ORDER = ("task", "model", "methods", "seeds", "limit", "capacity", "batch", "devices", "repeats")
+ORDER = ("task", "model", "methods", "seeds", "limit", "capacity", "batch", "devices", "mesh", "repeats")
 """Arguments in the order that they are written in."""
 
 

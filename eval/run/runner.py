@@ -53,6 +53,8 @@ class Run:
         devices: how many devices they are spread over; all by default. A model on a mesh has its devices already.
         repeats: how often windows are filled to time it; the fastest counts, and the first may compile. 0: times are
             not measured, and nothing is run that only they take.
+        mesh: axes and sizes of the mesh that the model was loaded on, as in ``model=2,fsdp=4``; see
+            `eval.commands.meshes`. None: the command line gave none.
     """
 
     task: str
@@ -64,6 +66,7 @@ class Run:
     batch: int = 10
     devices: int | None = None
     repeats: int = 3
+    mesh: str | None = None
 
 
 def evaluate(
@@ -156,6 +159,8 @@ def _identity(vlm: Backbone, task: Task, run: Run, methods: Sequence[Method], re
     """What a folder says of its run from the beginning: its arguments, as they turn out, and versions."""
     arguments = asdict(run)
     del arguments["repeats"]  # it changes times alone
+    if run.mesh is None:  # as in folders of before there were any
+        del arguments["mesh"]
     sources = dict(getattr(task, "sources", None) or {})
     return {
         "config": {

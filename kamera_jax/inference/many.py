@@ -120,6 +120,7 @@ class _Turns:
         self._static = {"forward": vlm.forward, "spec": vlm.spec, "shared": shared}
         self._static["placement"] = with_defaults(vlm).placement
         self._params = vlm.params
+        self._decoding = with_defaults(vlm).decoding_params(vlm.params)
         self._undefined = [False] * len(windows)
 
     def ask(self) -> list[list[int]]:
@@ -134,7 +135,7 @@ class _Turns:
         if any(count and undefined for count, undefined in zip(most, self._undefined, strict=True)):
             raise_undefined(self._written.kv)
         counts = to_device(np.minimum(np.asarray(most, np.int32), BLOCK))
-        given = (self._params, self._seen, self._sampling, self._places, self._written, self._ends, counts)
+        given = (self._decoding, self._seen, self._sampling, self._places, self._written, self._ends, counts)
         self._written, chosen = _run_many(*given, **self._static)
         rows = jax.device_get(chosen).tolist()
         return self._chosen([tokens[: min(count, wanted)] for (count, *tokens), wanted in zip(rows, most, strict=True)])

@@ -93,6 +93,7 @@ class Turn:
         self.answered = 0
         self._undefined = False
         self._params = vlm.params
+        self._decoding = with_defaults(vlm).decoding_params(vlm.params)
         self._room = room
         self._slots = slots_of(most)
         self._state: WindowState | None = None
@@ -130,7 +131,7 @@ class Turn:
         if self._undefined:
             raise_undefined(self._written.kv)
         count = to_device(np.int32(min(most, BLOCK)))
-        given = (self._params, self._behind, self._sampling, self._written, self._ends, count)
+        given = (self._decoding, self._behind, self._sampling, self._written, self._ends, count)
         self._written, chosen = _run(*given, **self._static)
         done, *tokens = jax.device_get(chosen).tolist()
         self.answered += done

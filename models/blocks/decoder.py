@@ -18,6 +18,7 @@ from models.blocks.int8 import rows, tied_logits
 from models.blocks.layers import dense, rms_norm, rotation, swiglu
 from models.blocks.moe import Experts, Routing, mixture
 from models.blocks.params import ParamInfo, Params, is_info, linear, stacked, swiglu_declaration
+from models.blocks.unstacked import one_by_one
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,8 @@ def decoder(
     """Run the decoder over T tokens; only ``attend`` knows who sees whom.
 
     Args:
-        params: as declared by `text_declaration`.
+        params: as declared by `text_declaration`; the layers of a stack may also be a tuple of one tree for each, and
+            are then run one by one; see `models.blocks.unstacked`.
         config: the language model's configuration.
         embeds: input embeddings.
         positions: absolute positions.
@@ -177,9 +179,8 @@ def decoder(
     routing = None
     outputs = []
     for name, layers in config.stacks.items():
-        x, (*output, routing) = jax.lax.scan(
-            layer, x, (params[name], jnp.arange(layers.start, layers.stop, dtype=jnp.int32))
-        )
+        run = one_by_one if isinstance(params[name], tuple) else jax.lax.scan
+        x, (*output, routing) = run(layer, x, (params[name], jnp.arange(layers.start, layers.stop, dtype=jnp.int32)))
         outputs.append(output)
     kv, collected, observed = jax.tree.map(lambda *stacks: jnp.concatenate(stacks), *outputs)
     return Decoded(rms_norm(x, params["norm"], config.rms_norm_eps), kv, collected, observed, routing)

@@ -76,6 +76,10 @@ def test_options_stand_anywhere(place, tmp_path):
         (["--ouput=x"], "there is no option --ouput=x; did you mean --output?"),
         (["--zebra"], "unrecognized arguments: --zebra"),
         (["--seeds", "a"], "expected whole numbers, as in 0,1,2; got a"),
+        (["--mesh", "model"], "expected axes and their sizes, as in model=2,fsdp=4; got 'model'"),
+        (["--mesh", "model=0"], "expected axes and their sizes, as in model=2,fsdp=4; got 'model=0'"),
+        (["--mesh", "model=2,"], "expected axes and their sizes, as in model=2,fsdp=4; got 'model=2,'"),
+        (["--mesh", "model=2,model=2"], "expected each axis once; got 'model=2,model=2', with model twice"),
     ],
 )
 def test_an_option_that_there_is_not_is_named_with_the_nearest(given, message, capsys):
@@ -122,6 +126,8 @@ def test_a_config_has_the_options_and_the_command_line_wins(tmp_path, monkeypatc
         ("repeats = -1", "repeats = -1; expected a whole number of at least 0"),
         ("batch = true", "batch = True; expected a whole number of at least 1"),
         ("devices = 1.5", "devices = 1.5; expected a whole number"),
+        ("mesh = 2", "mesh = 2; expected axes and their sizes"),
+        ("mesh = 'model=x'", "mesh = 'model=x'; expected axes and their sizes, as in \"model=2,fsdp=4\""),
         ("model = 3", "model = 3; expected a text"),
         ("task = ''", "task = ''; expected a text"),
         ("methods = [1]", 'methods = [1]; expected a list of texts, as in ["full", "blind"]'),
@@ -154,6 +160,7 @@ def test_a_config_that_cannot_be_read_is_said(text, tmp_path, capsys):
     [
         {},
         {"limit": 4, "capacity": 300, "devices": 2, "repeats": 0, "seeds": (7,)},
+        {"mesh": "model=2,fsdp=4"},
         {"task": 'odd:Nam\\e"\n', "model": "models/ü \x7f", "methods": ("a:b", "c+d:0.5")},
     ],
 )
@@ -161,11 +168,25 @@ def test_what_a_folder_records_can_be_given_back(given, tmp_path):
     run = runner.Run(**({"task": "binding", "model": "m", "methods": ("patch:4", "patch:10%")} | given))
     config.write(tmp_path, run, {"jax": "0.0"})
     parsed = options("--config", tmp_path / "run.toml")
-    for name in ("task", "model", "seeds", "limit", "capacity", "batch", "devices", "repeats"):
+    for name in ("task", "model", "seeds", "limit", "capacity", "batch", "devices", "mesh", "repeats"):
         assert getattr(parsed, name) == getattr(run, name), name
     assert tuple(parsed.methods.split(",")) == run.methods
     text = (tmp_path / "run.toml").read_text(encoding="utf-8")
     assert "# Run with jax 0.0." in text and set(tomllib.loads(text)) <= set(eval_command.KINDS)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["binding", "--mesh", "tensor=1"], "--mesh tensor=1: nothing is split over tensor; parameters are split over"),
+        (["binding", "--mesh", "model=512"], "--mesh model=512 takes 512 devices; there are "),
+        (["binding", "--mesh", "model=1", "--devices", "1"], "give the one or the other"),
+        (["claims", "--mesh", "model=1"], "--mesh goes with a run of one task"),
+    ],
+)
+def test_a_mesh_that_cannot_be_is_said_before_anything_is_written(given, message, tmp_path, capsys):
+    assert main(["eval", *given, "--output", str(tmp_path / "run")]) == 1
+    assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 def test_a_run_without_a_folder_has_one_of_its_own():

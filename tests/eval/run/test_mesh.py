@@ -1,4 +1,4 @@
-"""An evaluation of a model on a mesh gives the samples of one device."""
+"""An evaluation of a model on a mesh, by the command line, gives the samples of one device."""
 
 from tests.eight_devices import on_eight_devices
 
@@ -7,6 +7,7 @@ def test_samples_are_those_of_one_device(tmp_path):
     on_eight_devices(f"""
 import json
 from pathlib import Path
+from eval.commands.main import main
 from eval.run import runner
 
 def lines(file):
@@ -27,13 +28,13 @@ def alike(given, wanted, path=""):
 
 folder = Path({str(tmp_path)!r})
 run = runner.Run("binding", "kamera-tiny-gqa", ("patch:2", "cacheblend:0.25"), seeds=(5,), limit=1, batch=1, devices=1)
-meshes = {{"one": None, "many": jax.make_mesh((4, 2), ("data", "model"))}}
-results = {{}}
-for name, mesh in meshes.items():
-    vlm = load("kamera-tiny-gqa", **({{}} if mesh is None else {{"mesh": mesh}}))
-    results[name] = runner.evaluate(vlm, run, folder / name)
+results = {{"one": runner.evaluate(load("kamera-tiny-gqa"), run, folder / "one")}}
+options = "--seeds 5 --limit 1 --batch 1 --methods patch:2,cacheblend:0.25 --mesh model=2,fsdp=4"
+assert main(["eval", "binding", *options.split(), "--output", str(folder / "many")]) == 0
+results["many"] = json.loads((folder / "many" / "results.json").read_text())
 for file in ("samples.jsonl", "contexts.jsonl"):
     alike(lines(folder / "many" / file), lines(folder / "one" / file), file)
+assert results["many"]["config"]["mesh"] == "model=2,fsdp=4" and "mesh" not in results["one"]["config"]
 assert results["many"]["config"]["devices"] == 8 and results["one"]["config"]["devices"] == 1
 assert not results["many"].get("failed")
 """)
