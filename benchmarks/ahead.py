@@ -1,7 +1,8 @@
 """Models compiled for TPUs and an H200 that are not here: what their programs keep, move and compute.
 
 `make bench-ahead` writes docs/results/ahead.json and the table in docs/performance.md. An entry whose compiler is not
-installed keeps what was compiled elsewhere, and so do programs that are not asked for. Where a GPU is at hand, `python -m benchmarks.device` measures.
+installed keeps what was compiled elsewhere, and so do programs that are not asked for (`--program`). Where a GPU is at
+hand, `python -m benchmarks.device` measures.
 """
 
 import argparse
