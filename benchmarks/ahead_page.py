@@ -33,7 +33,8 @@ out, each moved once. No weight is needed, and nothing is run.
 Times are a {roofline}:
 the larger of FLOPs over the peak and bytes over the bandwidth. *Ratio* is prefill over reuse as they are compiled, then
 with a prefill that moves its ideal bytes: XLA's attention on GPUs passes its scores through memory, and bytes that a
-cache would keep count too. *Measured* is empty where no such device was at hand.
+cache would keep count too. *Measured* is empty where no such device was at hand. Of a model with experts, decoding
+counts all of them, while *ideal* has those that a token reaches. {longer}
 
 | chip | bfloat16 TFLOP/s | GB/s | GB | source |
 |---|---|---|---|---|
@@ -47,6 +48,11 @@ def section(entries: list[dict[str, Any]]) -> str:
         f"| {name} | {chip.flops / 1e12:.0f} | {chip.bandwidth / 1e9:.0f} | {chip.memory / 1e9:.0f} | {chip.source} |"
         for name, chip in CHIPS.items()
     ]
+    window = entries[0]["window"]
+    beyond = [f"{entry['model']} {entry['max_positions']}" for entry in entries if entry["max_positions"] < window]
+    longer = (
+        f"The window is as large for all, also where it is longer than the model's own: {', '.join(beyond)} tokens."
+    )
     sizes = {name: entries[0][name] for name in ("window", "chunk", "rank")}
     cells = [row(entry) for entry in entries]
     tables = []
@@ -57,6 +63,7 @@ def section(entries: list[dict[str, Any]]) -> str:
         tables="\n\n".join(tables),
         chips="\n".join(chips),
         roofline=ROOFLINE,
+        longer=longer if beyond else "",
         **sizes,
     )
 

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks import compiled
+from benchmarks import compiled, kernels_h200
 from eval.commands.bench import side_by_side
 from kamera_jax import patch
 from kamera_jax.kv import Factors, KVSpec, Segment
@@ -216,8 +216,7 @@ XLA is the fallback for calls that no kernel serves; its `chunk_attention` keeps
 {gpu}
 """
 
-NO_GPU = """Not measured yet: no GPU was available. The Mosaic GPU kernel is compared with float64 in interpret mode and
-compiled for an H200 with no spilled register; `python -m benchmarks.kernels --only gpu` on a machine with one fills
+NO_GPU = """Not measured yet: no GPU was available; `python -m benchmarks.kernels --only gpu` on a machine with one fills
 this in."""
 
 
@@ -237,7 +236,9 @@ def page(result: dict[str, Any]) -> str:
         heads=" | ".join(TPUS),
         rules="---|" * len(TPUS),
         rows="\n".join(lines),
-        gpu=_gpu_text(result["gpu"]) if "gpu" in result else NO_GPU,
+        gpu="\n\n".join(
+            [_gpu_text(result["gpu"]) if "gpu" in result else NO_GPU, kernels_h200.section(result["h200"])]
+        ),
     )
 
 

@@ -65,6 +65,7 @@ def forward(
     visible = [(each.valid, segment.inputs.get("slots")) for each in behind] + visible
     biases = [*(each.bias for each in behind), None]  # the segment's own tokens each stand for one
     past = [KV(each.rot, each.free) for each in behind]
+    devices = placement.parts if placement is not None and placement.split else 1
     weights = None if by is None else valid.astype(jnp.float32) / config.attention.heads
     owners: list[jax.Array | None] = [None] * len(visible)
     if by == "owner_mass":
@@ -78,7 +79,7 @@ def forward(
             Keys(k, v, seen, before, owner, bias)
             for (k, v), (seen, before), owner, bias in zip(parts, visible, owners, biases, strict=True)
         ]
-        out, lse, mass = attention(q, keys, config.attention.scale, weights)
+        out, lse, mass = attention(q, keys, config.attention.scale, weights, devices=devices)
         if layer is not None:
             here = out.reshape(*q.shape[:2], -1)
             joined = attend_in_place(

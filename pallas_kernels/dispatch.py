@@ -41,6 +41,13 @@ def unavailable(implementation: Implementation) -> str | None:
     return None
 
 
+def not_hopper() -> str | None:
+    """Why this machine's GPU cannot run what is written for Hopper, or None where it can, or where there is none."""
+    if platform() == "gpu" and (capability := getattr(jax.devices()[0], "compute_capability", "none")) != "9.0":
+        return f"it needs an NVIDIA GPU of compute capability 9.0 (H100, H200), and this one's is {capability}"
+    return None
+
+
 def choose(
     op: str, implementation: Implementation | None, refusals: Mapping[Implementation, str | None]
 ) -> Implementation:

@@ -8,7 +8,7 @@ a Pallas call's word for it, and counts the body of a loop once.
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 BYTES = {
     **{"pred": 1, "s4": 1, "u4": 1, "s8": 1, "u8": 1, "f8e4m3fn": 1, "f8e5m2": 1},
@@ -16,7 +16,15 @@ BYTES = {
 }
 FREE = {
     *("parameter", "constant", "bitcast", "get-tuple-element", "tuple", "after-all", "iota", "partition-id"),
-    *("copy-done", "slice-done", "dynamic-slice-done", "dynamic-update-slice-done", "async-done", "opt-barrier"),
+    *(
+        "copy-done",
+        "slice-done",
+        "dynamic-slice-done",
+        "dynamic-update-slice-done",
+        "async-done",
+        "opt-barrier",
+        "fusion-done",
+    ),
 }
 ARRAY = re.compile(r"\b(\w+)\[([\d,]*)\](?:\{([^}]*)\})?")
 INSTRUCTION = re.compile(r"\s*(ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
@@ -233,6 +241,10 @@ def _moved(computations: Computations, known: Mapping[str, Instruction], i: Inst
         return update.bytes + (update.size if i.bytes else 0)
     if i.op == "fusion":
         return _fusion(computations, i, known)
+    if i.op == "fusion-start":
+        # ((operands), results, context): a fusion that others run beside.
+        given = sum(len(known[name].arrays) for name in i.operands)
+        return _fusion(computations, replace(i, arrays=i.arrays[given:-1]), known)
     aliasing = i.rest.split("output_to_operand_aliasing=")[1:]
     pairs = re.findall(r"\{(\d*)\}: \((\d+), \{\}", aliasing[0]) if aliasing else []
     updated = {int(place): int(output or 0) for output, place in pairs}

@@ -83,7 +83,14 @@ def choices(name: str, shape: Shape, dtype: Any, slots: int) -> list[Choice]:
         "relocate_patch_into": relocation_refusals(
             rot, free, cos, u, v, rotary_dim=shape.rotary_dim, layout=shape.layout, cache=(cache_rot, cache_free)
         ),
-        "chunk_attention": attention_refusals(heads, shape.rotary_dim // 2, [dtype]),
+        "chunk_attention": attention_refusals(
+            heads,
+            shape.rotary_dim // 2,
+            [dtype],
+            layout=shape.layout,
+            tokens=shape.tokens,
+            rank=shape.rank,
+        ),
         "attention": {
             "pallas_tpu": splash_refusal(*_expanded(shape), [dtype]),
             "mosaic_gpu": NO_GPU_KERNEL,

@@ -6,6 +6,9 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+MASKED = -1e30
+"""Finite, so that a row with nothing to see (padding) stays finite too."""
+
 
 class Keys(NamedTuple):
     """One part of the keys, and which queries see them.

@@ -14,11 +14,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from models.blocks.keys import AttentionOutput, Keys
+from models.blocks.keys import MASKED, AttentionOutput, Keys
+from models.blocks.one_query import attention_of_one
 from pallas_kernels.dispatch import Implementation
-
-MASKED = -1e30
-"""Finite, so that a row with nothing to see (padding) stays finite too."""
 
 BLOCK_BYTES = 10 * 2**20
 """Most bytes that the f32 scores of one block take; where all scores fit, they are computed at once."""
@@ -31,7 +29,7 @@ LANES = 128
 """Blocks of keys are a multiple of this, as the lanes of a TPU."""
 
 FEW_TOKENS = 16
-"""Fewer queries than this (decoding) are computed at once: their scores are as small as the keys they read."""
+"""Fewer queries than this are computed at once: their scores are as small as the keys they read."""
 
 
 class Attended(NamedTuple):
@@ -64,6 +62,7 @@ def attention(
     weights: Float[Array, " T"] | None = None,
     *,
     implementation: Implementation | None = None,
+    devices: int = 1,
 ) -> AttentionOutput:
     """Grouped-query attention to the keys of all parts together; MHA is G = N.
 
@@ -76,12 +75,16 @@ def attention(
         scale: factor on the scores.
         weights: how much each query counts in ``mass``, which is the sum over queries and heads of the weights times
             the probabilities. By owner it costs few products more; by key, the scores once more.
+        implementation: None picks; a named kernel that cannot serve the call raises.
+        devices: over which the KV heads are split, where JAX splits the call over a mesh.
     """
     tokens, heads, _ = q.shape
     parts = [part for part in parts if part.k.shape[0]]
     owners = [part.owners for part in parts if part.owners is not None]
     if weights is not None and owners:
-        return _with_owners(q, parts, owners, scale, weights, implementation)
+        return _with_owners(q, parts, owners, scale, weights, implementation, devices)
+    if tokens == 1 and implementation in (None, "xla"):
+        return attention_of_one(q, parts, scale, weights, devices)
     slots = sum(part.k.shape[0] for part in parts)
     if implementation in (None, "xla") and (tokens < FEW_TOKENS or 4 * heads * tokens * slots <= BLOCK_BYTES):
         return _at_once(q, parts, scale, weights)
@@ -97,6 +100,7 @@ def _with_owners(
     scale: float,
     weights: jax.Array,
     implementation: Implementation | None,
+    devices: int,
 ) -> AttentionOutput:
     """`attention` whose mass is by owner: what a query's attention to one adds up to is one more feature of values."""
     extended = []
@@ -104,7 +108,7 @@ def _with_owners(
         owned = owner.astype(part.v.dtype)[:, None, :]
         owned = jnp.broadcast_to(owned, (*part.v.shape[:2], owned.shape[-1]))
         extended.append(part._replace(v=jnp.concatenate([part.v, owned], axis=-1), owners=None))
-    whole = attention(q, extended, scale, implementation=implementation)
+    whole = attention(q, extended, scale, implementation=implementation, devices=devices)
     width = parts[0].v.shape[-1]
     out, received = jnp.split(whole.out.reshape(*q.shape[:2], -1), [width], axis=-1)
     each = jnp.broadcast_to(weights[:, None], q.shape[:2])

@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.chunk_attention.call import Call, Heads, heads_of
-from pallas_kernels.chunk_attention.limits import tpu_refusal
+from pallas_kernels.chunk_attention.gpu import chunk_attention_gpu
+from pallas_kernels.chunk_attention.limits import gpu_refusal, tpu_refusal
 from pallas_kernels.chunk_attention.reference import chunk_attention_reference
 from pallas_kernels.dispatch import Implementation, serve
 from pallas_kernels.relocate_patch.chunk import PAIR_LAYOUTS, PairLayout, Patch, check_complete
+from pallas_kernels.relocate_patch.gpu_call import ROWS
 
 DTYPES = tuple(map(jnp.dtype, (jnp.bfloat16, jnp.float16, jnp.float32)))
 
@@ -108,7 +110,10 @@ def chunk_attention(
         bias=None if bias is None else bias.astype(jnp.float32),
     )
     dtypes = [q.dtype] if patch is None else [q.dtype, patch.u.dtype]
-    refused = refusals(heads, pairs, dtypes, biased=bias is not None)
+    rows = q.shape[0] * heads.per_group
+    rank = 0 if patch is None else patch.u.shape[-2]
+    sizes = {"layout": layout, "rows": rows, "tokens": tokens, "rank": rank}
+    refused = refusals(heads, pairs, dtypes, biased=bias is not None, **sizes)
     return serve("chunk_attention", implementation, refused, _attending, call)
 
 
@@ -118,6 +123,8 @@ def _attending(name: Implementation) -> Callable[[Call], tuple[jax.Array, jax.Ar
         from pallas_kernels.chunk_attention.tpu import chunk_attention_tpu
 
         return chunk_attention_tpu
+    if name == "mosaic_gpu":
+        return chunk_attention_gpu
     return chunk_attention_reference
 
 
@@ -173,7 +180,15 @@ def _patch(
 
 
 def refusals(
-    heads: Heads, pairs: int, dtypes: Sequence[Any] = (), *, biased: bool = False
+    heads: Heads,
+    pairs: int,
+    dtypes: Sequence[Any] = (),
+    *,
+    biased: bool = False,
+    layout: PairLayout = "half",
+    rows: int = 1,
+    tokens: int = ROWS,
+    rank: int = 0,
 ) -> dict[Implementation, str | None]:
     """Why each backend cannot serve heads of which so many pairs rotate; None where it can, on its own machine.
 
@@ -182,6 +197,15 @@ def refusals(
         pairs: of a head that rotate.
         dtypes: of the call's arrays.
         biased: whether something is added to the scores.
+        layout: of the pairs.
+        rows: queries of a KV head, together.
+        tokens: T of every chunk.
+        rank: room for components of their patches; 0 for none.
     """
     refused = "it adds no bias to the scores, as rows that stand for several tokens take" if biased else None
-    return {"pallas_tpu": refused or tpu_refusal(heads, pairs, dtypes), "xla": None}
+    sizes = {"rows": rows, "tokens": tokens, "rank": rank}
+    return {
+        "pallas_tpu": refused or tpu_refusal(heads, pairs, dtypes),
+        "mosaic_gpu": refused or gpu_refusal(heads, pairs, dtypes, layout=layout, **sizes),
+        "xla": None,
+    }

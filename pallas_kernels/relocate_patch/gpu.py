@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.dispatch import platform
+from pallas_kernels.dispatch import not_hopper
 from pallas_kernels.relocate_patch.chunk import Cache, Chunk, Patch
 from pallas_kernels.relocate_patch.gpu_call import RANKS, ROWS, Call, Operands, choose_tiles, pad_columns
 from pallas_kernels.relocate_patch.limits import HEAD_DIMS
@@ -21,8 +21,8 @@ def refusal(chunk: Chunk, cache: Cache | None = None) -> str | None:
         chunk: the call, its arrays or their shapes and dtypes.
         cache: what it is written into, if it is.
     """
-    if platform() == "gpu" and (capability := getattr(jax.devices()[0], "compute_capability", "none")) != "9.0":
-        return f"it needs an NVIDIA GPU of compute capability 9.0 (H100, H200), and this one's is {capability}"
+    if reason := not_hopper():
+        return reason
     arrays = chunk.stored if cache is None else (*chunk.stored, cache.rot)
     dtypes = {str(x.dtype) for x in arrays}
     if dtypes != {"bfloat16"}:

@@ -233,7 +233,7 @@ def wrong(**changes):
         ({name: jnp.zeros((3, 32, 32), jnp.int8) for name in ("rot", "free")}, "cast the queries"),
         ({"ranks": jnp.zeros(4, jnp.int32)}, r"ranks must be \[3\]"),
         ({"implementation": "pallas_tpu"}, "cannot use 'pallas_tpu': it runs on a tpu"),
-        ({"implementation": "mosaic_gpu"}, "has no 'mosaic_gpu' backend"),
+        ({"implementation": "mosaic_gpu"}, "cannot use 'mosaic_gpu': it"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes, message):

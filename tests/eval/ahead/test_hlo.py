@@ -83,3 +83,24 @@ ENTRY %main (a: f32[1000,128], i: s32[4]) -> f32[4,128] {
 }
 """
     assert hlo.hbm_bytes(text) == 2 * 4 * 128 * 4
+
+
+STARTED = """HloModule m
+
+%cut (x: f32[8,16,128], i: s32[]) -> f32[1,16,128] {
+  %x = f32[8,16,128]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  ROOT %row = f32[1,16,128]{2,1,0} dynamic-slice(%x, %i), dynamic_slice_sizes={1,16,128}
+}
+
+ENTRY %main (a: f32[8,16,128], at: s32[]) -> f32[1,16,128] {
+  %a = f32[8,16,128]{2,1,0} parameter(0)
+  %at = s32[] parameter(1)
+  %go = ((f32[8,16,128]{2,1,0}, s32[]), f32[1,16,128]{2,1,0}, u32[]) fusion-start(%a, %at), kind=kLoop, calls=%cut
+  ROOT %end = f32[1,16,128]{2,1,0} fusion-done(%go)
+}
+"""
+
+
+def test_a_fusion_that_others_run_beside_is_counted_once():
+    assert hlo.hbm_bytes(STARTED) == ROW + 4  # and where it begins
