@@ -107,6 +107,11 @@ METHODS: dict[str, MethodText] = {
         "turbo:4",
         "stores chunks in B bits by the best codebook of a normal distribution, randomly rotated (arXiv 2504.19874)",
     ),
+    "xkv": MethodText(
+        "xkv:l:r",
+        "xkv:1:16",
+        "stores chunks as r components of l layers side by side, their own (arXiv 2503.18893); as xkv:1:16+kivi:4",
+    ),
     "copy": MethodText(
         "copy:B", "copy:4", "keeps full prefill's KV itself in B bits, for this context alone: what reuse has to beat"
     ),

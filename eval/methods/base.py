@@ -126,7 +126,7 @@ class Batch:
         """Bytes of one context's chunks as a codec stores them."""
         spec = self.runner.vlm.spec
         shape = Shape(spec.rot_dim, spec.free_dim, spec.heads)
-        return float(sum(codec.nbytes(chunk.length, spec.layers, shape) for chunk in self.chunks))
+        return float(sum(codec.nbytes(chunk.length, spec.layers, shape, spec.dtype) for chunk in self.chunks))
 
     @cached_property
     def _served(self) -> "dict[Codec, Batch]":

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from itertools import takewhile
 from typing import Any
 
 from eval.descriptions import METHODS
@@ -107,8 +108,10 @@ def parse(name: str) -> Method:
     parts: list[Part] = []
     texts = name.split("+")
     stored: Codec | None = None
-    if texts[0].partition(":")[0] in CODECS:
-        stored = codec(texts.pop(0))
+    stages = list(takewhile(lambda text: text.partition(":")[0] in CODECS, texts))
+    if stages:
+        stored = codec("+".join(stages))
+        texts = texts[len(stages) :]
         texts = texts if texts and texts[0].partition(":")[0] in FILLS else ["blind", *texts]
     for place, text in enumerate(texts):
         kind, given, number = text.partition(":")

@@ -6,9 +6,10 @@ import numpy as np
 from kamera_jax.arguments import check_type
 from kamera_jax.backbone import Backbone
 from kamera_jax.chunk import Chunk, describe
-from kamera_jax.compress.codec import PARTS, Shape, check_storable
+from kamera_jax.compress.codec import Shape, check_storable
 from kamera_jax.compress.codec import codec as codec_named
 from kamera_jax.compress.compressed import Compressed
+from kamera_jax.compress.stage import PARTS
 from kamera_jax.errors import DonatedError
 from kamera_jax.handle import deleted, traced
 from kamera_jax.window.checks import check_encoded_by
