@@ -127,9 +127,9 @@ class Chunk(Handle):
 
         Args:
             kv: a `KV`, or other arrays [L, T, …].
-            shared: whether a row that several tokens share is their mean, as `kamera_jax.share_rows` makes it of KV, and
-                one that took in others (``merge:…``) takes in those that are nearest to it in this KV; or a row is that
-                of the token at whose position it stands.
+            shared: whether a row that several tokens share is their mean, as `kamera_jax.share_rows` makes it of KV,
+                and one that took in others (``merge:…``) takes in those that are nearest to it in this KV; or a row is
+                that of the token at whose position it stands.
 
         Raises:
             ValueError: it is not known which tokens the rows are of: they do not stand at positions of the source's

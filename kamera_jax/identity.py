@@ -32,7 +32,7 @@ SELECTS = ("kvzip", "keydiff", "leverage", "knorm", "expected", "tri", "lookm")
 """First words of the codecs of KV of which a share of the rows is kept, as in ``"kvzip:0.5"``."""
 
 MERGE = "merge:"
-"""With a way of merging behind it, as in ``"merge:pivot"``: a codec of KV whose rows took in those that were not kept."""
+"""With a way of merging behind it, as in ``"merge:pivot"``: a codec of KV whose rows took in those not kept."""
 
 LOOKM = "lookm"
 """One of `SELECTS` that merges its rows too, by pivot."""

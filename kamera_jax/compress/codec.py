@@ -12,11 +12,14 @@ import numpy as np
 
 from kamera_jax.compress.lowrank import own_components
 from kamera_jax.compress.quantise import Int8, Kivi, Normal, Quantised, Quantiser, Rotated
+from kamera_jax.compress.rows import OPTIONS, check_rows, merge, select
 from kamera_jax.compress.stage import (
     LOW_RANK,
+    MERGE,
     ORDER,
     PARTS,
     QUANTISE,
+    SELECT,
     Basis,
     Layout,
     Layouts,
@@ -26,7 +29,9 @@ from kamera_jax.compress.stage import (
     Stage,
 )
 from kamera_jax.errors import CodecError
+from kamera_jax.identity import EXACT, SELECTS
 from kamera_jax.kv import KV, KVSpec
+from kamera_jax.merging import MERGES
 
 INT8 = "int8"
 
@@ -83,6 +88,11 @@ class Codec:
     name: str
     packing: tuple[Stage, ...]
     rows: tuple[RowStage, ...] = field(default=())
+
+    @property
+    def storage(self) -> str:
+        """The name of the stages that pack; ``"exact"`` where there are none."""
+        return "+".join(self.name.split("+")[len(self.rows) :]) or EXACT
 
     @property
     def needs(self) -> frozenset[str]:
@@ -267,7 +277,14 @@ def _by_bits(name: str, make: Callable[[int], Quantiser]) -> Callable[..., Quant
     return lambda *given: Quantised(make(_bits(name, given)[0]))
 
 
+def _selection(how: str) -> Kind:
+    options = [f"{how}:R:{option}" for option in OPTIONS.get(how, ())]
+    return Kind(SELECT, partial(select, how), ", ".join([f"{how}:R", *options]))
+
+
 STAGES: dict[str, Kind] = {
+    **{how: _selection(how) for how in SELECTS},
+    "merge": Kind(MERGE, merge, ", ".join(f"merge:{how}" for how in MERGES)),
     "xkv": Kind(LOW_RANK, own_components, "xkv:l:r"),
     INT8: Kind(QUANTISE, _int8, "int8"),
     "kivi": Kind(QUANTISE, _kivi, "kivi:B, kivi:B:channel"),
@@ -283,7 +300,8 @@ CODECS = tuple(STAGES)
 def written() -> str:
     """What codecs there are, for messages."""
     listed = ", ".join(stage.written for stage in STAGES.values())
-    return f"{listed} with B bits from 1 to 8, as in kivi:4, joined by + in the order {', '.join(ORDER)}"
+    numbers = "with a share R of the rows, as in kvzip:0.5, and B bits from 1 to 8, as in kivi:4"
+    return f"{listed} {numbers}, joined by + in the order {', '.join(ORDER)}"
 
 
 def codec(name: str) -> Codec:
@@ -318,6 +336,7 @@ def _codec(name: str) -> Codec:
         before = kind
         stage = STAGES[first].make(*given)
         packing.append(stage) if isinstance(stage, Stage) else rows.append(stage)
+    check_rows(name, rows)
     return Codec(name, tuple(packing), tuple(rows))
 
 

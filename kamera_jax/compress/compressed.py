@@ -9,8 +9,11 @@ from jaxtyping import Array, Shaped
 from kamera_jax.chunk import Chunk
 from kamera_jax.compress.codec import Codec, Shape, check_packs, codec
 from kamera_jax.handle import Handle
-from kamera_jax.identity import EXACT
+from kamera_jax.identity import EXACT, row_stages
 from kamera_jax.kv import KV
+
+ROW_BYTES = 2
+"""Of a chosen row, which token it is of: a chunk has fewer than 65,536."""
 
 
 def codec_of(before: str, storage: str) -> str:
@@ -83,10 +86,14 @@ class Compressed(Handle):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the KV over valid rows as stored, with scales; `Chunk.nbytes` is what it was."""
+        """Bytes of the KV over valid rows as stored, with scales, and which rows were chosen in 16 bits each.
+
+        `Chunk.nbytes` is what it was.
+        """
         kv = self.rest.kv
         shape = Shape.of(kv, self.rest.spec)
-        return packing(self.storage).nbytes(self.length, shape.layers, shape, kv.rot.dtype)
+        stored = packing(self.storage).nbytes(self.length, shape.layers, shape, kv.rot.dtype)
+        return stored + (ROW_BYTES * self.length if row_stages(self.rest.codec) else 0)
 
     def restore(self) -> Chunk:
         """The chunk that is served: same key, KV to within the codec's error, and a codec that says so."""
