@@ -22,27 +22,14 @@ SHARES = (0.5, 0.25)
 PATCH = "patch:10%"
 SELECTS = ("kvzip", "keydiff", "leverage", "knorm", "expected", "tri", "lookm")
 MERGES = ("average", "pivot", "weighted", "values")
-ALONE = (
-    PATCH,
-    "select:{share}",
-    f"{PATCH}+select:{{share}}",
-    "prophet:{share}",
-    "shift:8",
-    "prefix-cache",
-    "encoder-cache",
-)
-"""Rivals, each of them by its share where it has one."""
+RIVALS = (PATCH, "select:0.25", f"{PATCH}+select:0.25", "prophet:0.25", "shift:8", "prefix-cache", "encoder-cache")
 
 
 def methods() -> tuple[str, ...]:
-    """All that is compared."""
-    names = []
-    for share in SHARES:
-        names += [f"{select}:{share}+{PATCH}" for select in SELECTS]
-        names += [f"kvzip:{share}+merge:{merge}+{PATCH}" for merge in MERGES]
-        names += [f"kvzip:{share}+kivi:4+{PATCH}"]
-        names += [name.format(share=share) for name in ALONE]
-    return tuple(dict.fromkeys(names))
+    """All that is compared: selections by their shares, merges and bits at the smaller, rivals."""
+    names = [f"{select}:{share}+{PATCH}" for share in SHARES for select in SELECTS]
+    names += [f"kvzip:{SHARES[-1]}+merge:{merge}+{PATCH}" for merge in MERGES]
+    return *RIVALS, *names, f"kvzip:{SHARES[-1]}+kivi:4+{PATCH}"
 
 
 def measured(attention: str, limit: int) -> dict[str, Any]:

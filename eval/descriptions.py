@@ -136,7 +136,7 @@ METHODS: dict[str, MethodText] = {
     ),
     "merge": MethodText(
         "merge:HOW",
-        "merge:pivot",
+        "kvzip:0.5+merge:pivot",
         "behind one of these: rows take in those left out, by average, pivot, weighted or values (arXiv 2406.18139)",
     ),
     "int8": MethodText("int8", "int8", "stores chunks in 8 bits; patches are fitted to what comes back"),
@@ -236,8 +236,8 @@ def filled(text: str, width: int = WIDTH) -> str:
 
 
 def method_of(name: str) -> MethodText | None:
-    """The text of a built-in method by its name as it was written, of one part; None for others."""
-    kind, _, number = name.partition(":")
+    """The text of a built-in method by its name as it was written, of its last part; None for others."""
+    kind, _, number = name.rpartition("+")[2].partition(":")
     if kind not in METHODS:
         return None
     if kind != "patch":

@@ -25,6 +25,9 @@ AHEAD = 512
 
 Scores = Float[Array, "L H T"]
 
+Count = jax.Array | np.integer | int
+"""How many rows are valid."""
+
 
 def heads_of(kv: KV, heads: int) -> tuple[Float[Array, "L T H D"], Float[Array, "L T H Dv"]]:
     """Keys and values of every head; the latents of an MLA are both, and stand before what of its keys is rotated.
@@ -39,16 +42,16 @@ def heads_of(kv: KV, heads: int) -> tuple[Float[Array, "L T H D"], Float[Array, 
     return rot, free
 
 
-def _valid(rows: int, length: jax.Array | int) -> Bool[Array, " T"]:
+def _valid(rows: int, length: Count) -> Bool[Array, " T"]:
     return jnp.arange(rows, dtype=jnp.int32) < length
 
 
-def _hidden(scores: jax.Array, length: jax.Array | int) -> jax.Array:
+def _hidden(scores: jax.Array, length: Count) -> jax.Array:
     """Scores [L, H, T] with those of padding at minus infinity."""
     return jnp.where(_valid(scores.shape[-1], length), scores, -jnp.inf)
 
 
-def key_difference(keys: Float[Array, "L T H D"], length: jax.Array | int) -> Scores:
+def key_difference(keys: Float[Array, "L T H D"], length: Count) -> Scores:
     """How far a key points from what keys have in common: −cos(k, mean of the unit keys) (KeyDiff, arXiv 2504.15364).
 
     Args:
@@ -62,7 +65,7 @@ def key_difference(keys: Float[Array, "L T H D"], length: jax.Array | int) -> Sc
     return _hidden(-jnp.einsum("lthd,lhd->lht", unit, common, precision="highest"), length)
 
 
-def leverage(keys: Float[Array, "L T H D"], length: jax.Array | int) -> Scores:
+def leverage(keys: Float[Array, "L T H D"], length: Count) -> Scores:
     """How much of a head's keys hangs on one row: diag X (XᵀX + λI)⁻¹ Xᵀ of centred keys (Compactor, arXiv 2507.08143).
 
     λ is a share of the mean of XᵀX's diagonal, so that rows that come twice count half, and in the same order.
@@ -82,7 +85,7 @@ def leverage(keys: Float[Array, "L T H D"], length: jax.Array | int) -> Scores:
     return _hidden(jnp.einsum("lthd,lhdt->lht", centred, solved, precision="highest"), length)
 
 
-def key_norm(keys: Float[Array, "L T H D"], length: jax.Array | int, *, large: bool | jax.Array) -> Scores:
+def key_norm(keys: Float[Array, "L T H D"], length: Count, *, large: bool | jax.Array) -> Scores:
     """‖k‖ over the mean of its head's, or its negative: which of the two is worth more differs by model.
 
     Args:
@@ -96,7 +99,7 @@ def key_norm(keys: Float[Array, "L T H D"], length: jax.Array | int, *, large: b
     return _hidden(jnp.where(large, 1.0, -1.0) * norms / jnp.maximum(mean, 1e-12), length)
 
 
-def norms_read(keys: Float[Array, "L T H D"], read: Scores, length: jax.Array | int) -> Float[Array, ""]:
+def norms_read(keys: Float[Array, "L T H D"], read: Scores, length: Count) -> Float[Array, ""]:
     """How the norms of keys go with what is read: the mean over heads of their correlation, −1 to 1.
 
     Args:
@@ -126,11 +129,11 @@ def turned(
 @partial(jax.jit, static_argnames=("spec", "causal", "how"))
 def received(
     queries: Float[Array, "L Q N D"],
-    asked: Int[Array, ""] | np.integer | int,
+    asked: Count,
     at: Float[Array, "A Q"],
     kv: KV,
     positions: Float[Array, "A T"],
-    length: Int[Array, ""] | np.integer | int,
+    length: Count,
     *,
     spec: KVSpec,
     causal: bool = False,
@@ -205,10 +208,10 @@ def _pair_norms(x: Float[Array, "Q N D"], spec: RopeSpec) -> Float[Array, "Q N R
 @partial(jax.jit, static_argnames=("spec", "how"))
 def foreseen(
     queries: Float[Array, "L Q N D"],
-    asked: Int[Array, ""] | np.integer | int,
+    asked: Count,
     kv: KV,
     positions: Float[Array, "A T"],
-    length: Int[Array, ""] | np.integer | int,
+    length: Count,
     offsets: Float[Array, "A n"],
     *,
     spec: KVSpec,
