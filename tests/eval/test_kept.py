@@ -119,11 +119,13 @@ def test_a_shift_is_the_mean_change_before_rotation(batch):
         return np.concatenate([pairs.real, pairs.imag], -1).reshape(len(rows), len(slots), -1)
 
     probes = slots[[0, -1]]
-    ours, blind = np.float64(windows.state.rot)[0], np.float64(batch.blind.state.rot)[0]
+    ours = np.float64(windows.state.rot)[0]
+    blind = np.float64(batch.blind.state.rot)[0]
     change = turned(ours[:, probes] - blind[:, probes], probes, -1).mean(1, keepdims=True)
     wanted = blind[:, rest] + turned(np.repeat(change, len(rest), 1), rest, 1)
     np.testing.assert_allclose(ours[:, rest], wanted, atol=1e-5)
-    free, still = np.float64(windows.state.free)[0], np.float64(batch.blind.state.free)[0]
+    free = np.float64(windows.state.free)[0]
+    still = np.float64(batch.blind.state.free)[0]
     moved = (free[:, probes] - still[:, probes]).mean(1, keepdims=True)
     np.testing.assert_allclose(free[:, rest], still[:, rest] + moved, atol=1e-5)
 

@@ -10,7 +10,9 @@ import pytest
 from kamera_jax.kv import KV
 from kamera_jax.merging import MERGES, merged, nearest
 
-LAYERS, ROWS, LENGTH = 2, 16, 13
+LAYERS = 2
+ROWS = 16
+LENGTH = 13
 KEPT = np.asarray([0, 3, 7, 12, -1, -1], np.int32)
 SHAPES = {"gqa": (16, 16, 2), "mha": (32, 32, 4), "mla": (8, 12, 1)}
 
@@ -103,9 +105,12 @@ def test_every_token_goes_to_one_row():
 @pytest.mark.parametrize("how", ["average", "pivot", "values"])
 def test_merging_brings_answers_nearer_where_keys_lie_in_clusters(how):
     """KL to what all rows say, of readers that look for one cluster each: it falls against the same rows unmerged."""
-    clusters, each, width = 4, 12, 16
+    clusters = 4
+    each = 12
+    width = 16
     rows = np.arange(0, clusters * each, each // 2, dtype=np.int32)  # as many of each
-    after, before = [], []
+    after = []
+    before = []
     for seed in range(6):
         rng = np.random.default_rng(seed)
         centres = rng.standard_normal((2, clusters, width)) * 2

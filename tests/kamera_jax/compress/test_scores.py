@@ -9,7 +9,9 @@ from kamera_jax.compress import scores
 from kamera_jax.kv import KV, KVSpec
 from kamera_jax.rope import RopeSpec
 
-LAYERS, ROWS, LENGTH = 2, 16, 13
+LAYERS = 2
+ROWS = 16
+LENGTH = 13
 INV = (1.0, 0.3, 0.1, 0.03)
 ROPE = RopeSpec(INV, 8)
 SPECS = {
@@ -45,7 +47,7 @@ def true_heads(spec, kv):
 def true_turn(x, at, layout):
     """The last 8 features of heads [..., T, H, D] rotated, as complex numbers."""
     x = np.float64(x)
-    still, own = x[..., :-8], x[..., -8:]
+    still, own = np.split(x, [x.shape[-1] - 8], axis=-1)
     first, second = (own[..., :4], own[..., 4:]) if layout == "half" else (own[..., ::2], own[..., 1::2])
     turned = (first + 1j * second) * np.exp(1j * np.multiply.outer(np.float64(at), INV))[:, None, :]
     if layout == "half":
@@ -191,7 +193,8 @@ def test_statistics_of_many_queries_are_their_formulas():
     for layer in range(LAYERS):
         own = np.float64(queries[layer, :LENGTH])
         rows = true_turn(keys[layer], np.arange(LENGTH), "half")
-        shares, products = np.zeros((2, 2, LENGTH)), np.zeros((2, 2, LENGTH))
+        shares = np.zeros((2, 2, LENGTH))
+        products = np.zeros((2, 2, LENGTH))
         for head in range(QUERY_HEADS):
             mean = own[:, head].mean(0)
             covariance = (own[:, head] - mean).T @ (own[:, head] - mean) / LENGTH
