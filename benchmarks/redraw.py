@@ -18,6 +18,7 @@ from benchmarks import (
     performance_page,
     reliability_page,
     report,
+    selection,
     session,
     session_page,
     smol_vl,
@@ -52,7 +53,8 @@ def pages(docs: Path) -> dict[Path, Callable[[], str]]:
 
     def codecs() -> str:
         text = (docs / "compression.md").read_text(encoding="utf-8")
-        return put(text, "measured", compression.table(read("compression")), "results-compression")
+        text = put(text, "measured", compression.table(read("compression")), "results-compression")
+        return put(text, "rows", selection.table(read("selection")), "results-selection")
 
     def _smol() -> str:
         return smol_vl.table(read("smol-vl"))

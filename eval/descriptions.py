@@ -95,6 +95,50 @@ METHODS: dict[str, MethodText] = {
     "patch:shallow": MethodText(
         "patch:shallow=M", "patch:shallow=12", "a patch of the shallow half alone; patch:shallow: every component"
     ),
+    "encoder-cache": MethodText(
+        "encoder-cache",
+        "encoder-cache",
+        "full prefill where a cache keeps media embeddings alone: its answers, and what that costs",
+    ),
+    "prefix-cache": MethodText(
+        "prefix-cache",
+        "prefix-cache",
+        "full prefill where a cache keeps prefixes: the first chunk is there, all behind it is run",
+    ),
+    "kvzip": MethodText(
+        "kvzip:R",
+        "kvzip:0.5",
+        "stores the share R of each chunk's rows that a replay of it behind itself reads most (arXiv 2505.23416)",
+    ),
+    "keydiff": MethodText(
+        "keydiff:R", "keydiff:0.5", "stores the share R of rows whose keys differ most from all (arXiv 2504.15364)"
+    ),
+    "leverage": MethodText(
+        "leverage:R", "leverage:0.5", "stores the share R of rows with most leverage on the keys (arXiv 2507.08143)"
+    ),
+    "knorm": MethodText(
+        "knorm:R",
+        "knorm:0.5",
+        "stores the share R of rows with the largest keys or the smallest, as a replay reads them, or :large, :small",
+    ),
+    "expected": MethodText(
+        "expected:R",
+        "expected:0.5",
+        "stores the share R of rows that queries like the chunk's own are to read behind it (arXiv 2510.00636)",
+    ),
+    "tri": MethodText(
+        "tri:R", "tri:0.5", "stores the share R of rows by the centres of the chunk's own queries (TriAttention)"
+    ),
+    "lookm": MethodText(
+        "lookm:R",
+        "lookm:0.5",
+        "stores all text, and the share R of media rows that the chunk reads most, merged by pivot (arXiv 2406.18139)",
+    ),
+    "merge": MethodText(
+        "merge:HOW",
+        "kvzip:0.5+merge:pivot",
+        "behind one of these: rows take in those left out, by average, pivot, weighted or values (arXiv 2406.18139)",
+    ),
     "int8": MethodText("int8", "int8", "stores chunks in 8 bits; patches are fitted to what comes back"),
     "kivi": MethodText(
         "kivi:B",
@@ -106,6 +150,11 @@ METHODS: dict[str, MethodText] = {
         "turbo:B",
         "turbo:4",
         "stores chunks in B bits by the best codebook of a normal distribution, randomly rotated (arXiv 2504.19874)",
+    ),
+    "xkv": MethodText(
+        "xkv:l:r",
+        "xkv:1:16",
+        "stores chunks as r components of l layers side by side, their own (arXiv 2503.18893); as xkv:1:16+kivi:4",
     ),
     "copy": MethodText(
         "copy:B", "copy:4", "keeps full prefill's KV itself in B bits, for this context alone: what reuse has to beat"
@@ -123,6 +172,17 @@ METHODS: dict[str, MethodText] = {
         "vlcache:R",
         "vlcache:0.05",
         "runs the first tokens of each chunk, fewer in deeper layers, R of them on average (arXiv 2512.12977)",
+    ),
+    "shift": MethodText(
+        "shift:N", "shift:8", "runs N tokens of each chunk, and adds their mean change to all its others (AgentKVShift)"
+    ),
+    "select": MethodText(
+        "select:R", "select:0.5", "asks of the share R of rows that the question itself reads most: knows the question"
+    ),
+    "prophet": MethodText(
+        "prophet:R",
+        "prophet:0.15",
+        "runs the share R of tokens that the question reads most, times their values (ProphetKV): knows the question",
     ),
     "oracle-tokens": MethodText(
         "oracle-tokens:R",
@@ -176,8 +236,8 @@ def filled(text: str, width: int = WIDTH) -> str:
 
 
 def method_of(name: str) -> MethodText | None:
-    """The text of a built-in method by its name as it was written, of one part; None for others."""
-    kind, _, number = name.partition(":")
+    """The text of a built-in method by its name as it was written, of its last part; None for others."""
+    kind, _, number = name.rpartition("+")[2].partition(":")
     if kind not in METHODS:
         return None
     if kind != "patch":

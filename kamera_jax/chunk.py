@@ -12,8 +12,9 @@ from jaxtyping import Array, Float
 from kamera_jax import patch as patches
 from kamera_jax.errors import MissingInputsError
 from kamera_jax.handle import Columns, Handle, host_columns, host_scalar
-from kamera_jax.identity import EXACT, UNNAMED, Identity, shared_rows
+from kamera_jax.identity import EXACT, UNNAMED, Identity, merged_rows, shared_rows
 from kamera_jax.kv import KV, Factors, KVSpec, Segment, Sketch
+from kamera_jax.merging import merged
 from kamera_jax.source import SourceField, kept_rows, mean_rows, taken_rows, token_rows
 
 _NOT_GIVEN: Any = object()
@@ -126,7 +127,8 @@ class Chunk(Handle):
 
         Args:
             kv: a `KV`, or other arrays [L, T, …].
-            shared: whether a row that several tokens share is their mean, as `kamera_jax.share_rows` makes it of KV, or
+            shared: whether a row that several tokens share is their mean, as `kamera_jax.share_rows` makes it of KV,
+                and one that took in others (``merge:…``) takes in those that are nearest to it in this KV; or a row is
                 that of the token at whose position it stands.
 
         Raises:
@@ -140,6 +142,9 @@ class Chunk(Handle):
         rows = kept_rows(self.positions, self.length, source.positions, source.length, describe(self))
         if shared and shared_rows(self.codec):
             kv = mean_rows(kv, rows, token_rows(source, rows), source.length)
+            rows = jnp.where(jnp.asarray(rows) < 0, -1, jnp.arange(len(rows), dtype=jnp.int32))
+        elif shared and (how := merged_rows(self.codec)):
+            kv = merged(kv, rows, source.length, heads=1 if self.spec is None else self.spec.heads, how=how)
             rows = jnp.where(jnp.asarray(rows) < 0, -1, jnp.arange(len(rows), dtype=jnp.int32))
         return taken_rows(kv, rows, self.length)
 

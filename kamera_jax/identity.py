@@ -28,6 +28,15 @@ EXACT = "exact"
 SHARED = "shared:"
 """With the threshold behind it, as in ``"shared:0.95"``: a codec of KV whose rows stand for several tokens each."""
 
+SELECTS = ("kvzip", "keydiff", "leverage", "knorm", "expected", "tri", "lookm")
+"""First words of the codecs of KV of which a share of the rows is kept, as in ``"kvzip:0.5"``."""
+
+MERGE = "merge:"
+"""With a way of merging behind it, as in ``"merge:pivot"``: a codec of KV whose rows took in those not kept."""
+
+LOOKM = "lookm"
+"""One of `SELECTS` that merges its rows too, by pivot."""
+
 Identity = tuple[str, str, str]
 """What stands somewhere, to the bit: a chunk's key, its codec, and its patch's key or nothing."""
 
@@ -38,6 +47,20 @@ UNNAMED = "?"
 def shared_rows(codec: str) -> str:
     """The part of a codec that says which tokens share rows, such as ``"shared:0.95"``; empty where none do."""
     return next((part for part in codec.split("+") if part.startswith(SHARED)), "")
+
+
+def merged_rows(codec: str) -> str:
+    """How the rows of a codec took in those that were not kept, such as ``"pivot"``; empty where they did not."""
+    parts = codec.split("+")
+    if any(part.partition(":")[0] == LOOKM for part in parts):
+        return "pivot"
+    return next((part.removeprefix(MERGE) for part in parts if part.startswith(MERGE)), "")
+
+
+def row_stages(codec: str) -> str:
+    """The parts of a codec that say which tokens' rows there are, and what stands in them; empty for a row a token."""
+    own = (part for part in codec.split("+") if part.partition(":")[0] in SELECTS or part.startswith((SHARED, MERGE)))
+    return "+".join(own)
 
 
 def content_key(fields: Mapping[str, Any]) -> str:

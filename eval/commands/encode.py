@@ -19,12 +19,15 @@ from eval.commands.library import KEY
 from eval.commands.names import COLUMNS, note_embedded, printable, shortened
 from eval.commands.outputs import UnfinishedError
 from eval.report.console import kibibytes
-from kamera_jax.errors import SharedRowsError
+from kamera_jax.compress.codec import codec
+from kamera_jax.compress.stage import RowStage
+from kamera_jax.errors import CodecError, SharedRowsError
 from kamera_jax.forward import preamble_chunk
-from kamera_jax.identity import canonical_key
+from kamera_jax.identity import EXACT, canonical_key
 from kamera_jax.inference.encode import encode_segment
+from kamera_jax.inference.selection import select_rows
 from kamera_jax.kv import Segment, bucket
-from kamera_jax.library.rows import Storage, check_storage
+from kamera_jax.library.rows import Storage
 from models import load
 from models.media.video_files import video_file
 from models.vlm import VisionLanguageModel
@@ -103,11 +106,12 @@ def encode_into(
         vlm: the model.
         library: open for writing.
         items: the files to encode; an item that cannot be read is reported, and the others are encoded.
-        storage: see `ChunkLibrary.put`.
+        storage: see `ChunkLibrary.put`; a codec that chooses rows may stand here too, for the model is at hand.
         share: threshold of `kamera_jax.share_rows` for what comes of videos; None to keep all rows.
         report: called for every item, once it is in the library.
     """
     done = Progressed()
+    rows, packed = stages_of(storage, share)
     waiting: list[tuple[int, kj.Chunk]] = []
 
     def put() -> None:
@@ -115,7 +119,7 @@ def encode_into(
             return
         try:
             origins = [done.items[place].origin for place, _ in waiting]
-            library.put_many([chunk for _, chunk in waiting], storage=storage, origins=origins)
+            library.put_many([chunk for _, chunk in waiting], storage=packed, origins=origins)
         except (ValueError, OSError) as error:
             done.broken = str(error)
         for place, _ in waiting:
@@ -129,7 +133,7 @@ def encode_into(
             shared = share if video_file(source.path) is not None else None
             for part, segment in _segments(vlm, source):
                 here = {chunk.key for _, chunk in waiting}
-                result, chunk = _tried(vlm, library, part.name, segment, here, shared)
+                result, chunk = _tried(vlm, library, part.name, segment, here, shared, rows)
                 origin = part.origin if _is_new(result) else replace(part.origin, encoded=None)
                 result = replace(result, origin=origin, note=part.note)
                 done.items.append(result)
@@ -150,6 +154,25 @@ def encode_into(
             done.items.pop()  # it came between the two lines above
     put()
     return done
+
+
+def stages_of(storage: Storage, share: float | None) -> tuple[Sequence[RowStage], Storage]:
+    """The stages of a storage that choose rows, which take the model, and what packs the rows that are left.
+
+    Raises:
+        CodecError: it is neither exact nor a codec, or chooses among rows that frames are to share.
+    """
+    if storage == EXACT:
+        return (), storage
+    try:
+        named = codec(storage)
+    except CodecError as error:
+        raise CodecError(f"storage is exact or a codec: {error}") from None
+    if named.rows and share is not None:
+        raise CodecError(
+            f"{storage!r:.80} chooses from a row for each token, and --share-frames makes fewer; leave one out"
+        )
+    return named.rows, named.storage
 
 
 def _key(done: Progressed) -> str:
@@ -182,11 +205,12 @@ def _tried(
     segment: Segment | str,
     waiting: set[str],
     share: float | None,
+    rows: Sequence[RowStage],
 ) -> tuple[Encoded, kj.Chunk | None]:
     if isinstance(segment, str):
         return Encoded(name, "failed", error=segment), None
     try:
-        return _encoded(vlm, library, name, segment, waiting, share)
+        return _encoded(vlm, library, name, segment, waiting, share, rows)
     except FAILURES as error:
         return Encoded(name, "failed", error=_reason(error)), None
 
@@ -198,6 +222,7 @@ def _encoded(
     segment: Segment,
     waiting: set[str],
     share: float | None,
+    rows: Sequence[RowStage],
 ) -> tuple[Encoded, kj.Chunk | None]:
     key = canonical_key(segment, vlm.spec, preamble_chunk(vlm).key)
     tokens = int(segment.length)
@@ -208,6 +233,7 @@ def _encoded(
     if share is not None:
         with suppress(SharedRowsError):  # one pair of frames, say, at the end of a file: it keeps all its rows
             chunk = kj.share_rows(vlm, chunk, share)
+    chunk = select_rows(vlm, chunk, rows)
     jax.block_until_ready(chunk.kv)
     seconds = time.perf_counter() - start
     return Encoded(name, "encoded", chunk.key, tokens, chunk.length, chunk.nbytes, seconds), chunk
@@ -230,7 +256,7 @@ def run(options: Namespace) -> dict[str, Any]:
     for source in files:
         if source.note:
             print(shortened(source.note, COLUMNS))
-    check_storage(options.storage)
+    stages_of(options.storage, options.share_frames)
     note_embedded(options.model)
     vlm = load(options.model, dtype=options.dtype)
     total = sum(source.count for source in files)

@@ -36,7 +36,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         default="exact",
         metavar="CODEC",
         help="exact: bit for bit (the default); int8: in half the bytes of bf16; kivi:4, kivi:2, saw:4, turbo:4: in so "
-        "many bits",
+        "many bits; kvzip:0.5+kivi:4: half the rows first",
     )
     command.add_argument(
         "--share-frames",

@@ -9,11 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eval.methods.kept import rows_of, selected, taken
 from kamera_jax.backbone import forward_flops
 from kamera_jax.batch.windows import BatchRunner, Stack, Windows, fit, through
+from kamera_jax.chunk import Chunk
 from kamera_jax.compress.codec import Codec, Shape
+from kamera_jax.compress.compressed import ROW_BYTES
+from kamera_jax.compress.stage import RowStage
 from kamera_jax.inference.orders import mean_of, orders_of
 from kamera_jax.kv import KV, Factors
+from kamera_jax.window.window import aligned
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,7 @@ class Batch:
         antecedents: by place, the chunks that a chunk's patch is formed behind where these are not those before it in
             the window.
         any_order: whether patches are formed behind these in several orders; see `kamera_jax.form_patch`.
+        kept: where the chunks keep a share of their rows, by place each context's, which says which; else empty.
     """
 
     runner: BatchRunner
@@ -41,6 +47,7 @@ class Batch:
     blind: Windows
     antecedents: Mapping[int, Sequence[Stack]] = field(default_factory=dict)
     any_order: bool = False
+    kept: tuple[tuple[Chunk, ...], ...] = ()
 
     @staticmethod
     def of(
@@ -83,9 +90,23 @@ class Batch:
 
     def slots(self, place: int, count: int | None = None) -> np.ndarray:
         """The slots of a chunk's first ``count`` tokens; of all its tokens by default."""
-        start = self.full.slots[place]
+        start = self.starts[place]
         length = self.chunks[place].length
         return np.arange(start, start + (length if count is None else min(count, length)))
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """The first slot of each chunk; chunks that keep fewer rows lie closer."""
+        sizes = [aligned(chunk.length) for chunk in self.chunks[:-1]]
+        return tuple(np.cumsum([aligned(self.runner.preamble_length), *sizes]).tolist())
+
+    @cached_property
+    def true_slots(self) -> np.ndarray:
+        """By context, where full prefill has the tokens whose rows lie at `reused_slots`: i32[E, n]."""
+        if not self.kept:
+            return np.broadcast_to(self.reused_slots, (self.count, len(self.reused_slots)))
+        there = [self.full.slots[place] + rows_of(self.kept[place]) for place in self.reused]
+        return np.concatenate([np.zeros((self.count, 0), int), *there], axis=1)
 
     @cached_property
     def reused_slots(self) -> np.ndarray:
@@ -103,13 +124,17 @@ class Batch:
 
     def conditioned(self, place: int) -> KV:
         """The KV of a chunk, run behind the chunks that its patch is formed behind."""
-        if place not in self.antecedents:
+        if place not in self.antecedents and not self.kept:
             return self.full.conditioned[place]
         if place not in self._conditioned:
-            behind = self.antecedents[place]
-            orders = orders_of(behind) if self.any_order else [behind]
-            formed = [self.runner.prefill([*order, self.chunks[place]]).conditioned[-1] for order in orders]
-            self._conditioned[place] = mean_of(formed)
+            if place in self.antecedents:
+                behind = self.antecedents[place]
+                orders = orders_of(behind) if self.any_order else [behind]
+                formed = [self.runner.prefill([*order, self.chunks[place]]).conditioned[-1] for order in orders]
+                conditioned = mean_of(formed)
+            else:
+                conditioned = self.full.conditioned[place]
+            self._conditioned[place] = taken(self.kept[place], conditioned) if self.kept else conditioned
         return self._conditioned[place]
 
     def served(self, codec: Codec | None) -> "Batch":
@@ -117,16 +142,29 @@ class Batch:
         if codec is None:
             return self
         if codec not in self._served:
+            own = self._keeping(codec.rows) if codec.rows else self
             heads = self.runner.vlm.spec.heads
-            chunks = [replace(chunk, kv=through(codec, chunk.kv, chunk.length, heads)) for chunk in self.chunks]
-            self._served[codec] = replace(self, chunks=tuple(chunks))
+            chunks = [replace(chunk, kv=through(codec, chunk.kv, chunk.length, heads)) for chunk in own.chunks]
+            self._served[codec] = replace(own, chunks=tuple(chunks))
         return self._served[codec]
 
     def kept_bytes(self, codec: Codec) -> float:
-        """Bytes of one context's chunks as a codec stores them."""
+        """Bytes of one context's chunks, as they are served here, as a codec stores them."""
         spec = self.runner.vlm.spec
         shape = Shape(spec.rot_dim, spec.free_dim, spec.heads)
-        return float(sum(codec.nbytes(chunk.length, spec.layers, shape) for chunk in self.chunks))
+        rows = ROW_BYTES * sum(chunk.length for chunk in self.chunks) if codec.rows else 0
+        return float(sum(codec.nbytes(chunk.length, spec.layers, shape, spec.dtype) for chunk in self.chunks) + rows)
+
+    def _keeping(self, rows: tuple[RowStage, ...]) -> "Batch":
+        """The same contexts with chunks that keep a share of their rows; chosen once for all that packs them."""
+        if rows not in self._kept:
+            kept = tuple(selected(self.runner, chunk, rows) for chunk in self.chunks)
+            self._kept[rows] = replace(self, chunks=tuple(Stack.of(own) for own in kept), kept=kept)
+        return self._kept[rows]
+
+    @cached_property
+    def _kept(self) -> "dict[tuple[RowStage, ...], Batch]":
+        return {}
 
     @cached_property
     def _served(self) -> "dict[Codec, Batch]":
@@ -242,7 +280,7 @@ class Method:
     def cost(self, batch: Batch, prepared: Sequence[Any]) -> Cost:
         """The cost of all parts together."""
         own = batch.served(self.codec)
-        kept = None if self.codec is None else batch.kept_bytes(self.codec)
+        kept = None if self.codec is None else own.kept_bytes(self.codec)
         return sum(
             (part.cost(own, each) for part, each in zip(self.parts, prepared, strict=True)), Cost(kept_bytes=kept)
         )

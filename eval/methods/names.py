@@ -3,13 +3,17 @@
 import re
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from itertools import takewhile
 from typing import Any
 
 from eval.descriptions import METHODS
 from eval.methods.base import Method, Part
 from eval.methods.compressed import Copied
+from eval.methods.questions import ByQuestion
 from eval.methods.reuse import (
     Blind,
+    CachedEncoder,
+    CachedPrefix,
     Full,
     Patched,
     bytes_budget,
@@ -19,6 +23,7 @@ from eval.methods.reuse import (
     most_budget,
     rank_budget,
 )
+from eval.methods.shift import MeanShift
 from eval.methods.sizes import patch_size
 from eval.methods.tokens import LargestDeviation, LayerBudgets, Leading, OracleTokens, Recomputed
 from eval.tasks.base import lacks
@@ -72,6 +77,8 @@ FILLS: dict[str, Callable[[str], Part]] = {
     "blind": lambda _: Blind(),
     "blind-norotate": lambda _: Blind(relocated=False),
     "patch": _patch,
+    "encoder-cache": lambda _: CachedEncoder(),
+    "prefix-cache": lambda _: CachedPrefix(),
     "copy": lambda text: Copied(codec(f"kivi:{text}")),
 }
 """Parts that fill a window; they stand first, or behind what the chunks are stored in."""
@@ -81,9 +88,21 @@ REPAIRS: dict[str, Callable[[str], Part]] = {
     "epic": lambda text: Recomputed(Leading(_whole("epic", text))),
     "mpic": lambda text: Recomputed(Leading(_whole("mpic", text), text_whole=True)),
     "vlcache": lambda text: Recomputed(LayerBudgets(_share("vlcache", text))),
+    "shift": lambda text: MeanShift(_whole("shift", text)),
+    "select": lambda text: ByQuestion(_share("select", text), again=False),
+    "prophet": lambda text: ByQuestion(_share("prophet", text), again=True),
     "oracle-tokens": lambda text: OracleTokens(_share("oracle-tokens", text)),
 }
 """Parts that repair some tokens of a window: behind another part and a +, or, standing first, of blind reuse."""
+
+BARE = ("full", "blind", "blind-norotate", "encoder-cache", "prefix-cache")
+"""Parts without a number."""
+
+ALONE = ("full", "blind-norotate", "encoder-cache", "prefix-cache", "copy")
+"""Parts that stand with no other."""
+
+LAST = ("select", "prophet")
+"""Parts behind which nothing stands: they wait for the question."""
 
 EXAMPLES = {name: text.example for name, text in METHODS.items()}
 """An example of every built-in method as it is written; `eval.descriptions.METHODS` says what each is."""
@@ -107,8 +126,10 @@ def parse(name: str) -> Method:
     parts: list[Part] = []
     texts = name.split("+")
     stored: Codec | None = None
-    if texts[0].partition(":")[0] in CODECS:
-        stored = codec(texts.pop(0))
+    stages = list(takewhile(lambda text: text.partition(":")[0] in CODECS, texts))
+    if stages:
+        stored = codec("+".join(stages))
+        texts = texts[len(stages) :]
         texts = texts if texts and texts[0].partition(":")[0] in FILLS else ["blind", *texts]
     for place, text in enumerate(texts):
         kind, given, number = text.partition(":")
@@ -120,13 +141,21 @@ def parse(name: str) -> Method:
             raise ValueError(f"{text!r} cannot stand in {name!r}: what chunks are stored in comes first, and once")
         if kind not in makers:
             raise UnknownMethodError(_unknown(text))
-        if text != "patch" and (text == "patch:" or bool(given) != (kind not in ("full", "blind", "blind-norotate"))):
+        if text != "patch" and (text == "patch:" or bool(given) != (kind not in BARE)):
             raise ValueError(f"{kind} is written {EXAMPLES[kind]}; got {text!r}")
-        alone = len(texts) > 1 and kind in ("full", "blind-norotate", "copy")
-        if (place and kind in FILLS) or alone or (stored is not None and kind in ("full", "copy")):
+        alone = (len(texts) > 1 and kind in ALONE) or (
+            stored is not None and kind in ALONE and kind != "blind-norotate"
+        )
+        if (place and kind in FILLS) or alone or (kind in LAST and place < len(texts) - 1):
             raise ValueError(
                 f"{text!r} cannot stand in {name!r}: what chunks are stored in comes first ({', '.join(CODECS)}), then "
-                f"blind or a patch, then what repairs tokens ({', '.join(REPAIRS)}); full and copy stand alone"
+                f"blind or a patch, then what repairs tokens ({', '.join(REPAIRS)}), {' and '.join(LAST)} last; "
+                f"{', '.join(ALONE)} stand alone"
+            )
+        if stored is not None and stored.rows and kind in REPAIRS:
+            raise ValueError(
+                f"{text!r} cannot stand in {name!r}: it runs or hides tokens at their slots, and chunks that keep a "
+                "share of their rows have no slot for each; leave the selection or the repair out"
             )
         parts.append(makers[kind](number))
     return Method(name, tuple(parts), stored)

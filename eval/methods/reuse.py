@@ -1,7 +1,7 @@
 """Parts that fill windows: full prefill, blind reuse, and reuse with patches."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -29,6 +29,33 @@ class Full:
     def cost(self, batch: Batch, prepared: None) -> Cost:
         """All tokens are run."""
         lengths = [chunk.length for chunk in batch.chunks]
+        return Cost(computed_tokens=float(sum(lengths)), flops=batch.tokens_flops(lengths))
+
+
+@dataclass(frozen=True)
+class CachedEncoder(Full):
+    """Full prefill where a cache keeps what the media tower gave: a row of cost beside it, with its answers.
+
+    FLOPs are the language model's, as everywhere, so that they are those of `Full`.
+    """
+
+    def cost(self, batch: Batch, prepared: None) -> Cost:
+        """All tokens are run; kept are embeddings of media, in the model's dtype, and the ids of text."""
+        kept = 0.0
+        for chunk, media in zip(batch.chunks, batch.is_media, strict=True):
+            row = chunk.segment.inputs["media"].shape[-1] if media else 0
+            size = row * jnp.dtype(batch.runner.vlm.spec.dtype).itemsize if media else 4
+            kept += chunk.length * size
+        return replace(super().cost(batch, prepared), kept_bytes=kept)
+
+
+@dataclass(frozen=True)
+class CachedPrefix(Full):
+    """Full prefill where a cache keeps prefixes: the first chunk stands where it stood, and all behind it is run."""
+
+    def cost(self, batch: Batch, prepared: None) -> Cost:
+        """The tokens behind the first chunk are run."""
+        lengths = [0, *(batch.chunks[place].length for place in batch.reused)]
         return Cost(computed_tokens=float(sum(lengths)), flops=batch.tokens_flops(lengths))
 
 

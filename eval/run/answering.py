@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 import kamera_jax as kj
 from eval.methods import Batch
+from eval.methods.questions import AskedWindows, ask
 from eval.tasks import Context, Question
 from eval.tasks.tokens import Tokens, segment_of, spelling
 from kamera_jax.backbone import Backbone
@@ -45,8 +46,8 @@ class Asked:
     def logits(self, runner: BatchRunner, windows: Windows) -> Float[Array, "E Q V"]:
         """Next-token logits of every question."""
         if self.at is None or self.places is None:
-            return runner.ask(windows, self.tails)
-        read = runner.ask(windows, self.tails, self.at)
+            return ask(runner, windows, self.tails)
+        read = ask(runner, windows, self.tails, self.at)
         contexts = np.arange(len(self.places))[:, None]
         return read[contexts, self.places[..., 0], self.places[..., 1]]
 
@@ -137,6 +138,10 @@ def generated(
     Raises:
         WindowFullError: question and answer stand beyond the model's length.
     """
+    if isinstance(windows, AskedWindows):
+        raise ValueError(
+            "a method that waits for the question is asked for next tokens; answers of several are not run"
+        )
     vlm = batch.runner.vlm
     tails = [int(vlm.tail(question.text).length) for context in contexts for question in context.questions]
     limit = vlm.spec.max_positions

@@ -1,12 +1,13 @@
 """The lines a run writes: one for each context, with every method's cost and error, and one for each sample."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from eval.methods import Batch, Method
 from eval.methods.recompute import deviation
@@ -15,6 +16,7 @@ from eval.run.folder import Record
 from eval.run.spectrum import spectra
 from eval.tasks import Context, Outline
 from kamera_jax.batch.windows import Windows
+from kamera_jax.kv import WindowState
 
 DIGITS = 6
 """Significant digits that are written: more than any comparison needs, fewer than rounding errors reach."""
@@ -69,7 +71,7 @@ def samples(batch: Batch, group: Sequence[Outline], drawn: Sequence[Context]) ->
 def note_costs(contexts: Sequence[Record], batch: Batch, method: Method, prepared: Any, windows: Windows) -> None:
     """Put a method's cost and KV error into the contexts' lines."""
     cost = method.cost(batch, prepared)
-    error = np.asarray(kv_error(batch, windows))
+    error = np.asarray(kv_error(batch, windows, batch.served(method.codec)))
     for e, record in enumerate(contexts):
         record["methods"][method.name] = {
             "bytes": _rounded(np.broadcast_to(cost.stored_bytes, batch.count)[e]),
@@ -131,15 +133,28 @@ def note_failure(contexts: Sequence[Record], samples: Sequence[Record], name: st
         sample["methods"].pop(name, None)
 
 
-def kv_error(batch: Batch, windows: Windows) -> Float[Array, "E L"]:
+def kv_error(batch: Batch, windows: Windows, served: Batch | None = None) -> Float[Array, "E L"]:
     """Frobenius error of the KV behind the first chunk, relative to the reference's, by context and layer.
 
-    It is measured on rotated and patched KV; rotation changes no norm.
+    It is measured on rotated and patched KV; rotation changes no norm. Where chunks keep a share of their rows, these
+    are held against the same tokens' rows.
+
+    Args:
+        batch: the contexts.
+        windows: filled by a method.
+        served: the contexts as the method serves them, where that says which rows there are.
     """
-    slots = batch.reused_slots
-    true = batch.full.state
-    wrong = deviation(windows.state, true)[..., slots].sum(-1)
-    return jnp.sqrt(wrong / deviation(true, jax.tree.map(jnp.zeros_like, true))[..., slots].sum(-1))
+    served = batch if served is None else served
+    true = _at(batch.full.state, jnp.asarray(served.true_slots, jnp.int32))
+    ours = _at(windows.state, jnp.broadcast_to(jnp.asarray(served.reused_slots, jnp.int32), served.true_slots.shape))
+    wrong = deviation(ours, true).sum(-1)
+    return jnp.sqrt(wrong / deviation(true, jax.tree.map(jnp.zeros_like, true)).sum(-1))
+
+
+def _at(state: WindowState, slots: Int[Array, "E n"]) -> WindowState:
+    """The KV at some slots of each context's window; the rest of the state is left as it is."""
+    rot, free = (jnp.take_along_axis(part, slots[:, None, :, None], axis=2) for part in (state.rot, state.free))
+    return replace(state, rot=rot, free=free)
 
 
 def _rounded(value: Any) -> float:

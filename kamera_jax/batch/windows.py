@@ -316,7 +316,7 @@ def fit_size(conditioned: KV, canonical: KV, length: int, size: Size) -> Factors
 @partial(jax.jit, static_argnames=("codec", "heads"))
 def through(codec: Codec, kv: KV, length: jax.Array | int, heads: int) -> KV:
     """KV of E chunks [E, L, T, ·] as it comes back from a codec."""
-    shape = Shape(kv.rot.shape[-1], kv.free.shape[-1], heads)
+    shape = Shape(kv.rot.shape[-1], kv.free.shape[-1], heads, kv.rot.shape[1])
 
     def one(kv: KV) -> KV:
         return codec.decode(codec.encode(kv, length, heads), length, shape, kv.rot.dtype)

@@ -7,10 +7,13 @@ import jax
 from jaxtyping import Array, Shaped
 
 from kamera_jax.chunk import Chunk
-from kamera_jax.compress.codec import Shape, codec
+from kamera_jax.compress.codec import Codec, Shape, check_packs, codec
 from kamera_jax.handle import Handle
-from kamera_jax.identity import EXACT
+from kamera_jax.identity import EXACT, row_stages
 from kamera_jax.kv import KV
+
+ROW_BYTES = 2
+"""Of a chosen row, which token it is of: a chunk has fewer than 65,536."""
 
 
 def codec_of(before: str, storage: str) -> str:
@@ -18,6 +21,19 @@ def codec_of(before: str, storage: str) -> str:
     if storage == EXACT:
         return before
     return storage if before == EXACT else f"{before}+{storage}"
+
+
+def packing(storage: str) -> Codec:
+    """The codec of a storage; ``"exact"`` packs nothing.
+
+    Raises:
+        CodecError: there is no such codec, or it says which rows a chunk has, for which it takes the model.
+    """
+    if storage == EXACT:
+        return Codec(EXACT, ())
+    named = codec(storage)
+    check_packs(named)
+    return named
 
 
 @no_type_check  # a pytree is rebuilt with whatever a transformation puts in its leaves
@@ -49,7 +65,7 @@ class Compressed(Handle):
     def of(chunk: Chunk, storage: str) -> "Compressed":
         """Pack a chunk; its values are not looked at."""
         shape = Shape.of(chunk.kv, chunk.spec)
-        leaves = codec(storage).encode(chunk.kv, chunk.length, shape.heads)
+        leaves = packing(storage).encode(chunk.kv, chunk.length, shape.heads)
         rest = chunk.keeping(kv=jax.tree.map(lambda rows: rows[:, :0], chunk.kv))
         return Compressed(leaves, rest, storage)
 
@@ -70,14 +86,18 @@ class Compressed(Handle):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the KV over valid rows as stored, with scales; `Chunk.nbytes` is what it was."""
+        """Bytes of the KV over valid rows as stored, with scales, and which rows were chosen in 16 bits each.
+
+        `Chunk.nbytes` is what it was.
+        """
         kv = self.rest.kv
-        return codec(self.storage).nbytes(self.length, kv.rot.shape[0], Shape.of(kv, self.rest.spec))
+        shape = Shape.of(kv, self.rest.spec)
+        stored = packing(self.storage).nbytes(self.length, shape.layers, shape, kv.rot.dtype)
+        return stored + (ROW_BYTES * self.length if row_stages(self.rest.codec) else 0)
 
     def restore(self) -> Chunk:
         """The chunk that is served: same key, KV to within the codec's error, and a codec that says so."""
         empty = self.rest.kv
-        kv: KV = codec(self.storage).decode(
-            self.leaves, self.rest.length, Shape.of(empty, self.rest.spec), empty.rot.dtype
-        )
+        shape = Shape.of(empty, self.rest.spec)
+        kv: KV = packing(self.storage).decode(self.leaves, self.rest.length, shape, empty.rot.dtype)
         return self.rest.keeping(kv=kv, codec=self.codec)

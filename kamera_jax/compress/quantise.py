@@ -7,7 +7,7 @@ past the length come back as zero, and take no part in any scale.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -15,38 +15,22 @@ import numpy as np
 
 from kamera_jax import int8
 from kamera_jax.compress.packing import last_row_past, pack, packed_width, unpack, zeros_past
+from kamera_jax.compress.stage import QUANTISE, Basis, Layout, Layouts, Leaves
+from kamera_jax.errors import CodecError
 
 GROUP = 32
 """Values that share a scale in KIVI's quantiser (arXiv 2402.02750)."""
 
+WIDEST = 1024
+"""Features of a head that are turned at random, at most."""
+
 HADAMARD = 128
 """Largest order of a Hadamard rotation, as SAW-INT4 has it."""
-
-Leaves = dict[str, jax.Array]
-"""Arrays with L leading, by name; ``codes`` among them."""
-
-
-class Layout(NamedTuple):
-    """What a part of KV is.
-
-    Attributes:
-        rows: T.
-        width: F.
-        heads: H that F splits into.
-        keys: whether these are what RoPE rotates.
-        latent: whether these are an MLA's latents.
-    """
-
-    rows: int
-    width: int
-    heads: int
-    keys: bool
-    latent: bool
 
 
 @runtime_checkable
 class Quantiser(Protocol):
-    """The last stage of a codec."""
+    """What quantises one part."""
 
     @property
     def bits(self) -> int:
@@ -64,6 +48,74 @@ class Quantiser(Protocol):
     def row_bytes(self, length: int, layout: Layout) -> int:
         """Bytes of one layer's valid rows as stored, scales included."""
         ...
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """The stage that quantises every part by itself; see `kamera_jax.compress.stage.Stage`.
+
+    Attributes:
+        quantiser: what it does to each.
+    """
+
+    quantiser: Quantiser
+    kind: ClassVar[str] = QUANTISE
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def bits(self) -> int:
+        """Bits of a code."""
+        return self.quantiser.bits
+
+    def width(self, layout: Layout) -> int:
+        """Bytes of a row's codes."""
+        return packed_width(layout.width, self.bits)
+
+    def check(self, given: Layouts) -> None:
+        """Raise CodecError for heads that do not fit: a codebook of a normal distribution turns whole heads."""
+        for layout in given.values():
+            if layout.width < 1 or layout.heads < 1 or layout.width % layout.heads:
+                raise CodecError(f"KV of {layout.width} features does not split into {layout.heads} heads")
+            dim = layout.width // layout.heads
+            if isinstance(self.quantiser, Normal) and dim > WIDEST:
+                raise CodecError(f"turbo:{self.bits} turns heads of at most {WIDEST} features; got {dim}")
+
+    def left(self, given: Layouts) -> dict[str, Layout]:
+        """Nothing."""
+        return {}
+
+    def encode(
+        self, parts: Mapping[str, jax.Array], length: jax.Array | int, given: Layouts, basis: Basis
+    ) -> tuple[dict[str, jax.Array], Leaves]:
+        """See `Stage`."""
+        leaves: Leaves = {}
+        for part, layout in given.items():
+            for kind, array in self.quantiser.encode(parts[part], layout.valid(length), layout).items():
+                leaves[part if kind == "codes" else f"{part}_{kind}"] = array
+        return {}, leaves
+
+    def decode(
+        self,
+        parts: Mapping[str, jax.Array],
+        leaves: Mapping[str, jax.Array],
+        length: jax.Array | int,
+        given: Layouts,
+        basis: Basis,
+    ) -> dict[str, jax.Array]:
+        """See `Stage`."""
+        decoded = {}
+        for part, layout in given.items():
+            own = {
+                "codes" if name == part else name.removeprefix(f"{part}_"): array
+                for name, array in leaves.items()
+                if name == part or name.startswith(f"{part}_")
+            }
+            decoded[part] = self.quantiser.decode(own, layout.valid(length), layout)
+        return decoded
+
+    def nbytes(self, given: Layouts) -> int:
+        """See `Stage`."""
+        return sum(layout.layers * self.quantiser.row_bytes(layout.rows, layout) for layout in given.values())
 
 
 def steps(values: jax.Array, bits: int) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -6,11 +6,13 @@ import numpy as np
 from kamera_jax.arguments import check_type
 from kamera_jax.backbone import Backbone
 from kamera_jax.chunk import Chunk, describe
-from kamera_jax.compress.codec import PARTS, Shape, check_storable
+from kamera_jax.compress.codec import Shape, check_storable
 from kamera_jax.compress.codec import codec as codec_named
 from kamera_jax.compress.compressed import Compressed
+from kamera_jax.compress.stage import PARTS
 from kamera_jax.errors import DonatedError
 from kamera_jax.handle import deleted, traced
+from kamera_jax.inference.selection import select_rows
 from kamera_jax.window.checks import check_encoded_by
 
 
@@ -26,10 +28,18 @@ def compress(vlm: Backbone, chunk: Chunk, codec: str) -> Compressed:
         codec: what its KV goes through: ``"int8"``; ``"kivi:B"``, keys by channel and values by token in groups of 32,
             and ``"kivi:B:channel"``, values by channel too (arXiv 2402.02750); ``"saw:B"``, Hadamard blocks, then by
             token and head; ``"turbo:B"``, the best codebook of a normal distribution behind a random rotation; with B
-            bits from 1 to 8.
+            bits from 1 to 8. Before these may stand what keeps a share R of the rows, one choice for all layers and
+            heads, at their own positions: ``"kvzip:R"``, what a replay of the chunk behind itself reads (arXiv
+            2505.23416); ``"keydiff:R"``, ``"leverage:R"`` and ``"knorm:R"`` (``:small`` or ``:large``, else as the
+            replay reads), keys alone; ``"expected:R"`` and ``"tri:R"``, statistics of the chunk's own queries; and then
+            ``"merge:average"``, ``"pivot"``, ``"weighted"`` or ``"values"``, by which they take in the others (LOOK-M,
+            arXiv 2406.18139). ``"lookm:R"`` keeps all text and the share R of media that the chunk itself reads most,
+            and merges by pivot.
 
     Raises:
-        CodecError: there is no such codec, or the KV has values that it cannot store.
+        CodecError: there is no such codec, or the KV has values that it cannot store, or rows cannot be chosen: they
+            are already, or the chunk is being traced. MissingInputsError: they are chosen of a chunk without a source.
+            BackboneError: they are chosen by queries, which the model does not collect.
         ModelMismatchError: another model encoded the chunk. DonatedError: its arrays were given away.
     """
     check_type(chunk, Chunk, "chunk", "encode(vlm, item) makes one of text or an image")
@@ -38,7 +48,8 @@ def compress(vlm: Backbone, chunk: Chunk, codec: str) -> Compressed:
     if deleted(chunk):
         raise DonatedError(f"the arrays of {describe(chunk)} were donated; compress what took their place")
     named.check_shape(Shape.of(chunk.kv, chunk.spec))
-    if not traced(*jax.tree.leaves(chunk.kv)):
+    chunk = select_rows(vlm, chunk, named.rows)
+    if named.packing and not traced(*jax.tree.leaves(chunk.kv)):
         for part in PARTS:
             check_storable(np.asarray(getattr(chunk.kv, part)), chunk.length, f"kv.{part}", codec)
-    return Compressed.of(chunk, codec)
+    return Compressed.of(chunk, named.storage)

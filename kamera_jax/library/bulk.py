@@ -1,6 +1,6 @@
 """Whole packs at once: onto the devices of a mesh through Orbax, onto one by reading the files."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from kamera_jax.chunk import Chunk
-from kamera_jax.compress.codec import codec
-from kamera_jax.compress.compressed import codec_of
+from kamera_jax.compress.compressed import codec_of, packing
 from kamera_jax.errors import ChunkNotFoundError, LibraryCorruptError
 from kamera_jax.identity import EXACT
-from kamera_jax.library.fields import check_kv, packed_shape
+from kamera_jax.library.fields import check_kv, grouped, packed_shape
 from kamera_jax.library.packs import Pack
 from kamera_jax.library.reading import Reader
 from kamera_jax.library.rows import chunk_of
@@ -80,7 +79,8 @@ def restore(pack: Pack, live: Sequence[str], sharding: Where | None, *, verified
     if sharding is None:
         loaded = {name: jax.device_put(array, may_alias=True) for name, array in pack.whole(verified=verified).items()}
     else:
-        targets = {name: _target(name, *at, sharding) for name, at in manifest.arrays.items()}
+        mixed = {group for group, keys in groups.items() if grouped(manifest.entries[keys[0]]["about"])}
+        targets = {name: _target(name, *at, sharding, mixed) for name, at in manifest.arrays.items()}
         with ThreadPoolExecutor(1) as pool:
             checking = pool.submit(pack.check) if verified else None
             loaded = pack.restored(targets)
@@ -117,9 +117,12 @@ def _groups(pack: Pack) -> dict[str, list[str]]:
     return groups
 
 
-def _target(name: str, dtype: Any, shape: tuple[int, ...], sharding: jax.sharding.Sharding) -> Any:
-    # Codes of few bits are split once they are unpacked.
-    whole = dtype == np.uint8 or name.partition(".")[2] not in ("kv.rot", "kv.free")
+def _target(
+    name: str, dtype: Any, shape: tuple[int, ...], sharding: jax.sharding.Sharding, mixed: Collection[str]
+) -> Any:
+    # Codes of few bits, and components of features or layers, are split once they are unpacked.
+    group, _, leaf = name.partition(".")
+    whole = dtype == np.uint8 or leaf not in ("kv.rot", "kv.free") or group in mixed
     if whole and isinstance(sharding, jax.sharding.NamedSharding):
         sharding = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
     try:
@@ -143,13 +146,13 @@ def _stacked(
     manifest = pack.manifest
     leaves = {name.partition(".")[2]: array for name, array in loaded.items() if name.partition(".")[0] == group}
     about = tuple(dict(manifest.entries[key]["about"]) for key in keys)
-    if about[0]["storage"] != EXACT:
-        leaves |= _unpacked(about, {name: leaves.pop(name) for name in codec(about[0]["storage"]).names}, sharding)
     for name, leaf in manifest.leaves(keys[0]).items():
         if not leaf.array:
             leaves[name] = jnp.zeros((len(keys), *leaf.shape), leaf.dtype)
         elif leaf.dtype == bool:
             leaves[name] = leaves[name].astype(bool)
+    if about[0]["storage"] != EXACT:
+        leaves |= _unpacked(about, {name: leaves.pop(name) for name in packing(about[0]["storage"]).names}, sharding)
     return Stacked(tuple(key if key in live else None for key in keys), leaves, about, manifest.specs)
 
 
@@ -157,7 +160,7 @@ def _unpacked(
     about: Sequence[Plain], leaves: dict[str, jax.Array], sharding: jax.sharding.Sharding | None
 ) -> dict[str, jax.Array]:
     """KV [N, L, T, ·] of chunks in few bits."""
-    packed = codec(about[0]["storage"])
+    packed = packing(about[0]["storage"])
     shape = packed_shape(about[0], leaves)
     lengths = jnp.asarray([each["length"] for each in about], jnp.int32)
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from kamera_jax.compress.codec import INT8, Shape, codec
-from kamera_jax.compress.packing import packed_width
+from kamera_jax.compress.codec import INT8, Shape
+from kamera_jax.compress.compressed import packing
 from kamera_jax.dtypes import FLOATS
 from kamera_jax.errors import CodecError
 from kamera_jax.identity import EXACT, shared_rows
@@ -119,6 +119,7 @@ _CHUNK: Rules = {
 }
 _PATCH: Rules = {**_OF_BOTH, "chunk": _KEY_RULE, "ranks": _SIZES, "components": _SIZE, "rows": _SIZE}
 _PACKED: Rules = dict.fromkeys(("rot", "free", "heads"), _SIZE)
+_GROUPED: Rules = {"layers": (lambda value: _is_size(value) and value > 0, "a whole number from 1 to 2^31")}
 _SKETCH: Rules = {"layers": _SIZES, "weights": _NUMBERS, "tokens": _SIZE}
 _ORIGIN: Rules = {
     "file": (
@@ -218,15 +219,16 @@ def check_kv(about: Mapping[str, Any], leaves: Arrays) -> None:
     if not _is_text(storage):
         raise ValueError(f"the chunk is stored as {_short(storage)}; expected exact, or the name of a codec")
     try:
-        packed = codec(storage)
+        packed = packing(storage)
     except CodecError as error:
         raise ValueError(f"the chunk is stored as {_short(storage)}: {error}") from None
     if about.get("dtype") not in FLOATS:
         raise ValueError(f"KV of {_short(about.get('dtype'))} is not stored as {storage}; of {', '.join(FLOATS)} it is")
     shape = packed_shape(about, leaves)
-    for name, part, width in (("kv.rot", rot, shape.rot), ("kv.free", free, shape.free)):
-        if part.shape[2] != packed_width(width, packed.bits):
-            raise ValueError(f"{name} is {_array(part)}; expected {width} features in {packed.bits} bits each")
+    for name, width in packed.widths(rot.shape[1], shape).items():
+        part = leaves[f"kv.{name}"]
+        if part.shape[2] != width:
+            raise ValueError(f"kv.{name} is {_array(part)}; expected {width} on the last axis, as {storage} packs it")
     for name, wanted in packed.arrays(rot.shape[0], rot.shape[1], shape, about["dtype"]).items():
         leaf = leaves.get(name)
         if leaf is None or np.dtype(leaf.dtype) != wanted.dtype or tuple(leaf.shape) != wanted.shape:
@@ -238,7 +240,17 @@ def packed_shape(about: Mapping[str, Any], leaves: Arrays) -> Shape:
     if about["storage"] == INT8:
         return Shape(leaves["kv.rot"].shape[2], leaves["kv.free"].shape[2], 1)
     _check_fields(about.get("packed"), _PACKED, "the chunk's packed KV")
-    return Shape(**{name: about["packed"][name] for name in _PACKED})
+    layers = 0
+    if not packing(about["storage"]).by_layer:
+        _check_fields(about["packed"], _GROUPED, "the chunk's packed KV")
+        layers = about["packed"]["layers"]
+    return Shape(**{name: about["packed"][name] for name in _PACKED}, layers=layers)
+
+
+def grouped(about: Mapping[str, Any]) -> bool:
+    """Whether a chunk is stored so that a layer's KV takes more than that layer's arrays to restore."""
+    packed = about.get("packed")
+    return isinstance(packed, Mapping) and "layers" in packed
 
 
 def check_patch(about: Any, leaves: Arrays) -> None:

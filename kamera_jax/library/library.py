@@ -19,6 +19,7 @@ from kamera_jax.library.bulk import Stacked, Where
 from kamera_jax.library.commit import LOCK, STAGING, Committer, named_errors
 from kamera_jax.library.facts import Collected, Exchanged, Item, LibraryReport, LibraryStats
 from kamera_jax.library.failures import reading_errors
+from kamera_jax.library.fields import grouped
 from kamera_jax.library.files import locked
 from kamera_jax.library.forked import check_unforked
 from kamera_jax.library.index import Index
@@ -198,7 +199,9 @@ class ChunkLibrary:
         return patch_of(about, leaves)
 
     def get_kv(self, key: str, layers: slice = slice(None)) -> KV:
-        """KV of some layers of a chunk, of which alone the bytes are read; raises as `get`.
+        """KV of some layers of a chunk; of these alone the bytes are read, unless layers are stored together.
+
+        Raises as `get`.
 
         Args:
             key: of the chunk.
@@ -215,7 +218,8 @@ class ChunkLibrary:
             key, "chunks", wanted=lambda name: name.startswith("kv."), layers=layers
         )
         kv = kv_leaves(about, leaves)
-        return KV(jnp.asarray(kv["kv.rot"]), jnp.asarray(kv["kv.free"]))
+        parts = (jnp.asarray(kv[name]) for name in ("kv.rot", "kv.free"))
+        return KV(*(part[layers] if grouped(about) else part for part in parts))
 
     def patches(self, key: str, antecedents: Sequence[str] | None = None) -> tuple[Patch, ...]:
         """The patches of a chunk, in the order of their keys; the chunk is not read, and need not be there.

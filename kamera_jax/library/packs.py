@@ -14,7 +14,7 @@ import numpy as np
 
 from kamera_jax.errors import LibraryCorruptError, NotRegularError, UnstorableError
 from kamera_jax.library import arrays
-from kamera_jax.library.fields import check_about
+from kamera_jax.library.fields import check_about, grouped
 from kamera_jax.library.files import MALFORMED, SEALED_BYTES, digests, read_sealed, sha256, sync_tree, write_sealed
 from kamera_jax.library.manifest import Leaf, Manifest, arranged
 from kamera_jax.library.opening import check_folders, folder_stamp, kind_of, open_regular
@@ -106,7 +106,7 @@ class Pack:
         Args:
             key: of the row.
             wanted: which arrays to read, by name; all by default.
-            layers: of ``kv.*``; step 1.
+            layers: of ``kv.*``; step 1. All are read where they are stored together (`grouped`).
             verified: compare what is read with its digests.
 
         Raises:
@@ -115,6 +115,8 @@ class Pack:
         """
         with self.manifest_errors():
             about = dict(self.manifest.entries[key]["about"])
+            if grouped(about):
+                layers = slice(None)
             leaves = {name: leaf for name, leaf in self.manifest.leaves(key).items() if wanted is None or wanted(name)}
             read = {name: self._read(name, leaf, layers, verified) for name, leaf in leaves.items()}
             return about, self.manifest.specs.get(str(about.get("spec"))), read
@@ -143,8 +145,6 @@ class Pack:
             raise LibraryCorruptError(f"the manifest of pack {self.folder} says what cannot be; {REMEDY}") from error
 
     def _read(self, name: str, leaf: Leaf, layers: slice, verified: bool, into: np.ndarray | None = None) -> np.ndarray:
-        if not leaf.array:
-            return np.zeros(leaf.shape, leaf.dtype)
         shape = leaf.shape
         start = leaf.start
         parts = blocks(name, leaf.shape)
@@ -155,6 +155,8 @@ class Pack:
             count = max(stop - first, 0)
             shape = (count, *shape[1:])
             start = start + first * (leaf.nbytes // parts)
+        if not leaf.array:
+            return np.zeros(shape, leaf.dtype)
         if into is None:
             into = _aligned(self._size(leaf.array, leaf.nbytes // parts * count))
         path = os.path.join(self._place, self._data[leaf.array])

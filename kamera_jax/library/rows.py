@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import jax
@@ -11,8 +11,9 @@ import numpy as np
 
 from kamera_jax.arguments import check_type
 from kamera_jax.chunk import Chunk, Patch
-from kamera_jax.compress.codec import INT8, PARTS, Codec, Shape, check_storable, codec
-from kamera_jax.compress.compressed import codec_of
+from kamera_jax.compress.codec import INT8, Codec, Shape, check_storable
+from kamera_jax.compress.compressed import codec_of, packing
+from kamera_jax.compress.stage import PARTS
 from kamera_jax.errors import CodecError, DonatedError, LibraryCorruptError, MissingKeyError, UnstorableError
 from kamera_jax.handle import deleted
 from kamera_jax.identity import EXACT, content_key
@@ -124,10 +125,8 @@ def row_of(item: Chunk | Patch, storage: Storage, origin: Origin | None = None) 
 
 def check_storage(storage: Any) -> None:
     """Raise CodecError unless it is ``"exact"`` or names a codec."""
-    if storage == EXACT:
-        return
     try:
-        codec(storage)
+        packing(storage)
     except CodecError as error:
         raise CodecError(f"storage is exact or a codec: {error}") from None
 
@@ -162,10 +161,11 @@ def _chunk_row(chunk: Chunk, storage: Storage, origin: Origin | None) -> Row:
     if storage != EXACT:
         if leaves["kv.rot"].dtype != leaves["kv.free"].dtype:
             raise ValueError(f"kv.rot and kv.free have different dtypes, of which {storage} keeps one; put it as it is")
+        by = packing(storage)
         shape = Shape.of(chunk.kv, chunk.spec)
-        leaves |= _packed(codec(storage), leaves, chunk, shape)
+        leaves |= _packed(by, leaves, chunk, shape)
         if storage != INT8:
-            about["packed"] = asdict(shape)
+            about["packed"] = (replace(shape, layers=0) if by.by_layer else shape).plain
     check_chunk(about, plain, leaves)
     return _checked(Row(chunk.key, "chunks", about, plain, leaves, _digests(leaves)))
 
@@ -346,7 +346,7 @@ def kv_leaves(about: Mapping[str, Any], leaves: Mapping[str, Any]) -> dict[str, 
             return {name: leaves[name] for name in ("kv.rot", "kv.free")}
         if about["storage"] == INT8:
             return int8.restored(leaves, DTYPES[about["dtype"]])
-        kv = codec(about["storage"]).decode(leaves, about["length"], packed_shape(about, leaves), about["dtype"])
+        kv = packing(about["storage"]).decode(leaves, about["length"], packed_shape(about, leaves), about["dtype"])
         return {"kv.rot": kv.rot, "kv.free": kv.free}
 
 

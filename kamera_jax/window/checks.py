@@ -16,7 +16,7 @@ from kamera_jax.errors import (
     WindowFullError,
 )
 from kamera_jax.handle import deleted, traced
-from kamera_jax.identity import shared_rows
+from kamera_jax.identity import row_stages
 from kamera_jax.kv import WindowState, check_length
 from kamera_jax.window.window import Window
 
@@ -167,8 +167,8 @@ def check_pair(chunk: Chunk, patch: Patch) -> None:
 
 
 def is_of_rows(patch: Patch, chunk: Chunk) -> bool:
-    """Whether a patch of a chunk was fitted to the rows that this copy of it has, or to others that tokens share."""
-    return shared_rows(patch.codec) == shared_rows(chunk.codec)
+    """Whether a patch of a chunk was fitted to the rows that this copy of it has: kept, shared and merged alike."""
+    return row_stages(patch.codec) == row_stages(chunk.codec)
 
 
 def check_place(window: Window, at: int | None) -> int:

@@ -90,7 +90,7 @@ def test_bytes_are_those_of_what_is_stored(batch):
         ("kivi:4+copy:2", "cannot stand in"),
         ("copy:2+epic:4", "cannot stand in"),
         ("patch:4+kivi:4", "comes first, and once"),
-        ("kivi:4+saw:4", "comes first, and once"),
+        ("kivi:4+saw:4", "cannot stand behind quantise"),
         ("kivi+patch:4", "kivi needs bits"),
         ("kivi:4:rows+patch:4", "options that kivi does not know"),
         ("copy:9", "bits from 1 to 8"),
@@ -108,6 +108,7 @@ def test_codecs_stand_before_blind_reuse_patches_and_repairs():
         method = parse(name)
         assert method.name == name and method.codec.name == name.partition("+")[0]
     assert len(parse("kivi:4+epic:4").parts) == len(parse("kivi:4+blind+epic:4").parts) == 2
+    assert parse("xkv:1:8+kivi:4+patch:4").codec.name == "xkv:1:8+kivi:4"
     assert parse("patch:4").codec is None
 
 

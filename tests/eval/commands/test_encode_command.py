@@ -297,6 +297,22 @@ def test_names_are_shortened_in_their_middle(name, columns, short):
     assert found == short
 
 
+def test_rows_are_chosen_where_the_model_is(folder, tmp_path):
+    """A library alone cannot: what is encoded keeps them, and is packed behind that."""
+    name = "kvzip:0.5+merge:pivot+kivi:4"
+    assert encode(folder, tmp_path / "lib", tmp_path / "a.json", "--storage", name) == 0
+    library = kj.ChunkLibrary.open(tmp_path / "lib")
+    vlm = load("kamera-tiny-gqa")
+    fresh = kj.encode(vlm, folder / "1.png")
+    stored = library.get(fresh.key)
+    packed = kj.compress(vlm, fresh, name)
+    assert stored == packed.restore() and stored.codec == name and stored.length == fresh.length // 2
+    np.testing.assert_allclose(stored.kv.rot, packed.restore().kv.rot, atol=1e-5)
+    for wrong, more in (("kvzip:0.5", ["--share-frames", "0.9"]), ("merge:pivot", []), ("kivi", [])):
+        assert encode(folder, tmp_path / "other", tmp_path / "b.json", "--storage", wrong, *more) != 0
+    assert not (tmp_path / "other").exists()
+
+
 def test_frames_of_a_video_share_rows(tmp_path, capsys):
     """Of a still picture every token has one row for all frames; images, texts, and all by default keep their rows."""
     (tmp_path / "items").mkdir()

@@ -10,7 +10,7 @@ from kamera_jax.errors import CodecError, DonatedError, LibraryCorruptError, Mod
 from kamera_jax.library.fields import check_kv
 from models import load
 
-NAMES = ("int8", "kivi:4", "kivi:2:channel", "saw:4", "turbo:3")
+NAMES = ("int8", "kivi:4", "kivi:2:channel", "saw:4", "turbo:3", "xkv:1:4", "xkv:2:4+kivi:4")
 
 
 @pytest.fixture(
@@ -129,7 +129,13 @@ def test_ways_of_storing_lie_beside_each_other(vlm, chunks, tmp_path):
         ("kivi:4:rows", "options that kivi does not know"),
         ("saw:4:channel", "options that saw does not know"),
         ("int8:4", "no codec"),
-        ("kivi:4+int8", "bits from 1 to 8"),
+        ("kivi:4+int8", "'int8' .quantise. cannot stand behind quantise in 'kivi:4.int8': stages stand in the order"),
+        ("kivi:4+xkv:1:8", "'xkv:1:8' .low rank. cannot stand behind quantise"),
+        ("xkv:1:8+xkv:2:8", "at most one of each"),
+        ("xkv:1:8+", "no codec ''"),
+        ("xkv:8", "xkv needs how many layers"),
+        ("xkv:0:8", "xkv needs how many layers"),
+        ("xkv:1:8:2", "xkv needs how many layers"),
         ("", "no codec"),
     ],
 )

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kamera_jax.compress.codec import CODECS, Shape, codec
+from kamera_jax.compress.codec import Shape, codec
 from kamera_jax.compress.packing import pack, packed_width, unpack
 from kamera_jax.compress.quantise import GROUP, codebook, hadamard, random_rotation
 from kamera_jax.kv import KV
@@ -105,7 +105,7 @@ def test_stored_bytes_are_those_of_the_arrays(kind, name):
     for rows in (1, 16, 32, 128):
         by = codec(name)
         leaves = by.encode(kv_of(shape, rows=rows), rows, shape.heads)
-        assert sum(leaf.nbytes for leaf in leaves.values()) == by.nbytes(rows, LAYERS, shape)
+        assert sum(leaf.nbytes for leaf in leaves.values()) == by.nbytes(rows, LAYERS, shape, "float32")
         given = {name: (leaf.shape, leaf.dtype) for name, leaf in leaves.items()}
         wanted = by.arrays(LAYERS, rows, shape, "float32")
         assert given == {name: (leaf.shape, leaf.dtype) for name, leaf in wanted.items()}
@@ -217,7 +217,7 @@ def test_random_rotations_are_orthogonal_and_always_the_same():
 def test_more_bits_lose_less():
     shape = SHAPES["gqa"]
     kv = kv_of(shape)
-    for kind in CODECS[1:]:
+    for kind in ("kivi", "saw", "turbo"):
         errors = [
             float(jnp.linalg.norm(through(f"{kind}:{bits}", kv, ROWS, shape).rot - kv.rot)) for bits in range(1, 9)
         ]

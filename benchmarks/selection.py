@@ -1,0 +1,98 @@
+"""Chunks that keep a share of their rows beside each other: `python -m benchmarks.selection measure | page`.
+
+`make results-selection` runs both.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from eval import evaluate
+from eval.report.readme import put
+from eval.report.run_tables import cell
+from models import load
+
+ATTENTIONS = ("gqa", "mla", "mha")
+LIMIT = 10
+"""Contexts of each of three seeds: four fifths of six questions of each are of two hops."""
+
+SHARES = (0.5, 0.25)
+PATCH = "patch:10%"
+SELECTS = ("kvzip", "keydiff", "leverage", "knorm", "expected", "tri", "lookm")
+MERGES = ("average", "pivot", "weighted", "values")
+RIVALS = (PATCH, "select:0.25", f"{PATCH}+select:0.25", "prophet:0.25", "shift:8", "prefix-cache", "encoder-cache")
+
+
+def methods() -> tuple[str, ...]:
+    """All that is compared: selections by their shares, merges and bits at the smaller, rivals."""
+    names = [f"{select}:{share}+{PATCH}" for share in SHARES for select in SELECTS]
+    names += [f"kvzip:{SHARES[-1]}+merge:{merge}+{PATCH}" for merge in MERGES]
+    return *RIVALS, *names, f"kvzip:{SHARES[-1]}+kivi:4+{PATCH}"
+
+
+def measured(attention: str, limit: int) -> dict[str, Any]:
+    """Every method on one embedded model, whose KV is in 16 bits."""
+    vlm = load(f"kamera-tiny-{attention}", dtype="bfloat16")
+    with tempfile.TemporaryDirectory() as folder:
+        result = evaluate("binding", vlm, methods=methods(), limit=limit, repeats=0, output=Path(folder) / "run")
+        report = json.loads((Path(folder) / "run" / "results.json").read_text(encoding="utf-8"))
+    assert not result.scores.get("failed"), result
+    scores = report["scores"]
+    rows = []
+    for name, own in scores["methods"].items():
+        one = own["hops"]["1"]
+        two = own["hops"]["2"]
+        rows.append(
+            {"method": name, "one_hop": cell(one), "two_hops": cell(two), "kl": two["kl"]}
+            | {"total_share": own["cost"]["total_share"], "computed_share": 1 - own["cost"]["tokens_avoided_share"]}
+            | {"samples": two["samples"]}
+        )
+    return {"model": f"kamera-tiny-{attention}", "contexts": scores["contexts"], "methods": rows}
+
+
+def table(result: dict[str, Any]) -> str:
+    """The tables of the page's section."""
+    lines = []
+    for model in result["models"]:
+        two = model["methods"][0]["samples"]
+        lines += [
+            f"`{model['model']}`, {model['contexts']} contexts, {two} questions of two hops:",
+            "",
+            "| method | one hop | two hops | KL | all that is stored, of KV in 16 bits | tokens run again |",
+            "|---|---|---|---|---|---|",
+        ]
+        for row in model["methods"]:
+            again = f"{row['computed_share']:.0%}" if row["computed_share"] else "–"
+            lines.append(
+                f"| `{row['method']}` | {row['one_hop']} | {row['two_hops']} | {row['kl']:.4f} | "
+                f"{row['total_share']:.1%} | {again} |"
+            )
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def main() -> None:
+    """Measure, or write the page's section."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parts = parser.add_subparsers(dest="part", required=True)
+    measure = parts.add_parser("measure")
+    measure.add_argument("--json", type=Path, required=True)
+    measure.add_argument("--limit", type=int, default=LIMIT)
+    measure.add_argument("--only", choices=ATTENTIONS, nargs="*", default=ATTENTIONS)
+    page = parts.add_parser("page")
+    page.add_argument("json", type=Path)
+    page.add_argument("--page", type=Path, required=True)
+    options = parser.parse_args()
+    if options.part == "measure":
+        result = {"models": [measured(attention, options.limit) for attention in options.only]}
+        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        return
+    result = json.loads(options.json.read_text(encoding="utf-8"))
+    text = options.page.read_text(encoding="utf-8")
+    options.page.write_text(put(text, "rows", table(result), "results-selection"), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
