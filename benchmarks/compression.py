@@ -18,8 +18,11 @@ from eval import evaluate
 from eval.report import style
 from eval.report.readme import put
 from eval.report.run_tables import cell
+from eval.tasks.binding import Binding
 from kamera_jax.kv import KV
 from models import load
+from models.hub.basis import BASIS, save_basis
+from models.registry import CHECKPOINTS
 
 ATTENTIONS = ("gqa", "mla", "mha")
 LIMIT = 20
@@ -33,6 +36,11 @@ METHODS = (
     *("turbo:1+patch:10%", "turbo:1+patch:8%", "turbo:1+patch:6%"),
     *("copy:8", "copy:4", "copy:2", "copy:1"),
 )
+
+BASIS_SEED = 70_000_000
+"""Far from the seeds of training and of every evaluation."""
+
+BASIS_CONTEXTS = 100
 
 STORAGES = ("exact", "int8", "kivi:4", "kivi:2", "saw:4", "turbo:4", "turbo:2")
 CHUNKS = 1000
@@ -68,6 +76,14 @@ def measured(attention: str, limit: int) -> dict[str, Any]:
             | {"total_share": own["cost"]["total_share"], "samples": two["samples"]}
         )
     return {"model": f"kamera-tiny-{attention}", "contexts": scores["contexts"], "methods": rows}
+
+
+def basis(attention: str) -> kj.CodecBasis:
+    """What codecs take of an embedded model, of pages and passages that no evaluation asks about."""
+    vlm = load(f"kamera-tiny-{attention}", dtype="float32")
+    task = Binding()
+    contexts = (task.draw(outline) for outline in task.outline([BASIS_SEED], BASIS_CONTEXTS))
+    return kj.calibrate_codec(vlm, (kj.encode(vlm, item) for context in contexts for item in context.items))
 
 
 def _chunks() -> list[kj.Chunk]:
@@ -174,11 +190,17 @@ def main() -> None:
     measure.add_argument("--json", type=Path, required=True)
     measure.add_argument("--limit", type=int, default=LIMIT)
     measure.add_argument("--only", choices=ATTENTIONS, nargs="*", default=ATTENTIONS)
+    measure_basis = parts.add_parser("basis")
+    measure_basis.add_argument("--only", choices=ATTENTIONS, nargs="*", default=ATTENTIONS)
     page = parts.add_parser("page")
     page.add_argument("json", type=Path)
     page.add_argument("--page", type=Path, required=True)
     page.add_argument("--plot", type=Path, required=True)
     options = parser.parse_args()
+    if options.part == "basis":
+        for attention in options.only:
+            save_basis(CHECKPOINTS / f"kamera-tiny-{attention}" / BASIS, basis(attention))
+        return
     if options.part == "measure":
         models = [measured(attention, options.limit) for attention in options.only]
         result = {"models": models, "stored": stored()}
