@@ -143,3 +143,7 @@ class PlacementError(ValueError):
 
 class CodecError(ValueError):
     """A codec that there is not, or KV that it cannot store."""
+
+
+class ClosedError(ValueError):
+    """Tiers that were closed, and fetch nothing ahead any more."""

@@ -53,6 +53,11 @@ class Policy(Protocol):
         ...
 
 
+def outweighs(policy: Policy, held: Held, leaving: Sequence[Held]) -> bool:
+    """Whether something is worth more than all of others together."""
+    return policy.worth(held) * held.nbytes > sum(policy.worth(each) * each.nbytes for each in leaving)
+
+
 class Value:
     """The policy of `kamera_jax.Tiers`: (cost to make again × uses expected for each look-back) ÷ bytes.
 
@@ -107,6 +112,10 @@ class Value:
             if len(hints) > 4 * self._followed:  # of keys that nobody ever used
                 hints.clear()
 
+    def hinted(self, key: str) -> bool:
+        """Whether a use of a key is said to come."""
+        return key in self._due
+
     def pin(self, key: str, pinned: bool = True) -> None:
         """Let what is kept of a key not leave, or leave again."""
         self.pinned = self.pinned | {key} if pinned else self.pinned - {key}
@@ -129,7 +138,7 @@ class Value:
 
     def admits(self, held: Held, leaving: Sequence[Held]) -> bool:
         """See `Policy.admits`: whether it is worth more than all of them together."""
-        return self.worth(held) * held.nbytes > sum(self.worth(each) * each.nbytes for each in leaving)
+        return outweighs(self, held, leaving)
 
     def _class(self, key: str, level: int) -> int:
         return level + LEVELS if key in self._planned else level
