@@ -65,6 +65,7 @@ class Tiers:
         library_codec: str | None = None,
         cost: Cost | None = None,
         vlm: Backbone | None = None,
+        policy: Value | None = None,
     ) -> None:
         """Begin empty, over what the library has.
 
@@ -81,6 +82,7 @@ class Tiers:
                 then stays in host memory for longer than its KV, which is run again from it where the library has not
                 got it, or where that was quicker than reading so far. That is the same KV up to the rounding of the
                 device.
+            policy: what decides who stays, with what it has learned: of these tiers alone. By default a new one.
 
         Raises:
             ValueError: an argument of another type, negative bytes, or an unknown codec.
@@ -91,7 +93,8 @@ class Tiers:
         for name in (host_codec, library_codec):
             if name is not None:
                 codec_named(name)
-        policy = Value()
+        check_type(policy, (Value, type(None)), "policy", "kamera_jax.tiers.value.Value(), or one of its subclasses")
+        policy = Value() if policy is None else policy
         self._vlm = vlm
         self._costs = Costs(vlm, cost)
         self._cascade = Cascade(
