@@ -29,6 +29,10 @@ it where nothing else has it, or where that was quicker than the disk. What is r
 ever. A prefetch has one thread; what it cannot bring is said when the key is asked for. `kamera library stats DIR`
 has what tiers served from a library, once they are closed.
 
+What stands in a session's window is found there, and is no look-back. Bytes are those of arrays, padding included;
+windows come beside. Fetched chunks come to the device that is JAX's default, and one on a mesh is moved when it is
+put into a window. A patch comes to host memory when its chunk is first asked for; of a chunk up to eight are kept.
+
 ## Policies side by side
 
 `make bench-tiers` measures all of this again. Traces of {looks:,} look-backs over {chunks:,} chunks of 32 to 1,024
