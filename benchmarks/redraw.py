@@ -22,6 +22,7 @@ from benchmarks import (
     session,
     session_page,
     smol_vl,
+    tiers_page,
     video_page,
     window,
 )
@@ -76,6 +77,7 @@ def pages(docs: Path) -> dict[Path, Callable[[], str]]:
         "results": methods,
         "sessions": sessions,
         "smol-vl": smol,
+        "tiers": lambda: tiers_page.page(read("tiers")),
         "video": lambda: video_page.page_of(read("demo-video"), read("video")),
         "window": windows,
     }

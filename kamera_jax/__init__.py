@@ -26,6 +26,7 @@ from kamera_jax.moved import moved, warn_of_hidden
 from kamera_jax.rope import RopeSpec
 from kamera_jax.session.session import Session
 from kamera_jax.session.stats import SessionStats
+from kamera_jax.tiers.tiers import Tiers
 from kamera_jax.window.changes import append, recall, reorder, slide
 from kamera_jax.window.changes import replace_entry as replace
 from kamera_jax.window.window import Window
@@ -56,6 +57,7 @@ __all__ = [
     "Sketch",
     "SketchSpec",
     "Staleness",
+    "Tiers",
     "Verdict",
     "Video",
     "Window",

@@ -147,3 +147,7 @@ class CodecError(ValueError):
 
 class BasisError(CodecError):
     """What a codec is calibrated with is not known, or is another model's."""
+
+
+class ClosedError(ValueError):
+    """Tiers that were closed, and fetch nothing ahead any more."""

@@ -10,7 +10,7 @@ from kamera_jax.chunk import Chunk, Patch
 class Store(Protocol):
     """What a session asks of the place that its evicted chunks go to.
 
-    `kamera_jax.session.memory.ChunkMemory` and `kamera_jax.ChunkLibrary` are stores.
+    `kamera_jax.session.memory.ChunkMemory`, `kamera_jax.ChunkLibrary` and `kamera_jax.Tiers` are stores.
     """
 
     def has(self, key: str) -> bool:

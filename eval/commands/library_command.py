@@ -9,6 +9,7 @@ from eval.commands.arguments import add_json
 ACTIONS = (
     ("ls", "list the chunks and patches, with the files they come from"),
     ("info", "show one chunk or patch"),
+    ("stats", "count what there is, in bytes by storage, and what sessions were served from it"),
     ("rm", "remove chunks, with their patches, or patches"),
     ("export", "copy chunks, with their patches, to another library or into one file"),
     ("import", "copy everything from another library, or from a file that export wrote"),
@@ -21,7 +22,7 @@ _KEY = "key of a chunk or a patch, or the beginning of one"
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
     """Add the command to the others."""
-    command = commands.add_parser("library", help="list, show, remove, copy, verify or collect a chunk library")
+    command = commands.add_parser("library", help="list, show, count, remove, copy, verify or collect a chunk library")
     actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
     for name, help_text in ACTIONS:
         action = actions.add_parser(name, help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
@@ -50,6 +51,6 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Run the command; returns what ``--json`` writes."""
-    from eval.commands import library
+    from eval.commands import library, library_stats
 
-    return library.run(options)
+    return library_stats.run(options) if options.action == "stats" else library.run(options)

@@ -29,6 +29,17 @@ _LOOKS = 8
 """Times that packs are checked which a collection made while others were checked."""
 
 
+def dead_bytes(index: Index) -> int:
+    """Bytes of the arrays of rows that were deleted, and lie in packs that are there; only such packs are looked at."""
+    found = 0
+    for name, keys in index.packs().items():
+        if dead := set(keys.keys) - set(index.live(name)):
+            with contextlib.suppress(FileNotFoundError, KeyError, LibraryCorruptError):  # gone meanwhile, or damaged
+                manifest = index.pack(name).manifest
+                found += sum(manifest.row_nbytes(key) for key in dead)
+    return found
+
+
 def checked(index: Index) -> LibraryReport:
     """Read everything and compare it with its digests; of what is collected meanwhile, the copy."""
     index.refresh(force=True)

@@ -19,6 +19,7 @@ class LibraryStats:
         deleted: rows whose room is not free yet.
         damaged: packs whose manifest cannot be read.
         lost: keys whose pack is gone.
+        deleted_bytes: of the arrays of rows whose room is not free yet.
     """
 
     chunks: int
@@ -28,6 +29,7 @@ class LibraryStats:
     deleted: int
     damaged: int
     lost: int
+    deleted_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -349,6 +349,7 @@ class ChunkLibrary:
             deleted=sum(len(keys.keys) - len(self._index.live(name)) for name, keys in packs.items()),
             damaged=len(self._index.damaged),
             lost=len(self._index.lost()),
+            deleted_bytes=collection.dead_bytes(self._index),
         )
 
     def packs(self, kind: Kind = "chunks") -> tuple[str, ...]:

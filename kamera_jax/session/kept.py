@@ -20,6 +20,7 @@ from kamera_jax.session.serving import Coming
 from kamera_jax.session.settings import check_key
 from kamera_jax.session.stats import SessionStats
 from kamera_jax.store import Store
+from kamera_jax.tiers.tiers import Tiers
 from kamera_jax.window.changes import changed, check_changes, reserved, rewritten
 from kamera_jax.window.edits import Append, Change, applied
 from kamera_jax.window.eviction import Size, in_the_way
@@ -136,6 +137,11 @@ class Kept:
     def stats(self) -> SessionStats:
         """What the session has done so far, and what host memory holds."""
         stats = self.state.stats
+        if isinstance(self.store, Tiers):
+            tiers = self.store.stats
+            return replace(
+                stats, forgotten=stats.forgotten + tiers.dropped, evicted_bytes=tiers.device_bytes + tiers.host_bytes
+            )
         if not isinstance(self.store, ChunkMemory):
             return stats
         return replace(stats, forgotten=stats.forgotten + self.store.dropped, evicted_bytes=self.store.nbytes)

@@ -13,6 +13,7 @@ from kamera_jax.guard.planning import FORWARDS
 from kamera_jax.guard.policy import ReusePolicy
 from kamera_jax.inference.generate import Decoding, Generation, generate_turn, question_tail, turn_slots
 from kamera_jax.inference.parts import parts
+from kamera_jax.session.ahead import LooksAhead
 from kamera_jax.session.kept import Kept, Note, State, described, stays
 from kamera_jax.session.log import Operation, Served, served
 from kamera_jax.session.memory import ChunkMemory
@@ -27,7 +28,7 @@ from kamera_jax.window.pool import FIRST_ROWS
 from kamera_jax.window.window import Mode, Window
 
 
-class Session:
+class Session(LooksAhead):
     """A window that is kept going: a small mutable object around immutable ones.
 
     When what comes does not fit, the entries that were not used for longest and are not pinned leave the window. They
@@ -59,8 +60,8 @@ class Session:
             rank: components of the patches that are formed, in every layer; by default as in `kamera_jax.form_patch`.
             policy: what may be reused, and what is done otherwise; by default ``ReusePolicy()`` with the model's own
                 calibration where it has one.
-            store: where evicted chunks go and known ones are looked for, in place of host memory: a `ChunkLibrary` that
-                is open for writing, or any other `kamera_jax.store.Store`. What it holds is not encoded again.
+            store: where evicted chunks go and known ones are looked for, in place of host memory: `kamera_jax.Tiers`, a
+                `ChunkLibrary` open for writing, or any `kamera_jax.store.Store`. What it holds is not encoded again.
 
         Raises:
             ValueError: an argument of another type, an unknown mode, a rank below 1, negative memory, or too few slots.
@@ -319,8 +320,7 @@ class Session:
             policy=policy,
             store=memory,
         )
-        pinned = frozenset(saved.pinned)
-        state = State(window, saved.evicted, pinned, saved.used, SessionStats(**saved.stats))
+        state = State(window, saved.evicted, frozenset(saved.pinned), saved.used, SessionStats(**saved.stats))
         session._kept = Kept(state, memory)
         return session
 

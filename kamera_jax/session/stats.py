@@ -17,7 +17,7 @@ class SessionStats:
         evicted: entries that left the window.
         recalls: chunks brought back.
         forgotten: evicted chunks dropped to stay within the memory.
-        evicted_bytes: host memory of the evicted chunks, and of patches.
+        evicted_bytes: host memory of the evicted chunks, and of patches; of tiers the device's too.
     """
 
     seen: int = 0

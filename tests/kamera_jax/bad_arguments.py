@@ -43,6 +43,20 @@ def refuse_other_rows(toy, a):
     refused(lambda: kj.generate_many(toy, [a], ["what"]), ArgumentError, "windows")
 
 
+def refuse_tiers():
+    """What no tiers can be made of, or be told."""
+    store = kj.Tiers()
+    refused(lambda: kj.Tiers(library="lib"), ArgumentError, "library is 'lib'", "ChunkLibrary.open")
+    refused(lambda: kj.Tiers(device_bytes=1.5), ArgumentError, "device_bytes is 1.5", "whole number")
+    refused(lambda: kj.Tiers(cost=3), ArgumentError, "cost is 3", "function of a chunk")
+    refused(lambda: kj.Tiers(host_codec=4), CodecError, "codec is 4")
+    refused(lambda: store.hint({"a": 1.5}), ArgumentError, "steps.* is 1.5", "whole number")
+    refused(lambda: store.hint(["a"]), ArgumentError, "steps is", "look-backs to the next use by key")
+    refused(lambda: store.hint({3: 1}), ArgumentError, "a key of steps is 3")
+    refused(lambda: store.prefetch([3]), ArgumentError, "a key is 3")
+    refused(lambda: store.find(3), ArgumentError, "key is 3")
+
+
 def main():
     toy = Toy()
     a, b = (kj.encode(toy, text) for text in ("abc", "xyz"))
@@ -51,6 +65,7 @@ def main():
     w = kj.append(kj.Window.empty(toy, np.int64(128)), a)
     key = jax.random.key(0)
     refuse_other_rows(toy, a)
+    refuse_tiers()
 
     refused(lambda: kj.append(w, "text"), ArgumentError, "chunk is 'text'", "expected a Chunk", "encode")
     refused(lambda: kj.append(w, None), ArgumentError, "chunk is None")

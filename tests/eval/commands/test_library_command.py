@@ -233,3 +233,33 @@ def test_what_is_left_and_what_cannot_be_read_is_named(filled, capsys, tmp_path,
     assert main(["library", "gc", str(tmp_path / "lib")]) == 0
     shown = capsys.readouterr()
     assert "2 packs left as they are for lack of room" in shown.err and "1 packs kept" in shown.err
+
+
+def test_stats_count_by_storage_and_say_what_was_served(tmp_path, capsys):
+    folder = tmp_path / "lib"
+    with kj.ChunkLibrary.open(folder, mode="a") as lib:
+        lib.put(made.chunk(0), origin=kj.Origin("a.pdf", encoded="2020-01-02T03:04:05Z"))
+        lib.put_many([made.chunk(1), made.chunk(2), made.patch(0)])
+        lib.put(made.chunk(3), storage="int8")
+        gone = lib.info(made.key_of(2)).bytes
+        lib.delete(made.key_of(2))
+        with kj.Tiers(library=lib) as store:
+            for number in (0, 1, 1, 9):
+                store.find(made.key_of(number))
+    out = printed(capsys, "stats", folder, "--json", tmp_path / "stats.json")
+    found = json.loads((tmp_path / "stats.json").read_text())
+    rows = {(row["kind"], row["storage"]): row["count"] for row in found["stored"]}
+    assert rows == {("chunks", "exact"): 2, ("chunks", "int8"): 1, ("patches", "packed ranks"): 1}
+    assert found["stats"]["deleted"] == 1 and found["stats"]["deleted_bytes"] == gone
+    assert found["oldest"] == "2020-01-02T03:04:05Z" < found["newest"]
+    assert found["served"]["library"] == 2 and found["served"]["device"] == found["served"]["missed"] == 1
+    assert "chunks, int8" in out and "4 look-backs" in out and "50%" in out and "2020-01-02" in out
+    printed(capsys, "gc", folder)
+    printed(capsys, "stats", folder, "--json", tmp_path / "again.json")
+    again = json.loads((tmp_path / "again.json").read_text())
+    assert (
+        again["stats"]["deleted_bytes"] == 0
+        and again["served"] == found["served"]
+        and again["stored"] == found["stored"]
+    )
+    assert main(["library", "verify", str(folder)]) == 0
