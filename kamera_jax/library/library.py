@@ -60,7 +60,7 @@ class ChunkLibrary:
         Args:
             path: its folder.
             mode: ``"r"`` reads; ``"a"`` writes too, and makes the library if the folder is empty or not there.
-            verify: compare what is read with its sha256 ``"always"``, the ``"first"`` time this object reads it, or
+            verify: compare what is read with its digests ``"always"``, the ``"first"`` time this object reads it, or
                 ``"never"``.
 
         Raises:
