@@ -214,8 +214,13 @@ class Pack:
             raise LibraryCorruptError(f"{path} is not as long as it was written; {REMEDY}")
         return size
 
-    def whole(self, *, verified: bool) -> Arrays:
-        """Its arrays, read in pieces of several rows, several at once; raises as `row`."""
+    def whole(self, rows: Iterable[Mapping[str, Leaf]], *, verified: bool) -> Arrays:
+        """Its arrays, read in pieces of several rows, several at once; raises as `row`.
+
+        Args:
+            rows: what `Manifest.leaves` says of each.
+            verified: compare what is read with its digests.
+        """
         manifest = self.manifest
         with self.manifest_errors():
             buffers = {name: _aligned(self._size(name, manifest.nbytes(name))) for name in manifest.arrays}
@@ -229,23 +234,8 @@ class Pack:
                     self._check(name, _Part.of(name, leaf), into[leaf.start - begin :][: leaf.nbytes])
 
             with ThreadPoolExecutor(THREADS) as pool:
-                list(pool.map(fill, self._pieces()))
+                list(pool.map(fill, _pieces(rows)))
             return {name: buffers[name].view(dtype).reshape(shape) for name, (dtype, shape) in manifest.arrays.items()}
-
-    def _pieces(self) -> Iterator[list[tuple[str, Leaf]]]:
-        """The arrays of all rows, those that lie one after the other together, up to `PIECE_BYTES` or one alone."""
-        stored = [each for key in self.manifest.keys for each in self.manifest.leaves(key).items() if each[1].array]
-        piece: list[tuple[str, Leaf]] = []
-        for name, leaf in sorted(stored, key=lambda each: (each[1].array, each[1].start)):
-            if piece:
-                last = piece[-1][1]
-                follows = (leaf.array, leaf.start) == (last.array, last.start + last.nbytes)
-                if not follows or leaf.start + leaf.nbytes - piece[0][1].start > PIECE_BYTES:
-                    yield piece
-                    piece = []
-            piece.append((name, leaf))
-        if piece:
-            yield piece
 
     def check(self) -> dict[str, str]:
         """What is wrong, by the key of each row that is not as it was written, and by file; empty if nothing is.
@@ -334,3 +324,22 @@ class _Part:
         count = max(stop - first, 0)
         each = leaf.nbytes // parts if parts else 0
         return _Part(leaf, first, count, leaf.start + first * each, each * count, (count, *leaf.shape[1:]))
+
+
+def _pieces(rows: Iterable[Mapping[str, Leaf]]) -> Iterator[list[tuple[str, Leaf]]]:
+    """The arrays of rows, those that lie one after the other together, up to `PIECE_BYTES` or one alone."""
+    stored = [each for leaves in rows for each in leaves.items() if each[1].array]
+    piece: list[tuple[str, Leaf]] = []
+    begin = 0
+    end: tuple[str, int] | None = None
+    for name, leaf in sorted(stored, key=lambda each: (each[1].array, each[1].start)):
+        stop = leaf.start + leaf.nbytes
+        if (leaf.array, leaf.start) != end or stop - begin > PIECE_BYTES:
+            if piece:
+                yield piece
+            piece = []
+            begin = leaf.start
+        piece.append((name, leaf))
+        end = (leaf.array, stop)
+    if piece:
+        yield piece
