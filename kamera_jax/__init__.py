@@ -7,6 +7,8 @@ from kamera_jax import exported as exported
 from kamera_jax import patch, rope
 from kamera_jax.chunk import Chunk, Entry, Match, Patch
 from kamera_jax.compress.compressed import Compressed
+from kamera_jax.finder.finder import EmbeddingFinder, Finder, Hit
+from kamera_jax.finder.heads import RetrievalHeads
 from kamera_jax.guard import planning
 from kamera_jax.guard.calibration import Calibration, calibrate
 from kamera_jax.guard.fidelity import Fidelity, verify
@@ -38,14 +40,18 @@ __all__ = [
     "ChunkLibrary",
     "ChunkPool",
     "Compressed",
+    "EmbeddingFinder",
     "Entry",
     "Factors",
     "Fidelity",
+    "Finder",
     "Generation",
+    "Hit",
     "KVSpec",
     "Match",
     "Origin",
     "Patch",
+    "RetrievalHeads",
     "ReusePolicy",
     "RopeSpec",
     "Segment",

@@ -10,6 +10,7 @@ import jax
 
 from kamera_jax.arguments import check_choice, short
 from models.blocks.sharding import MeshError, Rules
+from models.hub.calibration import read_retrieval
 from models.hub.download import downloaded
 from models.hub.fields import read_json
 from models.hub.files import check_folder
@@ -112,6 +113,7 @@ def load(
             chat_template_kwargs=chat_template_kwargs,
         )
     vlm.name = text
+    vlm.retrieval = read_retrieval(folder, vlm.fingerprint)
     return vlm
 
 
