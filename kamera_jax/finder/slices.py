@@ -71,6 +71,7 @@ class Slices:
         self._known: set[str] = set()
         self._rows: dict[str, int] = {}
         self._gone: set[str] = set()
+        self._damaged: set[str] = set()
         self.left_out: dict[str, str] = {}
         self.read_bytes = 0
 
@@ -88,7 +89,9 @@ class Slices:
         """See what was put into the library since, and what was deleted."""
         there = set(self._library.keys())
         self._gone = self._known - there
-        self.left_out = {key: why for key, why in self.left_out.items() if key in there}
+        kept = there - self._damaged  # what could not be read may have been put anew
+        self.left_out = {key: why for key, why in self.left_out.items() if key in kept}
+        self._damaged = set()
         if 2 * len(self._gone) > len(self._known):  # what is deleted takes more room than what is there
             self._blocks = []
             self._beyond = []
@@ -119,7 +122,7 @@ class Slices:
         try:
             fields = self._library.info(key).fields
         except (LibraryCorruptError, ChunkNotFoundError) as error:
-            self.left_out[key] = str(error)
+            self._leave_out(key, error)
             return None
         if fields.get("turn"):
             self.left_out[key] = "it is a question with its answer"
@@ -138,8 +141,12 @@ class Slices:
                 read.append(self._slices(key))
                 found.append(key)
             except (LibraryCorruptError, ChunkNotFoundError) as error:
-                self.left_out[key] = str(error)
+                self._leave_out(key, error)
         return block_of(found, read, [lengths[key] for key in found])
+
+    def _leave_out(self, key: str, error: ValueError) -> None:
+        self.left_out[key] = str(error)
+        self._damaged.add(key)
 
     def _slices(self, key: str) -> np.ndarray:
         """[s, T, D] of one chunk: only the layers that are asked for are read, and held against their digests."""
