@@ -267,8 +267,8 @@ class Answering:
 
 def measure(model: str, counts: Sequence[int], some: int, answered: int, folder: Path) -> dict[str, Any]:
     vlm = load(model)
-    # A third of the pages shows a glyph that is asked about: enough are left of which none does.
-    pool = drawn(vlm, -(-max(counts) * 3 // 2 // 3), seed=2)
+    # A quarter of the pages shows a glyph that is asked about, and nearly half one of two: enough are left.
+    pool = drawn(vlm, max(max(counts) // 2, min(counts)), seed=2)
     heads = vlm.retrieval or chosen_heads(vlm)
     with kj.ChunkLibrary.open(folder / "pool", mode="a") as lib:
         lib.put_many([each.chunk for each in pool])
@@ -290,7 +290,7 @@ def main() -> None:
     parser.add_argument("--model", default=EMBEDDED + "gqa")
     parser.add_argument("--counts", type=int, nargs="+", default=list(COUNTS), help="pages of the libraries")
     parser.add_argument("--questions", type=int, default=120)
-    parser.add_argument("--answered", type=int, default=60, help="questions that are answered too")
+    parser.add_argument("--answered", type=int, default=40, help="questions that are answered too")
     parser.add_argument("--folder", type=Path, help="a disk to measure on; the system's temporary one by default")
     parser.add_argument("--calibrate", action="store_true", help="choose the embedded models' heads instead")
     parser.add_argument("--json", type=Path, default=Path("docs/results/retrieval.json"))

@@ -57,9 +57,9 @@ place of a library.
 `make bench-retrieval`: `{model}`, pages of the task `binding` ({tokens} tokens, twelve of 48 glyphs each), {cpus} CPU
 cores that are shared with other work (load average {load:.1f}). The heads, {heads} (layer.head), were chosen on
 {chosen} questions about half of the glyphs; these questions are about the other half, on other pages, half of them
-about facts and half about references. In a library of many pages a glyph stands on a quarter of them, so each question is asked of
-the page that it is about and of pages that do not explain its glyph: one page is right. Pages that refer to the
-glyph are among the others.
+about facts and half about references. In a library of many pages a glyph stands on a quarter of them, so each question
+is asked of the page that it is about and of pages that do not explain its glyph: one page is right. Pages that refer to
+the glyph are among the others.
 
 | pages | questions | recall@1 (chance) | recall@4 (chance) | wanted | facts @4 | references @4 | means: @1 / @4 |
 |---|---|---|---|---|---|---|---|
