@@ -9,7 +9,7 @@ WANTED = {32: 0.9, 256: 0.8, 2000: 0.7}
 """Of recall@4, at least."""
 
 WINDOWS = {
-    "right_patched": "the right page alone, with its patch",
+    "right_patched": "the right page alone: what stands first is served without its patch",
     "found_patched": "the best four, with their patches",
     "found_patched_linked": "the best four with their patches, and what these refer to",
     "found_blind": "the best four, no patches",
@@ -81,8 +81,11 @@ these refer to. Chance is {chance:.0%}.
 |---|---|---|
 {answers}
 
-A reference's answer stands on another page: found without its patch, a page of references does not say it, and with the
-patch it does, whether or not the other page comes along. The embedded model was trained on windows of up to six pages.
+A reference's answer stands on another page: found without its patch, a page of references does not say it. The embedded
+model was trained on windows of up to six pages, and reads longer ones badly: that is why all pages together answer
+fewer questions than the four that were found, and why it does not help here to bring all that these refer to, up
+to twelve pages in all. `Session.ask` and `kamera ask` do bring them, since a patch is as formed only behind what it was
+formed on: ask for fewer (`top=1`) with a model that reads few pages. What a session answers was not measured.
 
 Not measured: models and questions other than these. Heads that find on one kind of page need not on another: calibrate
 on questions like those that will be asked.
