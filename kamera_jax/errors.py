@@ -141,6 +141,10 @@ class PlacementError(ValueError):
     """A mesh cannot have KV as it is asked to."""
 
 
+class RetrievalError(ValueError):
+    """Nothing says by which attention heads a model finds chunks, or something that says it for another model."""
+
+
 class CodecError(ValueError):
     """A codec that there is not, or KV that it cannot store."""
 

@@ -11,6 +11,7 @@ import jax
 from kamera_jax.arguments import check_choice, short
 from models.blocks.sharding import MeshError, Rules
 from models.hub.basis import offer_basis
+from models.hub.calibration import read_retrieval
 from models.hub.download import downloaded
 from models.hub.fields import read_json
 from models.hub.files import check_folder
@@ -115,6 +116,7 @@ def load(
         )
         offer_basis(vlm, folder)
     vlm.name = text
+    vlm.retrieval = read_retrieval(folder, vlm.fingerprint)
     return vlm
 
 

@@ -13,6 +13,7 @@ import jax
 
 from kamera_jax.backbone import BackboneBase
 from kamera_jax.dtypes import floating
+from kamera_jax.finder.heads import RetrievalHeads
 from kamera_jax.guard.calibration import Calibration
 from kamera_jax.identity import content_key
 from kamera_jax.kv import KVSpec, Segment
@@ -62,6 +63,7 @@ class VisionLanguageModel(BackboneBase):
     """
 
     name: str = ""
+    retrieval: RetrievalHeads | None = None
     attends_in_place = True
     reads_context = True
     reads_bias = True

@@ -66,6 +66,8 @@ def run(options: Namespace) -> dict[str, Any]:
     """
     check_dtype(options.dtype)
     drawn = _drawn(options)
+    if not options.items and options.library is None:
+        raise ValueError("there is nothing to ask about; give --item, or --library to search it")
     lib = None if options.library is None else kj.ChunkLibrary.open(options.library)
     listed = [each for text in options.items for each in _listed(text, lib, options)]
     check_with_text([each for each in listed if isinstance(each, Source)], with_text=options.with_text)
@@ -78,8 +80,34 @@ def run(options: Namespace) -> dict[str, Any]:
                 f"--max-new-tokens is {options.max_new_tokens}, and the model is for {limit} positions; ask for fewer"
             )
         note_embedded(options.model)
+        found: list[dict[str, Any]] = []
+        if lib is not None and not options.items:
+            shown.step(f"searching {options.library}")
+            listed, found = _found(vlm, lib, options)
         window, stored = _filled(vlm, lib, listed, options, shown)
-        return _asked(vlm, window, options, drawn, shown) | {"stored_patches": stored}
+        result = _asked(vlm, window, options, drawn, shown) | {"stored_patches": stored}
+        return result | ({"found": found} if found else {})
+
+
+def _found(
+    vlm: VisionLanguageModel, lib: kj.ChunkLibrary, options: Namespace
+) -> tuple[list[kj.Chunk], list[dict[str, Any]]]:
+    """The chunks that match the question, each behind what it refers to and the best last, and what ``--json`` has.
+
+    Raises:
+        RetrievalError: nothing says by which heads the model finds chunks.
+        ValueError: the library has none of the model's chunks.
+    """
+    hits = kj.Finder(vlm, lib).find(options.question, options.top)
+    if not hits:
+        raise ValueError(f"{options.library} has no chunks of {options.model}; see kamera library ls")
+    keys = dict.fromkeys(key for hit in reversed(hits) for key in (*hit.antecedents, hit.key))
+    for hit in hits:
+        origin = lib.info(hit.key).origin
+        where = "" if origin is None else f" of {origin.name}"
+        streams.note(f"found {hit.key[:12]}{where}, score {hit.score:.2f}")
+    found = [{"key": hit.key, "score": hit.score, "antecedents": list(hit.antecedents)} for hit in hits]
+    return [lib.get(key) for key in keys], found
 
 
 def _filled(

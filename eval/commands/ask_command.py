@@ -16,20 +16,29 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         description="Answer a question about the items, put into the window in this order by the chosen method.",
         epilog="examples:\n  kamera ask 'what colour is the star?' --item examples/pages/first.png\n"
         "  kamera ask 'what is the total?' --item report.pdf --model FOLDER\n"
-        "  kamera ask 'what is it about?' --item a.md --model smollm2 --method full",
+        "  kamera ask 'what is it about?' --item a.md --model smollm2 --method full\n"
+        "  kamera ask 'what colour is the star?' --library library/ --top 4",
     )
     command.add_argument("question", type=_question, help="what is asked about all items together")
     command.add_argument(
         "--item",
         dest="items",
         action="append",
-        required=True,
+        default=[],
         metavar="PATH|KEY",
         help="an image, .txt, .md, .pdf or video file, a folder of them, or the key of a chunk in the library; repeat "
         "it",
     )
     add_pages(command)
-    command.add_argument("--library", type=Path, metavar="DIR", help="the library whose chunks are named by their keys")
+    command.add_argument(
+        "--library",
+        type=Path,
+        metavar="DIR",
+        help="the library whose chunks are named by their keys; or that is searched, where there is no --item",
+    )
+    command.add_argument(
+        "--top", type=positive, default=4, metavar="N", help="chunks that are found in the library (default: 4)"
+    )
     add_model(command)
     add_dtype(command)
     command.add_argument(

@@ -64,6 +64,7 @@ def save(place: Path, arrays: Mapping[str, np.ndarray]) -> None:
     context.array.saving.use_ocdbt = False
     context.array.saving.use_zarr3 = False
     context.array.saving.use_compression = False
+    context.memory_options.deepcopy_host_arrays = False  # they stay as they are until this returns
     context.async_options.create_directories_asynchronously = False  # else a folder that cannot be made takes minutes
     with context:
         ocp.save(str(place), dict(arrays))

@@ -14,6 +14,7 @@ from kamera_jax.compress.compressed import codec_of, packing
 from kamera_jax.errors import ChunkNotFoundError, LibraryCorruptError
 from kamera_jax.identity import EXACT
 from kamera_jax.library.fields import check_kv, grouped, packed_basis, packed_shape
+from kamera_jax.library.manifest import Leaf
 from kamera_jax.library.packs import Pack
 from kamera_jax.library.reading import Reader
 from kamera_jax.library.rows import chunk_of
@@ -75,9 +76,11 @@ def restore(pack: Pack, live: Sequence[str], sharding: Where | None, *, verified
     if manifest.kind != "chunks":
         raise ChunkNotFoundError(f"pack {pack.folder.name} has {manifest.kind} and no chunks; see packs()")
     with pack.manifest_errors():
-        groups = _groups(pack)
+        rows = {key: manifest.leaves(key) for key in manifest.entries}
+        groups = _groups(pack, rows)
     if sharding is None:
-        loaded = {name: jax.device_put(array, may_alias=True) for name, array in pack.whole(verified=verified).items()}
+        whole = pack.whole(rows.values(), verified=verified)
+        loaded = {name: jax.device_put(array, may_alias=True) for name, array in whole.items()}
     else:
         mixed = {group for group, keys in groups.items() if grouped(manifest.entries[keys[0]]["about"])}
         targets = {name: _target(name, *at, sharding, mixed) for name, at in manifest.arrays.items()}
@@ -90,14 +93,13 @@ def restore(pack: Pack, live: Sequence[str], sharding: Where | None, *, verified
         return tuple(_stacked(pack, group, keys, loaded, frozenset(live), sharding) for group, keys in groups.items())
 
 
-def _groups(pack: Pack) -> dict[str, list[str]]:
+def _groups(pack: Pack, leaves: dict[str, dict[str, Leaf]]) -> dict[str, list[str]]:
     """The keys of the chunks that are stacked in the same arrays, in the order of their rows there.
 
     Raises:
         ValueError: the manifest does not say which row is whose.
     """
     manifest = pack.manifest
-    leaves = {key: manifest.leaves(key) for key in manifest.entries}
     groups: dict[str, list[str]] = {}
     for key in sorted(leaves, key=lambda key: leaves[key]["kv.rot"].start):
         check_kv(manifest.entries[key]["about"], leaves[key])

@@ -163,7 +163,7 @@ def _rows(index: Index, name: str, kind: Kind) -> Iterator[Row]:
     pack = index.pack(name)
     for key in index.live(name):
         about, spec, leaves = pack.row(key)
-        digests = {leaf: at.sha256 for leaf, at in pack.manifest.leaves(key).items()}
+        digests = {leaf: at.digest for leaf, at in pack.manifest.leaves(key).items()}
         yield Row(key, kind, about, spec, leaves, digests)
 
 

@@ -101,7 +101,7 @@ def _stored(source: Reader, key: str, kind: Kind) -> Row:
         ValueError: it is not as it was written, or is no row that may be put.
     """
     pack, (about, spec, leaves) = source.pack_and_row(key, kind)
-    digests = {name: leaf.sha256 for name, leaf in pack.manifest.leaves(key).items()}
+    digests = {name: leaf.digest for name, leaf in pack.manifest.leaves(key).items()}
     row = Row(key, kind, about, spec if about.get("spec") else None, leaves, digests)
     try:
         check_row(row)

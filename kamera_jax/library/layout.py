@@ -1,5 +1,6 @@
 """The folders of a library, and its first file, which says which format they have."""
 
+import contextlib
 import os
 import uuid
 from pathlib import Path
@@ -15,8 +16,13 @@ from kamera_jax.library.leftovers import UNFINISHED
 from kamera_jax.library.marks import CHANGES, LOG, TOMBSTONES
 from kamera_jax.library.opening import is_there
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+"""In format 2 digests were of sha256 and did not say so; who opens such a library to write makes it one of format 3."""
+
+READABLE = (2, FORMAT_VERSION)
 """In format 1 keys did not say which patches a chunk was run behind."""
+
+_READS = " and ".join(map(str, READABLE))
 
 _OWN = (*OWN_FOLDERS, LOCK, INDEX, LIBRARY, LOG, CHANGES)
 
@@ -50,6 +56,11 @@ def make(root: Path) -> None:
             check_own(root, OWN_FOLDERS)
             if not is_there(root / LIBRARY):
                 write_sealed(root / LIBRARY, {"format_version": FORMAT_VERSION, "uuid": uuid.uuid4().hex})
+                return
+            with contextlib.suppress(OSError, ValueError, KeyError):  # `check_format` says what is wrong
+                first = read_sealed(root / LIBRARY)
+                if type(first["format_version"]) is int and first["format_version"] in READABLE[:-1]:
+                    write_sealed(root / LIBRARY, first | {"format_version": FORMAT_VERSION})
 
 
 def _is_own(name: str) -> bool:
@@ -89,16 +100,16 @@ def check_format(root: Path) -> None:
     check_own(root, (*FOLDERS.values(), TOMBSTONES))
     if type(version) is not int:
         raise LibraryVersionError(
-            f"{root} has format {version!r:.80}, which is no whole number; this version reads format {FORMAT_VERSION}"
+            f"{root} has format {version!r:.80}, which is no whole number; this version reads formats {_READS}"
         )
-    if version == FORMAT_VERSION:
+    if version in READABLE:
         return
     if version < FORMAT_VERSION:
         raise LibraryVersionError(
             f"{root} has format {version}, whose keys do not say which patches a chunk was run behind, so a chunk may "
-            f"not be the one that is asked for; this version reads format {FORMAT_VERSION}: encode the items into a "
+            f"not be the one that is asked for; this version reads formats {_READS}: encode the items into a "
             "new folder"
         )
     raise LibraryVersionError(
-        f"{root} has format {version}; this version reads format {FORMAT_VERSION}: use a newer kamera-jax"
+        f"{root} has format {version}; this version reads formats {_READS}: use a newer kamera-jax"
     )

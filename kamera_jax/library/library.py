@@ -8,6 +8,8 @@ from types import TracebackType
 from typing import Literal, get_args
 
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
 
 from kamera_jax.arguments import check_choice, check_keys, check_type
 from kamera_jax.chunk import Chunk, Patch
@@ -19,7 +21,6 @@ from kamera_jax.library.bulk import Stacked, Where
 from kamera_jax.library.commit import LOCK, STAGING, Committer, named_errors
 from kamera_jax.library.facts import Collected, Exchanged, Item, LibraryReport, LibraryStats
 from kamera_jax.library.failures import reading_errors
-from kamera_jax.library.fields import grouped
 from kamera_jax.library.files import locked
 from kamera_jax.library.forked import check_unforked
 from kamera_jax.library.index import Index
@@ -28,7 +29,8 @@ from kamera_jax.library.leftovers import size, sweep
 from kamera_jax.library.origin import Origin
 from kamera_jax.library.packs import THREADS
 from kamera_jax.library.reading import Reader, Verify
-from kamera_jax.library.rows import Kind, Storage, check_storage, chunk_of, kv_leaves, patch_of, row_of
+from kamera_jax.library.rows import Kind, Storage, check_storage, chunk_of, patch_of, row_of
+from kamera_jax.library.slices import consecutive, read_kv, read_rot
 from kamera_jax.library.storing import put_all
 from kamera_jax.record import library_repr
 
@@ -61,7 +63,7 @@ class ChunkLibrary:
         Args:
             path: its folder.
             mode: ``"r"`` reads; ``"a"`` writes too, and makes the library if the folder is empty or not there.
-            verify: compare what is read with its sha256 ``"always"``, the ``"first"`` time this object reads it, or
+            verify: compare what is read with its digests ``"always"``, the ``"first"`` time this object reads it, or
                 ``"never"``.
 
         Raises:
@@ -208,16 +210,12 @@ class ChunkLibrary:
         Returns:
             KV [l, T, ·].
         """
-        key = self.resolve(key, "chunks")
-        check_type(layers, slice, "layers", "consecutive layers, such as slice(0, 2)")
-        if layers.step not in (None, 1):
-            raise ValueError(f"layers must be consecutive; got {layers}")
-        _, (about, _, leaves) = self._reader.pack_and_row(
-            key, "chunks", wanted=lambda name: name.startswith("kv."), layers=layers
-        )
-        kv = kv_leaves(about, leaves)
-        parts = (jnp.asarray(kv[name]) for name in ("kv.rot", "kv.free"))
-        return KV(*(part[layers] if grouped(about) else part for part in parts))
+        rot, free = read_kv(self._reader, self.resolve(key, "chunks"), consecutive(layers))
+        return KV(jnp.asarray(rot), jnp.asarray(free))
+
+    def get_rot(self, key: str, layers: slice = slice(None)) -> Float[np.ndarray, "l T Fr"]:
+        """The same of ``rot`` alone, in host memory: un-rotated keys, which a search reads of many chunks."""
+        return np.asarray(read_rot(self._reader, self.resolve(key, "chunks"), consecutive(layers)))
 
     def patches(self, key: str, antecedents: Sequence[str] | None = None) -> tuple[Patch, ...]:
         """The patches of a chunk, in the order of their keys; the chunk is not read, and need not be there.

@@ -12,6 +12,7 @@ from typing import Any, get_args
 import numpy as np
 
 from kamera_jax.library.arrays import DTYPES
+from kamera_jax.library.digests import check_digest
 from kamera_jax.library.fields import AXES, NAME, NAME_LENGTH
 from kamera_jax.library.fields import KEY as KEY
 from kamera_jax.library.rows import Kind, Row, blocks
@@ -25,14 +26,14 @@ class Leaf:
         array: of the pack, or empty for an array that is empty.
         dtype, shape: of the row's own array.
         start: the first byte in the pack's array.
-        sha256: see `kamera_jax.library.rows.digest`.
+        digest: see `kamera_jax.library.digests`.
     """
 
     array: str
     dtype: np.dtype
     shape: tuple[int, ...]
     start: int
-    sha256: str
+    digest: str
 
     @property
     def nbytes(self) -> int:
@@ -119,14 +120,16 @@ class Manifest:
         """Where the arrays of a row lie, by their names.
 
         Raises:
-            ValueError: the manifest places them outside of its arrays.
+            ValueError: the manifest places them outside of its arrays, or has no digests of them.
+            LibraryCorruptError: it has digests by an algorithm that this version does not know.
         """
         leaves = {}
-        for name, (array, dtype, shape, start, sha256) in self.entries[key]["leaves"].items():
-            leaf = Leaf(array, _dtype(dtype), _shape(shape), _size(start), sha256)
+        for name, (array, dtype, shape, start, digest) in self.entries[key]["leaves"].items():
+            leaf = Leaf(array, _dtype(dtype), _shape(shape), _size(start), digest)
             inside = leaf.start + leaf.nbytes <= self.nbytes(array) if array in self.arrays else not leaf.nbytes
-            if not inside or len(sha256) != 64 * blocks(name, leaf.shape):
+            if not inside:
                 raise ValueError(f"leaf {name!r} lies outside of its array")
+            check_digest(digest, blocks(name, leaf.shape))
             leaves[_name(name)] = leaf
         return leaves
 

@@ -3,10 +3,10 @@
 import json
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ import numpy as np
 
 from kamera_jax.errors import BasisError, LibraryCorruptError, NotRegularError, UnstorableError
 from kamera_jax.library import arrays
+from kamera_jax.library.digests import agrees
 from kamera_jax.library.fields import check_about, grouped
-from kamera_jax.library.files import MALFORMED, SEALED_BYTES, digests, read_sealed, sha256, sync_tree, write_sealed
+from kamera_jax.library.files import MALFORMED, SEALED_BYTES, digests, read_sealed, sync_tree, write_sealed
 from kamera_jax.library.manifest import Leaf, Manifest, arranged
 from kamera_jax.library.opening import check_folders, folder_stamp, kind_of, open_regular
 from kamera_jax.library.rows import REMEDY, Kind, Row, blocks
@@ -23,7 +24,23 @@ from kamera_jax.record import Arrays, Plain
 
 MANIFEST = "manifest.json"
 THREADS = 4
-"""Rows that are checked at once; hashing leaves the interpreter alone."""
+"""Rows, or pieces of arrays, that are read and checked at once; both leave the interpreter alone."""
+
+PIECE_BYTES = 2**20
+"""Of a whole array so much is read and then checked, while the processor's cache still holds it."""
+
+APART_BYTES = 2**18
+"""Arrays of as many bytes are checked while the next one is read: fewer are checked sooner than a thread wakes."""
+
+_checkers: dict[int, ThreadPoolExecutor] = {}
+
+
+def _checker() -> ThreadPoolExecutor:
+    """The threads of this process that check rows while more of them is read."""
+    pid = os.getpid()
+    if pid not in _checkers:
+        _checkers[pid] = ThreadPoolExecutor(THREADS, thread_name_prefix="kamera-digests")
+    return _checkers[pid]
 
 
 def write_pack(place: Path, kind: Kind, rows: Iterable[Row]) -> Manifest:
@@ -118,7 +135,7 @@ class Pack:
             if grouped(about):
                 layers = slice(None)
             leaves = {name: leaf for name, leaf in self.manifest.leaves(key).items() if wanted is None or wanted(name)}
-            read = {name: self._read(name, leaf, layers, verified) for name, leaf in leaves.items()}
+            read = self._leaves(leaves, layers, verified)
             return about, self.manifest.specs.get(str(about.get("spec"))), read
 
     def facts(self, key: str) -> tuple[Plain, Plain | None, int]:
@@ -144,22 +161,35 @@ class Pack:
         except MALFORMED as error:
             raise LibraryCorruptError(f"the manifest of pack {self.folder} says what cannot be; {REMEDY}") from error
 
-    def _read(self, name: str, leaf: Leaf, layers: slice, verified: bool, into: np.ndarray | None = None) -> np.ndarray:
-        shape = leaf.shape
-        start = leaf.start
-        parts = blocks(name, leaf.shape)
-        first = 0
-        count = parts
-        if name.startswith("kv."):
-            first, stop, _ = layers.indices(leaf.shape[0])
-            count = max(stop - first, 0)
-            shape = (count, *shape[1:])
-            start = start + first * (leaf.nbytes // parts)
+    def _leaves(self, leaves: Mapping[str, Leaf], layers: slice, verified: bool) -> Arrays:
+        """Arrays of a row; a long one is checked while the next is read."""
+        read: Arrays = {}
+        checks: list[Future[None]] = []
+        try:
+            for name, leaf in leaves.items():
+                part, payload = self._read(name, leaf, layers)
+                read[name] = payload.view(leaf.dtype).reshape(part.shape)
+                if verified and payload.nbytes >= APART_BYTES:
+                    checks.append(_checker().submit(self._check, name, part, payload))
+                elif verified:
+                    self._check(name, part, payload)
+        finally:
+            wait(checks)
+        for check in checks:
+            check.result()
+        return read
+
+    def _read(self, name: str, leaf: Leaf, layers: slice) -> tuple["_Part", np.ndarray]:
+        part = _Part.of(name, leaf, layers)
         if not leaf.array:
-            return np.zeros(shape, leaf.dtype)
-        if into is None:
-            into = _aligned(self._size(leaf.array, leaf.nbytes // parts * count))
-        path = os.path.join(self._place, self._data[leaf.array])
+            return part, np.zeros(0, np.uint8)
+        into = _aligned(self._size(leaf.array, part.nbytes))
+        self._fill(leaf.array, part.start, into)
+        return part, into
+
+    def _fill(self, array: str, start: int, into: np.ndarray) -> None:
+        """Read bytes of an array, from one on."""
+        path = os.path.join(self._place, self._data[array])
         with os.fdopen(open_regular(path), "rb", buffering=0) as file:
             file.seek(start)
             room = into.data
@@ -168,11 +198,11 @@ class Pack:
                 if not read:
                     raise LibraryCorruptError(f"{path} is not as long as it was written; {REMEDY}")
                 room = room[read:]
-        if verified and count:
-            wanted = leaf.sha256[64 * first : 64 * (first + count)]
-            if "".join(sha256(part) for part in into.reshape(count, -1)) != wanted:
-                raise LibraryCorruptError(f"array {name!r} in {path} is not as it was written; {REMEDY}")
-        return into.view(leaf.dtype).reshape(shape)
+
+    def _check(self, name: str, part: "_Part", payload: np.ndarray) -> None:
+        if part.count and payload.nbytes and not agrees(payload, part.leaf.digest, part.first, part.count):
+            path = os.path.join(self._place, self._data[part.leaf.array])
+            raise LibraryCorruptError(f"array {name!r} in {path} is not as it was written; {REMEDY}")
 
     def _size(self, array: str, size: int) -> int:
         """The size, once it is known to be no more than there is."""
@@ -186,20 +216,27 @@ class Pack:
             raise LibraryCorruptError(f"{path} is not as long as it was written; {REMEDY}")
         return size
 
-    def whole(self, *, verified: bool) -> Arrays:
-        """Its arrays, read row by row, several at once; raises as `row`."""
+    def whole(self, rows: Iterable[Mapping[str, Leaf]], *, verified: bool) -> Arrays:
+        """Its arrays, read in pieces of several rows, several at once; raises as `row`.
+
+        Args:
+            rows: what `Manifest.leaves` says of each.
+            verified: compare what is read with its digests.
+        """
         manifest = self.manifest
         with self.manifest_errors():
             buffers = {name: _aligned(self._size(name, manifest.nbytes(name))) for name in manifest.arrays}
 
-            def fill(key: str) -> None:
-                for name, leaf in manifest.leaves(key).items():
-                    if leaf.array:
-                        place = buffers[leaf.array][leaf.start : leaf.start + leaf.nbytes]
-                        self._read(name, leaf, slice(None), verified, place)
+            def fill(piece: list[tuple[str, Leaf]]) -> None:
+                array = piece[0][1].array
+                begin = piece[0][1].start
+                into = buffers[array][begin : piece[-1][1].start + piece[-1][1].nbytes]
+                self._fill(array, begin, into)
+                for name, leaf in piece if verified else ():
+                    self._check(name, _Part.of(name, leaf), into[leaf.start - begin :][: leaf.nbytes])
 
             with ThreadPoolExecutor(THREADS) as pool:
-                list(pool.map(fill, manifest.keys))
+                list(pool.map(fill, _pieces(rows)))
             return {name: buffers[name].view(dtype).reshape(shape) for name, (dtype, shape) in manifest.arrays.items()}
 
     def check(self) -> dict[str, str]:
@@ -260,3 +297,51 @@ def _aligned(size: int) -> np.ndarray:
     room = np.empty(size + 64, np.uint8)
     begin = -room.ctypes.data % 64
     return room[begin : begin + size]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Layers of a row's array, or all of it.
+
+    Attributes:
+        leaf: the whole.
+        first, count: of its parts that have a digest each.
+        start, nbytes: in the pack's array.
+        shape: of the part.
+    """
+
+    leaf: Leaf
+    first: int
+    count: int
+    start: int
+    nbytes: int
+    shape: tuple[int, ...]
+
+    @staticmethod
+    def of(name: str, leaf: Leaf, layers: slice = slice(None)) -> "_Part":
+        parts = blocks(name, leaf.shape)
+        if not name.startswith("kv."):
+            return _Part(leaf, 0, parts, leaf.start, leaf.nbytes, leaf.shape)
+        first, stop, _ = layers.indices(leaf.shape[0])
+        count = max(stop - first, 0)
+        each = leaf.nbytes // parts if parts else 0
+        return _Part(leaf, first, count, leaf.start + first * each, each * count, (count, *leaf.shape[1:]))
+
+
+def _pieces(rows: Iterable[Mapping[str, Leaf]]) -> Iterator[list[tuple[str, Leaf]]]:
+    """The arrays of rows, those that lie one after the other together, up to `PIECE_BYTES` or one alone."""
+    stored = [each for leaves in rows for each in leaves.items() if each[1].array]
+    piece: list[tuple[str, Leaf]] = []
+    begin = 0
+    end: tuple[str, int] | None = None
+    for name, leaf in sorted(stored, key=lambda each: (each[1].array, each[1].start)):
+        stop = leaf.start + leaf.nbytes
+        if (leaf.array, leaf.start) != end or stop - begin > PIECE_BYTES:
+            if piece:
+                yield piece
+            piece = []
+            begin = leaf.start
+        piece.append((name, leaf))
+        end = (leaf.array, stop)
+    if piece:
+        yield piece

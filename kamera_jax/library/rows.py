@@ -28,6 +28,7 @@ from kamera_jax.identity import EXACT, content_key
 from kamera_jax.kv import KV, Factors, KVSpec, Segment, Sketch, SketchSpec
 from kamera_jax.library import int8
 from kamera_jax.library.arrays import DTYPES
+from kamera_jax.library.digests import digest
 from kamera_jax.library.fields import (
     AXES,
     KEY,
@@ -40,7 +41,7 @@ from kamera_jax.library.fields import (
     packed_basis,
     packed_shape,
 )
-from kamera_jax.library.files import MALFORMED, sha256
+from kamera_jax.library.files import MALFORMED
 from kamera_jax.library.origin import Origin
 from kamera_jax.record import Arrays, Plain, join_chunk, join_patch, spec_of, split_chunk, split_patch
 
@@ -66,7 +67,7 @@ class Row:
         about: its plain fields; the model's spec stands apart.
         spec: of the model, or None.
         leaves: its arrays as stored, by dotted name.
-        digests: of every leaf, see `digest`.
+        digests: of every leaf, as stored; see `kamera_jax.library.digests`.
     """
 
     key: str
@@ -90,12 +91,6 @@ class Row:
 def blocks(name: str, shape: tuple[int, ...]) -> int:
     """How many digests a leaf has: one a layer where layers can be read apart, else one."""
     return shape[0] if name.startswith("kv.") else 1
-
-
-def digest(array: np.ndarray, count: int) -> str:
-    """sha256 of each of ``count`` equal parts of an array's bytes in C order, one after the other."""
-    payload = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    return "".join(sha256(part) for part in payload.reshape(count, payload.size // count)) if count else ""
 
 
 def row_of(item: Chunk | Patch, storage: Storage, origin: Origin | None = None) -> Row:

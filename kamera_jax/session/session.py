@@ -13,11 +13,13 @@ from kamera_jax.guard.planning import FORWARDS
 from kamera_jax.guard.policy import ReusePolicy
 from kamera_jax.inference.generate import Decoding, Generation, generate_turn, question_tail, turn_slots
 from kamera_jax.inference.parts import parts
+from kamera_jax.library.library import ChunkLibrary
 from kamera_jax.session.ahead import LooksAhead
 from kamera_jax.session.kept import Kept, Note, State, described, stays
 from kamera_jax.session.log import Operation, Served, served
 from kamera_jax.session.memory import ChunkMemory
 from kamera_jax.session.saved import load_session, save_session
+from kamera_jax.session.searching import Searched, brought, searched
 from kamera_jax.session.serving import Coming, Serving, standing
 from kamera_jax.session.settings import MEMORY, check_settings, folder_of
 from kamera_jax.session.stats import SessionStats
@@ -33,9 +35,8 @@ class Session(LooksAhead):
 
     When what comes does not fit, the entries that were not used for longest and are not pinned leave the window. They
     stay in host memory with their patches, so that they can be recalled, up to a bound: a stream runs at fixed memory,
-    on the device and beside. What comes back is served with what is stored of it where the policy finds that safe, and
-    `last` and `log` say what was done and why. An operation that fails leaves the session as it was. One thread at a
-    time.
+    on the device and beside. What comes back is served with what is stored where the policy finds that safe; `last` and
+    `log` say what was done and why. An operation that fails leaves the session as it was. One thread at a time.
     """
 
     def __init__(
@@ -55,13 +56,11 @@ class Session(LooksAhead):
             vlm: the model.
             capacity: slots of the window.
             mode: how the window keeps its chunks; see `Window.empty`.
-            memory_bytes: at most so much host memory for evicted chunks and for patches; what is dropped for it is said
-                by `kamera_jax.session.memory.ChunkMemory`. None for no bound. Not used with a store of the caller's.
+            memory_bytes: bound on host memory for evicted chunks and patches, or None; not for a store of the caller's.
             rank: components of the patches that are formed, in every layer; by default as in `kamera_jax.form_patch`.
-            policy: what may be reused, and what is done otherwise; by default ``ReusePolicy()`` with the model's own
-                calibration where it has one.
+            policy: what may be reused, and what is done otherwise; by default with the model's own calibration.
             store: where evicted chunks go and known ones are looked for, in place of host memory: `kamera_jax.Tiers`, a
-                `ChunkLibrary` open for writing, or any `kamera_jax.store.Store`. What it holds is not encoded again.
+                `ChunkLibrary` open for writing, or any other store. What it holds is not encoded again.
 
         Raises:
             ValueError: an argument of another type, an unknown mode, a rank below 1, negative memory, or too few slots.
@@ -73,6 +72,7 @@ class Session(LooksAhead):
         window = reserved(Window.empty(vlm, capacity, mode=mode), FIRST_ROWS)
         self._kept = Kept(State(window), ChunkMemory(memory_bytes) if store is None else store)
         self._serving = Serving(vlm, policy, rank)
+        self._searched: Searched | None = None
 
     def __repr__(self) -> str:
         return described(self._vlm, self._kept, self._serving.policy)
@@ -193,19 +193,32 @@ class Session(LooksAhead):
         cut = parts(self._vlm, item, tokens, segment)
         return tuple(self.add(part, **options) for part in ((item,) if isinstance(item, Chunk) else cut))
 
-    def ask(self, text: str, *, max_new_tokens: int = 16, keep: bool = True, **options: Any) -> Generation:
-        """Answer a question about the window.
+    def ask(
+        self,
+        text: str,
+        *,
+        library: ChunkLibrary | Searched | None = None,
+        top: int = 4,
+        max_new_tokens: int = 16,
+        keep: bool = True,
+        **options: Any,
+    ) -> Generation:
+        """Answer a question about the window, and about what a library has.
 
         Args:
             text: the question.
-            max_new_tokens: at most this many.
-            keep: whether the turn stays in the window, as a chunk at its end; else the window stays as it is.
+            library, top: of it, or by a finder, so many chunks come into the window first, behind what they refer to.
+            max_new_tokens, keep: at most so many tokens; whether the turn stays in the window, as a chunk at its end.
             options: of `generate`.
 
         Raises:
-            WindowFullError: question and answer do not fit beside what is pinned.
-            ValueError: see `generate`.
+            WindowFullError: they do not fit beside what is pinned, or what was found does not: what came before stays.
+            ValueError: see `generate`; with a library see `Finder`.
         """
+        if library is not None:
+            self._searched = searched(self._vlm, library, self._searched)
+            for chunk, patches in brought(self._searched, text, top, self.keys):
+                self._put("add", Append(chunk), patches, patch=True)
         decoding = Decoding(max_new_tokens=max_new_tokens, keep=keep, **options)
         tail = question_tail(self._vlm, self._kept.window, text)
         room = turn_slots(self._vlm, tail, decoding)
@@ -250,9 +263,7 @@ class Session(LooksAhead):
             self._move(key, at, patch=patch)
 
     def replace(self, key: str, item: Any, *, patch: bool = True) -> str:
-        """Put an item in place of a chunk of the window: an edited page.
-
-        Later chunks keep their patches, or those that the policy asks for.
+        """Put an item in place of a chunk of the window: an edited page. Later chunks are served as in `add`.
 
         Args:
             key: of the chunk; it can be recalled.
@@ -311,15 +322,8 @@ class Session(LooksAhead):
         saved = load_session(vlm, folder_of(folder))
         window = saved.window
         memory = ChunkMemory(saved.memory_bytes, saved.memory, saved.patches) if store is None else store
-        session = cls(
-            vlm,
-            window.capacity,
-            mode=window.mode,
-            memory_bytes=saved.memory_bytes,
-            rank=saved.rank,
-            policy=policy,
-            store=memory,
-        )
+        kept = {"memory_bytes": saved.memory_bytes, "rank": saved.rank}
+        session = cls(vlm, window.capacity, mode=window.mode, policy=policy, store=memory, **kept)
         state = State(window, saved.evicted, frozenset(saved.pinned), saved.used, SessionStats(**saved.stats))
         session._kept = Kept(state, memory)
         return session
@@ -366,16 +370,12 @@ class Session(LooksAhead):
         moved: int | None = None,
         pin: bool = False,
     ) -> Chunk:
-        """Make the window of some of its entries and one chunk that comes, and give that chunk as it then stands.
-
-        What stands behind it is served anew, as the policy has it.
+        """Make the window of some of its entries and one chunk that comes, which is given as it then stands.
 
         Args:
-            operation: what the session was asked for.
             after: what the window is to have: the places of its entries, and what comes.
             encoding: FLOPs that what comes took to be encoded.
             moved: its place in the window as it is, if it has one.
-            pin: whether it is pinned.
         """
         window = self._kept.window
         came = next(i for i, each in enumerate(after) if isinstance(each, Coming))

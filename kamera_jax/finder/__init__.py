@@ -1,0 +1,1 @@
+"""Which chunks of a library a question is about."""

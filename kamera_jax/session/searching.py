@@ -1,0 +1,48 @@
+"""What a library has on a question, for a session to put into its window."""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol, runtime_checkable
+
+from kamera_jax.arguments import check_type
+from kamera_jax.backbone import Backbone
+from kamera_jax.chunk import Chunk, Patch
+from kamera_jax.finder.finder import Finder, Hit
+from kamera_jax.library.library import ChunkLibrary
+
+
+@runtime_checkable
+class Searched(Protocol):
+    """A library that is searched: a `kamera_jax.Finder`, an `EmbeddingFinder`, or one of the caller's."""
+
+    library: ChunkLibrary
+
+    def find(self, question: str, top: int = 4) -> Sequence[Hit]:
+        """See `kamera_jax.Finder.find`."""
+        ...
+
+
+def searched(vlm: Backbone, library: ChunkLibrary | Searched, before: Searched | None) -> Searched:
+    """What searches a library: what did before, which knows its keys, where it is the same one.
+
+    Raises:
+        RetrievalError: see `kamera_jax.Finder`.
+    """
+    if isinstance(library, ChunkLibrary):
+        return before if before is not None and before.library is library else Finder(vlm, library)
+    check_type(library, (Finder, Searched), "library", "kamera_jax.ChunkLibrary.open(folder), or a Finder")
+    return library
+
+
+def brought(
+    finder: Searched, question: str, top: int, keys: Sequence[str]
+) -> Iterator[tuple[Chunk, tuple[Patch, ...]]]:
+    """What was found and is not among a window's keys, with stored patches, each behind what it refers to.
+
+    The best comes last: what stands right before the question is what a model reads best.
+    """
+    there = set(keys)
+    for hit in reversed(finder.find(question, top)):
+        for key in (*hit.antecedents, hit.key):
+            if key not in there:
+                there.add(key)
+                yield finder.library.get(key), finder.library.patches(key)
