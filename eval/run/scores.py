@@ -48,6 +48,17 @@ def score(task: Task, methods: Sequence[str], contexts: Sequence[Record], sample
         "absorbed": {
             name: _means([record["absorbed"][name] for record in contexts]) for name in ("components", "tokens")
         },
+        **_reported(task, methods, scored),
+    }
+
+
+def _reported(task: Task, methods: Sequence[str], scored: Sequence[Record]) -> Record:
+    """What the task's ``summary`` makes of each method's scores, as its official script reports them; if it has one."""
+    summary = getattr(task, "summary", None)
+    if summary is None:
+        return {}
+    return {
+        "official": {name: dict(summary([{**each, **each["scores"][name]} for each in scored])) for name in methods}
     }
 
 
