@@ -57,7 +57,7 @@ SETTINGS: dict[str, str] = {
     "tokens": "tokens of a passage or page; of continuation several, as in tokens=128+256",
     "ahead": "of needs-context: how many next tokens are looked at",
     "documents": "of induction: how many headers and texts",
-    "passages": "of slide: passages of the whole text",
+    "passages": "of slide: passages of the whole text; of orders: how many in a window, as in passages=3+4",
     "reference": "of slide: present or history, what methods are compared with",
     "form": "of seen-quotation and seen-page-break: pages or text; of the video tasks: video or images (every frame)",
     "data": "of published benchmarks: the folder of the official files, as --data",
