@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.report.readme import put
 from eval.report.run_tables import cell, markdown
 from eval.report.suite import paired
 from eval.run import runner
 from eval.tasks import TASKS
+from eval.tasks.published.base import Published
 from models import load
 
 MODEL = "kamera-tiny-gqa"
@@ -116,12 +118,31 @@ def table(measured: dict[str, Any]) -> str:
     )
 
 
+def listed() -> str:
+    """What the page says of each task."""
+    parts = []
+    for task in TASKS.values():
+        if isinstance(task, Published):
+            settings = [each for each in task.settings if each != "data"]
+            parts += [f"### `{task.name}`", "", f"Scored as: {task.VARIANT}. From {task.SOURCE}.", ""]
+            parts += [f"Settings: {', '.join(f'`{each}=`' for each in settings)}.", ""] if settings else []
+            parts += ["```text", task.LAYOUT.strip(), "```", ""]
+    return "\n".join(parts)
+
+
+def page(text: str, measured: dict[str, Any]) -> str:
+    """The page with what there is, and what was measured."""
+    text = put(text, "tasks", listed(), "results-mm-niah")
+    return put(text, "measured", table(measured), "results-mm-niah")
+
+
 def main() -> None:
     """Write the files, run, and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="where the files and the run go")
     parser.add_argument("--documents", type=int, default=DOCUMENTS, help="of each layout")
     parser.add_argument("--json", type=Path, default=Path("docs/results/mm-niah.json"))
+    parser.add_argument("--page", type=Path, default=Path("docs/benchmarks.md"))
     options = parser.parse_args()
     data = options.folder / "data"
     if not data.exists():
@@ -129,6 +150,8 @@ def main() -> None:
     found = measure(data, options.folder / "run")
     options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(table(found))
+    written = page(options.page.read_text(encoding="utf-8"), found)
+    options.page.write_text(written, encoding="utf-8")
 
 
 if __name__ == "__main__":

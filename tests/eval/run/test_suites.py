@@ -70,7 +70,8 @@ def test_a_suite_that_is_not_there_is_named():
 
 
 def test_a_paired_test_is_mcnemars_or_of_the_mean_by_contexts():
-    own, other = [1.0] * 6 + [0.0] * 4, [0.0] * 5 + [1.0] + [0.0] * 4
+    own = [1.0] * 6 + [0.0] * 4
+    other = [0.0] * 5 + [1.0] + [0.0] * 4
     names = [str(i) for i in range(10)]
     found = suite.paired(own, other, names)
     assert found["mean"] == 0.5 and found["p"] == 2 * 0.5**5 and found["test"] == "McNemar, exact"
