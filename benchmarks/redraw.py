@@ -13,6 +13,7 @@ from benchmarks import (
     compression,
     guard_text_page,
     library_page,
+    mm_niah,
     patch,
     patch_text,
     performance_page,
@@ -65,7 +66,11 @@ def pages(docs: Path) -> dict[Path, Callable[[], str]]:
         results = [read(path.stem) for path in sorted((docs / "results").glob("session-*.json"))]
         return session_page.page_of(results, session.NUMBERS)
 
+    def benchmarks() -> str:
+        return mm_niah.page((docs / "benchmarks.md").read_text(encoding="utf-8"), read("mm-niah"))
+
     found: dict[str, Callable[[], str]] = {
+        "benchmarks": benchmarks,
         "claims": lambda: claims_page.page(claims_page.load([docs / "results" / "claims.json"])),
         "compression": codecs,
         "embedded-models": lambda: assess.page(read("embedded-models")),

@@ -39,6 +39,16 @@ TASKS: dict[str, str] = {
     "recall": "A passage that left a sliding window ten steps ago comes back into it.",
     "seen-quotation": "Two pages of text as pictures; the second begins a copy of the first (for kamera-smol-vl).",
     "seen-page-break": "Two pages of text as pictures, and a fact that the page break cuts (for kamera-smol-vl).",
+    "mm-niah": "MM-NIAH: needles in long documents (this and those below: official files, --data DIR).",
+    "two-page-docqa": "MP-DocVQA, or MMLongBench-Doc (of=): questions about two pages of a document.",
+    "milebench-temporal": "MileBench, temporal: frames in a row, and a choice about what happens.",
+    "video-mme": "Video-MME: choices about a video, cut into segments.",
+    "egoschema": "EgoSchema: a choice about a video of three minutes.",
+    "streamingbench": "StreamingBench: choices at moments of a video, about the minute before.",
+    "scbench": "SCBench: many questions about one long text.",
+    "musique": "MuSiQue: questions over several paragraphs of dense text.",
+    "screenspot": "ScreenSpot: where on the last of several screenshots an element is.",
+    "agentnetbench": "AgentNetBench: what to do next, behind the screenshots before.",
 }
 """The built-in tasks by name."""
 
@@ -47,9 +57,19 @@ SETTINGS: dict[str, str] = {
     "tokens": "tokens of a passage or page; of continuation several, as in tokens=128+256",
     "ahead": "of needs-context: how many next tokens are looked at",
     "documents": "of induction: how many headers and texts",
-    "passages": "of slide: passages of the whole text",
+    "passages": "of slide: passages of the whole text; of orders: how many in a window, as in passages=3+4",
     "reference": "of slide: present or history, what methods are compared with",
-    "form": "of seen-quotation and seen-page-break: pages or text",
+    "form": "of seen-quotation and seen-page-break: pages or text; of the video tasks: video or images (every frame)",
+    "data": "of published benchmarks: the folder of the official files, as --data",
+    "part": "of mm-niah, milebench-temporal, screenspot (several joined by +) and scbench (one): which of its tasks",
+    "split": "of mm-niah: val or test",
+    "of": "of two-page-docqa: mp-docvqa or mmlongbench",
+    "dpi": "of two-page-docqa: at which PDF pages are rendered",
+    "frames": "of the video tasks: frames of each video, or stretch of one",
+    "segments": "of the video tasks: into how many chunks they are cut",
+    "seconds": "of streamingbench: of the video before the question",
+    "chunks": "of scbench: into how many parts the text is cut",
+    "before": "of screenspot, agentnetbench: screenshots before the one that is asked about",
 }
 """The settings of built-in tasks by name; they are written behind the task, as in ``slide:tokens=64,passages=8``."""
 

@@ -20,6 +20,8 @@ DEFAULT_METHODS = (
 REPORT = "report"
 SAMPLES = "samples"
 CLAIMS = "claims"
+SUITE = "suite"
+LEADERBOARD = "leaderboard"
 
 DEFAULTS: dict[str, Any] = {
     "model": DEFAULT,
@@ -32,6 +34,7 @@ DEFAULTS: dict[str, Any] = {
     "mesh": None,
     "repeats": 3,
     "output": None,
+    "data": None,
 }
 """What a run has where neither the command line nor a config says otherwise."""
 
@@ -45,6 +48,8 @@ USAGE = """kamera eval TASK [--model M] [--methods A,B,…] [--limit N] [--outpu
        kamera eval samples DIR [--wrong] [--method M,…] [--limit N] [--all]
        kamera eval claims --model M --output DIR [--page FILE.md]
        kamera eval claims FILE… [--page FILE.md]
+       kamera eval suite FILE --data DIR --model M [--output DIR] [--page FILE.md]
+       kamera eval leaderboard DIR… [--page FILE.md]
        kamera eval --list"""
 
 
@@ -63,10 +68,16 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         epilog=_epilog(),
     )
     command.add_argument(
-        "task", nargs="?", help=f"a task (see below), with settings or not; or {REPORT}, {SAMPLES}, {CLAIMS}"
+        "task",
+        nargs="?",
+        help=f"a task (see below), with settings or not; or {REPORT}, {SAMPLES}, {CLAIMS}, {SUITE}, {LEADERBOARD}",
     )
     command.add_argument(
-        "runs", nargs="*", type=Path, metavar="DIR", help="of report, samples, claims: folders of runs, or --json files"
+        "runs",
+        nargs="*",
+        type=Path,
+        metavar="DIR",
+        help="of report, samples, claims, leaderboard: folders of runs, or --json files; of suite: a YAML file",
     )
     command.add_argument("--list", action="store_true", help="list the tasks and methods, those of packages too")
     _add_run(command.add_argument_group("a run"))
@@ -74,7 +85,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     shown.add_argument("--all", action="store_true", help="report: all methods in every table; samples: all questions")
     shown.add_argument("--wrong", action="store_true", help="samples: those that a method, or --method, answers wrong")
     shown.add_argument("--figures", type=Path, metavar="DIR", help="report: draw the figures into this folder")
-    shown.add_argument("--page", type=Path, metavar="FILE.md", help="report, claims: write the Markdown page")
+    shown.add_argument(
+        "--page", type=Path, metavar="FILE.md", help="report, claims, suite, leaderboard: write the Markdown page"
+    )
     add_json(command)
     command.set_defaults(prepare=prepare)
     _let_options_stand_anywhere(command)
@@ -86,7 +99,9 @@ goes on where it was when the same command is given again.
 
 {REPORT}   shows the tables and findings of finished runs, and draws figures.
 {SAMPLES}  shows the questions that methods answered differently, or wrong.
-{CLAIMS}   measures what the paper claims on a model, and says what holds."""
+{CLAIMS}   measures what the paper claims on a model, and says what holds.
+{SUITE}    runs the tables of a paper, and shows them beside the published numbers.
+{LEADERBOARD} puts the runs of many folders into tables, the best first."""
 
 
 def _epilog() -> str:
@@ -146,6 +161,10 @@ def _add_run(group: Any) -> None:
         metavar="DIR",
         help="the run's folder: new, empty, or to go on with (default: out/TASK-MODEL-…, the same for the same run)",
     )
+    group.add_argument(
+        "--data", type=Path, metavar="DIR", help="of published benchmarks: the official files; of suite: their folders"
+    )
+    group.add_argument("--dry-run", action="store_true", help="say what a run will take, and run nothing")
     group.add_argument("--rescore", action="store_true", help="score --output again from its samples, without a model")
 
 
@@ -254,6 +273,7 @@ KINDS: dict[str, Any] = {
     "mesh": _axes,
     "repeats": _whole(0),
     "output": _path,
+    "data": _path,
     "json": _path,
 }
 """What a config may have, and what reads each value."""

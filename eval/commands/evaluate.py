@@ -11,15 +11,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from eval.commands import claims, meshes, outputs
+from rich.console import Console
+
+from eval.commands import claims, meshes, outputs, suite
 from eval.commands.arguments import DEFAULT
-from eval.commands.eval_command import CLAIMS, DEFAULT_METHODS, REPORT, SAMPLES, SHOWN
+from eval.commands.eval_command import CLAIMS, DEFAULT_METHODS, LEADERBOARD, REPORT, SAMPLES, SHOWN, SUITE
+from eval.commands.names import slug
 from eval.report import evaluation as report
+from eval.report import leaderboard
 from eval.report import samples as sample_report
 from eval.report.result import Result
-from eval.run import runner
+from eval.run import forecast, runner
 from eval.run.folder import LOCK, RESULTS, Record, alone, expected
-from eval.tasks import TASKS, Task, check_task, get, plugins
+from eval.tasks import TASKS, Task, check_task, for_model, get, plugins
 
 __all__ = ["DEFAULT_METHODS", "evaluate", "run"]
 
@@ -170,11 +174,7 @@ def default_folder(identity: Record) -> Path:
     config = identity["config"]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     task = config["task"].partition(":")[0] if config["task"].partition(":")[0] in TASKS else config["task"]
-    return OUT / f"{_slug(task)}-{_slug(Path(config['model']).name)}-{digest}"
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^\w.]+", "-", name).strip("-.")[:60] or "run"
+    return OUT / f"{slug(task)}-{slug(Path(config['model']).name)}-{digest}"
 
 
 def run(options: argparse.Namespace) -> Any:
@@ -184,12 +184,18 @@ def run(options: argparse.Namespace) -> Any:
         from eval.commands import listing
 
         return listing.run()
+    if options.task in (CLAIMS, SUITE) and options.mesh is not None:
+        raise ValueError("--mesh goes with a run of one task, as in kamera eval binding --mesh model=2")
     if options.task == CLAIMS:
-        if options.mesh is not None:
-            raise ValueError("--mesh goes with a run of one task, as in kamera eval binding --mesh model=2")
         return claims.run(options)
+    if options.task == SUITE:
+        return suite.run(options, lambda run, folder: _evaluate(run, options.model, None, folder, progress=True))
+    if options.task == LEADERBOARD:
+        return _leaderboard(options)
     if options.task is None:
-        raise ValueError("name a task, report, samples or claims; kamera eval --list lists the tasks and methods")
+        raise ValueError(
+            "name a task, report, samples, claims, suite or leaderboard; kamera eval --list lists the tasks and methods"
+        )
     if options.task == SAMPLES:
         return _samples(options)
     if options.task == REPORT:
@@ -215,8 +221,34 @@ def _drawn(options: argparse.Namespace, named: Sequence[tuple[Path, Record]]) ->
     return loaded
 
 
+def _leaderboard(options: argparse.Namespace) -> list[Record]:
+    """Show the runs of folders in tables; returns these."""
+    if not options.runs:
+        raise ValueError(
+            "give folders of runs, or folders that have some: kamera eval leaderboard DIR… [--page FILE.md]"
+        )
+    tables = leaderboard.tables(leaderboard.found(options.runs))
+    for table in tables:
+        title = f"{table['task']}: {table['measure']}, {table['contexts']} contexts, {table['samples']} questions"
+        report.show_within(Console(emoji=False, highlight=False), title, leaderboard.COLUMNS, leaderboard.rows(table),
+                           table["variant"], first=2)  # fmt: skip
+    if options.page:
+        outputs.write(options.page, leaderboard.page(tables))
+    return tables
+
+
+def _with_data(task: str, data: Path | None) -> str:
+    """A task with the folder of its files, where one is named."""
+    if data is None:
+        return task
+    if re.search(r"[:,]data=", task):
+        raise ValueError(f"the files of {task} are named twice: by data= and by --data {data}; give one of them")
+    return f"{task}{',' if ':' in task else ':'}data={data}"
+
+
 def _run(options: argparse.Namespace) -> list[Record]:
     """Run a task, or score it again, and report it."""
+    options.task = _with_data(options.task, options.data)
     if (Path(options.task) / RESULTS).is_file():
         raise ValueError(f"{options.task} is the folder of a run; to see it: kamera eval report {options.task}")
     if options.runs or options.figures or options.page or options.wrong or options.all:
@@ -249,6 +281,8 @@ def _run(options: argparse.Namespace) -> list[Record]:
             repeats=options.repeats,
             mesh=options.mesh,
         )
+        if options.dry_run:
+            return [_forecast(arguments)]
         result = _evaluate(arguments, options.model, None, options.output or default_folder, progress=True)
     folder = result.path
     result.report()
@@ -261,6 +295,18 @@ def _run(options: argparse.Namespace) -> list[Record]:
             f"kamera: {', '.join(result.failed)} failed; to try again, run it into another folder", [result.record]
         )
     return [result.record]
+
+
+def _forecast(arguments: runner.Run) -> Record:
+    """Say what a run will take; nothing is written."""
+    import models
+
+    task = get(arguments.task)
+    vlm = models.load(arguments.model)
+    found = forecast.forecast(vlm, for_model(task, vlm), arguments.methods, arguments.seeds, arguments.limit)
+    print(f"{arguments.task} on {arguments.model}, nothing is run:")
+    print("\n".join(f"  {line}" for line in forecast.lines(found)))
+    return found
 
 
 def _samples(options: argparse.Namespace) -> list[Record]:

@@ -49,6 +49,11 @@ def _leading(text: str, columns: int) -> str:
     return text
 
 
+def slug(name: str) -> str:
+    """A name as a part of a folder's: letters, digits and what stands in them, at most 60."""
+    return re.sub(r"[^\w.]+", "-", name).strip("-.")[:60] or "run"
+
+
 def note_embedded(model: str) -> None:
     """Say on standard error that an embedded model is a toy, where it is one that is used."""
     if model.startswith(EMBEDDED):

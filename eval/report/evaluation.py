@@ -23,6 +23,7 @@ from eval.report.run_tables import (
     failed,
     findings,
     load,
+    official,
     outcome,
     rows,
     verdict,
@@ -119,6 +120,9 @@ def print_report(run: Record, console: Console | None = None, *, every: bool = F
         note = textwrap.fill(note, WIDTH - 1, break_long_words=False, break_on_hyphens=False)
     title = f"By condition and hops: {measures(scores)[0]}"
     show_within(console, title, *conditions(run, shown), note, first=2, last=1)
+    reported = official(run)
+    if reported[1]:
+        show_within(console, "As the benchmark reports it", *reported)
     try:
         found = findings(run, task)
         lines = [f"- {each.claim}\n  {outcome(each)}" for each in found]

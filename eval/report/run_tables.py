@@ -224,6 +224,14 @@ def conditions(run: Record, shown: Sequence[str]) -> tuple[list[str], list[list[
     return ["condition", "hops", *shown, "n"], body
 
 
+def official(run: Record) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of what the benchmark's official script would report; no rows of a task that has none."""
+    by_method = run["scores"].get("official", {})
+    names = list(dict.fromkeys(name for own in by_method.values() for name in own))
+    body = [[name, *(f"{own[name]:.3f}" if name in own else "–" for own in by_method.values())] for name in names]
+    return ["as the benchmark reports it", *by_method], body
+
+
 def failed(run: Record) -> dict[str, str]:
     """The methods that failed and stand in no table, each with where and why."""
     return dict(run["scores"].get("failed", {}))

@@ -70,9 +70,9 @@ def slots(vlm: Backbone, task: Task, outline: Outline) -> tuple[int, int]:
     return own, own + taken(context.history)
 
 
-def check_fits(context: str, needed: int, capacity: int) -> None:
-    """Raise ContextTooLongError if a context takes more slots than the window has."""
-    if needed > capacity:
+def check_fits(context: str, needed: int, capacity: int | None) -> None:
+    """Raise ContextTooLongError if a context takes more slots than the window has; None: it has as many as it takes."""
+    if capacity is not None and needed > capacity:
         raise ContextTooLongError(
             f"sample {context} takes {needed} slots with the preamble, the window has {capacity}; raise --capacity, or "
             "leave it out for a window that fits the longest"

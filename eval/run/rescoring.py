@@ -51,7 +51,7 @@ def rescored(output: Path, name: str | None = None, task: Task | None = None) ->
                 f"{output} has a run of version {config['task_version']} of {config['task']}, which is now version "
                 f"{task.version}: its questions have changed; run kamera eval again into an empty folder"
             )
-        total = len(task.outline(config["seeds"], config["limit"]))
+        total = config.get("contexts") or len(task.outline(config["seeds"], config["limit"]))
     contexts = read_lines(output / CONTEXTS)
     samples = read_lines(output / SAMPLES)
     with expected(output / SAMPLES):

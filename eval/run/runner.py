@@ -30,7 +30,7 @@ from kamera_jax.backbone import Backbone, with_defaults
 from kamera_jax.batch.devices import mesh_of
 from kamera_jax.batch.windows import BatchRunner, Stack, Windows
 from kamera_jax.inference.encode import encode_segment
-from kamera_jax.kv import Segment
+from kamera_jax.kv import Segment, bucket
 from kamera_jax.window.window import aligned
 
 __all__ = ["ContextTooLongError", "Progress", "Run", "evaluate", "rescore"]
@@ -108,19 +108,20 @@ def evaluate(
     mesh = mesh_of(run.devices) if placement is None else None  # else the devices are the model's
     devices = _devices(mesh if placement is None else placement.mesh)
     by_layout = layouts.of(own, own.outline(run.seeds, limit))
-    sizes = {layout: layouts.slots(vlm, own, outlines[0]) for layout, outlines in by_layout.items()}
-    capacity = max(slots for slots, _ in sizes.values()) if run.capacity is None else run.capacity
-    longest = max(capacity, *(with_history for _, with_history in sizes.values()))
-    for layout, (needed, _) in sizes.items():
-        layouts.check_fits(by_layout[layout][0].context, needed, capacity)
-    identity = _identity(vlm, own, run, methods, {"limit": limit, "capacity": capacity, "devices": devices})
     groups = [group for outlines in by_layout.values() for group in layouts.groups(outlines, run.batch)]
     total = sum(map(len, groups))
-    shallow = with_defaults(vlm).leading(2)
-    runners = [
-        BatchRunner(model, capacity=slots, mesh=mesh)
-        for model, slots in ((vlm, capacity), (shallow, capacity), (vlm, longest))
-    ]
+    resolved: Record = {"limit": limit, "capacity": run.capacity, "devices": devices}
+    if getattr(own, "by_context", False):
+        runners = Runners(vlm, mesh, run.capacity)
+        resolved["contexts"] = total
+    else:
+        sizes = {layout: layouts.slots(vlm, own, outlines[0]) for layout, outlines in by_layout.items()}
+        capacity = max(slots for slots, _ in sizes.values()) if run.capacity is None else run.capacity
+        runners = Runners(vlm, mesh, capacity, max(capacity, *(with_history for _, with_history in sizes.values())))
+        for layout, (needed, _) in sizes.items():
+            layouts.check_fits(by_layout[layout][0].context, needed, capacity)
+        resolved["capacity"] = capacity
+    identity = _identity(vlm, own, run, methods, resolved)
     path = output if isinstance(output, Path) else output(identity)
     with RunFolder.opened(path, identity) as folder:
         objects = [name for name, given in (("task", task is not None), ("model", not named)) if given]
@@ -175,6 +176,35 @@ def _identity(vlm: Backbone, task: Task, run: Run, methods: Sequence[Method], re
         "versions": {"kamera-jax": kj.__version__} | {name: version(name) for name in ("jax", "jaxlib", "numpy")},
         **({"sources": sources} if sources else {}),
     }
+
+
+class Runners:
+    """What fills windows: of one size, or of each context's own.
+
+    Args:
+        vlm: the model.
+        mesh: devices to spread contexts over.
+        capacity: slots of every window; None for the context's own, rounded up to a bucket, so that few are compiled.
+        longest: slots where a history stands before; as ``capacity`` by default.
+    """
+
+    def __init__(
+        self, vlm: Backbone, mesh: jax.sharding.Mesh | None, capacity: int | None, longest: int | None = None
+    ) -> None:
+        self.vlm = vlm
+        self.capacity = capacity
+        self._longest = longest
+        self._mesh = mesh
+        self._shallow = with_defaults(vlm).leading(2)
+        self._made: dict[int, list[BatchRunner]] = {}
+
+    def of(self, needed: int) -> list[BatchRunner]:
+        """For windows that have room for so many slots: of the model, of its first layers, and with a history."""
+        slots = bucket(needed) if self.capacity is None else self.capacity
+        if slots not in self._made:
+            kinds = ((self.vlm, slots), (self._shallow, slots), (self.vlm, self._longest or slots))
+            self._made[slots] = [BatchRunner(model, capacity=each, mesh=self._mesh) for model, each in kinds]
+        return self._made[slots]
 
 
 class _Encoder:
@@ -284,20 +314,21 @@ def _timed(build: Callable[[], Any], arrays: Callable[[Any], Any], repeats: int 
 def _run_group(
     task: Task,
     methods: Sequence[Method],
-    runners: Sequence[BatchRunner],
+    sizes: Runners,
     group: Sequence[Outline],
     size: int,
     repeats: int,
 ) -> tuple[list[Record], list[Record], Record]:
     """Lines of a group's contexts and samples, and its times. The group is filled up to ``size`` with its last."""
-    runner = runners[0]
     drawn = layouts.drawn(task, group)
     padded = drawn + [drawn[-1]] * (size - len(drawn))
-    encode = _Encoder(runner.vlm)
+    encode = _Encoder(sizes.vlm)
     encoded = [encode(context.items) for context in padded]
     chunks = _stacked(task, group, encoded)
-    needed = aligned(runner.preamble_length) + sum(aligned(chunk.length) for chunk in chunks)
-    layouts.check_fits(group[0].context, needed, runner.capacity)
+    needed = aligned(int(sizes.vlm.preamble.length)) + sum(aligned(chunk.length) for chunk in chunks)
+    layouts.check_fits(group[0].context, needed, sizes.capacity)
+    runners = sizes.of(needed)
+    runner = runners[0]
     behind = _antecedents(task, group, padded, encode)
     batch = Batch.of(runner, runners[1], chunks, behind, padded[0].any_order)
     asked = answering.asked_of(runner.vlm, padded)

@@ -41,13 +41,24 @@ def score(task: Task, methods: Sequence[str], contexts: Sequence[Record], sample
         "measures": list(scored[0]["scores"][methods[0]]),
         "contexts": len(contexts),
         "samples": len(samples),
-        "flips": sum(map(_flipped, compared)),
+        "flips": sum(map(flipped, compared)),
         "several_hops": len(several),
         "compared": len(compared),
         "methods": {name: _method(name, contexts, scored, learned, compared) for name in methods},
         "absorbed": {
             name: _means([record["absorbed"][name] for record in contexts]) for name in ("components", "tokens")
         },
+        **_reported(task, methods, scored),
+    }
+
+
+def _reported(task: Task, methods: Sequence[str], scored: Sequence[Record]) -> Record:
+    """What the task's ``summary`` makes of each method's scores, as its official script reports them; if it has one."""
+    summary = getattr(task, "summary", None)
+    if summary is None:
+        return {}
+    return {
+        "official": {name: dict(summary([{**each, **each["scores"][name]} for each in scored])) for name in methods}
     }
 
 
@@ -101,7 +112,7 @@ def _method(
     learned: Sequence[Record],
     compared: Sequence[Record],
 ) -> Record:
-    flipped = [sample for sample in compared if _flipped(sample)]
+    changed = [sample for sample in compared if flipped(sample)]
     kl = [_kl(sample, name) for sample in compared]
     return {
         "hops": _by(learned, name, lambda sample: sample["hops"]),
@@ -116,8 +127,8 @@ def _method(
         },
         "distances": _by(compared, name, lambda sample: sample.get("distance", "")),
         "eta": _eta(kl, [_kl(sample, "blind") for sample in compared]),
-        "flips": sum(_answer(sample, name) != _answer(sample, "full") for sample in compared),
-        "recovered": _share([_answer(sample, name) == _answer(sample, "full") for sample in flipped]),
+        "flips": sum(answer_of(sample, name) != answer_of(sample, "full") for sample in compared),
+        "recovered": _share([answer_of(sample, name) == answer_of(sample, "full") for sample in changed]),
         "cost": _cost(name, contexts),
         "kv_error": _means([record["methods"][name]["kv_error"] for record in contexts]),
     }
@@ -196,7 +207,7 @@ def _cell(samples: Sequence[Record], name: str) -> Record:
     }
 
 
-def _answer(sample: Record, name: str) -> str | int:
+def answer_of(sample: Record, name: str) -> str | int:
     """What is compared to see whether two answers are the same."""
     answer = sample["methods"][name]
     return answer["token"] if "token" in answer else answer["said"].strip().lower()
@@ -206,8 +217,9 @@ def _kl(sample: Record, name: str) -> float:
     return sample["methods"][name]["kl"]
 
 
-def _flipped(sample: Record) -> bool:
-    return _answer(sample, "blind") != _answer(sample, "full")
+def flipped(sample: Record) -> bool:
+    """Whether blind reuse changes the answer."""
+    return answer_of(sample, "blind") != answer_of(sample, "full")
 
 
 def _share(hits: Sequence[bool]) -> float | None:

@@ -6,6 +6,13 @@ from eval.tasks.base import Context, InvalidTaskError, Outline, Question, Task, 
 from eval.tasks.binding import Binding
 from eval.tasks.finding import Finding, findings_of
 from eval.tasks.plugins import Group, PluginError, constructed
+from eval.tasks.published.docqa import TwoPageDocQA
+from eval.tasks.published.gui import AgentNetBench, ScreenSpot
+from eval.tasks.published.milebench import MileBenchTemporal
+from eval.tasks.published.mm_niah import MMNiah
+from eval.tasks.published.musique import Musique
+from eval.tasks.published.scbench import SCBench
+from eval.tasks.published.video import EgoSchema, StreamingBench, VideoMME
 from eval.tasks.settings import with_settings
 from eval.tasks.text.continuation import Continuation, NeedsContext
 from eval.tasks.text.induction import Induction
@@ -42,12 +49,22 @@ BUILTIN: tuple[Task, ...] = (
     Recall(),
     SeenQuotation(),
     SeenPageBreak(),
+    MMNiah(),
+    TwoPageDocQA(),
+    MileBenchTemporal(),
+    VideoMME(),
+    EgoSchema(),
+    StreamingBench(),
+    SCBench(),
+    Musique(),
+    ScreenSpot(),
+    AgentNetBench(),
 )
 
 TASKS: dict[str, Task] = {task.name: task for task in BUILTIN}
 """The built-in tasks by name."""
 
-RESERVED = frozenset({"report", "samples", "claims"})
+RESERVED = frozenset({"report", "samples", "claims", "suite", "leaderboard"})
 """Names that no task can have: the command line means something else by them."""
 
 GROUP = Group("task", "kamera_jax.tasks", {*TASKS, *RESERVED})

@@ -3,12 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
+from math import factorial
 from typing import Any
 
 import numpy as np
 
 from eval.tasks.base import Context, Finding, Outline
-from eval.tasks.settings import one_of, whole
+from eval.tasks.settings import one_of, whole, wholes
 from eval.tasks.text import findings
 from eval.tasks.text.reader import SEED, Reader
 from eval.tasks.text.task import AHEAD, Need, TextTask, known, shares
@@ -20,7 +21,7 @@ ORBIT = "one patch for all orders"
 
 @dataclass(frozen=True, kw_only=True)
 class Orders(TextTask):
-    """The same two or three passages in all their orders, and the text that goes on behind the last.
+    """The same two or three passages, or as many as asked, in all orders, and the text that goes on behind the last.
 
     Each order is met twice: with patches formed in that order, and with the one patch a passage that serves all orders,
     formed behind the other passages in all of theirs (an orbit patch). The passage that stands first has no patch
@@ -28,30 +29,34 @@ class Orders(TextTask):
 
     Attributes:
         tokens: of each passage.
+        passages: how many there are of them.
     """
 
     tokens: int = 128
+    passages: tuple[int, ...] = (2, 3)
 
     name = "orders"
     version = 3
     contexts = 48
-    settings = {**TextTask.settings, "tokens": whole}
+    settings = {**TextTask.settings, "tokens": whole, "passages": wholes}
 
     @property
     def conditions(self) -> Sequence[str]:
-        """Two and three passages, with both kinds of patches."""
-        return [f"{count} passages, {kind}" for count in (2, 3) for kind in (OWN, ORBIT)]
+        """Two and three passages, or as many as asked, with both kinds of patches."""
+        return [f"{count} passages, {kind}" for count in self.passages for kind in (OWN, ORBIT)]
 
     def needs(self, contexts: int) -> Iterator[Need]:
         """Passages of their own for every set, and what follows each of them."""
-        _, two, _, three = shares(contexts, len(self.conditions))
-        yield Need(self.tokens + AHEAD + 1, 3 * max(-(-two // 2), -(-three // 6), 1))
+        contexts_of = shares(contexts, len(self.conditions))[1::2]
+        sets = [-(-own // factorial(count)) for own, count in zip(contexts_of, self.passages, strict=True)]
+        yield Need(self.tokens + AHEAD + 1, max(self.passages) * max(*sets, 1))
 
     def drawn(self, reader: Reader, outline: Outline, index: int) -> Context:
         """One order of a set; contexts go through a set's orders, and then to the next set."""
-        count = int(outline.layout[0])
+        count = int(outline.layout.partition(" ")[0])
         orders = list(permutations(range(count)))
-        passages = _neighbours(reader, outline.seed, self.tokens + AHEAD + 1)[index // len(orders)][:count]
+        sets = _neighbours(reader, outline.seed, self.tokens + AHEAD + 1, max(self.passages))
+        passages = sets[index // len(orders)][:count]
         order = orders[index % len(orders)]
         items = [Tokens.of(passage[: self.tokens]) for passage in passages]
         label = {"order": "".join(str(place + 1) for place in order)}
@@ -65,14 +70,18 @@ class Orders(TextTask):
 
     def findings(self, scores: Mapping[str, Any]) -> Sequence[Finding]:
         """How much of the KL patches close, in the order that they were formed in and in all."""
-        found = [findings.patch_closes(scores, 0.1, 0.8, f"{count} passages, {OWN}") for count in (2, 3)]
-        return [*found, *(findings.patch_closes(scores, 0.1, 0.85, f"{count} passages, {ORBIT}") for count in (2, 3))]
+        kinds = ((OWN, 0.8), (ORBIT, 0.85))
+        return [
+            findings.patch_closes(scores, 0.1, share, f"{count} passages, {kind}")
+            for kind, share in kinds
+            for count in self.passages
+        ]
 
 
-def _neighbours(reader: Reader, seed: int, tokens: int) -> list[list[Any]]:
-    """Sets of three passages that follow one another in the corpus, in an order drawn by the seed."""
+def _neighbours(reader: Reader, seed: int, tokens: int, count: int) -> list[list[Any]]:
+    """Sets of so many passages that follow one another in the corpus, in an order drawn by the seed."""
     passages = reader.passages(tokens)
-    sets = [passages[i : i + 3] for i in range(0, len(passages) - 2, 3)]
+    sets = [passages[i : i + count] for i in range(0, len(passages) - count + 1, count)]
     order = np.random.default_rng((SEED, seed, tokens)).permutation(len(sets))
     return [sets[i] for i in order]
 

@@ -1,0 +1,1 @@
+"""Published benchmarks: their official files, cut at natural borders, and scored as their official scripts score."""
