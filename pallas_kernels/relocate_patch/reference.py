@@ -69,7 +69,10 @@ def deltas_by_width(patch: Patch, layer: jax.Array, start: jax.Array, rows: int,
         return deltas(patch, layer, start, rows, width)
 
     def nothing(patch: Patch, layer: jax.Array, start: jax.Array) -> Deltas:
-        return jnp.zeros((1, rows, width), jnp.float32), jnp.zeros((1, rows, patch.v.shape[2] - width), jnp.float32)
+        rot, free = (
+            varying_like(patch, jnp.zeros((1, rows, n), jnp.float32)) for n in (width, patch.v.shape[2] - width)
+        )
+        return rot, free
 
     def leading(components: int, patch: Patch, layer: jax.Array, start: jax.Array) -> Deltas:
         return deltas(patch, layer, start, rows, width, components)

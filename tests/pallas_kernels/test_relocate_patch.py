@@ -14,6 +14,7 @@ from kamera_jax import rope
 from pallas_kernels import dispatch, relocate_patch, relocate_patch_into
 from pallas_kernels.relocate_patch import reference
 from pallas_kernels.relocate_patch.chunk import Cache
+from tests.eight_devices import on_eight_devices
 from tests.pallas_kernels.calls import Call, caches, close, placed, poisoned, spec
 
 L = 3
@@ -284,3 +285,24 @@ def test_unknown_names_are_refused(changes, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(ValueError, match="unknown (implementation 'cuda'|layout 'spiral')"):
         relocate_patch(**wrong(**changes))
+
+
+def test_a_patch_of_several_widths_is_written_by_every_device_of_a_mesh():
+    on_eight_devices("""
+from pallas_kernels import relocate_patch_into
+draw = np.random.default_rng(0).normal
+shapes = [(2, 64, 32)] * 2 + [(2, 16, 32)] * 2 + [(2, 40, 16)] + [(2, 40, 32)] * 2
+call = [jnp.asarray(draw(size=shape), jnp.float32) for shape in shapes]
+tables = jnp.asarray(draw(size=(2, 16, 16)), jnp.float32)
+ranks = jnp.asarray([3, 40], jnp.int32)
+
+def write(cache_rot, cache_free, rot, free, u, v_rot, v_free):
+    v = jnp.concatenate([v_rot, v_free], -1)
+    return relocate_patch_into(cache_rot, cache_free, 16, rot, free, *tables, u, v, ranks, length=11)
+
+heads = P(None, None, "model")
+mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:2]), ("model",))
+split = jax.shard_map(write, mesh=mesh, in_specs=(*[heads] * 4, P(), heads, heads), out_specs=(heads, heads))
+for given, wanted in zip(jax.jit(split)(*call), jax.jit(write)(*call)):
+    close(given, wanted)
+""")
