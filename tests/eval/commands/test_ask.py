@@ -11,7 +11,9 @@ from eval.commands import demo
 from eval.commands.main import main
 from eval.tiny.episodes import question_text
 from eval.tiny.glyphs import COLOUR_NAMES
+from eval.tiny.pages import render
 from eval.tiny.story import sample_story
+from models import load
 from models.media import pdf as module
 from tests.pictures import PAGES, pdf, pdf_page
 
@@ -183,3 +185,23 @@ def test_an_answer_is_printed_as_it_comes(pages, monkeypatch, capsys):
     monkeypatch.setattr(kj, "generate", streamed)
     assert ask(pages, "what colour is the star?", "--max-new-tokens", "3") == 0
     assert pieces and all(pieces)
+
+
+def test_a_library_is_searched(capsys, tmp_path):
+    """Without an item: the page of the story that shows the glyph is found among pages that do not."""
+    vlm = load("kamera-tiny-gqa")
+    story = sample_story(np.random.default_rng((demo.HELD_OUT_SEED, 1)))
+    drawn = (story.first, story.second, story.other)
+    chunks = [kj.encode(vlm, render(page.cells)) for page in drawn]
+    with kj.ChunkLibrary.open(tmp_path / "library", mode="a") as library:
+        library.put_many(chunks, origins=[kj.Origin(f"{name}.png") for name in ("first", "second", "other")])
+    glyph, colour = story.one_hop[1]
+    out = tmp_path / "answer.json"
+    searched = ["--library", str(tmp_path / "library"), "--json", str(out)]
+    assert main(["ask", question_text(glyph), *searched, "--top", "1", "--method", "blind"]) == 0
+    output = capsys.readouterr()
+    assert output.out.strip() == COLOUR_NAMES[colour] and f"found {chunks[1].key[:12]} of second.png" in output.err
+    written = json.loads(out.read_text())
+    assert [hit["key"] for hit in written["found"]] == [chunks[1].key] and written["chunks"] == 1
+    kj.ChunkLibrary.open(tmp_path / "empty", mode="a").close()
+    assert "has no chunks of" in failure(capsys, ["ask", "what?", "--library", str(tmp_path / "empty")])
