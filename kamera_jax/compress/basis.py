@@ -61,7 +61,8 @@ class CodecBasis:
     def __post_init__(self) -> None:
         for part in PARTS:
             basis, mean, variance = (getattr(self, f"{part}{name}") for name in ("", "_mean", "_variance"))
-            layers, width = basis.shape[0], basis.shape[-1]
+            layers = basis.shape[0]
+            width = basis.shape[-1]
             if basis.shape != (layers, width, width) or {mean.shape, variance.shape} != {(layers, width)}:
                 raise BasisError(
                     f"a basis is [L, F, F], its mean and variances [L, F]; got {basis.shape}, {mean.shape}"

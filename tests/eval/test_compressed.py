@@ -81,8 +81,8 @@ def test_bytes_are_those_of_what_is_stored(batch):
         assert patched.kept_bytes == wanted and np.all(patched.stored_bytes > 0)
     assert filled(batch, "copy:4")[1].kept_bytes == filled(batch, "kivi:4")[1].kept_bytes
     assert filled(batch, "blind")[1].kept_bytes is None
-    layers, widths = vlm.spec.layers, (vlm.spec.rot_dim, vlm.spec.free_dim)
-    once = 4 * layers * sum(width * (width // 4 + 1) for width in widths)
+    widths = (vlm.spec.rot_dim, vlm.spec.free_dim)
+    once = 4 * vlm.spec.layers * sum(width * (width // 4 + 1) for width in widths)
     assert filled(batch, "pca:0.25+kivi:4+patch:2")[1].model_bytes == once
     assert filled(batch, "kivi:4")[1].model_bytes == 0
 
