@@ -216,8 +216,8 @@ XLA is the fallback for calls that no kernel serves; its `chunk_attention` keeps
 {gpu}
 """
 
-NO_GPU = """Not measured yet: no GPU was available; `python -m benchmarks.kernels --only gpu` on a machine with one fills
-this in."""
+NO_GPU = """Not measured yet: no GPU was available; `python -m benchmarks.kernels --only gpu` on a machine with one
+fills this in."""
 
 
 def page(result: dict[str, Any]) -> str:

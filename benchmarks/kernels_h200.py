@@ -78,8 +78,8 @@ def measure() -> dict[str, Any]:
     return {"decoding": rows, "itself": itself, "versions": versions}
 
 
-SECTION = """Compiled for an H200 without one, with jax {jax}: one token over chunks where they lie, by
-`chunk_attention`.
+SECTION = """Compiled for an H200 without one (`python -m benchmarks.kernels_h200`), with jax {jax}: one token over
+chunks where they lie, by `chunk_attention`.
 
 | | kernel | XLA |
 |---|---|---|
