@@ -34,7 +34,8 @@ Times are a {roofline}:
 the larger of FLOPs over the peak and bytes over the bandwidth. *Ratio* is prefill over reuse as they are compiled, then
 with a prefill that moves its ideal bytes: XLA's attention on GPUs passes its scores through memory, and bytes that a
 cache would keep count too. *Measured* is empty where no such device was at hand. Of a model with experts, decoding
-counts all of them, while *ideal* has those that a token reaches. {longer}
+counts all of them, while *ideal* has those that a token reaches.
+{longer}
 
 | chip | bfloat16 TFLOP/s | GB/s | GB | source |
 |---|---|---|---|---|
@@ -50,9 +51,7 @@ def section(entries: list[dict[str, Any]]) -> str:
     ]
     window = entries[0]["window"]
     beyond = [f"{entry['model']} {entry['max_positions']}" for entry in entries if entry["max_positions"] < window]
-    longer = (
-        f"The window is as large for all, also where it is longer than the model's own: {', '.join(beyond)} tokens."
-    )
+    longer = f"The window is as large for all, also beyond a model's own length: {', '.join(beyond)} tokens."
     sizes = {name: entries[0][name] for name in ("window", "chunk", "rank")}
     cells = [row(entry) for entry in entries]
     tables = []

@@ -216,8 +216,8 @@ XLA is the fallback for calls that no kernel serves; its `chunk_attention` keeps
 {gpu}
 """
 
-NO_GPU = """Not measured yet: no GPU was available; `python -m benchmarks.kernels --only gpu` on a machine with one fills
-this in."""
+NO_GPU = """Not measured yet: no GPU was available; `python -m benchmarks.kernels --only gpu` on a machine with one
+fills this in."""
 
 
 def page(result: dict[str, Any]) -> str:
@@ -230,15 +230,14 @@ def page(result: dict[str, Any]) -> str:
         name, _, fallback = op.partition(", ")
         cells = " | ".join(_cell(by_target[target]) for target in TPUS)
         lines.append(f"| `{name}`{', XLA' if fallback else ''} | {shape} | {cells} |")
+    gpu_text = _gpu_text(result["gpu"]) if "gpu" in result else NO_GPU
     return PAGE.format(
         jax=result["versions"]["jax"],
         **result["cpu"],
         heads=" | ".join(TPUS),
         rules="---|" * len(TPUS),
         rows="\n".join(lines),
-        gpu="\n\n".join(
-            [_gpu_text(result["gpu"]) if "gpu" in result else NO_GPU, kernels_h200.section(result["h200"])]
-        ),
+        gpu=f"{gpu_text}\n\n{kernels_h200.section(result['h200'])}",
     )
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from benchmarks.ahead import joined
 from eval.ahead.examine import examine
 from eval.ahead.programs import Shapes, traced_flops
 from eval.ahead.published import CONFIGURATIONS, UnknownConfigurationError, configuration
@@ -134,3 +135,16 @@ def test_what_cannot_be_is_named(arguments, named, capsys):
 def test_a_folder_without_a_configuration_is_named(tmp_path):
     with pytest.raises(UnknownConfigurationError, match="config.json"):
         configuration(str(tmp_path))
+
+
+def test_programs_that_are_not_compiled_anew_keep_what_is_stored():
+    def entry(flops, *programs):
+        rows = [{"program": name, "flops": flops} for name in programs]
+        return {"reprefill_over_reuse": flops, "ideal_reprefill_over_reuse": flops, "weights": flops, "programs": rows}
+
+    stored = entry(1, "prefill", "reuse", "decoding")
+    assert joined(None, stored) is stored
+    found = joined(stored, entry(2, "decoding"))
+    assert [row["flops"] for row in found["programs"]] == [1, 1, 2]
+    assert (found["reprefill_over_reuse"], found["weights"]) == (1, 2)
+    assert joined(stored, entry(2, "prefill", "reuse"))["reprefill_over_reuse"] == 2
