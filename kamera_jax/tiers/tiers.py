@@ -6,9 +6,7 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from types import TracebackType
-from typing import Any
 
 import jax
 
@@ -146,16 +144,18 @@ class Tiers:
             ready = key in self._ready
             self._ready.discard(key)
             if (chunk := self._on_device(key)) is not None and codec in (None, chunk.codec):
-                return self._served(chunk, avoided=tokens_of(chunk), device=1, fetched=int(ready))
+                self._count(avoided=tokens_of(chunk), device=1, fetched=int(ready))
+                return chunk
             packed = self._cascade.packed(key)
             if packed is not None and codec in (None, packed.codec):
                 chunk = packed.chunk()
                 self._promote(chunk)
-                self._count(to_device_bytes=packed.nbytes)
-                return self._served(chunk, avoided=tokens_of(chunk), host=1, fetched=int(ready))
+                self._count(avoided=tokens_of(chunk), host=1, fetched=int(ready), to_device_bytes=packed.nbytes)
+                return chunk
             if codec in (None, EXACT) and (chunk := self._rebuilt(key)) is not None:
                 self._take(chunk)
-                return self._served(chunk, rebuilt=1)
+                self._count(rebuilt=1)
+                return chunk
         chunk = self._disk.find(key, codec)
         if chunk is None:
             self._count(missed=1)
@@ -163,8 +163,8 @@ class Tiers:
         read = device_bytes(chunk)
         with self._changed:
             self._take(chunk)
-            self._count(read_bytes=read, to_device_bytes=read)
-            return self._served(chunk, avoided=tokens_of(chunk), library=1)
+            self._count(avoided=tokens_of(chunk), library=1, read_bytes=read, to_device_bytes=read)
+        return chunk
 
     def patches(self, key: str) -> Sequence[Patch]:
         """See `kamera_jax.store.Store.patches`; also of a chunk that is in use."""
@@ -270,10 +270,9 @@ class Tiers:
             LibraryFullError, LibraryDiskError, LibraryReadOnlyError: see `ChunkLibrary.put`.
         """
         with self._changed:
-            chunks = [Held(each.key, each.of, each.nbytes, each.cost, each.item) for each in self._cascade.device]
-            there = {each.key for each in chunks}
-            rest = [each for each in self._cascade.host if each.key not in there]
-            self._count(**self._disk.write([*chunks, *rest]))
+            device = self._cascade.device
+            rest = [each for each in self._cascade.host if each.key not in device]
+            self._count(**self._disk.write([*device, *rest]))
 
     def __enter__(self) -> "Tiers":
         return self
@@ -286,7 +285,7 @@ class Tiers:
     def _fetch_ahead(self, keys: Iterable[str]) -> None:
         check_unforked("the thread of these tiers", self._pid)
         wanted = [key for key in keys if self._on_device(key) is None]
-        self._ahead.add(wanted, self._together, partial(self._fetch, default_device()))
+        self._ahead.add(wanted, self._together, jax.default_device(default_device())(self._fetch))
 
     def _together(self, keys: Sequence[str]) -> Sequence[str]:
         """The first key, and those that are read with it."""
@@ -296,12 +295,8 @@ class Tiers:
             return keys[:1]
         return self._disk.together([key for key in keys if key not in in_memory])
 
-    def _fetch(self, device: Any, keys: Sequence[str]) -> Mapping[str, BaseException]:
-        """Bring chunks nearer, to the device that is the caller's default; on the thread of `Ahead`."""
-        with jax.default_device(device):
-            return self._fetched(keys)
-
-    def _fetched(self, keys: Sequence[str]) -> Mapping[str, BaseException]:
+    def _fetch(self, keys: Sequence[str]) -> Mapping[str, BaseException]:
+        """Bring chunks nearer; on the thread of `Ahead`."""
         failed: dict[str, BaseException] = {}
         with self._changed:
             packed = {key: each for key in keys if (each := self._cascade.packed(key)) is not None}
@@ -313,10 +308,11 @@ class Tiers:
                 found[key] = chunk
         with self._changed:
             for key, chunk in found.items():
-                size = packed[key].nbytes if key in packed else device_bytes(chunk)
-                self._promote(chunk) if key in packed else self._take(chunk)
+                above = key in packed
+                size = packed[key].nbytes if above else device_bytes(chunk)
+                (self._promote if above else self._take)(chunk)
                 self._ready.add(key)
-                self._count(to_device_bytes=size, read_bytes=0 if key in packed else size)
+                self._count(to_device_bytes=size, read_bytes=0 if above else size)
             self._count(failed=len(failed))
         return failed
 
@@ -384,10 +380,6 @@ class Tiers:
         chunk = jax.block_until_ready(encode_segment(self._vlm, embedded.segment()))
         self._rebuild_seconds = min(self._rebuild_seconds, (time.perf_counter() - began) / tokens)
         return chunk if chunk.key == key else None
-
-    def _served(self, chunk: Chunk, **counts: int) -> Chunk:
-        self._count(**counts)
-        return chunk
 
     def _count(self, **counts: int) -> None:
         with self._changed:
