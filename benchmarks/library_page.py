@@ -140,7 +140,7 @@ does opening the library without its index. Of the memory, {base_mb:.0f} MB are 
 
 ## Eight bits, and fewer
 
-[Chunks in fewer bits](compression.md) has all that `storage=` takes. This is of eight:
+[Chunks in fewer bytes](compression.md) has all that `storage=` takes. This is of eight:
 
 `storage="int8"` stores a scale for every channel of the keys and for every token of the values. Compared with exact
 storage, on {episodes} held-out episodes of three pages (KL to the same window with exact KV, in nats):

@@ -151,10 +151,20 @@ METHODS: dict[str, MethodText] = {
         "turbo:4",
         "stores chunks in B bits by the best codebook of a normal distribution, randomly rotated (arXiv 2504.19874)",
     ),
+    "pca": MethodText(
+        "pca:S",
+        "pca:0.25+kivi:4",
+        "stores chunks as coefficients of the share S of components measured once for the model; as pca:0.25+kivi:4",
+    ),
     "xkv": MethodText(
         "xkv:l:r",
-        "xkv:1:16",
+        "xkv:1:16+kivi:4",
         "stores chunks as r components of l layers side by side, their own (arXiv 2503.18893); as xkv:1:16+kivi:4",
+    ),
+    "mixed": MethodText(
+        "mixed:S:H:B",
+        "mixed:0.25:4:2",
+        "stores the share S of rows, whose keys stand most alone, in H bits, and the others in B (arXiv 2405.14256)",
     ),
     "copy": MethodText(
         "copy:B", "copy:4", "keeps full prefill's KV itself in B bits, for this context alone: what reuse has to beat"

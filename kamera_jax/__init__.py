@@ -6,13 +6,14 @@ Every operation is a function of immutable values. Letters in shapes are those o
 from kamera_jax import exported as exported
 from kamera_jax import patch, rope
 from kamera_jax.chunk import Chunk, Entry, Match, Patch
+from kamera_jax.compress.basis import CodecBasis
 from kamera_jax.compress.compressed import Compressed
 from kamera_jax.guard import planning
 from kamera_jax.guard.calibration import Calibration, calibrate
 from kamera_jax.guard.fidelity import Fidelity, verify
 from kamera_jax.guard.policy import ReusePolicy, Verdict, append_checked
 from kamera_jax.guard.staleness import Staleness, staleness
-from kamera_jax.inference.compress import compress
+from kamera_jax.inference.compress import calibrate_codec, compress
 from kamera_jax.inference.encode import encode, encode_all, form_patch, form_patches, prefill
 from kamera_jax.inference.generate import Generation, generate, query
 from kamera_jax.inference.many import generate_many
@@ -37,6 +38,7 @@ __all__ = [
     "Chunk",
     "ChunkLibrary",
     "ChunkPool",
+    "CodecBasis",
     "Compressed",
     "Entry",
     "Factors",
@@ -61,6 +63,7 @@ __all__ = [
     "append",
     "append_checked",
     "calibrate",
+    "calibrate_codec",
     "compress",
     "encode",
     "encode_all",

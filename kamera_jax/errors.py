@@ -143,3 +143,7 @@ class PlacementError(ValueError):
 
 class CodecError(ValueError):
     """A codec that there is not, or KV that it cannot store."""
+
+
+class BasisError(CodecError):
+    """What a codec is calibrated with is not known, or is another model's."""

@@ -10,6 +10,7 @@ import jax
 
 from kamera_jax.arguments import check_choice, short
 from models.blocks.sharding import MeshError, Rules
+from models.hub.basis import offer_basis
 from models.hub.download import downloaded
 from models.hub.fields import read_json
 from models.hub.files import check_folder
@@ -111,6 +112,7 @@ def load(
             weights=weights,
             chat_template_kwargs=chat_template_kwargs,
         )
+        offer_basis(vlm, folder)
     vlm.name = text
     return vlm
 

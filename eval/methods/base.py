@@ -13,9 +13,10 @@ from eval.methods.kept import rows_of, selected, taken
 from kamera_jax.backbone import forward_flops
 from kamera_jax.batch.windows import BatchRunner, Stack, Windows, fit, through
 from kamera_jax.chunk import Chunk
+from kamera_jax.compress.basis import arrays_of, for_codec
 from kamera_jax.compress.codec import Codec, Shape
 from kamera_jax.compress.compressed import ROW_BYTES
-from kamera_jax.compress.stage import RowStage
+from kamera_jax.compress.stage import Basis, RowStage
 from kamera_jax.inference.orders import mean_of, orders_of
 from kamera_jax.kv import KV, Factors
 from kamera_jax.window.window import aligned
@@ -144,9 +145,21 @@ class Batch:
         if codec not in self._served:
             own = self._keeping(codec.rows) if codec.rows else self
             heads = self.runner.vlm.spec.heads
-            chunks = [replace(chunk, kv=through(codec, chunk.kv, chunk.length, heads)) for chunk in own.chunks]
+            basis = self.basis(codec)
+            chunks = [replace(chunk, kv=through(codec, chunk.kv, chunk.length, heads, basis)) for chunk in own.chunks]
             self._served[codec] = replace(own, chunks=tuple(chunks))
         return self._served[codec]
+
+    def basis(self, codec: Codec) -> Basis:
+        """What the model was measured for a codec with; nothing where that takes nothing."""
+        spec = self.runner.vlm.spec
+        layouts = Shape(spec.rot_dim, spec.free_dim, spec.heads).layouts(1, spec.layers)
+        return arrays_of(for_codec(codec, spec, self.runner.vlm.fingerprint), layouts)
+
+    def model_bytes(self, codec: Codec) -> float:
+        """Bytes of that, which all chunks of the model share."""
+        spec = self.runner.vlm.spec
+        return float(codec.model_bytes(spec.layers, Shape(spec.rot_dim, spec.free_dim, spec.heads)))
 
     def kept_bytes(self, codec: Codec) -> float:
         """Bytes of one context's chunks, as they are served here, as a codec stores them."""
@@ -210,12 +223,14 @@ class Cost:
         computed_tokens: context tokens that are run when the window is filled.
         flops: FLOPs of filling the window.
         kept_bytes: bytes of the chunks' KV as it is stored; None where it is stored exactly.
+        model_bytes: bytes that are stored once for the model, whatever its chunks are; in no other figure.
     """
 
     stored_bytes: np.ndarray | float = 0.0
     computed_tokens: float = 0.0
     flops: np.ndarray | float = 0.0
     kept_bytes: float | None = None
+    model_bytes: float = 0.0
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(
@@ -223,6 +238,7 @@ class Cost:
             self.computed_tokens + other.computed_tokens,
             self.flops + other.flops,
             self.kept_bytes if other.kept_bytes is None else other.kept_bytes,
+            max(self.model_bytes, other.model_bytes),
         )
 
 
@@ -280,7 +296,7 @@ class Method:
     def cost(self, batch: Batch, prepared: Sequence[Any]) -> Cost:
         """The cost of all parts together."""
         own = batch.served(self.codec)
-        kept = None if self.codec is None else own.kept_bytes(self.codec)
-        return sum(
-            (part.cost(own, each) for part, each in zip(self.parts, prepared, strict=True)), Cost(kept_bytes=kept)
-        )
+        stored = Cost()
+        if self.codec is not None:
+            stored = Cost(kept_bytes=own.kept_bytes(self.codec), model_bytes=batch.model_bytes(self.codec))
+        return sum((part.cost(own, each) for part, each in zip(self.parts, prepared, strict=True)), stored)

@@ -20,8 +20,9 @@ class Copied:
     def prepare(self, batch: Batch) -> tuple[Stack, ...]:
         """The conditioned KV, as it comes back."""
         heads = batch.runner.vlm.spec.heads
+        basis = batch.basis(self.codec)
         return tuple(
-            replace(chunk, kv=through(self.codec, conditioned, chunk.length, heads))
+            replace(chunk, kv=through(self.codec, conditioned, chunk.length, heads, basis))
             for chunk, conditioned in zip(batch.chunks, batch.full.conditioned, strict=True)
         )
 

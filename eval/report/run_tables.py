@@ -100,7 +100,7 @@ def rows(run: Record) -> list[list[str]]:
     """A row for each method, in the order of `columns`."""
     scores = run["scores"]
     shown = answer_columns(scores)
-    totals = "total" in cost_columns(scores)
+    titles = cost_columns(scores)
     written = []
     for name, own in scores["methods"].items():
         cost = own["cost"]
@@ -116,7 +116,8 @@ def rows(run: Record) -> list[list[str]]:
                 _optional(own["eta"], ".3f"),
                 _optional(own["recovered"], ".1%"),
                 f"{cost['bytes_share']:.1%}" if cost["bytes"] else "–",
-                *([f"{cost['total_share']:.1%}"] if totals else []),
+                *([f"{cost['total_share']:.1%}"] if "total" in titles else []),
+                *([f"{cost.get('model_bytes', 0) / 1024:,.0f} KiB"] if "once" in titles else []),
                 f"{max(cost['tokens_avoided_share'], 0):.0%}",
                 f"{cost['flops_share']:.1%}",
                 "–" if seconds is None else f"{1e3 * seconds:.1f}",
@@ -129,9 +130,15 @@ LOGITS = ("KL", "η", "flips back")
 
 
 def cost_columns(scores: Record) -> tuple[str, ...]:
-    """Titles of the columns about costs; where a method stores chunks in fewer bits, all that is stored is one."""
-    totals = any(own["cost"].get("codec") for own in scores["methods"].values())
-    return ("bytes", *(("total",) if totals else ()), "avoided", "FLOPs", "TTFT ms")
+    """Titles of the columns about costs.
+
+    Where a method stores chunks in fewer bits, all that is stored is one; where it keeps something once for the model,
+    that is another.
+    """
+    costs = [own["cost"] for own in scores["methods"].values()]
+    totals = ("total",) if any(cost.get("codec") for cost in costs) else ()
+    once = ("once",) if any(cost.get("model_bytes") for cost in costs) else ()
+    return ("bytes", *totals, *once, "avoided", "FLOPs", "TTFT ms")
 
 
 def columns(scores: Record) -> tuple[str, ...]:
@@ -152,7 +159,10 @@ def answers_note(scores: Record) -> str:
 
 def costs_note(scores: Record) -> str:
     """What the columns about costs mean."""
-    total = "total: all that is stored, of the chunks' KV in 16 bits.\n" if "total" in cost_columns(scores) else ""
+    titles = cost_columns(scores)
+    total = "total: all that is stored, of the chunks' KV in 16 bits.\n" if "total" in titles else ""
+    if "once" in titles:
+        total += "once: what is stored once for the model, for all its chunks; in no other figure.\n"
     return (
         f"bytes: stored beside the canonical KV, of the KV behind the first chunk.\n{total}"
         "avoided: context tokens not run. FLOPs: to fill the window, of full prefill's.\n"

@@ -81,6 +81,8 @@ def note_costs(contexts: Sequence[Record], batch: Batch, method: Method, prepare
         }
         if cost.kept_bytes is not None:
             record["methods"][method.name]["kept_bytes"] = _rounded(cost.kept_bytes)
+        if cost.model_bytes:
+            record["methods"][method.name]["model_bytes"] = _rounded(cost.model_bytes)
 
 
 def note_answers(

@@ -133,7 +133,8 @@ def quarter(depth: float) -> str:
 def _cost(name: str, contexts: Sequence[Record]) -> Record:
     """Means over contexts; shares are of what stands behind the first chunk, and of full prefill.
 
-    ``total_share`` is of all that is stored, the chunks' KV too, of that KV in 16 bits a number.
+    ``total_share`` is of all that is stored, the chunks' KV too, of that KV in 16 bits a number. ``model_bytes``, where
+    there are some, is stored once for the model, and in no share.
     """
     own, full = ([record["methods"][method] for record in contexts] for method in (name, "full"))
     tokens, computed, flops = (
@@ -148,6 +149,7 @@ def _cost(name: str, contexts: Sequence[Record]) -> Record:
         totals = {"total_share": (_total(chunks) + stored) / whole, "codec": any("kept_bytes" in each for each in own)}
     return {
         **totals,
+        **({"model_bytes": own[0]["model_bytes"]} if "model_bytes" in own[0] else {}),
         "bytes": stored / len(contexts),
         "bytes_share": stored / _total([record["reused_bytes"] for record in contexts]),
         "tokens_avoided": (tokens - computed) / len(contexts),

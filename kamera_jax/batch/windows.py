@@ -19,7 +19,8 @@ from kamera_jax import patch
 from kamera_jax.backbone import Backbone, Output, with_defaults
 from kamera_jax.batch.devices import replicated, spread
 from kamera_jax.chunk import Chunk, source_of
-from kamera_jax.compress.codec import Codec, Shape
+from kamera_jax.compress.codec import NOTHING, Codec, Shape
+from kamera_jax.compress.stage import Basis
 from kamera_jax.errors import PlacementError
 from kamera_jax.forward import preamble_chunk
 from kamera_jax.kv import KV, Factors, Segment, WindowState
@@ -314,11 +315,11 @@ def fit_size(conditioned: KV, canonical: KV, length: int, size: Size) -> Factors
 
 
 @partial(jax.jit, static_argnames=("codec", "heads"))
-def through(codec: Codec, kv: KV, length: jax.Array | int, heads: int) -> KV:
-    """KV of E chunks [E, L, T, ·] as it comes back from a codec."""
+def through(codec: Codec, kv: KV, length: jax.Array | int, heads: int, basis: Basis = NOTHING) -> KV:
+    """KV of E chunks [E, L, T, ·] as it comes back from a codec, which is given a model's basis if it needs one."""
     shape = Shape(kv.rot.shape[-1], kv.free.shape[-1], heads, kv.rot.shape[1])
 
     def one(kv: KV) -> KV:
-        return codec.decode(codec.encode(kv, length, heads), length, shape, kv.rot.dtype)
+        return codec.decode(codec.encode(kv, length, heads, basis), length, shape, kv.rot.dtype, basis)
 
     return jax.vmap(one)(kv)

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kamera_jax.compress.lowrank import own_components
+from kamera_jax.compress.lowrank import model_components, own_components
+from kamera_jax.compress.mixed import mixed
 from kamera_jax.compress.quantise import Int8, Kivi, Normal, Quantised, Quantiser, Rotated
 from kamera_jax.compress.rows import OPTIONS, check_rows, merge, select
 from kamera_jax.compress.stage import (
@@ -146,6 +147,15 @@ class Codec:
         kept = sum(layout.layers * layout.rows * layout.width for layout in given.values())
         return stored + kept * jnp.dtype(dtype).itemsize
 
+    def model_bytes(self, layers: int, shape: "Shape") -> int:
+        """Bytes of what is calibrated once for a model, as far as this codec uses it."""
+        given: Layouts = shape.layouts(1, layers)
+        taken = 0
+        for stage in self.packing:
+            taken += stage.model_bytes(given)
+            given = stage.left(given)
+        return taken
+
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the arrays."""
@@ -223,15 +233,19 @@ def _decode(
     return KV(*(parts[name].astype(dtype) for name in PARTS))
 
 
-def check_storable(values: np.ndarray, length: int, name: str, codec: str) -> None:
-    """Raise CodecError unless valid rows of values [L, T, ·] are finite, and of a size that float16 scales can have."""
+def check_storable(values: np.ndarray, length: int, name: str, by: Codec) -> None:
+    """Raise CodecError unless valid rows of values [L, T, ·] are finite, and of a size that float16 scales can have.
+
+    A coefficient of a component is at most as large as its row.
+    """
     values = values[:, :length].astype(np.float32)
     if not np.isfinite(values).all():
-        raise CodecError(f"{name} has values that are not finite, which {codec} cannot store; encode the chunk anew")
-    largest = float(np.abs(values).max(initial=0.0))
-    if codec != INT8 and largest * 2 > float(np.finfo(np.float16).max):
+        raise CodecError(f"{name} has values that are not finite, which {by.name} cannot store; encode the chunk anew")
+    sizes = np.abs(values) if by.by_layer else np.linalg.norm(values.astype(np.float64), axis=-1)
+    largest = float(sizes.max(initial=0.0))
+    if by.name != INT8 and largest * 2 > float(np.finfo(np.float16).max):
         raise CodecError(
-            f"{name} has values up to {largest:.3g}, whose scales {codec} would have to store as float16; store it "
+            f"{name} has values up to {largest:.3g}, whose scales {by.name} would have to store as float16; store it "
             "exactly, or as int8"
         )
 
@@ -285,11 +299,13 @@ def _selection(how: str) -> Kind:
 STAGES: dict[str, Kind] = {
     **{how: _selection(how) for how in SELECTS},
     "merge": Kind(MERGE, merge, ", ".join(f"merge:{how}" for how in MERGES)),
+    "pca": Kind(LOW_RANK, model_components, "pca:share"),
     "xkv": Kind(LOW_RANK, own_components, "xkv:l:r"),
     INT8: Kind(QUANTISE, _int8, "int8"),
     "kivi": Kind(QUANTISE, _kivi, "kivi:B, kivi:B:channel"),
     "saw": Kind(QUANTISE, _by_bits("saw", Rotated), "saw:B"),
     "turbo": Kind(QUANTISE, _by_bits("turbo", Normal), "turbo:B"),
+    "mixed": Kind(QUANTISE, mixed, "mixed:share:B:B"),
 }
 """Stages by name."""
 

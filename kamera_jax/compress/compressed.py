@@ -7,6 +7,7 @@ import jax
 from jaxtyping import Array, Shaped
 
 from kamera_jax.chunk import Chunk
+from kamera_jax.compress.basis import arrays_of, by_digest, for_codec
 from kamera_jax.compress.codec import Codec, Shape, check_packs, codec
 from kamera_jax.handle import Handle
 from kamera_jax.identity import EXACT, row_stages
@@ -47,27 +48,35 @@ class Compressed(Handle):
         leaves: the packed arrays, each with L leading, by name.
         rest: the chunk without the rows of its KV.
         storage: name of what packed them.
+        basis: digest of the `kamera_jax.compress.basis.CodecBasis` that it took; empty for none.
     """
 
     leaves: dict[str, Shaped[Array, "L ..."]]
     rest: Chunk
     storage: str = field(default=EXACT)
+    basis: str = field(default="")
 
     DATA: ClassVar = ("leaves", "rest")
-    STATIC: ClassVar = ("storage",)
+    STATIC: ClassVar = ("storage", "basis")
     SHOWN: ClassVar = ("key", "length", "codec")
 
-    def __init__(self, leaves: dict[str, jax.Array], rest: Chunk, storage: str) -> None:
+    def __init__(self, leaves: dict[str, jax.Array], rest: Chunk, storage: str, basis: str = "") -> None:
         """See the class."""
-        self._set(leaves=leaves, rest=rest, storage=storage)
+        self._set(leaves=leaves, rest=rest, storage=storage, basis=basis)
 
     @staticmethod
     def of(chunk: Chunk, storage: str) -> "Compressed":
-        """Pack a chunk; its values are not looked at."""
+        """Pack a chunk; its values are not looked at.
+
+        Raises:
+            BasisError: the storage takes what is measured once for a model, and of this one it is not known.
+        """
         shape = Shape.of(chunk.kv, chunk.spec)
-        leaves = packing(storage).encode(chunk.kv, chunk.length, shape.heads)
+        by = packing(storage)
+        basis = for_codec(by, chunk.spec, chunk.model)
+        leaves = by.encode(chunk.kv, chunk.length, shape.heads, arrays_of(basis, shape.layouts(1, shape.layers)))
         rest = chunk.keeping(kv=jax.tree.map(lambda rows: rows[:, :0], chunk.kv))
-        return Compressed(leaves, rest, storage)
+        return Compressed(leaves, rest, storage, "" if basis is None else basis.digest)
 
     @property
     def key(self) -> str:
@@ -99,5 +108,6 @@ class Compressed(Handle):
         """The chunk that is served: same key, KV to within the codec's error, and a codec that says so."""
         empty = self.rest.kv
         shape = Shape.of(empty, self.rest.spec)
-        kv: KV = packing(self.storage).decode(self.leaves, self.rest.length, shape, empty.rot.dtype)
+        basis = arrays_of(by_digest(self.basis) if self.basis else None, shape.layouts(1, shape.layers))
+        kv: KV = packing(self.storage).decode(self.leaves, self.rest.length, shape, empty.rot.dtype, basis)
         return self.rest.keeping(kv=kv, codec=self.codec)

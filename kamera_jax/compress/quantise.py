@@ -113,6 +113,10 @@ class Quantised:
             decoded[part] = self.quantiser.decode(own, layout.valid(length), layout)
         return decoded
 
+    def model_bytes(self, given: Layouts) -> int:
+        """Nothing."""
+        return 0
+
     def nbytes(self, given: Layouts) -> int:
         """See `Stage`."""
         return sum(layout.layers * self.quantiser.row_bytes(layout.rows, layout) for layout in given.values())

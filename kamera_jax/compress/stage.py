@@ -1,5 +1,6 @@
 """What a codec is made of: stages that stand in a fixed order, each of which is given what the one before it left."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -15,6 +16,9 @@ ORDER = (SELECT, MERGE, LOW_RANK, QUANTISE)
 
 PARTS = ("rot", "free")
 """What KV consists of: the parts that the first stage is given."""
+
+SHARE = re.compile(r"[01](\.[0-9]{1,6})?", re.ASCII)
+"""A share as it is written."""
 
 Leaves = dict[str, jax.Array]
 """Arrays with layers (or groups of them) leading, by name."""
@@ -49,7 +53,7 @@ class Layout(NamedTuple):
 Layouts = Mapping[str, Layout]
 """Of parts, by name."""
 
-Basis = Mapping[str, jax.Array]
+Basis = Mapping[str, Any]
 """What was calibrated once for a model, by name; empty for stages that need nothing."""
 
 
@@ -112,6 +116,10 @@ class Stage(Protocol):
 
     def nbytes(self, given: Layouts) -> int:
         """Bytes of the arrays that it stores itself; the layouts' rows are valid ones."""
+        ...
+
+    def model_bytes(self, given: Layouts) -> int:
+        """Bytes of what it takes of the model's basis, kept once for all chunks."""
         ...
 
 

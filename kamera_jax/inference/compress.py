@@ -1,4 +1,6 @@
-"""Compressing a chunk."""
+"""Compressing a chunk, and measuring a model for it."""
+
+from collections.abc import Iterable, Iterator
 
 import jax
 import numpy as np
@@ -6,6 +8,7 @@ import numpy as np
 from kamera_jax.arguments import check_type
 from kamera_jax.backbone import Backbone
 from kamera_jax.chunk import Chunk, describe
+from kamera_jax.compress.basis import CodecBasis, hold, measured, subject
 from kamera_jax.compress.codec import Shape, check_storable
 from kamera_jax.compress.codec import codec as codec_named
 from kamera_jax.compress.compressed import Compressed
@@ -13,6 +16,7 @@ from kamera_jax.compress.stage import PARTS
 from kamera_jax.errors import DonatedError
 from kamera_jax.handle import deleted, traced
 from kamera_jax.inference.selection import select_rows
+from kamera_jax.kv import KV
 from kamera_jax.window.checks import check_encoded_by
 
 
@@ -28,7 +32,10 @@ def compress(vlm: Backbone, chunk: Chunk, codec: str) -> Compressed:
         codec: what its KV goes through: ``"int8"``; ``"kivi:B"``, keys by channel and values by token in groups of 32,
             and ``"kivi:B:channel"``, values by channel too (arXiv 2402.02750); ``"saw:B"``, Hadamard blocks, then by
             token and head; ``"turbo:B"``, the best codebook of a normal distribution behind a random rotation; with B
-            bits from 1 to 8. Before these may stand what keeps a share R of the rows, one choice for all layers and
+            bits from 1 to 8. Before one of these may stand a low-rank stage, whose few numbers they are then given, as
+            in ``"pca:0.5+kivi:4"``: ``"pca:share"``, components that were measured once for the model (see
+            `calibrate_codec`), or ``"xkv:l:r"``, r components of l layers side by side, the chunk's own (arXiv
+            2503.18893). Before these may stand what keeps a share R of the rows, one choice for all layers and
             heads, at their own positions: ``"kvzip:R"``, what a replay of the chunk behind itself reads (arXiv
             2505.23416); ``"keydiff:R"``, ``"leverage:R"`` and ``"knorm:R"`` (``:small`` or ``:large``, else as the
             replay reads), keys alone; ``"expected:R"`` and ``"tri:R"``, statistics of the chunk's own queries; and then
@@ -40,6 +47,7 @@ def compress(vlm: Backbone, chunk: Chunk, codec: str) -> Compressed:
         CodecError: there is no such codec, or the KV has values that it cannot store, or rows cannot be chosen: they
             are already, or the chunk is being traced. MissingInputsError: they are chosen of a chunk without a source.
             BackboneError: they are chosen by queries, which the model does not collect.
+        BasisError: nothing was measured of this model for it.
         ModelMismatchError: another model encoded the chunk. DonatedError: its arrays were given away.
     """
     check_type(chunk, Chunk, "chunk", "encode(vlm, item) makes one of text or an image")
@@ -51,5 +59,34 @@ def compress(vlm: Backbone, chunk: Chunk, codec: str) -> Compressed:
     chunk = select_rows(vlm, chunk, named.rows)
     if named.packing and not traced(*jax.tree.leaves(chunk.kv)):
         for part in PARTS:
-            check_storable(np.asarray(getattr(chunk.kv, part)), chunk.length, f"kv.{part}", codec)
+            check_storable(np.asarray(getattr(chunk.kv, part)), chunk.length, f"kv.{part}", named)
     return Compressed.of(chunk, named.storage)
+
+
+def calibrate_codec(vlm: Backbone, chunks: Iterable[Chunk]) -> CodecBasis:
+    """What ``"pca:share"`` takes of a model: the directions in which its keys and its values vary, in each layer.
+
+    Codecs use it from now on, in this process; ``models.hub.basis.keep(vlm, basis)`` keeps it where it is found again
+    whenever the model is loaded, in whatever dtype. The embedded models bring theirs. The same chunks give the same
+    basis. KV that was packed with a basis is read with that one, and names it.
+
+    Args:
+        vlm: the model.
+        chunks: of the kinds that will be stored; some thousand tokens, and more than a layer's KV has features.
+
+    Raises:
+        BasisError: there are no chunks, or their KV is not finite. ModelMismatchError: another model encoded one.
+    """
+    check_type(chunks, Iterable, "chunks", "a list of what encode(vlm, item) gives")
+
+    def given() -> Iterator[tuple[KV, int]]:
+        for chunk in chunks:
+            check_type(chunk, Chunk, "chunk", "encode(vlm, item) makes one of text or an image")
+            check_encoded_by(vlm, chunk)
+            if deleted(chunk):
+                raise DonatedError(f"the arrays of {describe(chunk)} were donated; measure what took their place")
+            yield chunk.kv, chunk.length
+
+    basis = measured(subject(vlm.spec, vlm.fingerprint), given())
+    hold(basis)
+    return basis

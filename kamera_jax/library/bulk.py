@@ -13,7 +13,7 @@ from kamera_jax.chunk import Chunk
 from kamera_jax.compress.compressed import codec_of, packing
 from kamera_jax.errors import ChunkNotFoundError, LibraryCorruptError
 from kamera_jax.identity import EXACT
-from kamera_jax.library.fields import check_kv, grouped, packed_shape
+from kamera_jax.library.fields import check_kv, grouped, packed_basis, packed_shape
 from kamera_jax.library.packs import Pack
 from kamera_jax.library.reading import Reader
 from kamera_jax.library.rows import chunk_of
@@ -162,10 +162,11 @@ def _unpacked(
     """KV [N, L, T, ·] of chunks in few bits."""
     packed = packing(about[0]["storage"])
     shape = packed_shape(about[0], leaves)
+    basis = packed_basis(about[0], shape)
     lengths = jnp.asarray([each["length"] for each in about], jnp.int32)
 
     def decoded(leaves: dict[str, jax.Array], lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
-        kv = jax.vmap(lambda own, length: packed.decode(own, length, shape, about[0]["dtype"]))(leaves, lengths)
+        kv = jax.vmap(lambda own, length: packed.decode(own, length, shape, about[0]["dtype"], basis))(leaves, lengths)
         return kv.rot, kv.free
 
     there = leaves["kv.rot"].sharding if sharding is None else sharding

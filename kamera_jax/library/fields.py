@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from kamera_jax.compress.basis import arrays_of, by_digest
 from kamera_jax.compress.codec import INT8, Shape
 from kamera_jax.compress.compressed import packing
+from kamera_jax.compress.stage import Basis
 from kamera_jax.dtypes import FLOATS
 from kamera_jax.errors import CodecError
 from kamera_jax.identity import EXACT, shared_rows
@@ -245,6 +247,18 @@ def packed_shape(about: Mapping[str, Any], leaves: Arrays) -> Shape:
         _check_fields(about["packed"], _GROUPED, "the chunk's packed KV")
         layers = about["packed"]["layers"]
     return Shape(**{name: about["packed"][name] for name in _PACKED}, layers=layers)
+
+
+def packed_basis(about: Mapping[str, Any], shape: Shape) -> Basis:
+    """What of the model a chunk in few bits was packed with; empty for codecs that take nothing.
+
+    Raises:
+        BasisError: it is not known here.
+    """
+    if not packing(about["storage"]).needs:
+        return arrays_of(None, {})
+    _check_fields(about["packed"], {"basis": _KEY_RULE}, "the chunk's packed KV")
+    return arrays_of(by_digest(about["packed"]["basis"]), shape.layouts(1, shape.layers))
 
 
 def grouped(about: Mapping[str, Any]) -> bool:

@@ -199,9 +199,7 @@ class ChunkLibrary:
         return patch_of(about, leaves)
 
     def get_kv(self, key: str, layers: slice = slice(None)) -> KV:
-        """KV of some layers of a chunk; of these alone the bytes are read, unless layers are stored together.
-
-        Raises as `get`.
+        """KV of some layers of a chunk, of which alone the bytes are read if they are stored apart; raises as `get`.
 
         Args:
             key: of the chunk.

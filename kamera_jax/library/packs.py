@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from kamera_jax.errors import LibraryCorruptError, NotRegularError, UnstorableError
+from kamera_jax.errors import BasisError, LibraryCorruptError, NotRegularError, UnstorableError
 from kamera_jax.library import arrays
 from kamera_jax.library.fields import check_about, grouped
 from kamera_jax.library.files import MALFORMED, SEALED_BYTES, digests, read_sealed, sha256, sync_tree, write_sealed
@@ -133,7 +133,7 @@ class Pack:
         """Where the manifest is relied on: a LibraryCorruptError if it says what cannot be."""
         try:
             yield
-        except LibraryCorruptError:
+        except (LibraryCorruptError, BasisError):
             raise
         except FileNotFoundError as error:
             if os.path.lexists(self.folder):

@@ -11,10 +11,18 @@ import numpy as np
 
 from kamera_jax.arguments import check_type
 from kamera_jax.chunk import Chunk, Patch
+from kamera_jax.compress.basis import CodecBasis, arrays_of, for_codec
 from kamera_jax.compress.codec import INT8, Codec, Shape, check_storable
 from kamera_jax.compress.compressed import codec_of, packing
 from kamera_jax.compress.stage import PARTS
-from kamera_jax.errors import CodecError, DonatedError, LibraryCorruptError, MissingKeyError, UnstorableError
+from kamera_jax.errors import (
+    BasisError,
+    CodecError,
+    DonatedError,
+    LibraryCorruptError,
+    MissingKeyError,
+    UnstorableError,
+)
 from kamera_jax.handle import deleted
 from kamera_jax.identity import EXACT, content_key
 from kamera_jax.kv import KV, Factors, KVSpec, Segment, Sketch, SketchSpec
@@ -29,6 +37,7 @@ from kamera_jax.library.fields import (
     check_kv,
     check_patch,
     check_spec,
+    packed_basis,
     packed_shape,
 )
 from kamera_jax.library.files import MALFORMED, sha256
@@ -117,7 +126,7 @@ def row_of(item: Chunk | Patch, storage: Storage, origin: Origin | None = None) 
         if deleted(item):
             raise DonatedError(f"the arrays of {what} {item.key[:12]} were donated; put what took their place")
         return _chunk_row(item, storage, origin) if isinstance(item, Chunk) else _patch_row(item)
-    except DonatedError:
+    except (DonatedError, BasisError):
         raise
     except (*MALFORMED, RuntimeError) as error:  # whatever comes of fields of other types than they have
         raise UnstorableError(f"{what} {item.key[:12]} cannot be stored: {error}") from error
@@ -163,21 +172,25 @@ def _chunk_row(chunk: Chunk, storage: Storage, origin: Origin | None) -> Row:
             raise ValueError(f"kv.rot and kv.free have different dtypes, of which {storage} keeps one; put it as it is")
         by = packing(storage)
         shape = Shape.of(chunk.kv, chunk.spec)
-        leaves |= _packed(by, leaves, chunk, shape)
+        basis = for_codec(by, chunk.spec, chunk.model)
+        leaves |= _packed(by, leaves, chunk, shape, basis)
         if storage != INT8:
             about["packed"] = (replace(shape, layers=0) if by.by_layer else shape).plain
+        if basis is not None:
+            about["packed"] |= {"basis": basis.digest}
     check_chunk(about, plain, leaves)
     return _checked(Row(chunk.key, "chunks", about, plain, leaves, _digests(leaves)))
 
 
-def _packed(by: Codec, leaves: Arrays, chunk: Chunk, shape: Shape) -> Arrays:
+def _packed(by: Codec, leaves: Arrays, chunk: Chunk, shape: Shape, basis: CodecBasis | None) -> Arrays:
     """KV in few bits. Eight are made on the host, as they always were: what is stored is the same to the bit."""
     for part in PARTS:
-        check_storable(leaves[f"kv.{part}"], chunk.length, f"kv.{part}", by.name)
+        check_storable(leaves[f"kv.{part}"], chunk.length, f"kv.{part}", by)
     if by.name == INT8:
         return int8.quantised(leaves["kv.rot"], leaves["kv.free"], chunk.length)
     by.check_shape(shape)
-    return {name: np.asarray(leaf) for name, leaf in by.encode(chunk.kv, chunk.length, shape.heads).items()}
+    arrays = arrays_of(basis, shape.layouts(1, shape.layers))
+    return {name: np.asarray(leaf) for name, leaf in by.encode(chunk.kv, chunk.length, shape.heads, arrays).items()}
 
 
 def check_row(row: Row) -> None:
@@ -324,7 +337,7 @@ REMEDY = "delete its key and put it anew"
 def _wellformed(what: str) -> Iterator[None]:
     try:
         yield
-    except LibraryCorruptError:
+    except (LibraryCorruptError, BasisError):
         raise
     except (*MALFORMED, RuntimeError) as error:  # of the device too, for shapes that it cannot have
         raise LibraryCorruptError(f"what is stored of {what} does not make one: {error}; {REMEDY}") from error
@@ -346,7 +359,9 @@ def kv_leaves(about: Mapping[str, Any], leaves: Mapping[str, Any]) -> dict[str, 
             return {name: leaves[name] for name in ("kv.rot", "kv.free")}
         if about["storage"] == INT8:
             return int8.restored(leaves, DTYPES[about["dtype"]])
-        kv = packing(about["storage"]).decode(leaves, about["length"], packed_shape(about, leaves), about["dtype"])
+        shape = packed_shape(about, leaves)
+        basis = packed_basis(about, shape)
+        kv = packing(about["storage"]).decode(leaves, about["length"], shape, about["dtype"], basis)
         return {"kv.rot": kv.rot, "kv.free": kv.free}
 
 

@@ -36,7 +36,7 @@ def error(batch, name):
     return float(kv_error(batch, filled(batch, name)[0]).max())
 
 
-@pytest.mark.parametrize("codec", ["int8", "kivi:4", "turbo:2"])
+@pytest.mark.parametrize("codec", ["int8", "kivi:4", "turbo:2", "pca:0.5+kivi:4", "xkv:2:3", "mixed:0.25:4:2"])
 def test_a_window_holds_what_comes_back(batch, codec):
     """Each chunk's rows are those of `kamera_jax.compress`, the first chunk's too."""
     windows, _ = filled(batch, codec)
@@ -67,7 +67,7 @@ def test_a_copy_is_full_prefills_kv_in_few_bits(batch):
 
 def test_bytes_are_those_of_what_is_stored(batch):
     vlm = batch.runner.vlm
-    for codec in ("int8", "kivi:4", "turbo:1"):
+    for codec in ("int8", "kivi:4", "turbo:1", "pca:0.25+kivi:4", "xkv:2:6"):
         wanted = 0
         for stack in batch.chunks:
             kv = jax.tree.map(lambda leaf: leaf[0], stack.kv)
@@ -81,6 +81,10 @@ def test_bytes_are_those_of_what_is_stored(batch):
         assert patched.kept_bytes == wanted and np.all(patched.stored_bytes > 0)
     assert filled(batch, "copy:4")[1].kept_bytes == filled(batch, "kivi:4")[1].kept_bytes
     assert filled(batch, "blind")[1].kept_bytes is None
+    layers, widths = vlm.spec.layers, (vlm.spec.rot_dim, vlm.spec.free_dim)
+    once = 4 * layers * sum(width * (width // 4 + 1) for width in widths)
+    assert filled(batch, "pca:0.25+kivi:4+patch:2")[1].model_bytes == once
+    assert filled(batch, "kivi:4")[1].model_bytes == 0
 
 
 @pytest.mark.parametrize(
@@ -114,7 +118,15 @@ def test_codecs_stand_before_blind_reuse_patches_and_repairs():
 
 def test_a_report_says_all_that_is_stored(tmp_path):
     run = tmp_path / "run"
-    evaluate("binding", "kamera-tiny-gqa", methods="turbo:4+patch:4,copy:2", limit=1, repeats=0, seeds=0, output=run)
+    evaluate(
+        "binding",
+        "kamera-tiny-gqa",
+        methods="turbo:4+patch:4,pca:0.5+kivi:4,copy:2",
+        limit=1,
+        repeats=0,
+        seeds=0,
+        output=run,
+    )
     report = json.loads((run / "results.json").read_text())
     costs = {name: own["cost"] for name, own in report["scores"]["methods"].items()}
     assert costs["blind"]["total_share"] == pytest.approx(2)  # the model's f32, of 16 bits
@@ -122,9 +134,12 @@ def test_a_report_says_all_that_is_stored(tmp_path):
     assert 0.25 < costs["turbo:4+patch:4"]["total_share"] < 0.6
     shown = {**report, "ttft_s": {}}
     assert "total" in columns(report["scores"])
+    assert costs["pca:0.5+kivi:4"]["model_bytes"] == 4 * 5 * 2 * 64 * 33 and "model_bytes" not in costs["copy:2"]
+    once = columns(report["scores"]).index("once")
+    assert [row[once] for row in rows(shown)] == ["0 KiB", "0 KiB", "0 KiB", "82 KiB", "0 KiB"]
     place = columns(report["scores"]).index("total")
     assert [row[place] for row in rows(shown)][:2] == ["200.0%", "200.0%"]
     plain = json.loads(json.dumps(report["scores"]))
-    for name in ("turbo:4+patch:4", "copy:2"):
+    for name in ("turbo:4+patch:4", "pca:0.5+kivi:4", "copy:2"):
         del plain["methods"][name]
     assert "total" not in columns(plain) and len(rows({"scores": plain, "ttft_s": {}})[0]) == len(columns(plain))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import kamera_jax as kj
-from kamera_jax.errors import ArgumentError, CodecError, DonatedError, NoModelError
+from kamera_jax.errors import ArgumentError, BasisError, CodecError, DonatedError, NoModelError
 from kamera_jax.session.warm import warm
 from models import load
 from tests.kamera_jax.toy import Toy
@@ -36,6 +36,9 @@ def refuse_other_rows(toy, a):
     refused(lambda: kj.share_rows(toy, "text"), ArgumentError, "chunk is 'text'", "expected a Chunk")
     refused(lambda: kj.compress(toy, "text", "kivi:4"), ArgumentError, "chunk is 'text'", "expected a Chunk")
     refused(lambda: kj.compress(toy, a, 4), CodecError, "codec is 4", "kivi:B")
+    refused(lambda: kj.calibrate_codec(toy, a), ArgumentError, "chunks is", "a list of what encode")
+    refused(lambda: kj.calibrate_codec(toy, ["text"]), ArgumentError, "chunk is 'text'", "expected a Chunk")
+    refused(lambda: kj.compress(toy, a, "pca:0.5"), BasisError, "nothing was measured", "calibrate_codec")
     refused(lambda: kj.generate_many(toy, a, ["what"]), ArgumentError, "windows is")
     refused(lambda: kj.generate_many(toy, [a], ["what"]), ArgumentError, "windows")
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import kamera_jax as kj
+from kamera_jax.compress.basis import of_model
 from kamera_jax.handle import in_bytes
 from models import load
 from tests.kamera_jax.toy import Toy
@@ -40,6 +41,7 @@ def made(vlm, tmp_path_factory):
         "Chunk": a,
         "ChunkLibrary": library,
         "ChunkPool": in_place.state.pools[0],
+        "CodecBasis": of_model(vlm.spec, vlm.fingerprint),
         "Compressed": kj.compress(vlm, a, "kivi:4"),
         "Entry": window.entries[1],
         "Factors": patch.factors,
@@ -73,6 +75,7 @@ SHOWN = {
     "Chunk": ["key=", "length=4", "codec='exact'"],
     "ChunkLibrary": ["library", "mode='a'", "2 chunks, 1 patches in 2 packs"],
     "ChunkPool": ["rot=float32[5, "],
+    "CodecBasis": ["5 layers", "64 and 64 features"],
     "Compressed": ["key=", "length=4", "codec='kivi:4'"],
     "Entry": ["base=", "slot="],
     "Factors": ["u=int8[5, ", "ranks=int32[5]"],

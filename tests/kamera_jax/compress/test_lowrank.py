@@ -5,33 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kamera_jax.compress.codec import Shape, codec
-from kamera_jax.kv import KV
-
-SHAPES = {"gqa": Shape(64, 64, 2, 5), "mla": Shape(32, 128, 1, 5), "mha": Shape(96, 96, 4, 5)}
-PARTS = ("rot", "free")
-ROWS = 48
-LENGTH = 41
-
-
-def kv_of(shape, dtype=jnp.float32, seed=0, rows=ROWS):
-    """KV whose channels are mixed and have sizes that fall, so that few components tell."""
-    rng = np.random.default_rng(seed)
-
-    def part(width):
-        mix = rng.normal(size=(shape.layers, width, width)) * 0.9 ** np.arange(width)[:, None]
-        return jnp.asarray(rng.normal(size=(shape.layers, rows, width)) @ mix, dtype)
-
-    return KV(part(shape.rot), part(shape.free))
-
-
-def through(name, kv, length, shape):
-    by = codec(name)
-    return by.decode(by.encode(kv, length, shape.heads), length, shape, kv.rot.dtype)
-
-
-def valid(kv, part, length=LENGTH):
-    return np.asarray(getattr(kv, part)[:, :length], np.float64)
+from kamera_jax.compress.codec import codec
+from tests.kamera_jax.compress.made import LENGTH, PARTS, SHAPES, kv_of, through, valid
 
 
 def truncated(x, layers, rank):
@@ -79,7 +54,7 @@ def test_all_components_are_exact(kind, layers, dtype):
         assert np.linalg.norm(valid(back, part) - x) <= (2**-7 if dtype == jnp.bfloat16 else 1e-5) * np.linalg.norm(x)
 
 
-@pytest.mark.parametrize("name", ["xkv:1:8", "xkv:2:12", "xkv:2:12+kivi:4", "xkv:1:16+turbo:4", "xkv:1:8+int8"])
+@pytest.mark.parametrize("name", ["xkv:2:12", "xkv:2:12+kivi:4"])
 @pytest.mark.parametrize("kind", SHAPES)
 def test_padding_is_never_seen_and_comes_back_as_zero(kind, name):
     shape = SHAPES[kind]
@@ -91,19 +66,19 @@ def test_padding_is_never_seen_and_comes_back_as_zero(kind, name):
         assert not np.asarray(getattr(a, part)[:, LENGTH:]).any()
 
 
-@pytest.mark.parametrize("name", ["xkv:1:8", "xkv:2:12", "xkv:2:12+kivi:4", "xkv:1:16+turbo:4", "xkv:4:9+int8"])
+@pytest.mark.parametrize("name", ["xkv:2:12", "xkv:2:12+kivi:4", "xkv:1:16+turbo:4"])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_stored_bytes_are_those_of_the_arrays(name, dtype):
     by = codec(name)
-    for shape in SHAPES.values():
-        for rows in (1, 16, 48):
-            leaves = by.encode(kv_of(shape, dtype, rows=rows), rows, shape.heads)
-            assert sum(leaf.nbytes for leaf in leaves.values()) == by.nbytes(rows, shape.layers, shape, dtype)
-            given = {name: (leaf.shape, leaf.dtype) for name, leaf in leaves.items()}
-            wanted = by.arrays(shape.layers, rows, shape, jnp.dtype(dtype).name)
-            assert given == {name: (leaf.shape, leaf.dtype) for name, leaf in wanted.items()}
-            assert set(by.names) == set(leaves)
-            assert by.widths(rows, shape) == {part: leaves[f"kv.{part}"].shape[2] for part in PARTS}
+    for kind, rows in (("gqa", 1), ("gqa", 48), ("mla", 16)):
+        shape = SHAPES[kind]
+        leaves = by.encode(kv_of(shape, dtype, rows=rows), rows, shape.heads)
+        assert sum(leaf.nbytes for leaf in leaves.values()) == by.nbytes(rows, shape.layers, shape, dtype)
+        given = {name: (leaf.shape, leaf.dtype) for name, leaf in leaves.items()}
+        wanted = by.arrays(shape.layers, rows, shape, jnp.dtype(dtype).name)
+        assert given == {name: (leaf.shape, leaf.dtype) for name, leaf in wanted.items()}
+        assert set(by.names) == set(leaves)
+        assert by.widths(rows, shape) == {part: leaves[f"kv.{part}"].shape[2] for part in PARTS}
     layers, rank, tokens, width = 5, 12, 48, 64
     if name == "xkv:2:12":
         groups = -(-layers // 2)
