@@ -48,7 +48,7 @@ USAGE = """kamera eval TASK [--model M] [--methods A,B,…] [--limit N] [--outpu
        kamera eval samples DIR [--wrong] [--method M,…] [--limit N] [--all]
        kamera eval claims --model M --output DIR [--page FILE.md]
        kamera eval claims FILE… [--page FILE.md]
-       kamera eval suite FILE --data DIR --model M [--output DIR] [--page FILE.md]
+       kamera eval suite FILE --data DIR --model M [--page FILE.md]
        kamera eval leaderboard DIR… [--page FILE.md]
        kamera eval --list"""
 

@@ -37,7 +37,8 @@ __all__ = [
     "get",
 ]
 
-BUILTIN: tuple[Task, ...] = (
+# Published tasks count their contexts when they are asked, by a property.
+BUILTIN: tuple[Task, ...] = (  # pyright: ignore[reportAssignmentType]
     Binding(),
     Continuation(),
     Quotation(),

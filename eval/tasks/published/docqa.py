@@ -105,7 +105,8 @@ of=mmlongbench:  DIR/samples.json        [{doc_id, question, answer, evidence_pa
             if kind not in FORMATS:
                 raise DataError(f"{where}: answer_format is {kind!r}; expected one of {', '.join(FORMATS)}")
             answer = str(folder.field(record, "answer", where, str, int, float, list))
-            pair = (folder.field(record, "doc_id", where), *sorted(set(evidence)))
+            first, second = sorted(set(evidence))
+            pair = (folder.field(record, "doc_id", where), first, second)
             asked = folder.field(record, "question", where) + BRIEFLY
             labels = {"answer_format": kind}
             pairs.setdefault(pair, []).append(Question(asked, (answer,), kind, hops=2, depth=1, labels=labels))

@@ -199,7 +199,7 @@ def _scrolled(value: Any, params: Mapping[str, Any]) -> float:
     right = _direction(amount if amount is not None else params.get("direction"))
     if right and right != _direction(value):
         return 0.0
-    if _is_number(value) and _is_number(amount):
+    if _is_number(value) and amount is not None and _is_number(amount):
         own = abs(float(value))
         wanted = abs(float(amount))
         return min(own, wanted) / max(own, wanted) if own and wanted else float(own == wanted)

@@ -21,7 +21,7 @@ ORBIT = "one patch for all orders"
 
 @dataclass(frozen=True, kw_only=True)
 class Orders(TextTask):
-    """The same two or three passages, or as many as asked, in all orders, and the text that goes on behind the last.
+    """The same two or three passages in all their orders, and the text that goes on behind the last.
 
     Each order is met twice: with patches formed in that order, and with the one patch a passage that serves all orders,
     formed behind the other passages in all of theirs (an orbit patch). The passage that stands first has no patch
@@ -29,7 +29,7 @@ class Orders(TextTask):
 
     Attributes:
         tokens: of each passage.
-        passages: how many there are of them.
+        passages: how many there are of them, where it is not two and three.
     """
 
     tokens: int = 128
