@@ -21,7 +21,7 @@ WINDOWS = {
 PAGE = """# Finding chunks by a question
 
 ```python
-finder = kj.Finder(vlm, library)                       # reads nothing yet
+finder = kj.Finder(vlm, library)  # reads nothing yet
 hits = finder.find("what colour is the star?", top=4)  # of each .key, .score, .patch and .antecedents
 answer = session.ask("what colour is the star?", library=library, top=4)
 ```
