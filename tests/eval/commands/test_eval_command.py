@@ -206,7 +206,7 @@ def test_a_run_without_a_folder_has_one_of_its_own():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "name a task, report, samples or claims"),
+        ([], "name a task, report, samples, claims, suite or leaderboard"),
         (["report"], "give the folders of the runs"),
         (["samples"], "give the folder of one run"),
         (["samples", "a", "b"], "give the folder of one run"),
