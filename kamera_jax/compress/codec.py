@@ -184,7 +184,8 @@ def _names(codec: Codec) -> tuple[str, ...]:
 def _arrays(codec: Codec, layers: int, rows: int, shape: Shape, dtype: str) -> dict[str, jax.ShapeDtypeStruct]:
     codec.check_shape(shape)
     given = shape.layouts(rows, layers)
-    kv = KV(*(jax.ShapeDtypeStruct((layers, rows, given[part].width), dtype) for part in PARTS))
+    parts: Any = [jax.ShapeDtypeStruct((layers, rows, given[part].width), dtype) for part in PARTS]
+    kv = KV(*parts)
     encoded = partial(_encode, packing=codec.packing, heads=shape.heads)
     return jax.eval_shape(encoded, kv, rows, basis_shapes(given) if codec.needs else {})
 

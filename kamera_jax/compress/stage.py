@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 
@@ -66,15 +66,8 @@ class Stage(Protocol):
         needs: what it is to be given beside KV: ``"basis"`` where it is calibrated for a model.
     """
 
-    @property
-    def kind(self) -> str:
-        """See the class."""
-        ...
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """See the class."""
-        ...
+    kind: ClassVar[str]
+    needs: ClassVar[frozenset[str]]
 
     def check(self, given: Layouts) -> None:
         """Raise CodecError for parts of layouts that it cannot pack."""

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from kamera_jax.chunk import Chunk, source_of
-from kamera_jax.compress.codec import PARTS, Shape, check_storable, codec
-from kamera_jax.compress.compressed import Compressed, codec_of
+from kamera_jax.compress.codec import PARTS, Shape, check_storable
+from kamera_jax.compress.compressed import Compressed, codec_of, packing
 from kamera_jax.errors import CodecError
 from kamera_jax.identity import EXACT
 from kamera_jax.kv import Segment
@@ -23,11 +23,13 @@ class Packed:
         record: all of it; of its KV no rows where that is packed or left out.
         storage: the codec that packed its KV, ``"exact"`` for none.
         leaves: the packed arrays.
+        basis: digest of what the codec is calibrated with; empty for none.
     """
 
     record: Record
     storage: str
     leaves: Arrays
+    basis: str = ""
 
     @staticmethod
     def of(chunk: Chunk, storage: str | None) -> "Packed":
@@ -37,14 +39,15 @@ class Packed:
         """
         if storage is not None and chunk.codec == EXACT:
             try:
-                codec(storage).check_shape(Shape.of(chunk.kv, chunk.spec))
+                named = packing(storage)
+                named.check_shape(Shape.of(chunk.kv, chunk.spec))
                 for part in PARTS:
-                    check_storable(np.asarray(getattr(chunk.kv, part)), chunk.length, f"kv.{part}", storage)
-            except CodecError:
+                    check_storable(np.asarray(getattr(chunk.kv, part)), chunk.length, f"kv.{part}", named)
+                packed = Compressed.of(chunk, storage)
+            except CodecError:  # a model without what the codec is calibrated with, too
                 return Packed(Record.of(chunk), EXACT, {})
-            packed = Compressed.of(chunk, storage)
             leaves = {name: np.array(leaf) for name, leaf in packed.leaves.items()}
-            return Packed(Record.of(packed.rest), storage, leaves)
+            return Packed(Record.of(packed.rest), storage, leaves, packed.basis)
         return Packed(Record.of(chunk), EXACT, {})
 
     @property
@@ -62,9 +65,8 @@ class Packed:
         chunk = self.record.unpacked()[0]
         if self.storage == EXACT:
             return chunk
-        return Compressed(
-            {name: jnp.asarray(leaf) for name, leaf in self.leaves.items()}, chunk, self.storage
-        ).restore()
+        leaves = {name: jnp.asarray(leaf) for name, leaf in self.leaves.items()}
+        return Compressed(leaves, chunk, self.storage, self.basis).restore()
 
 
 @dataclass(frozen=True)

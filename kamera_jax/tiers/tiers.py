@@ -13,7 +13,7 @@ import jax
 from kamera_jax.arguments import check_keys, check_type, whole_number
 from kamera_jax.backbone import Backbone
 from kamera_jax.chunk import Chunk, Patch
-from kamera_jax.compress.codec import codec as codec_named
+from kamera_jax.compress.compressed import packing
 from kamera_jax.errors import ArgumentError, MissingKeyError
 from kamera_jax.forward import preamble_chunk
 from kamera_jax.handle import deleted, in_bytes
@@ -90,7 +90,7 @@ class Tiers:
             raise ArgumentError(f"cost is {cost!r:.60}; expected a function of a chunk, such as one of its seconds")
         for name in (host_codec, library_codec):
             if name is not None:
-                codec_named(name)
+                packing(name)
         check_type(policy, (Value, type(None)), "policy", "kamera_jax.tiers.value.Value(), or one of its subclasses")
         policy = Value() if policy is None else policy
         self._vlm = vlm
