@@ -180,6 +180,18 @@ def found_and_not(
     }
 
 
+class Among:
+    """A finder that searches some chunks of its library."""
+
+    def __init__(self, finder: kj.Finder, keys: Sequence[str]) -> None:
+        self.finder = finder
+        self.keys = keys
+        self.library = finder.library
+
+    def find(self, question: str, top: int = 4) -> Sequence[kj.Hit]:
+        return self.finder.find(question, top, among=self.keys)
+
+
 class Answering:
     """Answers about 32 pages: from what was found, with patches, and from all pages run together."""
 
@@ -224,6 +236,17 @@ class Answering:
             built = kj.append(built, self.pool[place].chunk, self.patch(place) if patched else None)
         return built
 
+    def session_right(self, ask: Asked, here: Sequence[int], *, linked: bool) -> bool:
+        """Whether a session answers, which finds pages and their patches itself."""
+        for place in here:
+            patch = self.patch(place)
+            if patch is not None and not self.finder.library.has(patch.key):
+                self.finder.library.put(patch)
+        among = Among(self.finder, [self.pool[place].chunk.key for place in here])
+        session = kj.Session(self.vlm, 2048)
+        said = session.ask(ask.text, library=among, top=4, linked=linked, max_new_tokens=1, keep=False)
+        return said.text.strip().lower() == ask.answer
+
     def measure(self, count: int, some: int) -> dict[str, Any]:
         rng = np.random.default_rng((SEED, 4))
         asks = questions(self.pool, some, rng)
@@ -250,6 +273,8 @@ class Answering:
             }
             for name, window in windows.items():
                 scores.setdefault(name, []).append(self.right(window, ask))
+            for name, linked in (("session", False), ("session_linked", True)):
+                scores.setdefault(name, []).append(self.session_right(ask, here, linked=linked))
         facts = np.asarray([len(ask.chain) == 1 for ask in asks])
         return {
             "pages": count,

@@ -12,6 +12,8 @@ WINDOWS = {
     "right_patched": "the right page alone: what stands first is served without its patch",
     "found_patched": "the best four, with their patches",
     "found_patched_linked": "the best four with their patches, and what these refer to",
+    "session": "`session.ask(…, library=, top=4)`",
+    "session_linked": "the same with `linked=True`",
     "found_blind": "the best four, no patches",
     "all_full": "all pages, run together",
     "all_patched": "all pages, with their patches",
@@ -48,8 +50,9 @@ models, or behind another preamble, kept turns, and chunks that are damaged are 
 `among=` searches some chunks alone.
 
 A hit brings the stored patch that was formed behind most chunks which the library still has, and these chunks' keys:
-what the page refers to. `Session.ask` puts them into the window too, each page behind what it refers to, the best one
-last. `kj.EmbeddingFinder(library, vectors, embed)` finds by vectors of an encoder of the caller's, and is taken in the
+what the page refers to. `Session.ask` and `kamera ask` put what was found into the window, the best one last, each with
+the patch that it was found with, which holds what it read behind those chunks. With `linked=True` (`--linked`) these
+come too, each page behind what it refers to, and the session's policy says what is reused. `kj.EmbeddingFinder(library, vectors, embed)` finds by vectors of an encoder of the caller's, and is taken in the
 place of a library.
 
 ## Measured
@@ -84,8 +87,7 @@ these refer to. Chance is {chance:.0%}.
 A reference's answer stands on another page: found without its patch, a page of references does not say it. The embedded
 model was trained on windows of up to six pages, and reads longer ones badly: that is why all pages together answer
 fewer questions than the four that were found, and why it does not help here to bring all that these refer to, up
-to twelve pages in all. `Session.ask` and `kamera ask` do bring them, since a patch is as formed only behind what it was
-formed on: ask for fewer (`top=1`) with a model that reads few pages. What a session answers was not measured.
+to twelve pages in all.
 
 Not measured: models and questions other than these. Heads that find on one kind of page need not on another: calibrate
 on questions like those that will be asked.

@@ -81,18 +81,21 @@ def run(options: Namespace) -> dict[str, Any]:
             )
         note_embedded(options.model)
         found: list[dict[str, Any]] = []
+        given: list[kj.Patch | None] | None = None
         if lib is not None and not options.items:
             shown.step(f"searching {options.library}")
-            listed, found = _found(vlm, lib, options)
-        window, stored = _filled(vlm, lib, listed, options, shown)
+            listed, given, found = _found(vlm, lib, options)
+        window, stored = _filled(vlm, lib, listed, given, options, shown)
         result = _asked(vlm, window, options, drawn, shown) | {"stored_patches": stored}
         return result | ({"found": found} if found else {})
 
 
 def _found(
     vlm: VisionLanguageModel, lib: kj.ChunkLibrary, options: Namespace
-) -> tuple[list[kj.Chunk], list[dict[str, Any]]]:
-    """The chunks that match the question, each behind what it refers to and the best last, and what ``--json`` has.
+) -> tuple[list[kj.Chunk], list[kj.Patch | None] | None, list[dict[str, Any]]]:
+    """The chunks that match the question, the best last, the patches found with them, and what ``--json`` has.
+
+    With ``--linked`` each stands behind what its patch was formed behind, and patches are as of any items.
 
     Raises:
         RetrievalError: nothing says by which heads the model finds chunks.
@@ -101,19 +104,32 @@ def _found(
     hits = kj.Finder(vlm, lib).find(options.question, options.top)
     if not hits:
         raise ValueError(f"{options.library} has no chunks of {options.model}; see kamera library ls")
-    keys = dict.fromkeys(key for hit in reversed(hits) for key in (*hit.antecedents, hit.key))
+    keys = dict.fromkeys(
+        key for hit in reversed(hits) for key in (*(hit.antecedents if options.linked else ()), hit.key)
+    )
     for hit in hits:
         origin = lib.info(hit.key).origin
         where = "" if origin is None else f" of {origin.name}"
         streams.note(f"found {hit.key[:12]}{where}, score {hit.score:.2f}")
     found = [{"key": hit.key, "score": hit.score, "antecedents": list(hit.antecedents)} for hit in hits]
-    return [lib.get(key) for key in keys], found
+    patches = None
+    if not options.linked:
+        patches = [None if hit.patch is None else lib.get_patch(hit.patch) for hit in reversed(hits)]
+    return [lib.get(key) for key in keys], patches, found
 
 
 def _filled(
-    vlm: VisionLanguageModel, lib: kj.ChunkLibrary | None, listed: Sequence[Any], options: Namespace, shown: Shown
+    vlm: VisionLanguageModel,
+    lib: kj.ChunkLibrary | None,
+    listed: Sequence[Any],
+    given: list[kj.Patch | None] | None,
+    options: Namespace,
+    shown: Shown,
 ) -> tuple[kj.Window, int]:
-    """The window with all items, by the chosen method, and how many of its patches the library had."""
+    """The window with all items, by the chosen method, and how many of its patches the library had.
+
+    By the method ``patch``, without a size, patches that are given are those of the chunks.
+    """
     count = sum(1 if isinstance(each, kj.Chunk) else each.count for each in listed)
     if options.method == "full":
         items: list[Any] = []
@@ -130,7 +146,10 @@ def _filled(
     window = kj.Window.empty(vlm, _capacity(vlm, (chunk.length for chunk in chunks), options))
     patches: list[kj.Patch | None] = [None] * len(chunks)
     stored = 0
-    if options.method != "blind":
+    if options.method == "patch" and given is not None:
+        patches = given
+        stored = len(chunks) - patches.count(None)
+    elif options.method != "blind":
         asked = patch_size(options.method.partition(":")[2])
         sizes = [_size(vlm, chunk, asked) for chunk in chunks]
         if lib is not None:

@@ -39,6 +39,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     command.add_argument(
         "--top", type=positive, default=4, metavar="N", help="chunks that are found in the library (default: 4)"
     )
+    command.add_argument(
+        "--linked", action="store_true", help="what the patches of those were formed behind comes into the window too"
+    )
     add_model(command)
     add_dtype(command)
     command.add_argument(

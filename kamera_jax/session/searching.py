@@ -8,6 +8,7 @@ from kamera_jax.backbone import Backbone
 from kamera_jax.chunk import Chunk, Patch
 from kamera_jax.finder.finder import Finder, Hit
 from kamera_jax.library.library import ChunkLibrary
+from kamera_jax.window.checks import is_of_rows
 
 
 @runtime_checkable
@@ -34,15 +35,24 @@ def searched(vlm: Backbone, library: ChunkLibrary | Searched, before: Searched |
 
 
 def brought(
-    finder: Searched, question: str, top: int, keys: Sequence[str]
-) -> Iterator[tuple[Chunk, tuple[Patch, ...]]]:
-    """What was found and is not among a window's keys, with stored patches, each behind what it refers to.
+    finder: Searched, question: str, top: int, keys: Sequence[str], *, linked: bool
+) -> Iterator[tuple[Chunk, tuple[Patch, ...], bool | Patch]]:
+    """What was found and is not among a window's keys, its stored patches, and what it is to be served with.
 
-    The best comes last: what stands right before the question is what a model reads best.
+    The best comes last: what stands right before the question is what a model reads best. A chunk is served with the
+    patch that it was found with, which holds what it read behind others, or without one; ``linked``, these others come
+    before it, and the session chooses.
     """
     there = set(keys)
     for hit in reversed(finder.find(question, top)):
-        for key in (*hit.antecedents, hit.key):
-            if key not in there:
-                there.add(key)
-                yield finder.library.get(key), finder.library.patches(key)
+        for key in (*(hit.antecedents if linked else ()), hit.key):
+            if key in there:
+                continue
+            there.add(key)
+            chunk = finder.library.get(key)
+            if linked:
+                yield chunk, finder.library.patches(key), True
+                continue
+            patch = None if hit.patch is None else finder.library.get_patch(hit.patch)
+            fits = patch is not None and is_of_rows(patch, chunk)
+            yield chunk, (patch,) if fits else (), patch if fits else False

@@ -22,14 +22,14 @@ class Coming(NamedTuple):
         chunk: the chunk.
         present: the patch that it has in the session's window.
         stored: other patches of it.
-        patch: whether it may be patched at all.
+        patch: whether it may be patched at all; a patch of its KV is what it is served with, whatever stands before.
         new: whether the caller gave it, and not a key to recall.
     """
 
     chunk: Chunk
     present: Patch | None = None
     stored: tuple[Patch, ...] = ()
-    patch: bool = True
+    patch: bool | Patch = True
     new: bool = False
 
 
@@ -72,6 +72,11 @@ class Serving:
         """
         chunk = coming.chunk
         check_reads_bias(self._vlm, chunk)
+        if isinstance(coming.patch, Patch):
+            verdict = self.policy.judge(window, chunk, coming.patch)
+            why = "it was found with this patch"
+            held = (coming.patch,)
+            return Step(chunk, held, coming.patch, Action.STORED, verdict.estimate_kl, why, bytes=coming.patch.nbytes)
         if not coming.patch or (chunk.conditioned and (coming.new or self.policy.fallback == "patch")):
             why = "no patch was asked for" if not coming.patch else "it is not canonical, and stands as it was run"
             estimate = self.policy.judge(window, chunk, None).estimate_kl

@@ -53,9 +53,7 @@ class Session(LooksAhead):
         """Begin with the preamble alone.
 
         Args:
-            vlm: the model.
-            capacity: slots of the window.
-            mode: how the window keeps its chunks; see `Window.empty`.
+            vlm, capacity, mode: the model, slots of the window, and how it keeps its chunks; see `Window.empty`.
             memory_bytes: bound on host memory for evicted chunks and patches, or None; not for a store of the caller's.
             rank: components of the patches that are formed, in every layer; by default as in `kamera_jax.form_patch`.
             policy: what may be reused, and what is done otherwise; by default with the model's own calibration.
@@ -199,6 +197,7 @@ class Session(LooksAhead):
         *,
         library: ChunkLibrary | Searched | None = None,
         top: int = 4,
+        linked: bool = False,
         max_new_tokens: int = 16,
         keep: bool = True,
         **options: Any,
@@ -207,7 +206,8 @@ class Session(LooksAhead):
 
         Args:
             text: the question.
-            library, top: of it, or by a finder, so many chunks come into the window first, behind what they refer to.
+            library, top: of it, or by a finder, so many chunks come into the window first, with the patches found.
+            linked: whether what these were formed behind comes too, so that all is served as the policy accepts it.
             max_new_tokens, keep: at most so many tokens; whether the turn stays in the window, as a chunk at its end.
             options: of `generate`.
 
@@ -217,8 +217,8 @@ class Session(LooksAhead):
         """
         if library is not None:
             self._searched = searched(self._vlm, library, self._searched)
-            for chunk, patches in brought(self._searched, text, top, self.keys):
-                self._put("add", Append(chunk), patches, patch=True)
+            for chunk, patches, patch in brought(self._searched, text, top, self.keys, linked=linked):
+                self._put("add", Append(chunk), patches, patch=patch)
         decoding = Decoding(max_new_tokens=max_new_tokens, keep=keep, **options)
         tail = question_tail(self._vlm, self._kept.window, text)
         room = turn_slots(self._vlm, tail, decoding)
@@ -334,7 +334,7 @@ class Session(LooksAhead):
         change: Change,
         patches: Sequence[Patch],
         *,
-        patch: bool,
+        patch: bool | Patch,
         encoding: float = 0.0,
         pin: bool = False,
     ) -> Chunk:

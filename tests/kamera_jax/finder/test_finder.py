@@ -202,14 +202,18 @@ def test_hits_bring_what_they_refer_to(tiny, shown, tmp_path):
         lib.put_many([first, second, third, patch, less])
         (hit,) = kj.Finder(tiny, lib).find(question, among=[third.key])
         assert hit.patch == patch.key and hit.antecedents == (first.key, second.key) and "2 chunks" in repr(hit)
-        session = kj.Session(tiny, 512)
-        answer = session.ask(question, library=lib, top=1, max_new_tokens=1, keep=False)
         found = kj.Finder(tiny, lib).find(question, top=1)[0]
-        assert session.keys == (*found.antecedents, found.key) and answer.window.keys == session.keys
-        assert (
-            session.ask(question, library=kj.Finder(tiny, lib), top=1, max_new_tokens=1, keep=False).text == answer.text
-        )
-        assert session.keys == (*found.antecedents, found.key)  # what is there does not come twice
+        asked = {"top": 1, "max_new_tokens": 1, "keep": False}
+        for linked in (False, True):
+            session = kj.Session(tiny, 512)
+            answer = session.ask(question, library=lib, linked=linked, **asked)
+            keys = (*found.antecedents, found.key) if linked else (found.key,)
+            assert session.keys == keys and answer.window.keys == session.keys
+            last = session.window.entries[-1]
+            assert (None if last.patch is None else last.patch.key) == found.patch
+            again = session.ask(question, library=kj.Finder(tiny, lib), linked=linked, **asked)
+            assert again.text == answer.text
+            assert session.keys == keys  # what is there does not come twice
         lib.delete(second.key)
         (hit,) = kj.Finder(tiny, lib).find(question, among=[third.key])
         assert hit.patch == less.key and hit.antecedents == (first.key,)
