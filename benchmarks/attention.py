@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -77,9 +78,22 @@ class RandomLanguageModel(RandomDecoder):
         self.preamble = self.prepare(16)
 
 
+def without_broken_torchvision() -> None:
+    """Hide a torchvision that was built for another torch: transformers imports it with every model, and fails."""
+    try:
+        import_module("torchvision")
+    except (ImportError, OSError, RuntimeError):
+        import transformers.utils as utils
+
+        for module in (utils, utils.import_utils):
+            module.is_torchvision_available = lambda: False
+
+
 def on_torch(vlm: RandomLanguageModel) -> Any:
     """The same weights in transformers."""
     import torch
+
+    without_broken_torchvision()
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.set_num_threads(cores())

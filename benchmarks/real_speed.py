@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import kamera_jax as kj
-from benchmarks.attention import cores, in_turns
+from benchmarks.attention import cores, in_turns, without_broken_torchvision
 from eval.tasks.text.corpus import read
 from eval.tasks.text.reader import Reader
 from eval.tasks.tokens import Tokens, segment_of
@@ -37,7 +37,6 @@ PREFILLED = (256, 512, 1024, 2048, 4096, 8192)
 CHUNKS = (128, 256, 512)
 """Tokens of a chunk that is reused, and of the chunk before it."""
 
-
 DTYPES = ("float32", "bfloat16")
 """Of parameters and KV, ours and torch's. What the first gives is the result; those of others stand in it by name."""
 
@@ -52,6 +51,8 @@ def add_dtypes(parser: argparse.ArgumentParser) -> None:
 def transformers_model(folder: Path, dtype: str = DTYPES[0]) -> Any:
     """The same weights in transformers."""
     import torch
+
+    without_broken_torchvision()
     from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(cores())
