@@ -52,8 +52,9 @@ models, or behind another preamble, kept turns, and chunks that are damaged are 
 A hit brings the stored patch that was formed behind most chunks which the library still has, and these chunks' keys:
 what the page refers to. `Session.ask` and `kamera ask` put what was found into the window, the best one last, each with
 the patch that it was found with, which holds what it read behind those chunks. With `linked=True` (`--linked`) these
-come too, each page behind what it refers to, and the session's policy says what is reused. `kj.EmbeddingFinder(library, vectors, embed)` finds by vectors of an encoder of the caller's, and is taken in the
-place of a library.
+come too, each page behind what it refers to, and the session's policy says what is reused.
+`kj.EmbeddingFinder(library, vectors, embed)` finds by vectors of an encoder of the caller's, and is taken in the place
+of a library.
 
 ## Measured
 
