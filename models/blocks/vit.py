@@ -4,9 +4,9 @@ The Square names are for towers whose images all have one size (SigLIP, CLIP): o
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import flax.struct
 import jax
@@ -93,6 +93,39 @@ class SquareConfig(VitConfig):
         return self.image_size // self.patch_size
 
 
+@dataclass(frozen=True)
+class MergedSquareConfig(SquareConfig):
+    """A tower of such images, of which ``merge`` x ``merge`` patches become one token."""
+
+    merge: int
+
+    MERGED_BY: ClassVar[str] = "merge"
+    """What config.json calls it, for messages."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_merge()
+
+    def check_merge(self) -> None:
+        """Raise UnsupportedConfigError unless merged tokens tile the image."""
+        if self.side < 1 or self.side % self.merge:
+            raise UnsupportedConfigError(
+                f"vision_config: {self.side} x {self.side} patches, of which config.json: {self.MERGED_BY} merges "
+                f"{self.merge} x {self.merge}; expected a whole number of merged tokens along a side, 1 at least"
+            )
+
+    @property
+    def tokens(self) -> int:
+        """M: tokens of an image."""
+        return (self.side // self.merge) ** 2
+
+    def merged(self, x: Float[Array, "P E"]) -> Float[Array, "M I"]:
+        """Patches in raster order, those of one token side by side: row by row, with all features of each."""
+        cells = self.side // self.merge
+        x = x.reshape(cells, self.merge, cells, self.merge, -1).swapaxes(1, 2)
+        return x.reshape(self.tokens, -1)
+
+
 @runtime_checkable
 class Plan(Protocol):
     """What `pad_patches` needs of a plan."""
@@ -138,6 +171,11 @@ def square_plan(grid_h: int, grid_w: int, config: SquareConfig, bucket: int = 25
             f"resize the image to {config.image_size} x {config.image_size} pixels"
         )
     return SquarePlan(tokens=np.asarray(config.side**2, np.int32), rows=config.side**2)
+
+
+def merged_plan(grid_h: int, grid_w: int, config: MergedSquareConfig, bucket: int = 256) -> SquarePlan:
+    """The layout of an image whose patches are merged, as of every one; see `square_plan`."""
+    return replace(square_plan(grid_h, grid_w, config, bucket), tokens=np.asarray(config.tokens, np.int32))
 
 
 def norm(width: int) -> Params:

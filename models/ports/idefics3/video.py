@@ -10,7 +10,8 @@ from kamera_jax.items import Video
 from models.architecture import Config, Encode
 from models.hub.chat import ChatTemplate
 from models.hub.fields import Fields
-from models.media.images import VERSION, check_image_size
+from models.media.images import check_image_size
+from models.media.moving import FrameByFrame
 from models.media.sampling import TrimmedSampling
 from models.media.spans import Span
 from models.ports.idefics3.images import ImageConfig, tiles_of
@@ -43,7 +44,7 @@ def in_words(number: int) -> str:
 
 
 @dataclass(frozen=True)
-class FrameMedium(TileMedium):
+class FrameMedium(FrameByFrame, TileMedium):
     """Videos: what HF ``SmolVLMProcessor`` writes of them, frames in place of the placeholder of an image.
 
     A line says how many frames there are, in words, and how long they go on: to the last frame's time, which is what
@@ -66,19 +67,6 @@ class FrameMedium(TileMedium):
         stated = _stated(Fields("video_preprocessor_config.json", preprocessing))
         return TrimmedSampling(stated.positive("fps", FPS), most=stated.size("max_frames", MAX_FRAMES))
 
-    def reads(self, item: Any) -> bool:
-        """See `models.architecture.Medium`."""
-        return isinstance(item, Video)
-
-    def normal(self, item: Video) -> Video:
-        """See `models.architecture.Medium`; a `Video` has checked itself."""
-        return item
-
-    def digested(self, item: Video, settings: ImageConfig) -> tuple[str, str, bytes]:
-        """See `models.architecture.Medium`."""
-        content = item.frames.tobytes() + item.times.tobytes()
-        return f"{self.kind}:v{VERSION}:{settings}", str(item.frames.shape), content
-
     def spans(
         self, item: Video, settings: ImageConfig, config: Config, chat: ChatTemplate, encode: Encode
     ) -> Sequence[Span]:
@@ -92,11 +80,6 @@ class FrameMedium(TileMedium):
             spans += self.tile(before, frame, settings, config, chat, encode)
             before = f"{FENCE}\n"
         return [*spans, Span(chat.ids(f"{FENCE}\n\n"))]
-
-    def cut(self, item: Video, settings: ImageConfig, config: Config, tokens: int) -> Sequence[Video]:
-        """See `models.architecture.Medium`; each part is whole frames, one at least."""
-        frames = max(1, tokens // config.vision.tokens)
-        return [item.between(first, first + frames) for first in range(0, len(item.frames), frames)]
 
 
 def introduction(item: Video) -> str:

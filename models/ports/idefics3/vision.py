@@ -4,7 +4,8 @@ Tiles do not see each other. A tile fills its learned positions, so that each pa
 version 4 moved row and column 10 of 27 by one).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Array, Float
@@ -12,17 +13,19 @@ from jaxtyping import Array, Float
 from models.blocks.layers import dense
 from models.blocks.params import Params, linear
 from models.blocks.vit import (
-    SquareConfig,
+    MergedSquareConfig,
     VitConfig,
     layer_norm,
     norm,
     square_declaration,
     square_features,
-    square_plan,
 )
 from models.blocks.vit import SquarePlan as VisionPlan
-from models.hub.fields import Fields, UnsupportedConfigError
+from models.blocks.vit import merged_plan as plan
+from models.hub.fields import Fields
 from models.hub.towers import UNUSED_FIELDS, square_fields
+
+__all__ = ["VisionConfig", "VisionPlan", "encode_image", "plan", "vision_config_from_hf", "vision_declaration"]
 
 _DEFAULTS = {"hidden_size": 1152, "num_attention_heads": 16}
 """Of HF ``Idefics3VisionConfig``, where they are not SigLIP's."""
@@ -32,32 +35,14 @@ _PUBLISHED = ("max_image_size", "size", "tie_word_embeddings", "use_base_siglip"
 
 
 @dataclass(frozen=True)
-class VisionConfig(SquareConfig):
-    """SigLIP and the connector behind it; pixels past the last whole patch are not read.
+class VisionConfig(MergedSquareConfig):
+    """SigLIP and the connector behind it; pixels past the last whole patch are not read."""
 
-    Attributes:
-        merge: patches along a side of the block of them that becomes one token.
-    """
-
-    merge: int
+    MERGED_BY: ClassVar[str] = "scale_factor"
 
     def __post_init__(self) -> None:
         VitConfig.__post_init__(self)  # the image need not be whole patches
-        if self.side < 1 or self.side % self.merge:
-            raise UnsupportedConfigError(
-                f"vision_config: {self.side} x {self.side} patches, of which config.json: scale_factor merges "
-                f"{self.merge} x {self.merge}; expected a whole number of merged tokens along a side, 1 at least"
-            )
-
-    @property
-    def tokens(self) -> int:
-        """M: tokens of a tile."""
-        return (self.side // self.merge) ** 2
-
-
-def plan(grid_h: int, grid_w: int, config: VisionConfig, bucket: int = 256) -> VisionPlan:
-    """The layout of a tile, which is that of all; see `models.blocks.vit.square_plan`."""
-    return replace(square_plan(grid_h, grid_w, config, bucket), tokens=np.asarray(config.tokens, np.int32))
+        self.check_merge()
 
 
 def vision_config_from_hf(top: Fields, out_hidden_size: int) -> VisionConfig:
@@ -102,6 +87,4 @@ def encode_image(
         One embedding for each merged token in raster order, in the parameters' dtype.
     """
     x = layer_norm(params["norm"], square_features(params, config, patches), config.layer_norm_eps)
-    cells = config.side // config.merge
-    x = x.reshape(cells, config.merge, cells, config.merge, -1).swapaxes(1, 2).reshape(config.tokens, -1)
-    return dense(params["connector"], x)
+    return dense(params["connector"], config.merged(x))

@@ -11,7 +11,8 @@ from kamera_jax.items import Video
 from models.architecture import Config, Encode
 from models.hub.chat import ChatTemplate
 from models.hub.fields import Fields, UnsupportedConfigError
-from models.media.images import VERSION, check_image_size
+from models.media.images import check_image_size
+from models.media.moving import FrameByFrame
 from models.media.sampling import FPS, UNBOUNDED, ShiftedSampling
 from models.media.spans import Span
 from models.media.still import ImageMedium
@@ -55,7 +56,7 @@ class TileMedium(ImageMedium):
 
 
 @dataclass(frozen=True)
-class VideoMedium(TileMedium):
+class VideoMedium(FrameByFrame, TileMedium):
     """Videos: each frame is one tile behind its number, ``Frame1: `` first; when it is shown, the model does not read.
 
     Frames do not see each other in the tower, so a long video is cut between them, and each part counts from 1.
@@ -69,28 +70,10 @@ class VideoMedium(TileMedium):
         """See `models.architecture.sampling_of`."""
         return sampling_from_hf(preprocessing)
 
-    def reads(self, item: Any) -> bool:
-        """See `models.architecture.Medium`."""
-        return isinstance(item, Video)
-
-    def normal(self, item: Video) -> Video:
-        """See `models.architecture.Medium`; a `Video` has checked itself."""
-        return item
-
-    def digested(self, item: Video, settings: ImageConfig) -> tuple[str, str, bytes]:
-        """See `models.architecture.Medium`."""
-        content = item.frames.tobytes() + item.times.tobytes()
-        return f"{self.kind}:v{VERSION}:{settings}", str(item.frames.shape), content
-
     def pictures(self, item: Video) -> Iterator[tuple[str, Image.Image]]:
         """The frames, with a line for each."""
         for index, frame in enumerate(item.frames):
             yield "\n" * (index > 0) + f"Frame{index + 1}: ", Image.fromarray(frame)
-
-    def cut(self, item: Video, settings: ImageConfig, config: Config, tokens: int) -> Sequence[Video]:
-        """See `models.architecture.Medium`; each part is whole frames, one at least."""
-        frames = max(1, tokens // config.vision.tokens)
-        return [item.between(first, first + frames) for first in range(0, len(item.frames), frames)]
 
 
 def video_config_from_hf(mapping: Mapping[str, Any], patch_size: int = 14) -> ImageConfig:

@@ -4,7 +4,8 @@ Two kinds are published: of 300M parameters, with LayerNorms and biases, and of 
 are normalised, and no biases under them. Tiles do not see each other.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,9 @@ from jaxtyping import Array, Float
 from models.blocks.layers import dense, rms_norm
 from models.blocks.params import ParamInfo, Params, linear, stacked
 from models.blocks.softmax import Keys, attention
-from models.blocks.vit import SquareConfig, layer_norm, mlp, mlp_declaration, norm, pad_patches, square_plan
+from models.blocks.vit import MergedSquareConfig, layer_norm, mlp, mlp_declaration, norm, pad_patches
 from models.blocks.vit import SquarePlan as VisionPlan
+from models.blocks.vit import merged_plan as plan
 from models.hub.fields import LAYERS, Fields, UnsupportedConfigError
 from models.hub.towers import UNUSED_FIELDS, activation_name
 
@@ -39,7 +41,7 @@ _UNUSED = (*UNUSED_FIELDS, "hidden_dropout_prob", "projection_dropout", "layer_s
 
 
 @dataclass(frozen=True)
-class VisionConfig(SquareConfig):
+class VisionConfig(MergedSquareConfig):
     """InternViT up to the block whose output is the feature; ``layer_norm_eps`` is of its norms, whatever their kind.
 
     Attributes:
@@ -48,7 +50,6 @@ class VisionConfig(SquareConfig):
         qkv_bias: of the blocks' queries, keys and values.
         qk_norm: whether queries and keys are normalised, over all heads at once.
         final_norm: whether a LayerNorm follows the last block.
-        merge: patches along a side of the block of them that becomes one token.
         projector_act: a name in `models.blocks.vit.ACTIVATIONS`.
     """
 
@@ -57,26 +58,9 @@ class VisionConfig(SquareConfig):
     qkv_bias: bool
     qk_norm: bool
     final_norm: bool
-    merge: int
     projector_act: str
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.side % self.merge:
-            raise UnsupportedConfigError(
-                f"vision_config: {self.side} x {self.side} patches, of which config.json: downsample_ratio merges "
-                f"{self.merge} x {self.merge}; expected a whole number of merged tokens along a side"
-            )
-
-    @property
-    def tokens(self) -> int:
-        """M: tokens of a tile."""
-        return (self.side // self.merge) ** 2
-
-
-def plan(grid_h: int, grid_w: int, config: VisionConfig, bucket: int = 256) -> VisionPlan:
-    """The layout of a tile, which is that of all; see `models.blocks.vit.square_plan`."""
-    return replace(square_plan(grid_h, grid_w, config, bucket), tokens=np.asarray(config.tokens, np.int32))
+    MERGED_BY: ClassVar[str] = "downsample_ratio"
 
 
 def vision_config_from_hf(top: Fields, out_hidden_size: int) -> VisionConfig:
@@ -203,8 +187,7 @@ def encode_image(
     x = _run_blocks(params["blocks"], config, x)[1:]
     if config.final_norm:
         x = layer_norm(params["norm"], x, config.layer_norm_eps)
-    cells = config.side // config.merge
-    x = x.reshape(cells, config.merge, cells, config.merge, -1).swapaxes(1, 2).reshape(config.tokens, -1)
+    x = config.merged(x)
     projector = params["projector"]
     return mlp(projector, layer_norm(projector["norm"], x, PROJECTOR_EPS), config.projector_act)
 

@@ -14,7 +14,7 @@ from models.blocks.params import Params
 from models.blocks.vit import pad_patches
 from models.hub.chat import ChatTemplate
 from models.hub.fields import Fields, UnsupportedConfigError
-from models.media.images import VERSION
+from models.media.moving import VideoItems
 from models.media.sampling import FPS, MAX_FRAMES, Sampling
 from models.media.spans import Features, Span
 from models.ports.qwen2_5_vl.images import ImageConfig, cut_patches, fitted, smart_resize
@@ -101,7 +101,7 @@ def sampling_from_hf(mapping: Mapping[str, Any], multiple: int) -> Sampling:
 
 
 @dataclass(frozen=True)
-class VideoMedium:
+class VideoMedium(VideoItems):
     """Videos: a temporal patch is two frames, and sees no other in the tower; an odd last frame is repeated.
 
     Between two temporal patches the time axis moves by the seconds between them times ``tokens_per_second`` of the
@@ -124,22 +124,6 @@ class VideoMedium:
     def declaration(self, tower: Any) -> Params:
         """See `models.architecture.Medium`; the tower is that of the images."""
         return vision_declaration(tower)
-
-    def reads(self, item: Any) -> bool:
-        """See `models.architecture.Medium`."""
-        return isinstance(item, Video)
-
-    def normal(self, item: Video) -> Video:
-        """See `models.architecture.Medium`; a `Video` has checked itself."""
-        return item
-
-    def digested(self, item: Video, settings: ImageConfig) -> tuple[str, str, bytes]:
-        """See `models.architecture.Medium`."""
-        return (
-            f"{self.kind}:v{VERSION}:{settings}",
-            str(item.frames.shape),
-            item.frames.tobytes() + item.times.tobytes(),
-        )
 
     def spans(
         self,
