@@ -173,8 +173,8 @@ METHODS: dict[str, MethodText] = {
     ),
     "pca": MethodText(
         "pca:S",
-        "pca:0.25+kivi:4",
-        "stores chunks as coefficients of the share S of components measured once for the model; as pca:0.25+kivi:4",
+        "pca:0.25",
+        "stores chunks as coefficients of the share S of components measured once for the model, as in pca:0.25+kivi:4",
     ),
     "xkv": MethodText(
         "xkv:l:r",
