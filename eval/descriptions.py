@@ -178,8 +178,8 @@ METHODS: dict[str, MethodText] = {
     ),
     "xkv": MethodText(
         "xkv:l:r",
-        "xkv:1:16+kivi:4",
-        "stores chunks as r components of l layers side by side, their own (arXiv 2503.18893); as xkv:1:16+kivi:4",
+        "xkv:1:16",
+        "stores chunks as r components of l layers side by side, their own (arXiv 2503.18893); as in xkv:1:16+kivi:4",
     ),
     "mixed": MethodText(
         "mixed:S:H:B",

@@ -39,7 +39,8 @@ def test_it_is_the_best_of_its_rank(kind, layers, rank, dtype):
         given = valid(back, part)
         assert np.linalg.norm(given - wanted) <= rounding * np.linalg.norm(x)
         error = ((given - x) ** 2).sum()
-        assert left <= error * (1 + 1e-4) + 1e-9 and error <= left * (1 + 1e-4) + (rounding * np.linalg.norm(x)) ** 2
+        # What comes back is rounded to the dtype of what was given, which may bring it nearer or further.
+        assert abs(np.sqrt(left) - np.sqrt(error)) <= rounding * np.linalg.norm(x)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
