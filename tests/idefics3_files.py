@@ -23,8 +23,8 @@ _RENAMED = {
     "<|im_end|>": "<end_of_utterance>",
 }
 PLACES = tuple(f"<row_{row}_col_{column}>" for row in (1, 2, 3) for column in (1, 2, 3))
-SIZE = len(VOCABULARY) + len(PLACES)
-"""Tokens of the vocabulary: the embedded models', and those before tiles."""
+SIZE = -(-(len(VOCABULARY) + len(PLACES)) // 8) * 8
+"""Rows of embeddings: the embedded models' tokens and those before tiles, and a few more, so that devices divide them."""
 
 PREPROCESSING: dict[str, Any] = {
     "do_convert_rgb": True,

@@ -15,15 +15,15 @@ from models.blocks.keys import MASKED, AttentionOutput, Keys
 
 
 def attention_of_one(
-    q: jax.Array, parts: Sequence[Keys], scale: float, weights: jax.Array | None, devices: int = 1
+    q: jax.Array, parts: Sequence[Keys], weights: jax.Array | None, scale: float, devices: int = 1
 ) -> AttentionOutput:
     """`models.blocks.softmax.attention` of one query.
 
     Args:
         q: the rotated query [1, N, D].
         parts: see there; their keys are not joined, which would copy them.
-        scale: see there.
         weights: see there, f32[1].
+        scale: see there.
         devices: over which the KV heads are split: rows are joined only as far as they lie on one.
     """
     heads = q.shape[1]

@@ -84,10 +84,13 @@ def attention(
     if weights is not None and owners:
         return _with_owners(q, parts, owners, scale, weights, implementation, devices)
     if tokens == 1 and implementation in (None, "xla"):
-        return attention_of_one(q, parts, scale, weights, devices)
+        # On a CPU joining few keys costs little, and gives the same bits whatever program the query is a part of.
+        joined = partial(_at_once, scale=scale)
+        apart = partial(attention_of_one, scale=scale, devices=devices)
+        return jax.lax.platform_dependent(q, parts, weights, cpu=joined, default=apart)
     slots = sum(part.k.shape[0] for part in parts)
     if implementation in (None, "xla") and (tokens < FEW_TOKENS or 4 * heads * tokens * slots <= BLOCK_BYTES):
-        return _at_once(q, parts, scale, weights)
+        return _at_once(q, parts, weights, scale)
     from models.blocks import flash  # which takes what is defined here
 
     return flash.served(q, parts, weights, scale, implementation)
@@ -149,7 +152,7 @@ def grouped_attention(
     return Attended(out.transpose(2, 0, 1, 3).reshape(tokens, -1), probabilities, lse)
 
 
-def _at_once(q: jax.Array, parts: Sequence[Keys], scale: float, weights: jax.Array | None) -> AttentionOutput:
+def _at_once(q: jax.Array, parts: Sequence[Keys], weights: jax.Array | None, scale: float) -> AttentionOutput:
     """`attention` with all scores in one array."""
     masks = []
     for part in parts:

@@ -43,7 +43,7 @@ def check(folder, kind, meshes):
             assert sum(leaf.size for leaf in split) > 0.9 * sum(leaf.size for leaf in leaves)
 """
 KINDS = sorted(ports())
-EVERY_RUN = ("qwen2_5_vl", "kimi_vl", "deepseek_vl", "llava", "internvl", "qwen3_vl_moe", "llama")
+EVERY_RUN = ("qwen2_5_vl", "kimi_vl", "deepseek_vl", "llava", "internvl", "smolvlm", "qwen3_vl_moe", "llama")
 WIDE = [((2, 4), ("expert", "model"))]
 OTHERS = [
     ((8,), ("model",)),

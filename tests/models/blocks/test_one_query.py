@@ -9,8 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.blocks.softmax import Keys, attention
+from models.blocks.one_query import attention_of_one
+from models.blocks.softmax import Keys
+from models.blocks.softmax import attention as attention_of_any
 from tests.models.blocks.test_softmax import SCALE, case, compare, error, in_f64, repeated
+
+
+def attention(q, parts, scale, weights=None, *, devices=1):
+    """As other platforms than CPUs have it: there keys are joined."""
+    return attention_of_one(q, parts, weights, scale, devices)
+
 
 ONE = {
     "grouped": {"heads": 6, "groups": 2, "slots": 301},
@@ -71,13 +79,22 @@ def test_gradients_and_batches():
     def by_two(k, rest):  # the same query twice
         q, parts, _ = rest
         twice = [parts[0]._replace(k=k), parts[1]._replace(before=None)]
-        return jnp.square(attention(jnp.concatenate([q, q]), twice, SCALE).out[0]).sum()
+        return jnp.square(attention_of_any(jnp.concatenate([q, q]), twice, SCALE).out[0]).sum()
 
     batch = jax.tree.map(lambda *leaves: jnp.stack(leaves), *given)
     together = jax.vmap(jax.grad(by_itself))(batch[1][0].k, batch)
     for i, each in enumerate(given):
         wanted = jax.grad(by_two)(each[1][0].k, each)
         assert error(together[i], np.asarray(wanted, np.float64)) <= 1e-5
+
+
+def test_what_is_lowered_for_a_cpu_joins_the_keys():
+    """And gives what more queries give, to the bit."""
+    q, parts, weights = case(**ONE["grouped"], tokens=1)
+    for platform, joined in {"cpu": True, "cuda": False}.items():
+        program = jax.jit(partial(attention_of_any, scale=SCALE)).trace(q, parts).lower(lowering_platforms=(platform,))
+        text = program.as_text()
+        assert (f"tensor<{sum(len(part.seen) for part in parts)}x2x" in text) == joined
 
 
 def split_over_devices():
