@@ -112,6 +112,7 @@ def page(result: dict[str, Any]) -> str:
         answers="\n".join(
             f"| {words} | {answers['accuracy'][name]['one_hop']:.2f} | {answers['accuracy'][name]['two_hops']:.2f} |"
             for name, words in WINDOWS.items()
+            if name in answers["accuracy"]
         ),
     )
 

@@ -24,7 +24,7 @@ _RENAMED = {
 }
 PLACES = tuple(f"<row_{row}_col_{column}>" for row in (1, 2, 3) for column in (1, 2, 3))
 SIZE = -(-(len(VOCABULARY) + len(PLACES)) // 8) * 8
-"""Rows of embeddings: the embedded models' tokens and those before tiles, and a few more, so that devices divide them."""
+"""Rows of embeddings: the embedded models' tokens, those before tiles, and a few more, so that devices divide them."""
 
 PREPROCESSING: dict[str, Any] = {
     "do_convert_rgb": True,
