@@ -1,5 +1,6 @@
 """What the tasks on published benchmarks share: contexts from official files, in an order of the seed's own."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -40,7 +41,7 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Published:
+class Published(ABC):
     """A task on the official files of a benchmark.
 
     Attributes:
@@ -65,17 +66,17 @@ class Published:
     by_context = True
     """Contexts differ in length: each is a layout of its own, in a window of its own size."""
 
+    @abstractmethod
     def read(self, folder: DataFolder) -> Iterator[Source]:
         """All contexts, in the files' order."""
-        raise NotImplementedError
 
+    @abstractmethod
     def annotations(self, folder: DataFolder) -> Sequence[Path]:
         """The files that say what is asked."""
-        raise NotImplementedError
 
+    @abstractmethod
     def score(self, question: Question, said: str) -> Mapping[str, float]:
         """As the official script scores."""
-        raise NotImplementedError
 
     @cached_property
     def folder(self) -> DataFolder:

@@ -65,7 +65,7 @@ class FrameMedium(FrameByFrame, TileMedium):
     def sampling(self, preprocessing: Mapping[str, Any], config: Config) -> TrimmedSampling:
         """See `models.architecture.sampling_of`."""
         stated = _stated(Fields("video_preprocessor_config.json", preprocessing))
-        return TrimmedSampling(stated.positive("fps", FPS), most=stated.size("max_frames", MAX_FRAMES))
+        return TrimmedSampling(stated["fps"], most=stated["max_frames"])
 
     def spans(
         self, item: Video, settings: ImageConfig, config: Config, chat: ChatTemplate, encode: Encode
@@ -101,21 +101,21 @@ def video_config_from_hf(mapping: Mapping[str, Any], patch_size: int = 14) -> Im
     fields.expect("video_processor_type", "SmolVLMVideoProcessor")
     # Which frames to take of a file is for `FrameMedium.sampling`.
     fields.ignore("do_sample_frames", "fps", "num_frames", "return_metadata", "video_metadata", "device")
-    stated = _stated(fields)
-    size = stated.take("video_size", dict, fields.rest.get("size") or {"longest_edge": ImageConfig.longest_edge})
-    rest = {name: value for name, value in fields.rest.items() if name != "video_sampling"}
-    return ImageConfig.from_hf({**rest, "size": size, "do_image_splitting": False}, patch_size)
+    size = _stated(fields)["video_size"] or fields.rest.get("size", {"longest_edge": ImageConfig.longest_edge})
+    return ImageConfig.from_hf({**fields.rest, "size": size, "do_image_splitting": False}, patch_size)
 
 
-def _stated(fields: Fields) -> Fields:
-    """What ``video_sampling`` says: a rate, the most frames, and their size.
+def _stated(fields: Fields) -> dict[str, Any]:
+    """Takes ``video_sampling``: a rate, the most frames, and their size, which may be None.
 
     Raises:
-        UnknownConfigFieldError: something else in it.
+        ConfigError: it is no object, has something else in it, or a number that cannot be.
     """
-    section = "video_sampling"
-    said = fields.rest.get(section)
-    stated = Fields(f"{fields.section}: {section}", said if isinstance(said, Mapping) else {})
-    known = ("fps", "max_frames", "video_size")
-    Fields(stated.section, {name: value for name, value in stated.rest.items() if name not in known}).close()
+    said = Fields(f"{fields.section}: video_sampling", fields.take("video_sampling", dict, {}))
+    stated = {
+        "fps": said.positive("fps", FPS),
+        "max_frames": said.size("max_frames", MAX_FRAMES),
+        "video_size": said.take("video_size", dict, None),
+    }
+    said.close()
     return stated

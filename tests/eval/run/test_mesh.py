@@ -32,8 +32,11 @@ results = {{"one": runner.evaluate(load("kamera-tiny-gqa"), run, folder / "one")
 options = "--seeds 5 --limit 1 --batch 1 --methods patch:2,cacheblend:0.25 --mesh model=2,fsdp=4"
 assert main(["eval", "binding", *options.split(), "--output", str(folder / "many")]) == 0
 results["many"] = json.loads((folder / "many" / "results.json").read_text())
+mesh = jax.make_mesh((4, 2), ("data", "model"))
+results["data"] = runner.evaluate(load("kamera-tiny-gqa", mesh=mesh), run, folder / "data")
 for file in ("samples.jsonl", "contexts.jsonl"):
-    alike(lines(folder / "many" / file), lines(folder / "one" / file), file)
+    for name in ("many", "data"):
+        alike(lines(folder / name / file), lines(folder / "one" / file), file)
 assert results["many"]["config"]["mesh"] == "model=2,fsdp=4" and "mesh" not in results["one"]["config"]
 assert results["many"]["config"]["devices"] == 8 and results["one"]["config"]["devices"] == 1
 assert not results["many"].get("failed")

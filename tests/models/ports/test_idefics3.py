@@ -252,6 +252,8 @@ def test_settings_of_videos(vlm, tmp_path):
     assert video_config_from_hf(tiny_idefics3.IMAGES).longest_edge == 24
     with pytest.raises(UnknownConfigFieldError, match="video_sampling.*sharpness"):
         video_config_from_hf({**own, "video_sampling": {**stated, "sharpness": 1}})
+    with pytest.raises(UnsupportedConfigError, match="video_sampling"):
+        video_config_from_hf({**own, "video_sampling": 5})
     with pytest.raises(UnsupportedConfigError, match="video_processor_type"):
         video_config_from_hf({**own, "video_processor_type": "InternVLVideoProcessor"})
     sampling = FRAMES.sampling(own, vlm.config)
