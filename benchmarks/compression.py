@@ -7,6 +7,7 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +66,11 @@ MARKS = {
 """Colours and markers, by what stores the chunks."""
 
 
-def measured(attention: str, limit: int) -> dict[str, Any]:
+def measured(attention: str, limit: int, methods: Sequence[str] = METHODS) -> dict[str, Any]:
     """Every method on one embedded model, whose KV is in 16 bits."""
     vlm = load(f"kamera-tiny-{attention}", dtype="bfloat16")
     with tempfile.TemporaryDirectory() as folder:
-        result = evaluate("binding", vlm, methods=METHODS, limit=limit, repeats=0, output=Path(folder) / "run")
+        result = evaluate("binding", vlm, methods=methods, limit=limit, repeats=0, output=Path(folder) / "run")
         report = json.loads((Path(folder) / "run" / "results.json").read_text(encoding="utf-8"))
     assert not result.scores.get("failed"), result
     scores = report["scores"]
@@ -80,7 +81,8 @@ def measured(attention: str, limit: int) -> dict[str, Any]:
         rows.append(
             {"method": name, "one_hop": cell(one), "two_hops": cell(two), "accuracy": two["accuracy"]}
             | {"kl": two["kl"], "eta": own["eta"], "patch_share": own["cost"]["bytes_share"]}
-            | {"total_share": own["cost"]["total_share"], "samples": two["samples"]}
+            | {"total_share": own["cost"]["total_share"], "computed_share": 1 - own["cost"]["tokens_avoided_share"]}
+            | {"samples": two["samples"]}
             | {"model_bytes": own["cost"].get("model_bytes", 0)}
         )
     return {"model": f"kamera-tiny-{attention}", "contexts": scores["contexts"], "methods": rows}

@@ -5,16 +5,12 @@
 
 import argparse
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from eval import evaluate
+from benchmarks.compression import ATTENTIONS, measured
 from eval.report.readme import put
-from eval.report.run_tables import cell
-from models import load
 
-ATTENTIONS = ("gqa", "mla", "mha")
 LIMIT = 10
 """Contexts of each of three seeds: four fifths of six questions of each are of two hops."""
 
@@ -30,26 +26,6 @@ def methods() -> tuple[str, ...]:
     names = [f"{select}:{share}+{PATCH}" for share in SHARES for select in SELECTS]
     names += [f"kvzip:{SHARES[-1]}+merge:{merge}+{PATCH}" for merge in MERGES]
     return *RIVALS, *names, f"kvzip:{SHARES[-1]}+kivi:4+{PATCH}"
-
-
-def measured(attention: str, limit: int) -> dict[str, Any]:
-    """Every method on one embedded model, whose KV is in 16 bits."""
-    vlm = load(f"kamera-tiny-{attention}", dtype="bfloat16")
-    with tempfile.TemporaryDirectory() as folder:
-        result = evaluate("binding", vlm, methods=methods(), limit=limit, repeats=0, output=Path(folder) / "run")
-        report = json.loads((Path(folder) / "run" / "results.json").read_text(encoding="utf-8"))
-    assert not result.scores.get("failed"), result
-    scores = report["scores"]
-    rows = []
-    for name, own in scores["methods"].items():
-        one = own["hops"]["1"]
-        two = own["hops"]["2"]
-        rows.append(
-            {"method": name, "one_hop": cell(one), "two_hops": cell(two), "kl": two["kl"]}
-            | {"total_share": own["cost"]["total_share"], "computed_share": 1 - own["cost"]["tokens_avoided_share"]}
-            | {"samples": two["samples"]}
-        )
-    return {"model": f"kamera-tiny-{attention}", "contexts": scores["contexts"], "methods": rows}
 
 
 def table(result: dict[str, Any]) -> str:
@@ -86,7 +62,7 @@ def main() -> None:
     page.add_argument("--page", type=Path, required=True)
     options = parser.parse_args()
     if options.part == "measure":
-        result = {"models": [measured(attention, options.limit) for attention in options.only]}
+        result = {"models": [measured(attention, options.limit, methods()) for attention in options.only]}
         options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         return
     result = json.loads(options.json.read_text(encoding="utf-8"))
