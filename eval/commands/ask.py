@@ -23,6 +23,7 @@ from kamera_jax.errors import ModelLengthError, WindowFullError
 from kamera_jax.handle import in_bytes
 from kamera_jax.inference.decoding import Decoding
 from kamera_jax.patch.size import Size
+from kamera_jax.session.searching import found_with
 from kamera_jax.window.window import aligned
 from models import load
 from models.media import spans
@@ -104,18 +105,16 @@ def _found(
     hits = kj.Finder(vlm, lib).find(options.question, options.top)
     if not hits:
         raise ValueError(f"{options.library} has no chunks of {options.model}; see kamera library ls")
-    keys = dict.fromkeys(
-        key for hit in reversed(hits) for key in (*(hit.antecedents if options.linked else ()), hit.key)
-    )
     for hit in hits:
         origin = lib.info(hit.key).origin
         where = "" if origin is None else f" of {origin.name}"
         streams.note(f"found {hit.key[:12]}{where}, score {hit.score:.2f}")
     found = [{"key": hit.key, "score": hit.score, "antecedents": list(hit.antecedents)} for hit in hits]
-    patches = None
-    if not options.linked:
-        patches = [None if hit.patch is None else lib.get_patch(hit.patch) for hit in reversed(hits)]
-    return [lib.get(key) for key in keys], patches, found
+    if options.linked:
+        keys = dict.fromkeys(key for hit in reversed(hits) for key in (*hit.antecedents, hit.key))
+        return [lib.get(key) for key in keys], None, found
+    chunks, patches = map(list, zip(*(found_with(lib, hit) for hit in reversed(hits)), strict=True))
+    return chunks, patches, found
 
 
 def _filled(

@@ -34,6 +34,13 @@ def searched(vlm: Backbone, library: ChunkLibrary | Searched, before: Searched |
     return library
 
 
+def found_with(library: ChunkLibrary, hit: Hit) -> tuple[Chunk, Patch | None]:
+    """The chunk of a hit, and the patch that it was found with; None where there is none for the rows that are kept."""
+    chunk = library.get(hit.key)
+    patch = None if hit.patch is None else library.get_patch(hit.patch)
+    return chunk, patch if patch is not None and is_of_rows(patch, chunk) else None
+
+
 def brought(
     finder: Searched, question: str, top: int, keys: Sequence[str], *, linked: bool
 ) -> Iterator[tuple[Chunk, tuple[Patch, ...], bool | Patch]]:
@@ -43,16 +50,13 @@ def brought(
     patch that it was found with, which holds what it read behind others, or without one; ``linked``, these others come
     before it, and the session chooses.
     """
+    library = finder.library
     there = set(keys)
     for hit in reversed(finder.find(question, top)):
-        for key in (*(hit.antecedents if linked else ()), hit.key):
-            if key in there:
-                continue
+        if not linked and hit.key not in there:
+            chunk, patch = found_with(library, hit)
+            yield chunk, () if patch is None else (patch,), False if patch is None else patch
+        for key in (*hit.antecedents, hit.key) if linked else ():
+            if key not in there:
+                yield library.get(key), library.patches(key), True
             there.add(key)
-            chunk = finder.library.get(key)
-            if linked:
-                yield chunk, finder.library.patches(key), True
-                continue
-            patch = None if hit.patch is None else finder.library.get_patch(hit.patch)
-            fits = patch is not None and is_of_rows(patch, chunk)
-            yield chunk, (patch,) if fits else (), patch if fits else False

@@ -203,5 +203,11 @@ def test_a_library_is_searched(capsys, tmp_path):
     assert output.out.strip() == COLOUR_NAMES[colour] and f"found {chunks[1].key[:12]} of second.png" in output.err
     written = json.loads(out.read_text())
     assert [hit["key"] for hit in written["found"]] == [chunks[1].key] and written["chunks"] == 1
+    with kj.ChunkLibrary.open(tmp_path / "library", mode="a") as library:
+        library.put(kj.form_patch(vlm, chunks[1], antecedents=chunks[:1], rank=4))
+    for more, count in (([], 1), (["--linked"], 2)):
+        assert main(["ask", question_text(glyph), *searched, "--top", "1", *more]) == 0
+        written = json.loads(out.read_text())
+        assert written["chunks"] == count and written["stored_patches"] == 1
     kj.ChunkLibrary.open(tmp_path / "empty", mode="a").close()
     assert "has no chunks of" in failure(capsys, ["ask", "what?", "--library", str(tmp_path / "empty")])
