@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.relocate_patch.chunk import Cache, Chunk, PairLayout, Patch
+from pallas_kernels.relocate_patch.chunk import Cache, Chunk, PairLayout
 
 BLOCK = 512
 """Lanes of the permutation by which a TPU swaps partners."""
@@ -44,42 +44,20 @@ def low_rank(u: jax.Array, v: jax.Array, ranks: jax.Array) -> jax.Array:
     return jnp.einsum("lmt,lmf->ltf", u, v, precision="highest")
 
 
-Deltas = tuple[jax.Array, jax.Array]
-"""What a patch adds to rot and to free."""
-
-
-def deltas(
-    patch: Patch, layer: jax.Array, start: jax.Array, rows: int, width: int, components: int | None = None
-) -> Deltas:
-    """What the patch adds to ``rows`` tokens of one layer, in f32, from its first components, all by default.
-
-    Two products, each fused with what it is added to; a slice of one product would be written first.
-    """
-    components = patch.rank if components is None else components
-    left = jax.lax.dynamic_slice(patch.u, _starts(layer, 0, start), (1, components, rows))
-    right = jax.lax.dynamic_slice(patch.v, _starts(layer, 0, 0), (1, components, patch.v.shape[2]))
-    rank = jax.lax.dynamic_slice_in_dim(patch.ranks, layer, 1)
-    return low_rank(left, right[..., :width], rank), low_rank(left, right[..., width:], rank)
-
-
-def deltas_by_width(patch: Patch, layer: jax.Array, start: jax.Array, rows: int, width: int) -> Deltas:
-    """`deltas` that reads and multiplies no further than the layer's rank, in steps of `WIDTH` components."""
-    widths = [min(extent, patch.rank) for extent in range(WIDTH, patch.rank + WIDTH, WIDTH)]
+def low_rank_by_width(u: jax.Array, v: jax.Array, ranks: jax.Array) -> jax.Array:
+    """`low_rank` of one layer [1, m, ·] that multiplies no further than its rank, in steps of `WIDTH` components."""
+    widths = range(WIDTH, u.shape[1] + WIDTH, WIDTH)
     if len(widths) == 1:
-        return deltas(patch, layer, start, rows, width)
+        return low_rank(u, v, ranks)
 
-    def nothing(patch: Patch, layer: jax.Array, start: jax.Array) -> Deltas:
-        rot, free = (
-            varying_like(patch, jnp.zeros((1, rows, n), jnp.float32)) for n in (width, patch.v.shape[2] - width)
-        )
-        return rot, free
+    def nothing(u: jax.Array, v: jax.Array, ranks: jax.Array) -> jax.Array:
+        return varying_like((u, v, ranks), jnp.zeros((1, u.shape[2], v.shape[2]), jnp.float32))
 
-    def leading(components: int, patch: Patch, layer: jax.Array, start: jax.Array) -> Deltas:
-        return deltas(patch, layer, start, rows, width, components)
+    def leading(width: int, u: jax.Array, v: jax.Array, ranks: jax.Array) -> jax.Array:
+        return low_rank(u[:, :width], v[:, :width], ranks)
 
-    # The factors go in whole: what is cut out before the choice would be copied whatever is chosen.
-    rank = jnp.clip(jax.lax.dynamic_index_in_dim(patch.ranks, layer, keepdims=False), 0, patch.rank)
-    return jax.lax.switch(-(-rank // WIDTH), [nothing, *(partial(leading, n) for n in widths)], patch, layer, start)
+    products = [nothing, *(partial(leading, width) for width in widths)]
+    return jax.lax.switch(-(-jnp.clip(ranks[0], 0, u.shape[1]) // WIDTH), products, u, v, ranks)
 
 
 def relocate_patch_reference(chunk: Chunk) -> tuple[jax.Array, jax.Array]:
@@ -87,7 +65,7 @@ def relocate_patch_reference(chunk: Chunk) -> tuple[jax.Array, jax.Array]:
     rotation = {"rotary_dim": chunk.rotary_dim, "layout": chunk.layout}
     return jax.lax.platform_dependent(
         chunk,
-        cpu=partial(by_part, parts=1, rotate=partial(rotate_flat, **rotation), product=deltas_by_width),
+        cpu=partial(by_part, parts=1, rotate=partial(rotate_flat, **rotation), product=low_rank_by_width),
         tpu=partial(by_part, parts=_parts(*chunk.rot.shape[1:]), rotate=partial(rotate_by_product, **rotation)),
         default=at_once,
     )
@@ -118,7 +96,7 @@ def _stored(chunk: Chunk, rot: jax.Array, free: jax.Array, tokens: jax.Array) ->
 
 
 def by_part(
-    chunk: Chunk, *, parts: int, rotate: Callable[..., jax.Array], product: Callable[..., Deltas] = deltas
+    chunk: Chunk, *, parts: int, rotate: Callable[..., jax.Array], product: Callable[..., jax.Array] = low_rank
 ) -> tuple[jax.Array, jax.Array]:
     """The same in ``parts`` for each layer, whose f32 patch stays in a CPU's cache or a TPU's VMEM."""
     new = jax.lax.map(partial(_part, chunk, parts, rotate, product), jnp.arange(chunk.layers * parts, dtype=jnp.int32))
@@ -129,7 +107,7 @@ def _part(
     chunk: Chunk,
     parts: int,
     rotate: Callable[..., jax.Array],
-    product: Callable[..., Deltas],
+    product: Callable[..., jax.Array],
     index: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Part ``index``, counted over all layers: [1, T / parts, F]."""
@@ -143,9 +121,11 @@ def _part(
 
     rot, free = (here(x, layer).astype(jnp.float32) for x in (chunk.rot, chunk.free))
     if chunk.patch is not None:
-        rot_delta, free_delta = product(chunk.patch, layer, start, rows, width)
-        rot = rot + rot_delta
-        free = free + free_delta
+        left = jax.lax.dynamic_slice(chunk.patch.u, _starts(layer, 0, start), (1, chunk.patch.rank, rows))
+        right, rank = (jax.lax.dynamic_slice_in_dim(x, layer, 1) for x in (chunk.patch.v, chunk.patch.ranks))
+        # Two products, each fused with its sum; a slice of one product would be written first.
+        rot = rot + product(left, right[..., :width], rank)
+        free = free + product(left, right[..., width:], rank)
     return _stored(
         chunk, rotate(rot, here(chunk.cos), here(chunk.sin)), free, start + jnp.arange(rows, dtype=jnp.int32)
     )
@@ -185,7 +165,7 @@ def relocate_patch_into_reference(cache: Cache, place: jax.Array, chunk: Chunk) 
         cache,
         place,
         chunk,
-        cpu=partial(into_by_part, parts=1, rotate=partial(rotate_flat, **rotation), product=deltas_by_width),
+        cpu=partial(into_by_part, parts=1, rotate=partial(rotate_flat, **rotation), product=low_rank_by_width),
         tpu=partial(into_by_part, parts=parts, rotate=partial(rotate_by_product, **rotation)),
         default=into_at_once,
     )
@@ -204,7 +184,7 @@ def into_by_part(
     *,
     parts: int,
     rotate: Callable[..., jax.Array],
-    product: Callable[..., Deltas] = deltas,
+    product: Callable[..., jax.Array] = low_rank,
 ) -> tuple[jax.Array, jax.Array]:
     """Part by part, so that nothing of the chunk's size stands beside the cache."""
     rows = chunk.tokens // parts

@@ -60,7 +60,7 @@ def forms(call, parts):
     if parts is None:
         return reference.at_once, reference.into_at_once
     rotate = reference.rotate_flat if parts == 1 else reference.rotate_by_product
-    product = reference.deltas_by_width if parts == 1 else reference.deltas
+    product = reference.low_rank_by_width if parts == 1 else reference.low_rank
     options = {"parts": parts, "rotate": partial(rotate, **call.options), "product": product}
     return partial(reference.by_part, **options), partial(reference.into_by_part, **options)
 

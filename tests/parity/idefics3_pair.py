@@ -125,7 +125,7 @@ CONFIGS: dict[str, tuple[type[Pair], dict[str, Any]]] = {
         Idefics3Pair,
         {
             "text": {"hidden_size": 96, "num_attention_heads": 6, "num_key_value_heads": 6, "num_hidden_layers": 2},
-            "vision": {"image_size": 16, "patch_size": 4, "num_hidden_layers": 1},
+            "vision": {"image_size": 32, "patch_size": 4, "num_hidden_layers": 1},
             "top": {"scale_factor": 4},
             "tiles": 1,
         },
