@@ -9,12 +9,14 @@ from jax import export
 
 from kamera_jax.backbone import Output
 from kamera_jax.chunk import Chunk, Entry, Patch
+from kamera_jax.compress.pooled import PackedPool
 from kamera_jax.errors import PlacementError
 from kamera_jax.kv import KV, ChunkPool, Factors, Segment, Sketch, SketchSpec, WindowState
 from kamera_jax.placement import Placement
 from kamera_jax.record import spec_of
 from kamera_jax.source import Source
 from kamera_jax.window.window import Window
+from pallas_kernels.chunk_attention.call import ScaledInt8
 
 _HANDLES = (Chunk, Entry, Patch, Window)
 _ARRAYS = (KV, Factors, ChunkPool, WindowState, Segment, Sketch, Source, Output)
@@ -58,7 +60,12 @@ def _sketch_spec(plain: dict[str, Any]) -> SketchSpec:
     return SketchSpec(**{field.name: _tupled(plain[field.name]) for field in fields(SketchSpec)})
 
 
-_DATACLASSES: dict[str, Callable[[dict[str, Any]], Any]] = {"KVSpec": spec_of, "SketchSpec": _sketch_spec}
+_DATACLASSES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "KVSpec": spec_of,
+    "SketchSpec": _sketch_spec,
+    "PackedPool": lambda plain: PackedPool(**plain),
+    "ScaledInt8": lambda plain: ScaledInt8(),
+}
 
 for kind in (*_HANDLES, *_ARRAYS):
     export.register_pytree_node_serialization(

@@ -9,12 +9,13 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Int8
+from jaxtyping import Array, Bool, Float, Int, Int8, Shaped
 
 from kamera_jax.dtypes import floating
 from kamera_jax.errors import ModelLengthError
 from kamera_jax.handle import in_bytes, shapes, traced
 from kamera_jax.rope import RopeSpec
+from pallas_kernels.chunk_attention.call import Unpack
 
 
 @no_type_check  # pytrees are rebuilt with whatever a transformation puts in the leaves
@@ -123,8 +124,8 @@ class ChunkPool:
     Windows share the big arrays; ``lengths`` and ``bases`` are a window's own, and all that moving a chunk changes.
 
     Attributes:
-        rot: un-rotated [L, P, T, Fr].
-        free: [L, P, T, Ff].
+        rot: un-rotated [L, P, T, Fr]; or the codes that it is packed in.
+        free: [L, P, T, Ff]; or the codes that it is packed in.
         positions: of the tokens within their chunk, f32[P, A, T].
         lengths: valid tokens, i32[P]; 0 where the place holds no chunk of this window.
         bases: the absolute position each chunk starts at, f32[P].
@@ -132,10 +133,12 @@ class ChunkPool:
         v: feature factors [L, P, m, Fr + Ff].
         ranks: components in use, i32[L, P]; 0 for no patch.
         bias: what is added to the scores of each token, f32[P, T]; None until a chunk comes with counts.
+        packed: what rot and free are packed in beside their codes, [L, P, ...] by name; None for as they are.
+        unpack: how one layer of a chunk comes out; static.
     """
 
-    rot: Float[Array, "L P T Fr"]
-    free: Float[Array, "L P T Ff"]
+    rot: Shaped[Array, "L P T Fr"]
+    free: Shaped[Array, "L P T Ff"]
     positions: Float[Array, "P A T"]
     lengths: Int[Array, " P"]
     bases: Float[Array, " P"]
@@ -143,6 +146,8 @@ class ChunkPool:
     v: Float[Array, "L P m F"] | None = None
     ranks: Int[Array, "L P"] | None = None
     bias: Float[Array, "P T"] | None = None
+    packed: dict[str, Shaped[Array, "L P ..."]] | None = None
+    unpack: Unpack | None = flax.struct.field(pytree_node=False, default=None)
 
     __repr__ = shapes
 
@@ -150,7 +155,7 @@ class ChunkPool:
     def layers(self) -> dict[str, jax.Array]:
         """What differs from layer to layer, by name, each with L leading: for a decoder to index by its layer."""
         named = {"rot": self.rot, "free": self.free, "u": self.u, "v": self.v, "ranks": self.ranks}
-        return {name: array for name, array in named.items() if array is not None}
+        return {name: array for name, array in named.items() if array is not None} | (self.packed or {})
 
 
 @no_type_check

@@ -306,6 +306,15 @@ def _parameter(body: Sequence[Instruction], place: int) -> Instruction:
     return next(i for i in body if i.op == "parameter" and i.argument == str(place))
 
 
+def _is_view(fusion: Instruction, called: Sequence[Instruction], inner: Instruction) -> bool:
+    """Whether a fusion in a fusion gives what it is given as it lies there: by bitcasts, or in other tiles."""
+    known = {i.name: i for i in called}
+    root = next(i for i in called if i.root)
+    if root.op == "copy" and "output_to_operand_aliasing={{}: (0, {})" in fusion.rest:
+        root = known[root.operands[0]]
+    return origin(known, root.name) == inner.name
+
+
 def _read(computations: Computations, body: Sequence[Instruction], value: Instruction) -> int:
     """Bytes of ``value`` that a fused computation reads: slices one by one, all else once."""
     slices = 0
@@ -319,8 +328,7 @@ def _read(computations: Computations, body: Sequence[Instruction], value: Instru
             elif user.op == "fusion":
                 called = computations[_of(user, "calls")]
                 inner = _parameter(called, place)
-                known = {i.name: i for i in called}
-                if origin(known, next(i for i in called if i.root).name) == inner.name:
+                if _is_view(user, called, inner):
                     slices += _read(computations, body, user)  # a view of it
                 else:
                     slices += _read(computations, called, inner)

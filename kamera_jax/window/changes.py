@@ -9,7 +9,9 @@ import jax.numpy as jnp
 
 from kamera_jax.arguments import check_list, whole_number
 from kamera_jax.chunk import Chunk, Entry, Patch
+from kamera_jax.compress.pooled import packed_pool
 from kamera_jax.handle import Handle, copied, traced
+from kamera_jax.identity import EXACT
 from kamera_jax.kv import WindowState, bucket, bucket_of_slots
 from kamera_jax.placement import Placement, placed
 from kamera_jax.window.checks import check_chunk, check_pair, check_room, check_whole
@@ -123,9 +125,14 @@ def _place(new: Entry | Pair) -> Any:
 def _allocated(window: Window, *, donate: bool = False) -> Window:
     """An in-place window whose pools hold its entries."""
     pools = Pools(window.state.pools, window.indices)
-    settings = {"capacity": window.capacity, "placement": window.placement}
-    pools, entries = allocate(pools, window.entries, window.spec, donate=donate, **settings)
+    pools, entries = allocate(pools, window.entries, window.spec, donate=donate, **_settings(window))
     return window.keeping(state=replace(window.state, pools=pools.pools), indices=pools.indices, entries=entries)
+
+
+def _settings(window: Window) -> dict[str, Any]:
+    """What a window says of its pools."""
+    form = packed_pool(window.storage, window.spec)
+    return {"capacity": window.capacity, "placement": window.placement, "form": form}
 
 
 def reserved(window: Window, rows: Iterable[int]) -> Window:
@@ -134,7 +141,7 @@ def reserved(window: Window, rows: Iterable[int]) -> Window:
         return window
     pools = Pools(window.state.pools, window.indices)
     tokens = {pool_tokens(each) for each in rows}
-    pools = reserved_pools(pools, tokens, window.spec, capacity=window.capacity, placement=window.placement)
+    pools = reserved_pools(pools, tokens, window.spec, **_settings(window))
     return window.keeping(state=replace(window.state, pools=pools.pools), indices=pools.indices)
 
 
@@ -167,7 +174,7 @@ def materialised(window: Window) -> Window:
     if window.entries:
         state = put(window.spec, state, window.entries, donate=True, placement=window.placement)
     entries = tuple(replace(entry, place=None) for entry in window.entries)
-    return _poisoned(window.keeping(state=state, entries=entries, mode="materialise", indices=()))
+    return _poisoned(window.keeping(state=state, entries=entries, mode="materialise", storage=EXACT, indices=()))
 
 
 def rewritten(window: Window) -> Window:

@@ -9,6 +9,7 @@ from kamera_jax.backbone import Backbone, with_defaults
 from kamera_jax.chunk import Chunk, Patch, describe
 from kamera_jax.errors import (
     BackboneError,
+    CodecError,
     DonatedError,
     ModelMismatchError,
     PatchMismatchError,
@@ -16,7 +17,7 @@ from kamera_jax.errors import (
     WindowFullError,
 )
 from kamera_jax.handle import deleted, traced
-from kamera_jax.identity import row_stages
+from kamera_jax.identity import EXACT, row_stages
 from kamera_jax.kv import WindowState, check_length
 from kamera_jax.window.window import Window
 
@@ -132,6 +133,11 @@ def check_chunk(window: Window, chunk: Chunk) -> None:
             f"{window.spec.fingerprint[:12]}"
             + (f", which differ in {', '.join(differ)}" if differ else "")
             + "; encode it with this window's model"
+        )
+    if window.storage != EXACT and not f"+{chunk.codec}".endswith(f"+{window.storage}"):
+        raise CodecError(
+            f"{describe(chunk)} has codec {chunk.codec!r}, and the window keeps its chunks in {window.storage!r}; give "
+            f"it compress(vlm, chunk, {window.storage!r}).restore(), for which patches are then formed"
         )
     pinned = window.preamble.chunk.key
     if chunk.preamble is not None and pinned and chunk.preamble != pinned:

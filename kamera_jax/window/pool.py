@@ -5,7 +5,7 @@ the window no more, makes room; when it comes back it is written again.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kamera_jax.chunk import Entry
+from kamera_jax.compress.pooled import PackedPool
 from kamera_jax.handle import copied, traced
 from kamera_jax.identity import UNNAMED, Identity
 from kamera_jax.kv import KV, ChunkPool, Factors, KVSpec, bucket, bucket_of_slots
@@ -78,6 +79,7 @@ def allocate(
     capacity: int = 0,
     donate: bool = False,
     placement: Placement | None = None,
+    form: PackedPool | None = None,
 ) -> tuple[Pools, tuple[Entry, ...]]:
     """Pools that hold a window's entries and are read at their lengths and bases; only what is new is written.
 
@@ -88,6 +90,7 @@ def allocate(
         capacity: slots of the window.
         donate: take the buffers of an old pool that is written to; what shares them must not be used again.
         placement: where the pools lie on a mesh.
+        form: how chunks are packed; None keeps them as they are.
 
     Returns:
         The pools, and the entries with their places.
@@ -105,7 +108,7 @@ def allocate(
         index = indices.get(tokens, PoolIndex(tokens))
         own = [entries[number] for number in numbers[tokens]]
         rank = _default_width(spec, tokens) if patched else 0
-        least = Least(places=_first_places(capacity, tokens), rank=rank, placement=placement)
+        least = Least(places=_first_places(capacity, tokens), rank=rank, placement=placement, form=form)
         pool, index, own = _allocated(pools.get(tokens), index, own, spec, least, donate)
         grown = Pools((*grown.pools, pool), (*grown.indices, index))
         for number, entry in zip(numbers[tokens], own, strict=True):
@@ -116,7 +119,13 @@ def allocate(
 
 
 def reserved(
-    old: Pools, tokens: Iterable[int], spec: KVSpec, *, capacity: int, placement: Placement | None = None
+    old: Pools,
+    tokens: Iterable[int],
+    spec: KVSpec,
+    *,
+    capacity: int,
+    placement: Placement | None = None,
+    form: PackedPool | None = None,
 ) -> Pools:
     """Pools with places of so many rows too, as many as chunks of such rows can stand in the window at once.
 
@@ -129,29 +138,31 @@ def reserved(
         spec: what the KV means.
         capacity: slots of the window.
         placement: where the pools lie on a mesh.
+        form: how chunks are packed; None keeps them as they are.
     """
     pools = {pool.rot.shape[2]: (pool, index) for pool, index in zip(*old, strict=True)}
     for rows in set(tokens) - set(pools):
         smaller = next((less for less in range(rows - 1, 0, -1) if pool_tokens(less) < rows), 0)
         most = max(1, capacity // (smaller + SLOT_ALIGNMENT))
         places = 1 << (most - 1).bit_length()
-        least = Least(places=places, rank=_default_width(spec, rows), placement=placement)
+        least = Least(places=places, rank=_default_width(spec, rows), placement=placement, form=form)
         width = spec.rot_dim + spec.free_dim
         patch_bytes = spec.layers * least.rank * (rows + width) * jnp.dtype(spec.dtype).itemsize
         if least.places * (rows * spec.token_bytes + patch_bytes) > RESERVED_BYTES:
             continue
         arrays = _with_room({}, rows, (), spec, least)
         lengths, bases = to_device((np.zeros(least.places, np.int32), np.zeros(least.places, np.float32)))
-        pools[rows] = ChunkPool(**arrays, lengths=lengths, bases=bases), PoolIndex(rows)
+        pools[rows] = _pool(arrays, lengths, bases, form), PoolIndex(rows)
     return Pools(*zip(*(pools[rows] for rows in sorted(pools)), strict=True)) if pools else old
 
 
 class Least(NamedTuple):
-    """Places and components that a pool has at least, and where it lies on a mesh."""
+    """Places and components that a pool has at least, where it lies on a mesh, and how its chunks are packed."""
 
     places: int
     rank: int
     placement: Placement | None = None
+    form: PackedPool | None = None
 
 
 def _default_width(spec: KVSpec, rows: int) -> int:
@@ -195,12 +206,13 @@ def _allocated(
     for i in new:
         chunk = entries[i].chunk
         given = (_number(places[i]), chunk.kv, chunk.positions, _factors(entries[i], arrays), chunk.counts)
-        if traced(*jax.tree.leaves((arrays, given))):  # in a transformation there is nothing to donate
-            arrays = _write(arrays, *given)
+        packing = {} if least.form is None else {"length": chunk.length, "form": least.form}
+        if traced(*jax.tree.leaves((arrays, given, packing.get("length")))):  # there is nothing to donate
+            arrays = _write(arrays, *given, **packing)
             continue
-        arrays = _put(arrays if donate else copied(arrays), *given, placement=least.placement)
+        arrays = _put(arrays if donate else copied(arrays), *given, **packing, placement=least.placement)
         donate = True
-    pool = ChunkPool(**arrays, lengths=tables[0], bases=tables[1])
+    pool = _pool(arrays, tables[0], tables[1], least.form)
     placed = [replace(entry, place=place) for entry, place in zip(entries, places, strict=True)]
     return pool, replace(index, places=tuple(known)), placed
 
@@ -250,6 +262,15 @@ def _arrays(pool: ChunkPool) -> dict[str, jax.Array]:
     return {**pool.layers, "positions": pool.positions, **biased}
 
 
+def _pool(arrays: dict[str, jax.Array], lengths: Any, bases: Any, form: PackedPool | None) -> ChunkPool:
+    """The pool of what `_arrays` gives, and of a window's own tables."""
+    own = {field.name for field in fields(ChunkPool)}
+    packed = {name: array for name, array in arrays.items() if name not in own}
+    plain = {name: array for name, array in arrays.items() if name in own}
+    unpack = None if form is None else form.unpack
+    return ChunkPool(**plain, lengths=lengths, bases=bases, packed=packed or None, unpack=unpack)
+
+
 def _with_room(
     arrays: dict[str, jax.Array], tokens: int, entries: Sequence[Entry], spec: KVSpec, least: Least
 ) -> dict[str, jax.Array]:
@@ -267,11 +288,14 @@ def _with_room(
         rank = max(rank, arrays["u"].shape[2])
         dtypes.append(arrays["u"].dtype)
     lead = (spec.layers, places)
-    shapes = {
+    shapes: dict[str, tuple[tuple[int, ...], str]] = {
         "rot": ((*lead, tokens, spec.rot_dim), spec.dtype),
         "free": ((*lead, tokens, spec.free_dim), spec.dtype),
-        "positions": ((places, spec.rope.axes, tokens), "float32"),
     }
+    if least.form is not None:
+        packed = least.form.arrays(spec.layers, tokens, spec.dtype)
+        shapes = {name: ((*lead, *each.shape[1:]), each.dtype.name) for name, each in packed.items()}
+    shapes["positions"] = ((places, spec.rope.axes, tokens), "float32")
     if rank:
         dtype = max(dtypes, key=lambda dtype: dtype.itemsize).name
         shapes["u"] = ((*lead, rank, tokens), dtype)
@@ -301,10 +325,17 @@ def _write(
     positions: jax.Array,
     factors: Factors | None,
     counts: jax.Array | None,
+    *,
+    length: jax.Array | int = 0,
+    form: PackedPool | None = None,
     placement: Placement | None = None,
 ) -> dict[str, jax.Array]:
     """The arrays with a chunk and its patch at ``place``, and zeros past its rows and components."""
     new = {"rot": kv.rot, "free": kv.free}
+    if form is not None:
+        missing = arrays["positions"].shape[-1] - kv.rot.shape[1]
+        whole = jax.tree.map(lambda rows: jnp.pad(rows, ((0, 0), (0, missing), (0, 0))), kv)
+        new = form.pack(whole, length)
     if factors is not None:
         new["u"], new["v"] = factors.floats(arrays["u"].dtype)
         new["ranks"] = factors.ranks
@@ -327,4 +358,4 @@ def _filled(rows: jax.Array, like: jax.Array, lead: int) -> jax.Array:
     return jnp.pad(rows, widths).astype(like.dtype)
 
 
-_put = partial(jax.jit, static_argnames="placement", donate_argnames="arrays")(_write)
+_put = partial(jax.jit, static_argnames=("form", "placement"), donate_argnames="arrays")(_write)

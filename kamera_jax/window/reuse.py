@@ -237,7 +237,13 @@ def _attended(
     parts = [
         chunk_attention(
             read,
-            **pool.layers,
+            pool.rot,
+            pool.free,
+            u=pool.u,
+            v=pool.v,
+            ranks=pool.ranks,
+            packed=pool.packed,
+            unpack=pool.unpack,
             layer=layer,
             positions=pool.positions,
             inv_freq=inv_freq,

@@ -11,7 +11,8 @@ import jax
 from kamera_jax.arguments import whole_number
 from kamera_jax.backbone import Backbone, with_defaults
 from kamera_jax.chunk import Chunk, Entry, Patch
-from kamera_jax.errors import WindowFullError
+from kamera_jax.compress.pooled import packed_pool
+from kamera_jax.errors import CodecError, PlacementError, WindowFullError
 from kamera_jax.forward import preamble_chunk
 from kamera_jax.handle import Handle, host_scalar
 from kamera_jax.identity import EXACT, chunk_key, extended, lineage
@@ -55,6 +56,7 @@ class Window(Handle):
         mode: how its chunks are kept.
         placement: where it lies on a mesh; None on one device.
         overflowed: whether something did not fit, in a compiled function, where it could not be refused.
+        storage: the codec that pools keep chunks packed in; ``"exact"`` for as they are.
         indices: what is known to lie in each of the state's pools.
         intact: whether ``state`` is what the entries say. As `dataclasses.replace` and JAX transformations may change
             the one without the other, it is not so after them, and the window has no lineage.
@@ -68,11 +70,12 @@ class Window(Handle):
     mode: Mode = "materialise"
     overflowed: bool = host_scalar(bool)
     placement: Placement | None = None
+    storage: str = EXACT
     indices: tuple[PoolIndex, ...] = field(init=False)
     intact: bool = field(init=False)
 
     DATA: ClassVar = ("state", "entries", "preamble", "overflowed")
-    STATIC: ClassVar = ("spec", "capacity", "mode", "placement")
+    STATIC: ClassVar = ("spec", "capacity", "mode", "placement", "storage")
     NAMES: ClassVar = {"indices": (), "intact": False}
     SHOWN: ClassVar = ("mode", "capacity", "tokens", "entries")
 
@@ -86,13 +89,14 @@ class Window(Handle):
         mode: Mode = "materialise",
         overflowed: bool = False,
         placement: Placement | None = None,
+        storage: str = EXACT,
     ) -> None:
         """See the class; `empty` makes one whose state is what its entries say."""
         self._set(state=state, entries=entries, spec=spec, capacity=capacity, preamble=preamble, mode=mode)
-        self._set(overflowed=overflowed, placement=placement, **self.NAMES)
+        self._set(overflowed=overflowed, placement=placement, storage=storage, **self.NAMES)
 
     @staticmethod
-    def empty(vlm: Backbone, capacity: int, *, mode: Mode = "materialise") -> "Window":
+    def empty(vlm: Backbone, capacity: int, *, mode: Mode = "materialise", storage: str = EXACT) -> "Window":
         """A window that holds the preamble alone.
 
         Args:
@@ -101,11 +105,15 @@ class Window(Handle):
             mode: ``"materialise"`` writes chunks rotated and patched: the fastest to ask. ``"in_place"`` keeps them
                 canonical and rotates and patches while they are read: reordering and sliding, recalling what still
                 lies there, and windows that share a chunk because one was made from the other, then move no KV.
+            storage: of ``"in_place"``, a codec that chunks lie in: ``"int8"``, ``"kivi:B"`` or ``"saw:B"``. They are
+                unpacked while they are read, so that a token reads their packed bytes. Such a window takes chunks of
+                that codec, which `kamera_jax.compress` makes.
 
         Raises:
             WindowFullError: the preamble does not fit ``capacity`` slots, or the model's length.
             ValueError: an unknown mode, a model that cannot attend to chunks in place, or a capacity that takes more
                 memory than there is.
+            CodecError: chunks cannot lie in that codec. PlacementError: a model on a mesh, and a codec.
         """
         if mode not in get_args(Mode):
             raise ValueError(f"mode must be one of {get_args(Mode)}; got {mode!r}")
@@ -117,12 +125,14 @@ class Window(Handle):
                 f"{type(vlm).__name__} does not say attends_in_place = True, so its forward may not read chunks that "
                 'lie in pools; use mode="materialise"'
             )
+        _check_storage(vlm, mode, storage)
         chunk = preamble_chunk(vlm)
         if chunk.length > capacity:
             raise WindowFullError(
                 f"a window of {capacity} slots cannot hold the preamble of {chunk.length} tokens; give it more"
             )
-        return _of_preamble(vlm, capacity, bucket_of_slots(capacity) if mode == "materialise" else None, mode)
+        slots = bucket_of_slots(capacity) if mode == "materialise" else None
+        return _of_preamble(vlm, capacity, slots, mode).keeping(storage=storage)
 
     @staticmethod
     def of_preamble(vlm: Backbone) -> "Window":
@@ -186,6 +196,21 @@ class Window(Handle):
     def tokens(self) -> int:
         """Valid tokens, the preamble's included."""
         return self.preamble.chunk.length + sum(entry.chunk.length for entry in self.entries)
+
+
+def _check_storage(vlm: Backbone, mode: str, storage: str) -> None:
+    """Raise unless a window of this mode can keep chunks in a codec."""
+    form = packed_pool(storage, vlm.spec)
+    if form is not None and mode != "in_place":
+        raise CodecError(
+            f"storage is {storage!r}, and a window that materialises its chunks writes them unpacked; give "
+            'mode="in_place"'
+        )
+    if form is not None and with_defaults(vlm).placement is not None:
+        raise PlacementError(
+            f"storage is {storage!r}, and the model lies on a mesh, where pools keep chunks as they are; leave storage "
+            "out, or load the model on one device"
+        )
 
 
 def _check_memory(spec: KVSpec, capacity: int, mode: Mode) -> None:

@@ -1,12 +1,12 @@
 """chunk_attention: attention to canonical chunks where they lie."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.chunk_attention.call import Call, Heads, heads_of
+from pallas_kernels.chunk_attention.call import Call, Heads, Unpack, heads_of
 from pallas_kernels.chunk_attention.gpu import chunk_attention_gpu
 from pallas_kernels.chunk_attention.limits import gpu_refusal, tpu_refusal
 from pallas_kernels.chunk_attention.reference import chunk_attention_reference
@@ -34,6 +34,8 @@ def chunk_attention(
     rope_scale: float = 1.0,
     layout: PairLayout = "half",
     bias: jax.Array | None = None,
+    packed: Mapping[str, jax.Array] | None = None,
+    unpack: Unpack | None = None,
     implementation: Implementation | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Attention of rotated queries to C un-rotated chunks at once, in one layer.
@@ -60,6 +62,10 @@ def chunk_attention(
         layout: ``"half"`` or ``"interleaved"`` pairs.
         bias: what is added to the scores of each token, f32[C, T]: log n for a row that stands for n tokens; by
             ``"xla"`` alone.
+        packed: what keys and values are packed in beside ``rot`` and ``free``, which are then codes: arrays [C, ...] by
+            name, led by L layers as those are.
+        unpack: how one chunk's keys and values come out of these; they are unpacked a chunk, or a tile, at a time.
+            `pallas_kernels.chunk_attention.call.ScaledInt8` by kernels too, others by ``"xla"`` alone.
         implementation: None picks, for the platform that it runs on; a named backend that cannot serve the call raises.
 
     Returns:
@@ -69,9 +75,11 @@ def chunk_attention(
     Raises:
         ValueError: shapes or dtypes disagree, or the named backend cannot serve the call.
     """
-    heads = _heads(q, rot, free, layer)
-    lead = () if layer is None else rot.shape[:1]
-    chunks, tokens = rot.shape[-3:-1]
+    packed = dict(packed or {})
+    kv = _unpacked(rot, free, packed, unpack, layer)
+    heads = _heads(q, *kv, layer)
+    lead = () if layer is None else kv[0].shape[:1]
+    chunks, tokens = kv[0].shape[-3:-1]
     if layout not in PAIR_LAYOUTS:
         raise ValueError(f"unknown layout {layout!r}; expected one of {PAIR_LAYOUTS}")
     axes, pairs = inv_freq.shape if inv_freq.ndim == 2 else (0, 0)
@@ -84,11 +92,12 @@ def chunk_attention(
         raise ValueError(f"lengths and bases must be [{chunks}], one per chunk; got {lengths.shape} and {bases.shape}")
     if bias is not None and bias.shape != (chunks, tokens):
         raise ValueError(f"bias must be [{chunks}, {tokens}], one for each token; got {bias.shape}")
-    patch = _patch((*lead, chunks), tokens, rot.shape[-1] + free.shape[-1], u, v, ranks)
+    patch = _patch((*lead, chunks), tokens, sum(each.shape[-1] for each in kv), u, v, ranks)
     first = jnp.int32(0)
     if layer is not None:
         # One row of chunks after the other: views, of which a backend reads C from the first on.
         rot, free = (x.reshape(-1, *x.shape[2:]) for x in (rot, free))
+        packed = {name: x.reshape(-1, *x.shape[2:]) for name, x in packed.items()}
         if patch is not None:
             u, v = (x.reshape(-1, *x.shape[2:]) for x in (patch.u, patch.v))
             patch = Patch(u, v, patch.ranks[layer])
@@ -108,12 +117,14 @@ def chunk_attention(
         rope_scale=rope_scale,
         layout=layout,
         bias=None if bias is None else bias.astype(jnp.float32),
+        packed=packed or None,
+        unpack=unpack,
     )
     dtypes = [q.dtype] if patch is None else [q.dtype, patch.u.dtype]
     rows = q.shape[0] * heads.per_group
     rank = 0 if patch is None else patch.u.shape[-2]
     sizes = {"layout": layout, "rows": rows, "tokens": tokens, "rank": rank}
-    refused = refusals(heads, pairs, dtypes, biased=bias is not None, **sizes)
+    refused = refusals(heads, pairs, dtypes, biased=bias is not None, unpack=unpack, **sizes)
     return serve("chunk_attention", implementation, refused, _attending, call)
 
 
@@ -128,7 +139,25 @@ def _attending(name: Implementation) -> Callable[[Call], tuple[jax.Array, jax.Ar
     return chunk_attention_reference
 
 
-def _heads(q: jax.Array, rot: jax.Array, free: jax.Array, layer: Any) -> Heads:
+def _unpacked(
+    rot: jax.Array, free: jax.Array, packed: Mapping[str, jax.Array], unpack: Unpack | None, layer: Any
+) -> tuple[Any, Any]:
+    """What keys and values are, or the shapes that they are unpacked to; a ValueError where they cannot be."""
+    if unpack is None:
+        if packed:
+            raise ValueError(f"packed has {sorted(packed)}, and nothing says how to unpack them; give unpack")
+        return rot, free
+    stored = {"rot": rot, "free": free, **packed}
+    lead = rot.shape[: 1 if layer is None else 2]
+    if wrong := {name: array.shape for name, array in stored.items() if array.shape[: len(lead)] != lead}:
+        raise ValueError(f"what chunks are packed in leads with {list(lead)} as rot does; got {wrong}")
+    one = {name: jax.ShapeDtypeStruct(array.shape[len(lead) :], array.dtype) for name, array in stored.items()}
+    keys, values = jax.eval_shape(unpack, one, jax.ShapeDtypeStruct((), jnp.int32))
+    keys, values = (jax.ShapeDtypeStruct((*lead, *part.shape), part.dtype) for part in (keys, values))
+    return keys, values
+
+
+def _heads(q: jax.Array, rot: Any, free: Any, layer: Any) -> Heads:
     """How the queries and the chunks split into heads; a ValueError where they do not fit."""
     named = "" if layer is None else "L, "
     dims = 3 if layer is None else 4
@@ -137,7 +166,7 @@ def _heads(q: jax.Array, rot: jax.Array, free: jax.Array, layer: Any) -> Heads:
             f"expected q [Tq, N, D], rot [{named}C, T, Fr] and free [{named}C, T, Ff], of at least one chunk and "
             f"token; got {q.shape}, {rot.shape} and {free.shape}"
         )
-    if q.dtype not in DTYPES or {rot.dtype, free.dtype} != {q.dtype}:
+    if q.dtype not in DTYPES or (not isinstance(rot, jax.ShapeDtypeStruct) and {rot.dtype, free.dtype} != {q.dtype}):
         raise ValueError(
             f"q, rot and free must all be bfloat16 or all float32, or all float16; got {q.dtype}, {rot.dtype} and "
             f"{free.dtype}; cast the queries to what the chunks are stored in"
@@ -185,6 +214,7 @@ def refusals(
     dtypes: Sequence[Any] = (),
     *,
     biased: bool = False,
+    unpack: Unpack | None = None,
     layout: PairLayout = "half",
     rows: int = 1,
     tokens: int = ROWS,
@@ -197,6 +227,7 @@ def refusals(
         pairs: of a head that rotate.
         dtypes: of the call's arrays.
         biased: whether something is added to the scores.
+        unpack: of a chunk that is packed.
         layout: of the pairs.
         rows: queries of a KV head, together.
         tokens: T of every chunk.
@@ -204,8 +235,9 @@ def refusals(
     """
     refused = "it adds no bias to the scores, as rows that stand for several tokens take" if biased else None
     sizes = {"rows": rows, "tokens": tokens, "rank": rank}
+    packed = None if unpack is None else "it reads chunks as they are, and none that are packed"
     return {
-        "pallas_tpu": refused or tpu_refusal(heads, pairs, dtypes),
-        "mosaic_gpu": refused or gpu_refusal(heads, pairs, dtypes, layout=layout, **sizes),
+        "pallas_tpu": refused or tpu_refusal(heads, pairs, dtypes, tokens=tokens, unpack=unpack),
+        "mosaic_gpu": refused or packed or gpu_refusal(heads, pairs, dtypes, layout=layout, **sizes),
         "xla": None,
     }

@@ -1,10 +1,11 @@
 """What chunk_attention works on, as one value: queries, chunks where they lie, and how both split into heads."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import no_type_check
+from typing import Protocol, no_type_check, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
 from pallas_kernels.relocate_patch.chunk import PairLayout, Patch
@@ -45,6 +46,30 @@ def heads_of(query: Sequence[int], rot: int, free: int) -> Heads | None:
     return Heads(count, groups, width, free // groups, latent=False)
 
 
+@runtime_checkable
+class Unpack(Protocol):
+    """How a chunk's KV comes out of the arrays that it is packed in: hashed and compared, and pure."""
+
+    def __call__(self, stored: Mapping[str, jax.Array], length: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Keys f32[T, Fr] and values f32[T, Ff] of one chunk.
+
+        Args:
+            stored: its ``rot``, ``free`` and what else it is packed in, by name.
+            length: its valid tokens; rows past them may come back as anything.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class ScaledInt8:
+    """`Unpack` of int8: ``rot`` times ``rot_scale`` f32[1, Fr], by channel; ``free`` times ``free_scale`` f32[1, T]."""
+
+    def __call__(self, stored: Mapping[str, jax.Array], length: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """See `Unpack`."""
+        keys = stored["rot"].astype(jnp.float32) * stored["rot_scale"]
+        return keys, stored["free"].astype(jnp.float32) * stored["free_scale"].T
+
+
 @no_type_check  # pytrees are rebuilt with whatever a transformation puts in the leaves
 @register_dataclass
 @dataclass(frozen=True)
@@ -56,8 +81,8 @@ class Call:
 
     Attributes:
         q: rotated queries [Tq, N, D]; for MLA in the absorbed form [Tq, N, R + Dr].
-        rot: un-rotated keys [≥ C, T, G*D] or k_pe [≥ C, T, Dr].
-        free: values [≥ C, T, G*Dv] or latents [≥ C, T, R].
+        rot: un-rotated keys [≥ C, T, G*D] or k_pe [≥ C, T, Dr]; or what these are packed in.
+        free: values [≥ C, T, G*Dv] or latents [≥ C, T, R]; or what these are packed in.
         positions: of tokens within their chunk, f32[C, A, T].
         inv_freq: radians per position, f32[A, R/2], zero on the axes that do not drive a pair.
         patch: u [≥ C, m, T] and v [≥ C, m, Fr + Ff], and the C chunks' ranks; or None.
@@ -65,10 +90,12 @@ class Call:
         bases: the absolute position each chunk starts at, f32[C].
         first: where the C chunks begin, i32[].
         bias: what is added to the scores of each token, f32[C, T]; None for 0.
+        packed: what else rot and free are packed in, each [≥ C, ...], by name; None where they are as they are.
         heads: how q, rot and free split; not traced.
         scale: factor on the scores; not traced.
         rope_scale: factor on cos and sin; not traced.
         layout: of the rotated pairs; not traced.
+        unpack: how a chunk comes out of ``rot``, ``free`` and ``packed``; not traced.
     """
 
     q: jax.Array
@@ -85,3 +112,10 @@ class Call:
     rope_scale: float = field(metadata={"static": True})
     layout: PairLayout = field(metadata={"static": True})
     bias: jax.Array | None = None
+    packed: dict[str, jax.Array] | None = None
+    unpack: Unpack | None = field(default=None, metadata={"static": True})
+
+    @property
+    def stored(self) -> dict[str, jax.Array]:
+        """All that keys and values come from, each [≥ C, ...], by name."""
+        return {"rot": self.rot, "free": self.free, **(self.packed or {})}

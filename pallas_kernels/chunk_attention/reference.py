@@ -95,8 +95,11 @@ def _keys_and_values(call: Call, chunk: dict[str, jax.Array]) -> tuple[jax.Array
     def stored(array: jax.Array) -> jax.Array:
         return jax.lax.dynamic_index_in_dim(array, at, keepdims=False)
 
-    keys = stored(call.rot).astype(jnp.float32)
-    values = stored(call.free).astype(jnp.float32)
+    if call.unpack is None:
+        keys = stored(call.rot).astype(jnp.float32)
+        values = stored(call.free).astype(jnp.float32)
+    else:
+        keys, values = call.unpack({name: stored(array) for name, array in call.stored.items()}, chunk["length"])
     if call.patch is not None:
         delta = low_rank(stored(call.patch.u)[None], stored(call.patch.v)[None], chunk["rank"][None])[0]
         keys, values = keys + delta[:, : keys.shape[1]], values + delta[:, keys.shape[1] :]

@@ -1,12 +1,12 @@
 """Real calls of chunk_attention: one table for tests and benchmarks."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.chunk_attention.call import Call, Heads, heads_of
+from pallas_kernels.chunk_attention.call import Call, Heads, ScaledInt8, heads_of
 from pallas_kernels.relocate_patch.chunk import PairLayout, Patch
 
 
@@ -66,6 +66,17 @@ class Shape:
                 "ranks": ((chunks,), jnp.int32),
             }
         return {name: jax.ShapeDtypeStruct(shape, kind, sharding=sharding) for name, (shape, kind) in arrays.items()}
+
+    def in_int8(self, dtype: Any = jnp.bfloat16) -> Call:
+        """`call` whose keys and values are int8, with their scales."""
+        call = self.call(dtype)
+        codes = {
+            name: jax.ShapeDtypeStruct(array.shape, jnp.int8)
+            for name, array in (("rot", call.rot), ("free", call.free))
+        }
+        scales = {"rot_scale": (self.chunks, 1, self.rot), "free_scale": (self.chunks, 1, self.tokens)}
+        packed = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in scales.items()}
+        return replace(call, **codes, packed=packed, unpack=ScaledInt8())
 
     @property
     def split(self) -> Heads:

@@ -35,6 +35,7 @@ class Operands:
         patch: u [B, ≥ C, m, T], v [B, ≥ C, m, Fr + Ff] and ranks [B, C]; or None.
         lengths, bases: [B, C].
         first: i32[B].
+        scales: of int8, of every channel of rot f32[B, ≥ C, 1, Fr], and of every token of free f32[B, ≥ C, 1, T].
     """
 
     q: jax.Array
@@ -46,6 +47,7 @@ class Operands:
     lengths: jax.Array
     bases: jax.Array
     first: jax.Array
+    scales: tuple[jax.Array, jax.Array] | None
 
 
 def chunk_attention_tpu(
@@ -75,6 +77,7 @@ def _operands(call: Call) -> Operands:
     heads = call.heads
     rows = call.q.reshape(call.q.shape[0], heads.groups, heads.per_group, -1).transpose(1, 0, 2, 3)
     rot, free = (x.swapaxes(1, 2) if tokens_minor(*x.shape[1:]) else x for x in (call.rot, call.free))
+    scales = None if call.packed is None else (call.packed["rot_scale"], call.packed["free_scale"])
     operands = Operands(
         q=rows.reshape(heads.groups, -1, call.q.shape[-1]),
         rot=rot,
@@ -85,6 +88,7 @@ def _operands(call: Call) -> Operands:
         lengths=call.lengths,
         bases=call.bases,
         first=jnp.asarray(call.first, jnp.int32),
+        scales=scales,
     )
     return jax.tree.map(lambda array: array[None], operands)
 
@@ -116,7 +120,10 @@ def _attend(
     rank = 0 if operands.patch is None else operands.patch.u.shape[2]
     if tiles is None:
         tiles = choose_tiles(heads, rows, tokens, rank, operands.q.dtype.itemsize)
-    plan = plan_of(tiles, rows, chunks, tokens, rank)
+    if operands.scales is not None and rank:
+        # A tile's values are then whole numbers, to which no patch can be added.
+        tiles = replace(tiles, absorb=True)
+    plan = plan_of(tiles, rows, chunks, tokens, rank, operands.scales is not None)
     scalars = _scalars(plan, batch, operands)
     inputs = _inputs(plan, operands)
     outputs = [(heads.value, operands.q.dtype), (LANES, jnp.dtype(jnp.float32))]
@@ -149,7 +156,7 @@ def _cost(plan: Plan, batch: int, operands: Operands) -> pl.CostEstimate:
     """Bytes of each chunk once for every tile of rows, and products of queries with keys and of weights with values."""
     rows = batch * plan.heads.groups * plan.rows
     pairs = rows * plan.chunks * plan.tokens
-    stored = [operands.rot, operands.free]
+    stored = [operands.rot, operands.free, *(operands.scales or ())]
     if operands.patch is not None:
         # Where heads are split, v is two inputs.
         stored += [operands.patch.u, *[operands.patch.v] * (plan.factors - 1)]
@@ -243,6 +250,10 @@ def _inputs(plan: Plan, operands: Operands) -> list[tuple[jax.Array, pl.BlockSpe
             inputs.append((array, block(array, (1, width, tiles.tokens), "chunk", "head", "tile")))
         else:
             inputs.append((array, block(array, (1, tiles.tokens, width), "chunk", "tile", "head")))
+    if operands.scales is not None:
+        by_channel, by_token = operands.scales
+        inputs.append((by_channel, block(by_channel, (1, 1, plan.key_width), "chunk", "0", "head")))
+        inputs.append((by_token, block(by_token, (1, 1, tiles.tokens), "chunk", "0", "tile")))
     if operands.patch is not None:
         u = operands.patch.u
         v = operands.patch.v

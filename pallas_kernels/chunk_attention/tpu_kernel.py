@@ -28,6 +28,8 @@ class Refs:
         inv_freq: [1, pairs, A]; for interleaved pairs a row for every dim.
         rot: [1, 1, tokens, key_width], or with tokens last.
         free: [1, 1, tokens, value_width], or with tokens last.
+        scales: of int8, of the keys' channels f32[1, 1, 1, key_width] and the tokens' values f32[1, 1, 1, tokens]; else
+            empty.
         factors: u [1, 1, m, tokens], and v as `Plan.factors` says; empty without a patch.
         out: [1, heads, rows, Dv], written in the last step of its rows.
         lse: f32[1, heads, rows, LANES], all lanes alike.
@@ -46,6 +48,7 @@ class Refs:
     inv_freq: Any
     rot: Any
     free: Any
+    scales: tuple[Any, ...]
     factors: tuple[Any, ...]
     out: Any
     lse: Any
@@ -60,6 +63,7 @@ class Refs:
         lengths, bases, _, _, _, *rest = refs
         ranks = rest.pop(0) if plan.rank else None
         q, positions, inv_freq, rot, free, *rest = rest
+        scales = tuple(rest.pop(0) for _ in range(2 if plan.scaled else 0))
         factors = tuple(rest.pop(0) for _ in range(plan.factors))
         out, lse, weighted, highest, total, *absorbed = rest
         return cls(
@@ -71,6 +75,7 @@ class Refs:
             inv_freq=inv_freq,
             rot=rot,
             free=free,
+            scales=scales,
             factors=factors,
             out=out,
             lse=lse,
@@ -122,12 +127,14 @@ def kernel(plan: Plan, *all_refs: Any) -> None:
         refs.highest[...] = jnp.full_like(refs.highest, UNSEEN)
         refs.total[...] = jnp.zeros_like(refs.total)
 
-    @pl.when((left > 0) & (left < plan.tiles.tokens))
-    def _() -> None:
-        # Past the length: p is 0 there, and 0 * nan is nan. In the fetched block, so that full tiles do not pay.
-        values = refs.free[0, 0]
-        seen = step.seen(values.shape, 1 if plan.values_transposed else 0)
-        refs.free[0, 0] = jnp.where(seen, values, jnp.zeros_like(values))
+    if not plan.scaled:
+
+        @pl.when((left > 0) & (left < plan.tiles.tokens))
+        def _() -> None:
+            # Past the length: p is 0 there, and 0 * nan is nan. In the fetched block, so that full tiles do not pay.
+            values = refs.free[0, 0]
+            seen = step.seen(values.shape, 1 if plan.values_transposed else 0)
+            refs.free[0, 0] = jnp.where(seen, values, jnp.zeros_like(values))
 
     @pl.when(left > 0)
     def _() -> None:
@@ -150,6 +157,8 @@ def _attend(plan: Plan, refs: Refs, step: Step) -> None:
     # The heads' keys are patched in one product, and each is rotated when its turn comes: f32 keys of all heads and of
     # one head rotated are what is in VMEM at a time.
     keys = refs.rot[0, 0].astype(jnp.float32)
+    if plan.scaled:
+        keys = keys * refs.scales[0][0, 0]
     keys = keys if plan.keys_transposed else keys.T
     if u is not None and v_keys is not None:
         keys += dot(v_keys, u, (0, 0))
@@ -158,6 +167,8 @@ def _attend(plan: Plan, refs: Refs, step: Step) -> None:
         key = rotated(keys[head * width : (head + 1) * width], cos, sin, plan.layout).astype(refs.q.dtype)
         own = slice(head * plan.heads.value, (head + 1) * plan.heads.value)
         values = refs.free[0, 0, own] if plan.values_transposed else refs.free[0, 0, :, own]
+        if plan.scaled:
+            values = values.astype(jnp.float32).astype(refs.q.dtype)  # whole numbers up to 127, which bfloat16 has
         patch = None if u is None or v_values is None else (u, v_values[:, own])
         _attend_head(plan, refs, step, head, key, values, patch)
 
@@ -192,8 +203,13 @@ def _attend_head(
     kept = jnp.exp(before - now)
     refs.highest[head] = jnp.broadcast_to(now, refs.highest.shape[1:])
     refs.total[head] = kept * refs.total[head] + p.sum(axis=1, keepdims=True)
+    weights = p
+    if plan.scaled:
+        # A token's scale belongs to its weight; what lies past the length may be anything.
+        scale = refs.scales[1][0, 0]
+        weights = p * jnp.where(step.seen(scale.shape, 1), scale, 0.0)
     p = p.astype(dtype)
-    part = dot(p, values, (1, by_token))
+    part = dot(weights.astype(dtype), values, (1, by_token))
     if patch is not None:
         u, v = patch
         part += dot(dot(p, u, (1, 1)).astype(dtype), v, (1, 0))

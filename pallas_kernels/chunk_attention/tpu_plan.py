@@ -41,6 +41,7 @@ class Plan:
         chunks: C.
         tokens: T.
         rank: m; 0 without a patch.
+        scaled: whether keys and values are int8, with scales.
     """
 
     heads: Heads
@@ -52,6 +53,7 @@ class Plan:
     chunks: int
     tokens: int
     rank: int
+    scaled: bool = False
 
     @property
     def keys_transposed(self) -> bool:

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass, replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies as st
 
 from kamera_jax import rope
 from kamera_jax.rope import RopeSpec
-from pallas_kernels.chunk_attention.call import Call, heads_of
+from pallas_kernels.chunk_attention.call import Call, ScaledInt8, heads_of
 from pallas_kernels.relocate_patch.chunk import Patch
 from tests import oracles
 
@@ -140,6 +141,26 @@ def poisoned(case, call):
     return call
 
 
+def in_int8(case, call):
+    """The call with its chunks in int8, and the call of what these stand for, in the dtype of the case."""
+    rot, free = (np.asarray(call[name], np.float32) for name in ("rot", "free"))
+    valid = np.arange(case.tokens)[None, :] < np.asarray(case.lengths)[:, None]
+    rot, free = (np.where(valid[..., None], values, 0) for values in (rot, free))
+    by_channel, by_token = (np.abs(values).max(axis, keepdims=True) / 127 for values, axis in ((rot, 1), (free, 2)))
+    codes = [np.round(values / np.where(scale, scale, 1)) for values, scale in ((rot, by_channel), (free, by_token))]
+    # What lies past the lengths is not read.
+    by_token_or_nan = np.where(valid[..., None], by_token, np.nan)
+    stored = {"rot": codes[0].astype(np.int8), "free": np.where(valid[..., None], codes[1], 99).astype(np.int8)}
+    packed = {
+        "rot_scale": by_channel.astype(np.float32),
+        "free_scale": by_token_or_nan.swapaxes(1, 2).astype(np.float32),
+    }
+    given = call | jax.tree.map(jnp.asarray, stored | {"packed": packed})
+    # As products in f32, which is what the codes are; the oracle takes them in float64.
+    meant = {"rot": np.float32(codes[0] * by_channel), "free": np.float32(codes[1] * by_token)}
+    return given | {"unpack": ScaledInt8()}, call | meant
+
+
 def layered(case, call, layers=3, at=1):
     """The same chunks as layer ``at`` of several that lie behind each other, the others full of nan."""
     chunks = len(case.lengths)
@@ -157,7 +178,7 @@ def as_call(case, call):
     given = dict(call)
     patch = Patch(given.pop("u"), given.pop("v"), given.pop("ranks")) if "u" in given else None
     given.setdefault("first", jnp.int32(0))
-    heads = heads_of(call["q"].shape, call["rot"].shape[-1], call["free"].shape[-1])
+    heads = heads_of(call["q"].shape, call["rot"].shape[-1], call["free"].shape[-1])  # int8 has the features' widths
     return Call(**given, patch=patch, heads=heads, **case.options)
 
 

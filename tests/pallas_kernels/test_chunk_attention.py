@@ -1,6 +1,6 @@
 """chunk_attention's reference against float64 numpy, against the materialised window, and how its door refuses."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
@@ -24,6 +24,7 @@ from tests.pallas_kernels.chunk_attention_cases import (
     arrays,
     check,
     drawn,
+    in_int8,
     layered,
     poisoned,
     run,
@@ -130,6 +131,48 @@ def test_a_bias_of_log_n_is_n_tokens(name):
     assert refused["xla"] is None and "it adds no bias to the scores" in refused["pallas_tpu"]
     with pytest.raises(ValueError, match=r"bias must be \[\d+, 32\], one for each token"):
         attend(case, call, bias=bias[:, 1:])
+
+
+@pytest.mark.parametrize("name", ["gqa", "gqa, interleaved pairs", "no patch", "mla", "empty first, between and last"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_chunks_in_int8_are_what_they_stand_for(name, dtype):
+    case = replace(CASES[name], dtype=dtype)
+    given, meant = in_int8(case, arrays(case))
+    check(case, meant, attend(case, given))
+
+
+@dataclass(frozen=True)
+class Doubled:
+    """KV that is stored as half of itself, in rows of pairs of features."""
+
+    def __call__(self, stored, length):
+        rot, free = (2 * stored[name].astype(jnp.float32) for name in ("rot", "free"))
+        return (rot + stored["more"]).reshape(len(rot), -1), free.reshape(len(free), -1)
+
+
+def test_chunks_are_unpacked_as_the_caller_says():
+    case = CASES["gqa, one query"]
+    call = arrays(case)
+    more = jnp.float32(0.25)
+    pairs = {name: call[name].reshape(*call[name].shape[:2], -1, 2) / 2 for name in ("rot", "free")}
+    packed = {"more": jnp.full((len(case.lengths),), more)}
+    given = call | pairs | {"packed": packed, "unpack": Doubled()}
+    for got, wanted in zip(attend(case, given), attend(case, call | {"rot": call["rot"] + more}), strict=True):
+        assert np.allclose(got, wanted, rtol=0, atol=1e-6)
+    many = {name: jnp.stack([jnp.zeros_like(array), array]) for name, array in given.items() if name in LED}
+    many["packed"] = {"more": jnp.stack([packed["more"] * 0, packed["more"]])}
+    for got, wanted in zip(attend(case, given | many, layer=1), attend(case, given), strict=True):
+        assert np.allclose(got, wanted, rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="nothing says how to unpack them; give unpack"):
+        attend(case, call | {"packed": packed})
+    with pytest.raises(ValueError, match=r"what chunks are packed in leads with \[3\]"):
+        attend(case, given | {"packed": {"more": jnp.zeros(2)}})
+    refused = refusals(heads_of((4, 8, 64), 256, 256), 32, unpack=Doubled())
+    assert refused["xla"] is None and "not packed as Doubled() unpacks them" in refused["pallas_tpu"]
+
+
+LED = ("rot", "free", "u", "v", "ranks")
+"""Arguments that lead with layers, where ``layer`` says which."""
 
 
 def test_no_temporary_holds_all_chunks():

@@ -13,14 +13,26 @@ from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 from jax.experimental.pallas import tpu as pltpu
 
 from benchmarks import compiled
+from kamera_jax.compress.pooled import PackedPool
 from pallas_kernels import chunk_attention, dispatch
-from pallas_kernels.chunk_attention.call import Heads
+from pallas_kernels.chunk_attention.call import Heads, ScaledInt8
+from pallas_kernels.chunk_attention.limits import tpu_refusal
 from pallas_kernels.chunk_attention.reference import chunk_attention_reference
 from pallas_kernels.chunk_attention.shapes import SHAPES
 from pallas_kernels.chunk_attention.tpu import chunk_attention_tpu
 from pallas_kernels.chunk_attention.tpu_plan import VMEM, Tiles, choose_tiles, vmem
 from pallas_kernels.chunk_attention.tpu_rotation import cos_sin
-from tests.pallas_kernels.chunk_attention_cases import CASES, DRAWN, arrays, check, drawn, layered, poisoned, run
+from tests.pallas_kernels.chunk_attention_cases import (
+    CASES,
+    DRAWN,
+    arrays,
+    check,
+    drawn,
+    in_int8,
+    layered,
+    poisoned,
+    run,
+)
 
 kernel = partial(jax.jit(chunk_attention_tpu, static_argnames=("tiles", "interpret")), interpret=True)
 
@@ -44,6 +56,22 @@ def test_bfloat16_with_the_tiles_chosen(name):
     case = replace(CASES[name], dtype="bfloat16")
     call = arrays(case)
     check(case, call, run(kernel, case, poisoned(case, call)))
+
+
+@pytest.mark.parametrize(
+    "name, dtype, tiles",
+    [
+        ("gqa", "float32", Tiles(4, 12, 1, True)),
+        ("gqa, one query", "bfloat16", None),
+        ("gqa, interleaved pairs", "float32", None),
+        ("no patch", "float32", Tiles(4, 12, 2, False)),
+        ("empty first, between and last", "float32", Tiles(8, 16, 1, True)),
+    ],
+)
+def test_chunks_in_int8(name, dtype, tiles):
+    case = replace(CASES[name], dtype=dtype)
+    given, meant = in_int8(case, arrays(case))
+    check(case, meant, run(kernel, case, given, tiles=tiles))
 
 
 @pytest.mark.parametrize("name", DRAWN)
@@ -238,6 +266,52 @@ def test_compiled_it_reads_the_chunks_once_and_writes_no_kv(name, target):
     assert compiled.temporaries(program) <= 0.01 * kv + anew + (2 * positions if small else 0)
     ideal = sum(x.size * x.dtype.itemsize for x in shape.arguments().values()) + 2 * queries
     assert compiled.hbm_bytes(program) <= 1.05 * ideal + anew
+
+
+@pytest.mark.parametrize("target", compiled.targets("v6e"))
+@pytest.mark.parametrize("name", ["qwen2.5-vl-7b decode", "qwen2.5-vl-7b decode, no patch"])
+def test_compiled_chunks_in_int8_are_half_the_bytes(name, target):
+    shape = SHAPES[name]
+    call = shape.in_int8()
+    assert tpu_refusal(shape.split, shape.pairs, ["bfloat16"], tokens=shape.tokens, unpack=call.unpack) is None
+    program = compiled.compile_for(target, chunk_attention_tpu, call)
+    assert compiled.kernels(program) == ["chunk_attention"]
+    queries = 2 * shape.queries * shape.heads * shape.width
+    # As where they are not packed; the scales are few.
+    scales = 4 * shape.chunks * (shape.rot + shape.tokens)
+    anew = 12 * queries + (2 * 4 * call.positions.size + 2 * scales if target == "v5p" else 0)
+    assert compiled.temporaries(program) <= 0.01 * shape.kv_values + anew
+    others = sum(x.size * x.dtype.itemsize for x in shape.arguments().values()) - 2 * shape.kv_values + 2 * queries
+    assert compiled.hbm_bytes(program) <= 1.05 * (shape.kv_values + others + scales) + anew
+
+
+def test_compiled_the_fallback_reads_packed_chunks_as_they_are_packed():
+    shape = SHAPES["kimi-vl decode"]
+    exact = compiled.compile_for("v6e", chunk_attention_reference, shape.call())
+    form = PackedPool("kivi:4", shape.rot, shape.free, heads=1)
+    packed = form.arrays(shape.chunks, shape.tokens, "bfloat16")
+    nbytes = sum(x.size * x.dtype.itemsize for x in packed.values())
+    assert nbytes < 2 * shape.kv_values / 3
+    codes = {name: packed.pop(name) for name in ("rot", "free")}
+    call = replace(shape.call(), **codes, packed=packed, unpack=form)
+    program = compiled.compile_for("v6e", chunk_attention_reference, call)
+    saved = 2 * shape.kv_values - nbytes
+    assert compiled.hbm_bytes(program) <= compiled.hbm_bytes(exact) - 0.98 * saved
+    assert compiled.temporaries(program) <= 0.01 * 2 * shape.kv_values
+
+
+@pytest.mark.parametrize(
+    "heads, tokens, reason",
+    [
+        (Heads(16, 1, 64, 512, latent=True), 512, "it reads latents (MLA) as they are"),
+        (Heads(32, 9, 64, 64, latent=False), 512, "features in whole lanes, not 512 and 9 heads of 64 and 64"),
+        (Heads(28, 4, 128, 128, latent=False), 48, "room for a multiple of 32 tokens"),
+    ],
+)
+def test_int8_that_the_kernel_does_not_read_is_left_to_xla(heads, tokens, reason):
+    assert tpu_refusal(heads, heads.rotated // 2, ["bfloat16"], tokens=tokens) is None
+    refused = tpu_refusal(heads, heads.rotated // 2, ["bfloat16"], tokens=tokens, unpack=ScaledInt8())
+    assert refused is not None and reason in refused
 
 
 def test_compiled_a_loop_over_layers_cuts_none_out():

@@ -55,6 +55,34 @@ def test_a_loop_of_which_nothing_is_known_is_named():
         hlo.hbm_bytes(blind)
 
 
+RETILED = """HloModule m
+
+%tiles (input: s8[8,32,128]) -> s8[8,32,128] {
+  %input = s8[8,32,128]{2,1,0:T(32,128)} parameter(0)
+  ROOT %copy = s8[8,32,128]{2,1,0:T(8,128)} copy(%input)
+}
+
+%row (a: s8[8,32,128], i: s32[]) -> f32[1,32,128] {
+  %a = s8[8,32,128]{2,1,0:T(32,128)} parameter(0)
+  %i = s32[] parameter(1)
+  %view = s8[8,32,128]{2,1,0:T(8,128)} fusion(%a), kind=kLoop, ALIASING, calls=%tiles
+  %slice = s8[1,32,128]{2,1,0:T(8,128)} dynamic-slice(%view, %i, %i, %i), dynamic_slice_sizes={1,32,128}
+  ROOT %convert = f32[1,32,128]{2,1,0} convert(%slice)
+}
+
+ENTRY %main (a: s8[8,32,128], i: s32[]) -> f32[1,32,128] {
+  %a = s8[8,32,128]{2,1,0:T(32,128)} parameter(0)
+  %i = s32[]{:S(6)} parameter(1)
+  ROOT %fusion = f32[1,32,128]{2,1,0} fusion(%a, %i), kind=kLoop, calls=%row
+}
+"""
+
+
+@pytest.mark.parametrize("text, rows", [("output_to_operand_aliasing={{}: (0, {})}", 1), ("metadata={}", 8)])
+def test_a_slice_of_what_lies_in_other_tiles_is_counted_as_the_slice(text, rows):
+    assert hlo.hbm_bytes(RETILED.replace("ALIASING", text)) == 32 * 128 * (4 + rows)
+
+
 CALL = """HloModule m
 
 ENTRY %main (a: f32[2,64,128], b: f32[2,16,128]) -> f32[2,64,128] {

@@ -40,15 +40,19 @@ def big(window):
 
 @pytest.fixture(scope="module", params=BACKBONES)
 def vlm(request, tmp_path_factory):
-    """A tiny model of each attention with random weights."""
-    backbone = BACKBONES[request.param]
+    return random_model(request.param, tmp_path_factory.mktemp("hub"))
+
+
+def random_model(attention, folder):
+    """A tiny model of an attention with random weights."""
+    backbone = BACKBONES[attention]
     rng = np.random.default_rng(5)
 
     def leaf(info):
         return np.float32(info.init == "ones") + 0.1 * rng.standard_normal(info.shape, np.float32)
 
     params = jax.tree.map(leaf, backbone.architecture.declaration(backbone.config), is_leaf=is_info)
-    folder = tmp_path_factory.mktemp("hub") / backbone.name
+    folder = folder / backbone.name
     checkpoint.write(folder, backbone, params)
     return load(folder)
 
