@@ -21,6 +21,7 @@ import kamera_jax as kj
 from eval.methods import Batch, Method, parse_all
 from eval.run import answering, layouts, records
 from eval.run import config as run_config
+from eval.run.encoder import Encoder
 from eval.run.folder import CONTEXTS, TIMING, Record, RunFolder, expected, failures, read_json, read_lines, write_json
 from eval.run.layouts import ContextTooLongError
 from eval.run.rescoring import rescore, rescored
@@ -29,8 +30,7 @@ from eval.tasks.tokens import segment_of
 from kamera_jax.backbone import Backbone, with_defaults
 from kamera_jax.batch.devices import mesh_of
 from kamera_jax.batch.windows import BatchRunner, Stack, Windows
-from kamera_jax.inference.encode import encode_segment
-from kamera_jax.kv import Segment, bucket
+from kamera_jax.kv import bucket
 from kamera_jax.window.window import aligned
 
 __all__ = ["ContextTooLongError", "Progress", "Run", "evaluate", "rescore"]
@@ -179,7 +179,7 @@ def _identity(vlm: Backbone, task: Task, run: Run, methods: Sequence[Method], re
 
 
 class Runners:
-    """What fills windows: of one size, or of each context's own.
+    """What encodes items, and what fills windows: of one size, or of each context's own.
 
     Args:
         vlm: the model.
@@ -193,6 +193,7 @@ class Runners:
     ) -> None:
         self.vlm = vlm
         self.capacity = capacity
+        self.encode = Encoder(vlm)
         self._longest = longest
         self._mesh = mesh
         self._shallow = with_defaults(vlm).leading(2)
@@ -207,25 +208,8 @@ class Runners:
         return self._made[slots]
 
 
-class _Encoder:
-    """Encodes items, each once, however often it is shown."""
-
-    def __init__(self, vlm: Backbone) -> None:
-        self._vlm = vlm
-        self._known: dict[str, kj.Chunk] = {}
-
-    def __call__(self, items: Sequence[Any]) -> list[kj.Chunk]:
-        """The chunks of these items."""
-        return [self._chunk(segment_of(self._vlm, item)) for item in items]
-
-    def _chunk(self, segment: Segment) -> kj.Chunk:
-        if segment.content not in self._known:
-            self._known[segment.content] = encode_segment(self._vlm, segment)
-        return self._known[segment.content]
-
-
 def _antecedents(
-    task: Task, group: Sequence[Outline], contexts: Sequence[Context], encode: _Encoder
+    task: Task, group: Sequence[Outline], contexts: Sequence[Context], encode: Encoder
 ) -> dict[int, list[Stack]]:
     """By place, the chunks that patches are formed behind, where the contexts say so; stacked.
 
@@ -322,14 +306,13 @@ def _run_group(
     """Lines of a group's contexts and samples, and its times. The group is filled up to ``size`` with its last."""
     drawn = layouts.drawn(task, group)
     padded = drawn + [drawn[-1]] * (size - len(drawn))
-    encode = _Encoder(sizes.vlm)
-    encoded = [encode(context.items) for context in padded]
+    encoded = [sizes.encode(context.items) for context in padded]
     chunks = _stacked(task, group, encoded)
     needed = aligned(int(sizes.vlm.preamble.length)) + sum(aligned(chunk.length) for chunk in chunks)
     layouts.check_fits(group[0].context, needed, sizes.capacity)
     runners = sizes.of(needed)
     runner = runners[0]
-    behind = _antecedents(task, group, padded, encode)
+    behind = _antecedents(task, group, padded, sizes.encode)
     batch = Batch.of(runner, runners[1], chunks, behind, padded[0].any_order)
     asked = answering.asked_of(runner.vlm, padded)
     asking = 0.0
