@@ -76,6 +76,14 @@ MODELS = {
         "text, images",
         "`llava-hf/llava-1.5-{7b,13b}-hf`",
     ),
+    "llava_onevision": Port(
+        "LLaVA-OneVision",
+        "GQA, qkv bias: Qwen2",
+        "1-D; YaRN",
+        "text, images in tiles, videos",
+        "`llava-hf/llava-onevision-qwen2-{0.5b,7b,72b}-{si,ov}-hf`, "
+        "`llava-hf/llava-onevision-qwen2-{7b,72b}-ov-chat-hf`",
+    ),
     "internvl": Port(
         "InternVL3, InternVL3.5",
         "GQA: Qwen2, Qwen3 (and Llama)",

@@ -24,7 +24,8 @@ def check_architecture(name: str, mapping: Mapping[str, Any], served: Mapping[st
 
     Raises:
         SplitImageBlockError: Gemma-3.
-        UnknownModelError: any other architecture that is not served, or files of one that are in another format.
+        UnknownModelError: any other architecture that is not served, such as Phi-3.5-vision, or files of one that are
+            in another format.
     """
     kind = mapping.get("model_type")
     if isinstance(kind, str) and kind in served:
@@ -40,5 +41,12 @@ def check_architecture(name: str, mapping: Mapping[str, Any], served: Mapping[st
             f"{name} is in the format internvl_chat, which runs on code of its own (trust_remote_code); this version "
             "serves the same model in the format of transformers: load the repository whose name ends in -hf or -HF, "
             "such as OpenGVLab/InternVL3-1B-hf or OpenGVLab/InternVL3_5-1B-HF"
+        )
+    if kind == "phi3_v":
+        raise UnknownModelError(
+            f"{name} is a phi3_v model (Phi-3-vision, Phi-3.5-vision), which runs on code of its own "
+            "(trust_remote_code): transformers has no such model that a port could be held against, so this version "
+            "does not serve it. Of models of its size it serves Qwen/Qwen2.5-VL-3B-Instruct, Qwen/Qwen3-VL-4B-Instruct "
+            "and llava-hf/llava-onevision-qwen2-7b-ov-hf"
         )
     raise UnknownModelError(f"{name} is a {short(kind)} model; this version serves {', '.join(sorted(served))}")

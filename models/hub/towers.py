@@ -26,6 +26,27 @@ def activation_name(fields: Fields, name: str, default: str) -> str:
     return value
 
 
+def feature_depth(top: Fields, stored: int, default: int) -> int:
+    """Takes ``vision_feature_layer``: of how many blocks the output is the feature.
+
+    Args:
+        top: config.json.
+        stored: blocks in the checkpoint.
+        default: transformers'.
+
+    Raises:
+        UnsupportedConfigError: it is not the output of one of the blocks.
+    """
+    layer = top.take("vision_feature_layer", int, default)
+    depth = layer if layer > 0 else stored + 1 + layer  # from behind, -1 is the last block's output
+    if not 1 <= depth <= stored:
+        raise UnsupportedConfigError(
+            f"config.json: vision_feature_layer is {layer}; expected 1 to {stored} or {-stored} to -1, "
+            f"for the output of one of {stored} layers"
+        )
+    return depth
+
+
 def square_fields(fields: Fields, *, patch_size: int, hidden_act: str, layer_norm_eps: float) -> dict[str, Any]:
     """The fields of a `SquareConfig` that SigLIP and CLIP say alike, with the defaults in which they differ.
 

@@ -36,6 +36,7 @@ __all__ = [
     "check_image_size",
     "check_merged_grid",
     "check_whole_patches",
+    "cropped_patches",
     "normalise",
     "padded_and_resized",
     "open_item",
@@ -299,3 +300,9 @@ def raster_patches(image: Image.Image, config: PatchConfig) -> ImagePatches:
     columns = image.width // patch
     blocks = normalise(image, config).reshape(rows, patch, columns, patch, 3).transpose(0, 2, 4, 1, 3)
     return ImagePatches(blocks.reshape(rows * columns, -1), (1, rows, columns))
+
+
+def cropped_patches(image: Image.Image, config: PatchConfig) -> ImagePatches:
+    """As `raster_patches`, as far as whole patches go: a valid convolution reads no further."""
+    patch = config.patch_size
+    return raster_patches(image.crop((0, 0, image.width // patch * patch, image.height // patch * patch)), config)

@@ -91,6 +91,16 @@ class EndToEndSampling(Sampling):
 
 
 @dataclass(frozen=True)
+class UniformSampling(EndToEndSampling):
+    """The same from the first frame on, each the first of its part, as HF ``BaseVideoProcessor.sample_frames``."""
+
+    def places(self, total: int, rate: float | int) -> Float64[np.ndarray, " n"]:
+        """See `Sampling.places`; each is a whole number."""
+        count = self.count(total, rate)
+        return (np.arange(count) * total // count).astype(np.float64)
+
+
+@dataclass(frozen=True)
 class ShiftedSampling(Sampling):
     """The same from a first frame on, as HF ``InternVLVideoProcessor.sample_frames``.
 

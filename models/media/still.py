@@ -15,8 +15,34 @@ from models.media.images import VERSION, ImagePatches, to_rgb
 from models.media.spans import Features, Span
 
 
+class ImageItems:
+    """What a medium of images says of its items: a part of one."""
+
+    kind: str
+
+    def reads(self, item: Any) -> bool:
+        """See `models.architecture.Medium`."""
+        return isinstance(item, Image.Image | np.ndarray)
+
+    def normal(self, item: Image.Image | np.ndarray) -> Image.Image:
+        """The upright RGB image.
+
+        Raises:
+            ImageError: it cannot be encoded; the message says why.
+        """
+        return to_rgb(item)
+
+    def digested(self, item: Image.Image, settings: Any) -> tuple[str, str, bytes]:
+        """See `models.architecture.Medium`."""
+        return f"{self.kind}:v{VERSION}", str(item.size), item.tobytes()
+
+    def cut(self, item: Image.Image, settings: Any, config: Any, tokens: int) -> Sequence[Image.Image]:
+        """See `models.architecture.Medium`; an image stays whole, for its patches see one another."""
+        return (item,)
+
+
 @dataclass(frozen=True)
-class ImageMedium:
+class ImageMedium(ImageItems):
     """The images of a port whose chat template writes one placeholder an image.
 
     Attributes:
@@ -50,22 +76,6 @@ class ImageMedium:
         """See `models.architecture.Medium`."""
         return self.declared(tower)
 
-    def reads(self, item: Any) -> bool:
-        """See `models.architecture.Medium`."""
-        return isinstance(item, Image.Image | np.ndarray)
-
-    def normal(self, item: Image.Image | np.ndarray) -> Image.Image:
-        """The upright RGB image.
-
-        Raises:
-            ImageError: it cannot be encoded; the message says why.
-        """
-        return to_rgb(item)
-
-    def digested(self, item: Image.Image, settings: Any) -> tuple[str, str, bytes]:
-        """See `models.architecture.Medium`."""
-        return f"{self.kind}:v{VERSION}", str(item.size), item.tobytes()
-
     def spans(
         self, item: Image.Image, settings: Any, config: Any, chat: ChatTemplate, encode: Callable[[Any, Any], Features]
     ) -> Sequence[Span]:
@@ -78,10 +88,6 @@ class ImageMedium:
         ids = [config.placeholders[self.kind]] * int(plan.tokens)
         positions, advance = (None, None) if self.positions is None else self.positions(rows, columns, tower)
         return (Span(ids, features, positions, advance),)
-
-    def cut(self, item: Image.Image, settings: Any, config: Any, tokens: int) -> Sequence[Image.Image]:
-        """See `models.architecture.Medium`; an image stays whole, for its patches see one another."""
-        return (item,)
 
     def encode(self, params: Params, tower: Any, inputs: jax.Array, plan: Any) -> Features:
         """See `models.architecture.Medium`."""

@@ -15,7 +15,7 @@ from models.hub.weights import save_params
 from models.registry import ARCHITECTURES
 from tests import idefics3_files, internvl_files
 from tests.internvl_files import PREPROCESSING as TILES
-from tests.models import tiny_idefics3, tiny_internvl, tiny_llava, tiny_qwen3_vl
+from tests.models import tiny_idefics3, tiny_internvl, tiny_llava, tiny_llava_onevision, tiny_qwen3_vl
 
 WIDE = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 16}
 GQA = WIDE | {"num_key_value_heads": 8, "head_dim": 16}
@@ -59,6 +59,7 @@ def ports() -> dict[str, tuple[dict[str, Any], dict[str, Any] | None]]:
         "kimi_vl": _tiny("mla", **LATENT, n_routed_experts=8, moe_intermediate_size=24),
         "deepseek_vl": _tiny("mha", **MHA),
         "llava": (_with(tiny_llava.CONFIG, **MHA), tiny_llava.PREPROCESSING),
+        "llava_onevision": (_with(tiny_llava_onevision.CONFIG, **GQA), tiny_llava_onevision.PREPROCESSING),
         "internvl": (_with(tiny_internvl.CONFIG, **GQA), TILES | sides),
         "idefics3": (_with(tiny_idefics3.CONFIG | {"model_type": "idefics3"}, **GQA), tiny_idefics3.IMAGES),
         "smolvlm": (_with(tiny_idefics3.CONFIG, **GQA), tiny_idefics3.IMAGES),

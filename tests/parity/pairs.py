@@ -15,7 +15,7 @@ from transformers.models.deepseek_vl.image_processing_pil_deepseek_vl import Dee
 import kamera_jax as kj
 from eval.tiny.backbones import BACKBONES
 from models.ports.kimi_vl.images import ImageConfig, preprocess_image
-from tests.parity import idefics3_pair, internvl_pair, qwen3_pairs
+from tests.parity import idefics3_pair, internvl_pair, llava_onevision_pair, qwen3_pairs
 from tests.parity.kimi_hub import save_kimi_vl
 from tests.parity.oracle import Media, Pair, token
 from tests.parity.qwen3_pairs import LIMIT, SPECIAL, QwenVLPair, rate_of, video_patches
@@ -306,6 +306,7 @@ CONFIGS: dict[str, tuple[type[Pair], dict[str, Any]]] = {
         },
     ),
     "llava: 6 heads of 16, YaRN": (LlavaPair, {"text": _LLAMA_YARN, "vision": {"num_attention_heads": 4}}),
+    **llava_onevision_pair.CONFIGS,
     **internvl_pair.CONFIGS,
     **idefics3_pair.CONFIGS,
 }
@@ -319,6 +320,10 @@ FAR: dict[str, tuple[type[Pair], dict[str, Any]]] = {
     "kimi_vl": (KimiVLPair, {"text": {"qk_rope_head_dim": 16, "rope_parameters": _POWERS}}),
     "deepseek_vl": (DeepseekVLPair, {"text": {"rope_parameters": _POWERS}}),
     "llava": (LlavaPair, {"text": {"rope_parameters": _POWERS}}),
+    "llava_onevision": (
+        llava_onevision_pair.LlavaOnevisionPair,
+        {"text": {"rope_parameters": _POWERS}, "tiles": [(1, 2), (2, 1)]},
+    ),
     "internvl": (internvl_pair.InternVLPair, {"text": {"rope_parameters": _POWERS}}),
     "idefics3": (idefics3_pair.Idefics3Pair, {"text": {"rope_parameters": _POWERS}}),
 }

@@ -20,9 +20,10 @@ import kamera_jax as kj
 from models.hub.chat import IMAGE, ChatTemplate
 from models.hub.tensor_files import SINGLE
 from models.hub.weights import load_params, save_params
+from models.media.images import cropped_patches
 from models.media.sampling import TrimmedSampling
 from models.media.spans import Features
-from models.ports.idefics3.images import ImageConfig, in_whole_tiles, preprocess_tile, scaled, tiles_of
+from models.ports.idefics3.images import ImageConfig, in_whole_tiles, scaled, tiles_of
 from models.ports.idefics3.media import FENCE, WHOLE
 from models.ports.idefics3.port import ARCHITECTURES, IMAGES, VIDEOS
 from models.ports.idefics3.video import in_words, video_config_from_hf
@@ -63,7 +64,7 @@ def assert_equal(case, image, processor_class=Idefics3ImageProcessorPil):
     expected = made["pixel_values"][0]
     assert len(tiles) == len(expected) == max(rows * columns + 1, 1)
     for tile, pixels in zip(tiles, expected, strict=True):
-        cut = preprocess_tile(tile, config)
+        cut = cropped_patches(tile, config)
         side = cut.grid[1]
         assert cut.grid == (1, side, side) and side == config.tile // 7
         patches = cut.patches.reshape(side, side, 3, 7, 7).transpose(2, 0, 3, 1, 4).reshape(3, side * 7, side * 7)
@@ -203,7 +204,7 @@ def test_pixels_of_frames_are_hf_s_to_a_level_a_resize(size):
     settings = video_config_from_hf(sizes, patch_size=7)
     for frame, pixels in zip(frames, expected, strict=True):
         ((tile,), *grid) = tiles_of(frame, settings)
-        cut = preprocess_tile(tile, settings)
+        cut = cropped_patches(tile, settings)
         given = cut.patches.reshape(4, 4, 3, 7, 7).transpose(2, 0, 3, 1, 4).reshape(3, 28, 28)
         assert grid == [0, 0]
         assert np.abs(given - pixels).max() <= 2 / 127.5 + 1e-6

@@ -26,7 +26,18 @@ PROMPTS = {
 }
 ONE_A_PORT = [
     next(name for name in CONFIGS if name.startswith(port))
-    for port in ("qwen2", "qwen3_vl:", "qwen3_vl_moe", "kimi", "deepseek", "llava", "internvl", "idefics3", "smolvlm")
+    for port in (
+        "qwen2",
+        "qwen3_vl:",
+        "qwen3_vl_moe",
+        "kimi",
+        "deepseek",
+        "llava:",
+        "llava_onevision",
+        "internvl",
+        "idefics3",
+        "smolvlm",
+    )
 ]
 SOME = [*ONE_A_PORT, *(name for name in CONFIGS if name.startswith("qwen2") and name not in ONE_A_PORT)]
 

@@ -189,6 +189,18 @@ def tiny_internvl(
     return _random(transformers.InternVLForConditionalGeneration, config, seed)
 
 
+def tiny_llava_onevision(
+    seed: int, *, text: dict[str, Any] | None = None, vision: dict[str, Any] | None = None, **top: Any
+) -> transformers.LlavaOnevisionForConditionalGeneration:
+    """As `tiny_qwen2_5_vl`."""
+    config = transformers.LlavaOnevisionConfig(
+        text_config={**_TEXT, "model_type": "qwen2", "num_key_value_heads": 2, "pad_token_id": 1, **(text or {})},
+        vision_config={**SIGLIP, "vision_use_head": False, **(vision or {})},
+        **{"image_token_index": IMAGE, "video_token_index": VIDEO, "tie_word_embeddings": False, **top},
+    )
+    return _random(transformers.LlavaOnevisionForConditionalGeneration, config, seed)
+
+
 def tiny_idefics3(
     seed: int,
     *,

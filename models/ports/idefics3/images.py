@@ -13,10 +13,8 @@ from PIL import Image
 
 from models.hub.fields import Fields, UnsupportedConfigError
 from models.media.images import (
-    ImagePatches,
     PatchConfig,
     preprocessor_fields,
-    raster_patches,
     resized,
     take_normalisation,
     to_rgb,
@@ -143,9 +141,3 @@ def tiles_of(image: Image.Image | np.ndarray, config: ImageConfig) -> tuple[list
     corners = [(column * side, row * side) for row in range(rows) for column in range(columns)]
     tiles = [rgb.crop((left, top, left + side, top + side)) for left, top in corners]
     return [*tiles, resized(rgb, side, side, _LANCZOS)], rows, columns
-
-
-def preprocess_tile(tile: Image.Image, config: ImageConfig) -> ImagePatches:
-    """A tile, normalised and cut into patches in raster order, as far as whole ones go (HF's valid convolution)."""
-    side = config.tile // config.patch_size * config.patch_size
-    return raster_patches(tile.crop((0, 0, side, side)), config)

@@ -19,7 +19,7 @@ from models.blocks.vit import MergedSquareConfig, layer_norm, mlp, mlp_declarati
 from models.blocks.vit import SquarePlan as VisionPlan
 from models.blocks.vit import merged_plan as plan
 from models.hub.fields import LAYERS, Fields, UnsupportedConfigError
-from models.hub.towers import UNUSED_FIELDS, activation_name
+from models.hub.towers import UNUSED_FIELDS, activation_name, feature_depth
 
 __all__ = [
     "VisionConfig",
@@ -88,13 +88,8 @@ def vision_config_from_hf(top: Fields, out_hidden_size: int) -> VisionConfig:
 
     top.expect("vision_feature_select_strategy", "default")
     top.ignore("image_seq_length")  # the size of a tile says it; HF's model does not read it either
-    layer = top.take("vision_feature_layer", int, -1)
-    depth = layer if layer > 0 else stored + 1 + layer  # from behind, -1 is the last block's output
-    if not 1 <= depth <= stored:
-        raise UnsupportedConfigError(
-            f"config.json: vision_feature_layer is {layer}; expected 1 to {stored} or {-stored} to -1, "
-            f"for the output of one of {stored} layers"
-        )
+    last = top.rest.get("vision_feature_layer", -1) == -1
+    depth = feature_depth(top, stored, -1)
     ratio = top.positive("downsample_ratio", 0.5)
     if ratio not in (1.0, 0.5, 0.25):
         raise UnsupportedConfigError(f"config.json: downsample_ratio is {ratio}; expected 1, 0.5 or 0.25")
@@ -113,7 +108,7 @@ def vision_config_from_hf(top: Fields, out_hidden_size: int) -> VisionConfig:
         rms=kind == "rms_norm",
         qkv_bias=fields.take("attention_bias", bool, False),
         qk_norm=fields.take("use_qk_norm", bool, False),
-        final_norm=layer == -1 and not pooled,
+        final_norm=last and not pooled,
         merge=round(1 / ratio),
         projector_act=activation_name(top, "projector_hidden_act", "gelu"),
     )

@@ -9,8 +9,8 @@ from models.blocks.params import Params
 from models.blocks.vit import SquareConfig, mlp, mlp_declaration, pad_patches, square_declaration, square_features
 from models.blocks.vit import SquarePlan as VisionPlan
 from models.blocks.vit import square_plan as plan
-from models.hub.fields import Fields, UnsupportedConfigError
-from models.hub.towers import UNUSED_FIELDS, activation_name, square_fields
+from models.hub.fields import Fields
+from models.hub.towers import UNUSED_FIELDS, activation_name, feature_depth, square_fields
 
 __all__ = [
     "VisionConfig",
@@ -60,16 +60,9 @@ def vision_config_from_hf(top: Fields, out_hidden_size: int) -> VisionConfig:
     top.expect("vision_feature_select_strategy", "default")
     top.ignore("image_seq_length")  # the size of the image says it; HF does not read it here either
     stored = common.pop("depth")
-    layer = top.take("vision_feature_layer", int, -2)
-    depth = layer if layer > 0 else stored + 1 + layer  # from behind, -1 is the last block's output
-    if not 1 <= depth <= stored:
-        raise UnsupportedConfigError(
-            f"config.json: vision_feature_layer is {layer}; expected 1 to {stored} or {-stored} to -1, "
-            f"for the output of one of {stored} layers"
-        )
     return VisionConfig(
         **common,
-        depth=depth,
+        depth=feature_depth(top, stored, -2),
         out_hidden_size=out_hidden_size,
         stored_depth=stored,
         projector_act=activation_name(top, "projector_hidden_act", "gelu"),

@@ -15,6 +15,7 @@ VISION_RENAMES = (
     (r"^model\.(vision_tower|multi_modal_projector)\.", r"\1."),
     (r"^vision_tower\.vision_model\.", "vision_tower."),
 )
+RENAMES = (*_TEXT_RENAMES, *VISION_RENAMES)
 """A state dict of transformers 5 written as it is, and the published checkpoints, written by transformers 4."""
 
 
@@ -25,14 +26,19 @@ def weight_table(config: Config) -> WeightTable:
         vision_rows(config.vision),
         model="language_model.model",
         head="language_model.lm_head",
-        renames=(*_TEXT_RENAMES, *VISION_RENAMES),
+        renames=RENAMES,
         ignored=vision_ignored(config.vision),
     )
 
 
 def vision_ignored(config: VisionConfig) -> tuple[str, ...]:
+    """As `tower_ignored`, of a tower."""
+    return tower_ignored(config.depth, config.stored_depth)
+
+
+def tower_ignored(depth: int, stored_depth: int) -> tuple[str, ...]:
     """Names of what does not run: the blocks after the feature, the norm that pools, and a buffer."""
-    unused = "|".join(map(str, range(config.depth, config.stored_depth)))
+    unused = "|".join(map(str, range(depth, stored_depth)))
     names = r"(layer_norm[12]|mlp\.fc[12]|self_attn\.(q|k|v|out)_proj)\.(weight|bias)"
     blocks = (rf"vision_tower\.encoder\.layers\.({unused})\.{names}",) if unused else ()
     return (

@@ -15,9 +15,11 @@ from models.ports.idefics3 import images as idefics3_images
 from models.ports.internvl import images as internvl_images
 from models.ports.kimi_vl import images as kimi_vl_images
 from models.ports.llava import images as llava_images
+from models.ports.llava_onevision import images as llava_onevision_images
 from models.ports.qwen2_5_vl import images as qwen2_5_vl_images
 from models.registry import ARCHITECTURES, CHECKPOINTS
 from tests.models.ports.test_idefics3 import PUBLISHED as IDEFICS3
+from tests.models.ports.test_llava_onevision import PUBLISHED as ONEVISION
 from tests.models.ports.test_port_configs import PUBLISHED
 from tests.models.ports.test_qwen2_5_vl_config import HUB, nested
 from tests.models.ports.test_qwen3_vl_config import PUBLISHED as QWEN3_VL
@@ -28,7 +30,8 @@ HUGE = 10**400
 NO_NUMBERS = [NAN, INFINITY, -INFINITY, True, False, "1", [1.0], {}, HUGE, -HUGE]
 NOT_POSITIVE = [*NO_NUMBERS, 0, 0.0, -1, -1e-6, 1e-320]
 NO_SIZES = [*NO_NUMBERS, 0, -1, 1.5, 2.0, 2**31, 10**30]
-CONFIGS = {**PUBLISHED, **QWEN3_VL, "idefics3": IDEFICS3, "qwen2_5_vl": HUB, "qwen2_5_vl, nested": nested()}
+CONFIGS = {**PUBLISHED, **QWEN3_VL, "idefics3": IDEFICS3, "llava_onevision": ONEVISION}
+CONFIGS |= {"qwen2_5_vl": HUB, "qwen2_5_vl, nested": nested()}
 
 
 def with_field(mapping, path, value):
@@ -57,6 +60,7 @@ POSITIVE = {
     "llava": "text_config/rms_norm_eps text_config/rope_theta vision_config/layer_norm_eps",
     "internvl": "text_config/rms_norm_eps text_config/rope_theta vision_config/layer_norm_eps downsample_ratio",
     "idefics3": "text_config/rms_norm_eps text_config/rope_theta vision_config/layer_norm_eps",
+    "llava_onevision": "text_config/rms_norm_eps text_config/rope_theta vision_config/layer_norm_eps",
     "qwen2_5_vl": "rms_norm_eps rope_theta",
     "qwen3_vl": "text_config/rms_norm_eps text_config/rope_theta",
     "qwen2_5_vl, nested": "text_config/rms_norm_eps text_config/rope_parameters/rope_theta",
@@ -86,6 +90,7 @@ SIZES = {
     "internvl": "text_config/hidden_size text_config/num_attention_heads text_config/num_hidden_layers "
     "vision_config/num_hidden_layers vision_config/num_attention_heads vision_config/image_size "
     "vision_config/num_channels",
+    "llava_onevision": "text_config/hidden_size vision_config/image_size vision_config/patch_size",
     "idefics3": "scale_factor text_config/num_hidden_layers vision_config/image_size vision_config/patch_size",
     "qwen2_5_vl": "num_attention_heads num_key_value_heads max_position_embeddings vocab_size vision_config/depth "
     "vision_config/window_size vision_config/temporal_patch_size vision_config/spatial_merge_size",
@@ -104,6 +109,7 @@ TOKENS = {
     "llava": "image_token_id image_token_index",
     "internvl": "image_token_id",
     "idefics3": "image_token_id",
+    "llava_onevision": "image_token_index video_token_index",
     "qwen2_5_vl": "image_token_id",
     "qwen3_vl": "image_token_id video_token_id vision_start_token_id vision_end_token_id",
 }
@@ -142,6 +148,8 @@ def test_what_counts_from_zero(name, path, value):
         ("llava", "vision_feature_layer", True, "vision_feature_layer is True"),
         ("llava", "vision_feature_layer", [-2, -5], "vision_feature_layer"),
         ("llava", "vision_feature_layer", 0, "vision_feature_layer is 0"),
+        ("llava_onevision", "vision_feature_layer", True, "vision_feature_layer is True"),
+        ("llava_onevision", "image_grid_pinpoints", [[384, 384.0]], "image_grid_pinpoints"),
     ],
 )
 def test_other_things_that_cannot_be(name, path, value, named):
@@ -156,6 +164,7 @@ IMAGES = {
     "llava": (llava_images, {"image_processor_type": "LlavaImageProcessor", "do_pad": True}),
     "internvl": (internvl_images, {"image_processor_type": "GotOcr2ImageProcessorFast"}),
     "idefics3": (idefics3_images, {"image_processor_type": "SmolVLMImageProcessor"}),
+    "llava_onevision": (llava_onevision_images, {"image_processor_type": "LlavaOnevisionImageProcessor"}),
 }
 
 
@@ -200,6 +209,7 @@ def test_what_counts_pixels(value):
         ("deepseek_vl", "min_size"),
         ("deepseek_vl", "size"),
         ("llava", "crop_size"),
+        ("llava_onevision", "size"),
         ("internvl", "size"),
         ("internvl", "min_patches"),
         ("internvl", "max_patches"),

@@ -19,8 +19,10 @@ DYNAMIC = {"type": "dynamic", "factor": 2.0}
 FACTORS = {"short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
 PHI = {**TEXT, "model_type": "phi3_v", "max_position_embeddings": 131072, "original_max_position_embeddings": 4096}
 CASES = {
-    "this version serves": [
+    "Phi-3.5-vision.* runs on code of its own .*does not serve it. .* it serves Qwen/Qwen2.5-VL-3B-Instruct": [
         {**PHI, "rope_scaling": {"type": "su", **FACTORS}},
+    ],
+    "this version serves": [
         {"model_type": ["llava"]},
         {},
     ],

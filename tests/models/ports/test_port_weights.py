@@ -7,7 +7,7 @@ from models.hub.fields import read_json
 from models.ports.llama.config import FAMILIES
 from models.ports.smol_vl.config import MODEL_TYPE as SMOL_VL
 from models.registry import ARCHITECTURES, CHECKPOINTS
-from tests.models import tiny_idefics3, tiny_internvl
+from tests.models import tiny_idefics3, tiny_internvl, tiny_llava_onevision
 from tests.models.ports.test_qwen3_vl_config import PUBLISHED as QWEN3_VL
 from tests.models.tiny_llava import CONFIG
 
@@ -18,6 +18,7 @@ PREFIX = {
     "kimi_vl": ("language_model.model", "language_model.lm_head"),
     "deepseek_vl": ("model.language_model", "lm_head"),
     "llava": ("language_model.model", "language_model.lm_head"),
+    "llava_onevision": ("language_model.model", "language_model.lm_head"),
     "internvl": ("language_model.model", "language_model.lm_head"),
     "idefics3": ("model.text_model", "lm_head"),
     "smolvlm": ("model.text_model", "lm_head"),
@@ -31,6 +32,7 @@ def config_of(name):
         return CONFIGS[name]
     given = {
         "llava": CONFIG,
+        "llava_onevision": tiny_llava_onevision.CONFIG,
         "internvl": tiny_internvl.CONFIG,
         "idefics3": {**tiny_idefics3.CONFIG, "model_type": "idefics3"},
         "smolvlm": tiny_idefics3.CONFIG,

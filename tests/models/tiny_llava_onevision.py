@@ -1,0 +1,96 @@
+"""A tiny random LLaVA-OneVision as a hub folder; without torch."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from eval.tiny.vocabulary import VOCABULARY, build_tokenizer
+from models.blocks.params import is_info
+from models.hub.weights import save_params
+from models.ports.llava_onevision.port import ARCHITECTURE
+
+SIDE = 10
+PATCH = 4
+"""2 x 2 patches a tile, and 2 pixels that are not read."""
+
+PINPOINTS = [[SIDE, SIDE], [SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE]]
+
+CONFIG: dict[str, Any] = {
+    "model_type": "llava_onevision",
+    "image_grid_pinpoints": PINPOINTS,
+    "image_token_index": VOCABULARY.index("<|image_pad|>"),
+    "video_token_index": VOCABULARY.index("<|video_pad|>"),
+    "projector_hidden_act": "gelu",
+    "tie_word_embeddings": False,
+    "use_image_newline_parameter": True,
+    "vision_aspect_ratio": "anyres_max_9",
+    "vision_feature_layer": -1,
+    "vision_feature_select_strategy": "full",
+    "text_config": {
+        "model_type": "qwen2",
+        "vocab_size": len(VOCABULARY),
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 2048,
+        "bos_token_id": VOCABULARY.index("<|endoftext|>"),
+        "eos_token_id": VOCABULARY.index("<|im_end|>"),
+    },
+    "vision_config": {
+        "model_type": "siglip_vision_model",
+        "hidden_size": 32,
+        "image_size": SIDE,
+        "intermediate_size": 48,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 2,
+        "patch_size": PATCH,
+        "vision_use_head": False,
+    },
+}
+PREPROCESSING: dict[str, Any] = {
+    "do_convert_rgb": True,
+    "do_normalize": True,
+    "do_pad": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_grid_pinpoints": PINPOINTS,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_processor_type": "LlavaOnevisionImageProcessor",
+    "image_std": [0.5, 0.5, 0.5],
+    "processor_class": "LlavaOnevisionProcessor",
+    "resample": 3,
+    "rescale_factor": 0.00392156862745098,
+    "size": {"height": SIDE, "width": SIDE},
+}
+
+
+def write(folder: Path, stored: Any = np.float32, *, images: dict[str, Any] | None = None, **config: Any) -> Path:
+    """Write the folder; attention binds, so that what stands before a chunk shows in it.
+
+    Args:
+        folder: is made.
+        stored: dtype of the tensors.
+        images: what preprocessor_config.json says beside `PREPROCESSING`.
+        config: what config.json says beside `CONFIG`.
+    """
+    rng = np.random.default_rng(41)
+
+    def leaf(info):
+        size = {"fan_in": info.shape[-2] ** -0.5 if len(info.shape) > 1 else 0.0, "embedding": 0.5}
+        noise = size.get(info.init, 0.05) * rng.standard_normal(info.shape, np.float32)
+        return np.float32(info.init == "ones") + noise
+
+    folder.mkdir(parents=True, exist_ok=True)
+    mapping = {**CONFIG, **config}
+    (folder / "config.json").write_text(json.dumps(mapping))
+    (folder / "preprocessor_config.json").write_text(json.dumps({**PREPROCESSING, **(images or {})}))
+    build_tokenizer(folder)
+    read = ARCHITECTURE.config_from_hf(mapping)
+    params = jax.tree.map(leaf, ARCHITECTURE.declaration(read), is_leaf=is_info)
+    save_params(folder, params, ARCHITECTURE.weight_table(read), stored)
+    return folder
