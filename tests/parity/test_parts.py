@@ -26,9 +26,20 @@ PROMPTS = {
 }
 ONE_A_PORT = [
     next(name for name in CONFIGS if name.startswith(port))
-    for port in ("qwen2", "qwen3_vl:", "qwen3_vl_moe", "kimi", "deepseek", "llava", "internvl", "idefics3", "smolvlm")
+    for port in (
+        "qwen2_5_vl",
+        "qwen2_5_omni",
+        "qwen3_vl:",
+        "qwen3_vl_moe",
+        "kimi",
+        "deepseek",
+        "llava",
+        "internvl",
+        "idefics3",
+        "smolvlm",
+    )
 ]
-SOME = [*ONE_A_PORT, *(name for name in CONFIGS if name.startswith("qwen2") and name not in ONE_A_PORT)]
+SOME = [*ONE_A_PORT, *(name for name in CONFIGS if name.startswith("qwen2_5_vl") and name not in ONE_A_PORT)]
 
 some = pytest.mark.parametrize("pair", SOME, indirect=True)
 one_a_port = pytest.mark.parametrize("pair", ONE_A_PORT, indirect=True)
