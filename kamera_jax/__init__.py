@@ -20,7 +20,7 @@ from kamera_jax.inference.encode import encode, encode_all, form_patch, form_pat
 from kamera_jax.inference.generate import Generation, generate, query
 from kamera_jax.inference.many import generate_many
 from kamera_jax.inference.sharing import share_rows
-from kamera_jax.items import Video
+from kamera_jax.items import Audio, Video
 from kamera_jax.kv import KV, ChunkPool, Factors, KVSpec, Segment, Sketch, SketchSpec, WindowState
 from kamera_jax.library.library import ChunkLibrary
 from kamera_jax.library.origin import Origin
@@ -36,6 +36,7 @@ from kamera_jax.window.window import Window
 __version__ = "0.1.0"
 
 __all__ = [
+    "Audio",
     "KV",
     "Calibration",
     "Chunk",

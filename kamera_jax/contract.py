@@ -15,7 +15,7 @@ import numpy as np
 from kamera_jax.arguments import short
 from kamera_jax.errors import BackboneError, NoModelError
 from kamera_jax.handle import Handle, traced
-from kamera_jax.items import Video
+from kamera_jax.items import Audio, Video
 from kamera_jax.kv import KVSpec, Segment, WindowState
 from kamera_jax.placement import Placement
 
@@ -25,7 +25,7 @@ OPTIONAL_METHODS = ("follow_up", "flops", "leading", "cut", "segments", "decodin
 OPTIONAL = ("closing", "attends_in_place", "reads_context", "reads_bias", "fills_slots", "collects", *OPTIONAL_METHODS)
 
 
-_NO_MODEL = (str, bytes, PurePath, Number, list, tuple, dict, np.ndarray, jax.Array, Handle, Video, type(None))
+_NO_MODEL = (str, bytes, PurePath, Number, list, tuple, dict, np.ndarray, jax.Array, Handle, Audio, Video, type(None))
 """What users hand in where a model is expected."""
 
 

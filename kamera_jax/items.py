@@ -12,6 +12,10 @@ class VideoError(ValueError):
     """A video that cannot be: no frames, frames of another kind, or times that do not rise."""
 
 
+class AudioError(ValueError):
+    """A sound that cannot be: no samples, samples of another kind, or a rate that is none."""
+
+
 @dataclass(frozen=True, eq=False, init=False)
 class Video:
     """Frames and the times at which they are shown.
@@ -83,3 +87,58 @@ class Video:
     def between(self, first: int, last: int) -> "Video":
         """Frames ``first`` to ``last`` - 1, with their times."""
         return Video(self.frames[first:last], self.times[first:last])
+
+
+LOUDEST = 64.0
+"""A sample of more than this is taken for an integer that was not divided by what its format has at most."""
+
+
+@dataclass(frozen=True, eq=False, init=False)
+class Audio:
+    """Sound of one channel.
+
+    Attributes:
+        samples: from about -1 to 1, f32[n].
+        rate: samples a second.
+    """
+
+    samples: Float32[np.ndarray, " n"]
+    rate: int
+
+    def __init__(self, samples: object, rate: object) -> None:
+        """Check samples and rate.
+
+        Raises:
+            AudioError: there is no sample, the samples are not finite floating-point numbers [n], some are so large
+                that they are integers as a file has them, or the rate is no whole number above 0.
+        """
+        given = np.asarray(samples)
+        if given.dtype.kind != "f" or given.ndim != 1 or not given.size:
+            advice = ""
+            if given.dtype.kind in "iu":
+                advice = "; divide integers by what their format has at most, such as 32768"
+            elif given.ndim == 2:
+                advice = "; take the mean of its channels"
+            raise AudioError(
+                f"the samples are {given.dtype}{list(given.shape)}; expected floats [n] from about -1 to 1, one at "
+                f"least{advice}"
+            )
+        given = given.astype(np.float32, copy=False)
+        largest = float(np.abs(given).max())
+        if not largest <= LOUDEST:
+            raise AudioError(
+                f"the largest of the samples is {largest:g}; expected finite numbers from about -1 to 1: divide "
+                "integers by what their format has at most, such as 32768"
+            )
+        if isinstance(rate, bool) or not isinstance(rate, int | np.integer) or not 0 < rate < 2**31:
+            raise AudioError(f"the rate is {rate!r:.80}; expected a whole number of samples a second, above 0")
+        object.__setattr__(self, "samples", given)
+        object.__setattr__(self, "rate", int(rate))
+
+    def __repr__(self) -> str:
+        return f"<Audio {self.seconds:.2f} s, {self.rate} samples a second>"
+
+    @property
+    def seconds(self) -> float:
+        """How long it is."""
+        return len(self.samples) / self.rate

@@ -6,10 +6,11 @@ if not hasattr(kamera_jax, "__path__"):
     raise ImportError(f"{kamera_jax.__file__} hides the package 'kamera_jax', which this one is built on; rename it")
 
 from kamera_jax.moved import moved
+from models.media.recordings import AudioFile
 from models.media.video_files import VideoFile
 from models.registry import load
 
-__all__ = ["VideoFile", "load"]
+__all__ = ["AudioFile", "VideoFile", "load"]
 
 moved(
     "models",

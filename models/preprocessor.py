@@ -13,7 +13,7 @@ from PIL import Image
 
 from kamera_jax.errors import ModelLengthError
 from kamera_jax.handle import traced
-from kamera_jax.items import Video
+from kamera_jax.items import Audio, Video
 from models.architecture import Architecture, Config, Medium, around_of, less_around, placeholder_of, written_as
 from models.errors import ItemError, PreprocessedError
 from models.hub.borders import Piece, warn_of_trailing_space
@@ -22,7 +22,9 @@ from models.items import Part, Preprocessed, digest
 from models.media.files import MAX_TEXT_BYTES, MediaFileError
 from models.media.mistaken import instead_of, warn_of_path
 from models.media.pictures import ImageError, open_item
+from models.media.recordings import AudioFile, RecordedSegment, audio_file, read_audio
 from models.media.sampling import Sampling
+from models.media.sound import AudioMedium
 from models.media.spans import Pending, Span, advance_of
 from models.media.video_files import FileSegment, VideoFile, file_segments, read_video, video_file
 
@@ -115,7 +117,8 @@ class Preprocessor:
         A text is cut before a paragraph break, else before white space, so that the parts' token ids in a row are those
         of the whole; see `models.hub.borders.pieces`. Its parts are `Preprocessed`, whose ``text`` in a row is the
         text, less the white space that the chat template takes from its ends. A video is cut between temporal patches,
-        of which each part has one at least, or between frames that are read as images; its media tokens are counted.
+        of which each part has one at least, or between frames that are read as images, and a recording where the audio
+        tower sees no further, each part normalised with the whole; media tokens are counted.
         Images and lists stay whole, and what needs no cut. Each part's positions count from its own start.
 
         Raises:
@@ -125,6 +128,8 @@ class Preprocessor:
             raise ValueError(f"parts have at least 1 token; got tokens={tokens}")
         if isinstance(item, Preprocessed):
             return (self.checked(item),)
+        if (file := audio_file(_only(item))) is not None:
+            return tuple(each.item for each in self.recorded(file, tokens=tokens))
         read = self._read(_only(item))
         parts = self._parts(item if read is _only(item) else read)
         medium = parts[0].medium
@@ -147,11 +152,11 @@ class Preprocessor:
         return tuple(video.between(begin, begin + frames) for begin in range(0, len(video.frames), frames))
 
     def segments(self, item: Any, *, seconds: float | int) -> Iterator[Any]:
-        """The segments of a video or a video file, each read when it is asked for; any other item alone.
+        """The segments of a video or recording, or a file of one, each read when it is asked for; any other item alone.
 
         Args:
-            item: see `VisionLanguageModel.prepare`; a video file is a path or a `models.VideoFile`.
-            seconds: the length of a segment.
+            item: see `VisionLanguageModel.prepare`; a file is a path, a `models.VideoFile` or a `models.AudioFile`.
+            seconds: the length of a segment; of a recording at most, in whole pieces of the audio tower.
 
         Raises:
             ValueError: ``seconds`` is not above 0, or the file cannot be read, where the segment in work cannot be.
@@ -161,14 +166,38 @@ class Preprocessor:
             yield from item.segments(seconds)
         elif (file := video_file(item)) is not None:
             for segment in self.file_segments(file, seconds=seconds):
-                yield segment.video
+                yield segment.item
+        elif isinstance(item, Audio) or (file := audio_file(item)) is not None:
+            for segment in self.recorded(item if isinstance(item, Audio) else file, seconds=seconds):
+                yield segment.item
         else:
             yield item
 
-    def file_segments(self, item: Path | VideoFile, *, seconds: float | int) -> Iterator[FileSegment]:
-        """As `segments`, of a video file of any name, each with its times and a name for messages."""
+    def file_segments(
+        self, item: Path | VideoFile | AudioFile, *, seconds: float | int
+    ) -> Iterator[FileSegment | RecordedSegment]:
+        """As `segments`, of a file, each with its times and a name for messages; another path is a video's."""
+        if (recording := audio_file(item)) is not None:
+            return self.recorded(recording, seconds=seconds)
         file = VideoFile(item) if isinstance(item, Path) else item
         return file_segments(file.path, seconds, self._sampling_for(file))
+
+    def recorded(self, item: Audio | AudioFile, **most: float | int) -> Iterator[RecordedSegment]:
+        """As `segments`, of a recording, in parts of at most so many ``seconds`` or ``tokens``."""
+        medium = self._sound(item)
+        return medium.segments(item, self._settings[medium.kind], self.config, **most)
+
+    def _sound(self, item: Any) -> AudioMedium:
+        """What reads recordings.
+
+        Raises:
+            ItemError: the model reads none.
+        """
+        for medium in self.architecture.media:
+            if isinstance(medium, AudioMedium):
+                return medium
+        name = item.path if isinstance(item, AudioFile) else "the item"
+        raise ItemError(f"{name} is a recording; this model reads {self._readable()}")
 
     def _sampling_for(self, file: VideoFile) -> Sampling:
         """The frames that are taken of a file.
@@ -182,7 +211,9 @@ class Preprocessor:
         return self._sampling.get(kind, Sampling()).wanting(file.fps, file.frames)
 
     def _read(self, item: Any) -> Any:
-        """A video file's frames and times; any other item as it is."""
+        """A video file's frames and times, and the sound of a recording; any other item as it is."""
+        if (recording := audio_file(item)) is not None:
+            return read_audio(recording.path, self._settings[self._sound(recording).kind].seconds)
         file = video_file(item)
         return item if file is None else read_video(file.path, self._sampling_for(file))
 

@@ -25,6 +25,7 @@ from models.ports.kimi_vl.port import ARCHITECTURE as KIMI_VL
 from models.ports.llama.port import ARCHITECTURES as LANGUAGE_MODELS
 from models.ports.llava.port import ARCHITECTURE as LLAVA
 from models.ports.llava_onevision.port import ARCHITECTURE as LLAVA_ONEVISION
+from models.ports.qwen2_5_omni.port import ARCHITECTURE as QWEN2_5_OMNI
 from models.ports.qwen2_5_vl.port import ARCHITECTURE as QWEN2_5_VL
 from models.ports.qwen3_vl.port import ARCHITECTURES as QWEN3_VL
 from models.ports.smol_vl.folder import language_model, whole_folder
@@ -42,6 +43,7 @@ ARCHITECTURES = {
     for port in (
         QWEN2_5_VL,
         *QWEN3_VL,
+        QWEN2_5_OMNI,
         KIMI_VL,
         DEEPSEEK_VL,
         LLAVA,

@@ -53,6 +53,13 @@ MODELS = {
         "text, images, videos",
         "`Qwen/Qwen3-VL-{30B-A3B,235B-A22B}-{Instruct,Thinking}`",
     ),
+    "qwen2_5_omni": Port(
+        "Qwen2.5-Omni, the thinker",
+        "GQA, qkv bias",
+        "M-RoPE, contiguous sections; YaRN",
+        "text, images, videos, sound",
+        "`Qwen/Qwen2.5-Omni-{3B,7B}`",
+    ),
     "kimi_vl": Port(
         "Kimi-VL",
         "MLA; mixture of experts",

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from kamera_jax import rope
+from models.blocks.encoder_config import EncoderConfig
 from models.blocks.layers import dense, rotation
 from models.blocks.params import ParamInfo, Params, linear, stacked
 from models.blocks.softmax import Keys, attention
@@ -191,7 +192,7 @@ def mlp_declaration(inputs: int, hidden: int, outputs: int, *, bias: bool = True
     }
 
 
-def blocks_declaration(config: VitConfig, *, fused: bool = False) -> Params:
+def blocks_declaration(config: EncoderConfig, *, fused: bool = False) -> Params:
     """Every parameter of the blocks, stacked; ``fused`` keeps q, k and v in one dense layer."""
     width = config.hidden_size
     projections = {"qkv": "qkv"} if fused else {"q": "heads", "k": "kv_heads", "v": "kv_heads"}
@@ -224,7 +225,7 @@ def mlp(layer: Params, x: Float[Array, "... I"], activation: str) -> Float[Array
 
 def run_blocks(
     blocks: Params,
-    config: VitConfig,
+    config: EncoderConfig,
     x: Float[Array, "T E"],
     *,
     valid: Bool[Array, " T"] | None = None,
@@ -245,7 +246,7 @@ def run_blocks(
 
 def run_blocks_tapped(
     blocks: Params,
-    config: VitConfig,
+    config: EncoderConfig,
     x: Float[Array, "T E"],
     taps: Sequence[int],
     *,
@@ -281,7 +282,7 @@ def run_blocks_tapped(
 
 
 def _block(
-    config: VitConfig, tokens: int, valid: jax.Array | None, rotate: Callable[[jax.Array], jax.Array] | None
+    config: EncoderConfig, tokens: int, valid: jax.Array | None, rotate: Callable[[jax.Array], jax.Array] | None
 ) -> Callable[[jax.Array, Params], jax.Array]:
     """One block of ``tokens`` rows, as a function of them and its parameters."""
     seen = jnp.ones(tokens, bool) if valid is None else valid

@@ -157,11 +157,13 @@ def preprocessing_of(folder: Path, kind: str = "image") -> dict[str, Any]:
 
     Kinds that have neither are preprocessed as images are.
     """
+    sections = (f"{kind}_processor", *(("feature_extractor",) if kind == "audio" else ()))
     own = "preprocessor_config.json" if kind == "image" else f"{kind}_preprocessor_config.json"
     if (folder / own).exists():
         return read_json(folder / own)
     if (folder / "processor_config.json").exists():
         processor = Fields("processor_config.json", read_json(folder / "processor_config.json"))
-        if kind == "image" or f"{kind}_processor" in processor.rest:
-            return processor.take(f"{kind}_processor", dict)
+        named = [section for section in sections if section in processor.rest]
+        if kind == "image" or named:
+            return processor.take((*named, *sections)[0], dict)
     return read_json(folder / own) if kind == "image" else preprocessing_of(folder)

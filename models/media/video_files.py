@@ -87,6 +87,11 @@ class FileSegment:
     end: float | int
     video: Video
 
+    @property
+    def item(self) -> Video:
+        """What `kamera_jax.encode` takes of it."""
+        return self.video
+
 
 def video_file(item: Any) -> VideoFile | None:
     """The video file that an item is, or that a path names which ends in one of `SUFFIXES`; None of other items."""

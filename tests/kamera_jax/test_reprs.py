@@ -36,6 +36,7 @@ def made(vlm, tmp_path_factory):
     policy = kj.ReusePolicy(calibration=vlm.calibration)
     text = "a long answer " * 100
     return {
+        "Audio": kj.Audio(np.zeros(24000), 16000),
         "KV": a.kv,
         "Calibration": vlm.calibration,
         "Chunk": a,
@@ -110,6 +111,7 @@ SHOWN = {
     "Staleness": ["change=", "'partial'"],
     "Tiers": ["0 B of 256.0 MiB on the device", "1.0 GiB in host memory", "library", "0 look-backs"],
     "Verdict": ["accept=", "estimate_kl=", "reason="],
+    "Audio": ["1.50 s", "16000 samples a second"],
     "Video": ["3 frames of 28 x 56", "0 to 1 s"],
     "Window": ["capacity=256", "entries=2", "'materialise'"],
     "WindowState": ["rot=float32[5, 256, 64]"],

@@ -13,9 +13,9 @@ from eval.tiny.vocabulary import VOCABULARY, build_tokenizer
 from models.blocks.params import is_info
 from models.hub.weights import save_params
 from models.registry import ARCHITECTURES
-from tests import idefics3_files, internvl_files
+from tests import idefics3_files, internvl_files, omni_files
 from tests.internvl_files import PREPROCESSING as TILES
-from tests.models import tiny_idefics3, tiny_internvl, tiny_llava, tiny_llava_onevision, tiny_qwen3_vl
+from tests.models import tiny_idefics3, tiny_internvl, tiny_llava, tiny_llava_onevision, tiny_omni, tiny_qwen3_vl
 
 WIDE = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 16}
 GQA = WIDE | {"num_key_value_heads": 8, "head_dim": 16}
@@ -63,6 +63,7 @@ def ports() -> dict[str, tuple[dict[str, Any], dict[str, Any] | None]]:
         "internvl": (_with(tiny_internvl.CONFIG, **GQA), TILES | sides),
         "idefics3": (_with(tiny_idefics3.CONFIG | {"model_type": "idefics3"}, **GQA), tiny_idefics3.IMAGES),
         "smolvlm": (_with(tiny_idefics3.CONFIG, **GQA), tiny_idefics3.IMAGES),
+        "qwen2_5_omni": (tiny_omni.config(**QWEN2_5), tiny_omni.IMAGES),
         "qwen3_vl": (_with(tiny_qwen3_vl.config(), **GQA), tiny_qwen3_vl.PREPROCESSING),
         "qwen3_vl_moe": (_with(tiny_qwen3_vl.config(True), **GQA, **experts), tiny_qwen3_vl.PREPROCESSING),
         **texts,
@@ -82,6 +83,7 @@ def write(folder: Path, kind: str) -> Path:
 
     folder.mkdir(parents=True, exist_ok=True)
     tokenizers = {"internvl": internvl_files, "idefics3": idefics3_files, "smolvlm": idefics3_files}
+    tokenizers["qwen2_5_omni"] = omni_files
     (tokenizers[kind].write_tokenizer if kind in tokenizers else build_tokenizer)(folder)
     (folder / "config.json").write_text(json.dumps(mapping))
     if preprocessing is not None:

@@ -54,6 +54,7 @@ class Media:
         video_counts: tokens of each video.
         intervals: positions between two temporal patches of each video.
         stamps: what the processor writes before each temporal patch of each video.
+        audio_counts: tokens of each recording.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -61,6 +62,7 @@ class Media:
     video_counts: tuple[int, ...] = ()
     intervals: tuple[float, ...] = ()
     stamps: tuple[tuple[str, ...], ...] = ()
+    audio_counts: tuple[int, ...] = ()
 
 
 class Pair:
@@ -248,7 +250,7 @@ class Prompt:
         self.items = items
         self.question = question
         parts = [part for item in items for part in (item if isinstance(item, list) else [item])]
-        kinds = {kj.Video: "video", Image.Image: "image"}
+        kinds = {kj.Audio: "audio", kj.Video: "video", Image.Image: "image"}
         content = [
             {"type": "text", "text": part} if isinstance(part, str) else {"type": kinds[type(part)]} for part in parts
         ]

@@ -15,7 +15,7 @@ from transformers.models.deepseek_vl.image_processing_pil_deepseek_vl import Dee
 import kamera_jax as kj
 from eval.tiny.backbones import BACKBONES
 from models.ports.kimi_vl.images import ImageConfig, preprocess_image
-from tests.parity import idefics3_pair, internvl_pair, llava_onevision_pair, qwen3_pairs
+from tests.parity import idefics3_pair, internvl_pair, llava_onevision_pair, omni_pair, qwen3_pairs
 from tests.parity.kimi_hub import save_kimi_vl
 from tests.parity.oracle import Media, Pair, token
 from tests.parity.qwen3_pairs import LIMIT, SPECIAL, QwenVLPair, rate_of, video_patches
@@ -223,6 +223,7 @@ CONFIGS: dict[str, tuple[type[Pair], dict[str, Any]]] = {
         },
     ),
     **qwen3_pairs.CONFIGS,
+    **omni_pair.CONFIGS,
     "kimi_vl: 4 heads, 2 of 8 experts": (KimiVLPair, {}),
     "kimi_vl: 2 heads, query latent, 4 of 16 experts in 4 groups, YaRN": (
         KimiVLPair,
@@ -317,6 +318,7 @@ _POWERS = {"rope_type": "default", "rope_theta": 256.0}
 FAR: dict[str, tuple[type[Pair], dict[str, Any]]] = {
     "qwen2_5_vl": (Qwen2_5VLPair, {"text": {"rope_parameters": {**_POWERS, "mrope_section": [2, 3, 3]}}}),
     **qwen3_pairs.FAR,
+    **omni_pair.FAR,
     "kimi_vl": (KimiVLPair, {"text": {"qk_rope_head_dim": 16, "rope_parameters": _POWERS}}),
     "deepseek_vl": (DeepseekVLPair, {"text": {"rope_parameters": _POWERS}}),
     "llava": (LlavaPair, {"text": {"rope_parameters": _POWERS}}),

@@ -27,7 +27,8 @@ PROMPTS = {
 ONE_A_PORT = [
     next(name for name in CONFIGS if name.startswith(port))
     for port in (
-        "qwen2",
+        "qwen2_5_vl",
+        "qwen2_5_omni",
         "qwen3_vl:",
         "qwen3_vl_moe",
         "kimi",
@@ -39,7 +40,7 @@ ONE_A_PORT = [
         "smolvlm",
     )
 ]
-SOME = [*ONE_A_PORT, *(name for name in CONFIGS if name.startswith("qwen2") and name not in ONE_A_PORT)]
+SOME = [*ONE_A_PORT, *(name for name in CONFIGS if name.startswith("qwen2_5_vl") and name not in ONE_A_PORT)]
 
 some = pytest.mark.parametrize("pair", SOME, indirect=True)
 one_a_port = pytest.mark.parametrize("pair", ONE_A_PORT, indirect=True)

@@ -62,7 +62,7 @@ def test_whole_prompt_equals_hf(pair, prompt):
     assert_close(np.asarray(output.kv.free)[:, :length], prompt.full.free, layers=True)
 
 
-@pytest.mark.parametrize("pair", [name for name in CONFIGS if name.startswith("qwen2")], indirect=True)
+@pytest.mark.parametrize("pair", [name for name in CONFIGS if name.startswith("qwen2_5_vl")], indirect=True)
 def test_positions_of_a_short_video_are_hf_5_s(pair):
     """transformers 5 begins what follows at max(rows, columns): the same where the video is no longer than that."""
     prompt = pair.prompt(prompts(pair)["fast"], QUESTION)

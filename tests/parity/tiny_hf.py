@@ -71,6 +71,16 @@ QWEN2_5_VIT: dict[str, Any] = {
     "spatial_merge_size": 2,
     "temporal_patch_size": 2,
 }
+WHISPER: dict[str, Any] = {
+    "num_mel_bins": 16,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "encoder_ffn_dim": 48,
+    "n_window": 5,
+    "output_dim": 64,
+    "max_source_positions": 64,
+}
 QWEN3: dict[str, Any] = {
     **_TEXT,
     "num_hidden_layers": 4,
@@ -137,6 +147,24 @@ def tiny_qwen3_vl_moe(
         **{**TOKENS, "tie_word_embeddings": False, **top},
     )
     return _random(transformers.Qwen3VLMoeForConditionalGeneration, config, seed)
+
+
+def tiny_qwen2_5_omni(
+    seed: int,
+    *,
+    text: dict[str, Any] | None = None,
+    vision: dict[str, Any] | None = None,
+    audio: dict[str, Any] | None = None,
+    **top: Any,
+) -> transformers.Qwen2_5OmniThinkerForConditionalGeneration:
+    """As `tiny_qwen2_5_vl`: a thinker, whose ``audio`` tower is configured too."""
+    config = transformers.Qwen2_5OmniThinkerConfig(
+        text_config={**QWEN2_5, **(text or {})},
+        vision_config={**QWEN2_5_VIT, **(vision or {})},
+        audio_config={**WHISPER, **(audio or {})},
+        **{"tie_word_embeddings": False, **top},
+    )
+    return _random(transformers.Qwen2_5OmniThinkerForConditionalGeneration, config, seed)
 
 
 def tiny_kimi_k25(

@@ -86,8 +86,8 @@ def config_from_hf(mapping: Mapping[str, Any]) -> Config:
         UnsupportedRopeError: a RoPE that is not known, or whose numbers cannot be.
     """
     top = top_fields(mapping, "qwen2_5_vl")
-    vision = _vision_config(top.take("vision_config", dict))
-    text = _text_config(
+    vision = read_tower(top.take("vision_config", dict))
+    text = read_text(
         top.take("text_config", dict, {}), {name: top.rest.pop(name) for name in _TEXT_FIELDS if name in top.rest}
     )
     if vision.out_hidden_size != text.hidden_size:
@@ -100,7 +100,12 @@ def config_from_hf(mapping: Mapping[str, Any]) -> Config:
     return config
 
 
-def _text_config(nested: Mapping[str, Any], flat: Mapping[str, Any]) -> DecoderConfig:
+def read_text(nested: Mapping[str, Any], flat: Mapping[str, Any]) -> DecoderConfig:
+    """The language model, of a section of its own, ``nested``, and of what stands at the top level.
+
+    Raises:
+        ConfigError: a subclass, as `config_from_hf`.
+    """
     nested = {name: value for name, value in nested.items() if value is not None}
     # Either section ties the head, as in HF.
     ties = [Fields("config.json", each).take("tie_word_embeddings", bool, False) for each in (flat, nested)]
@@ -179,7 +184,12 @@ def read_mrope(
     return rope
 
 
-def _vision_config(mapping: Mapping[str, Any]) -> VisionConfig:
+def read_tower(mapping: Mapping[str, Any]) -> VisionConfig:
+    """A ``vision_config``.
+
+    Raises:
+        ConfigError: a subclass, as `config_from_hf`.
+    """
     fields = Fields("vision_config", mapping)
     fields.expect("model_type", "qwen2_5_vl_vision", "qwen2_5_vl")
     fields.expect("hidden_act", "silu")

@@ -47,15 +47,25 @@ class VisionPlan:
         return self.order.shape[-2] * self.order.shape[-1]
 
 
-def vision_declaration(config: VisionConfig) -> Params:
-    """Every parameter of the tower; blocks stacked on the leading axis."""
+def vision_declaration(config: VisionConfig, *, fused: bool = True) -> Params:
+    """Every parameter of the tower; blocks stacked on the leading axis. ``fused``: q, k and v are one dense layer."""
     width = config.hidden_size
     pixels = config.in_channels * config.temporal_patch_size * config.patch_size**2
     merged = width * config.spatial_merge_size**2
+    projections = {"qkv": "qkv"} if fused else {"q": "heads", "k": "kv_heads", "v": "kv_heads"}
     block: Params = {
         "attn_norm": ParamInfo((width,), "ones", axes=("norm",)),
         "attn": {
-            "qkv": linear(width, 3 * width, bias=True, axes=("embed", "qkv")),
+            **{
+                name: linear(
+                    width,
+                    len(name) * width,
+                    bias=True,
+                    axes=("embed", axis),
+                    heads=None if fused else config.num_heads,
+                )
+                for name, axis in projections.items()
+            },
             "o": linear(width, width, bias=True, axes=("heads", "embed"), heads=config.num_heads),
         },
         "mlp_norm": ParamInfo((width,), "ones", axes=("norm",)),
@@ -149,7 +159,10 @@ def encode_image(
         weights, sees_all = scanned
         attn = weights["attn"]
         h = rms_norm(x, weights["attn_norm"], EPS)
-        q, k, v = dense(attn["qkv"], h).reshape(windows * size, 3, config.num_heads, -1).swapaxes(0, 1)
+        if "qkv" in attn:
+            q, k, v = dense(attn["qkv"], h).reshape(windows * size, 3, config.num_heads, -1).swapaxes(0, 1)
+        else:
+            q, k, v = (dense(attn[name], h).reshape(windows * size, config.num_heads, -1) for name in "qkv")
         q = rotated(q)
         k = rotated(k)
         if full.any() and not full.all():

@@ -3,6 +3,7 @@
 from models.architecture import Config
 from models.hub.text_weights import dense_rows, port_table, swiglu_rows
 from models.hub.weight_table import Row, WeightTable, flattened_kernel
+from models.ports.qwen2_5_vl.config import VisionConfig
 
 _IN_MEMORY = ((r"^model\.language_model\.", "model."), (r"^model\.visual\.", "visual."))
 """transformers 5 names its modules so; a state dict written as it is has these names."""
@@ -10,17 +11,27 @@ _IN_MEMORY = ((r"^model\.language_model\.", "model."), (r"^model\.visual\.", "vi
 
 def weight_table(config: Config) -> WeightTable:
     """The table for `models.hub.weights`, in the hub's spelling (``model.layers.*``, ``visual.*``, ``lm_head.*``)."""
-    vision = config.vision
+    return port_table(
+        config.text, tower_rows(config.vision, "visual"), renames=_IN_MEMORY, ignored=(r"visual\..*\.inv_freq",)
+    )
+
+
+def tower_rows(vision: VisionConfig, name: str, *, fused: bool = True) -> list[Row]:
+    """The rows of the vision tower, whose hub names begin with ``name``; see `vision.vision_declaration` for fused."""
     kernel = (vision.in_channels, vision.temporal_patch_size, vision.patch_size, vision.patch_size)
-    rows = [
-        Row("visual.patch_embed.proj.weight", "vision/patch_embed/w", flattened_kernel(kernel)),
-        Row("visual.blocks.{}.norm1.weight", "vision/blocks/attn_norm"),
-        Row("visual.blocks.{}.norm2.weight", "vision/blocks/mlp_norm"),
-        Row("visual.merger.ln_q.weight", "vision/merger/norm"),
-        *swiglu_rows("visual.blocks.{}.mlp", "vision/blocks/mlp", bias=True),
-        *dense_rows("visual.blocks.{}.attn.qkv", "vision/blocks/attn/qkv"),
-        *dense_rows("visual.blocks.{}.attn.proj", "vision/blocks/attn/o"),
-        *dense_rows("visual.merger.mlp.0", "vision/merger/hidden"),
-        *dense_rows("visual.merger.mlp.2", "vision/merger/out"),
+    projections = ("qkv",) if fused else ("q", "k", "v")
+    return [
+        Row(f"{name}.patch_embed.proj.weight", "vision/patch_embed/w", flattened_kernel(kernel)),
+        Row(f"{name}.blocks.{{}}.norm1.weight", "vision/blocks/attn_norm"),
+        Row(f"{name}.blocks.{{}}.norm2.weight", "vision/blocks/mlp_norm"),
+        Row(f"{name}.merger.ln_q.weight", "vision/merger/norm"),
+        *swiglu_rows(f"{name}.blocks.{{}}.mlp", "vision/blocks/mlp", bias=True),
+        *(
+            row
+            for each in projections
+            for row in dense_rows(f"{name}.blocks.{{}}.attn.{each}", f"vision/blocks/attn/{each}")
+        ),
+        *dense_rows(f"{name}.blocks.{{}}.attn.proj", "vision/blocks/attn/o"),
+        *dense_rows(f"{name}.merger.mlp.0", "vision/merger/hidden"),
+        *dense_rows(f"{name}.merger.mlp.2", "vision/merger/out"),
     ]
-    return port_table(config.text, rows, renames=_IN_MEMORY, ignored=(r"visual\..*\.inv_freq",))

@@ -7,12 +7,13 @@ from models.hub.fields import read_json
 from models.ports.llama.config import FAMILIES
 from models.ports.smol_vl.config import MODEL_TYPE as SMOL_VL
 from models.registry import ARCHITECTURES, CHECKPOINTS
-from tests.models import tiny_idefics3, tiny_internvl, tiny_llava_onevision
+from tests.models import tiny_idefics3, tiny_internvl, tiny_llava_onevision, tiny_omni
 from tests.models.ports.test_qwen3_vl_config import PUBLISHED as QWEN3_VL
 from tests.models.tiny_llava import CONFIG
 
 PREFIX = {
     "qwen2_5_vl": ("model", "lm_head"),
+    "qwen2_5_omni": ("thinker.model", "thinker.lm_head"),
     "qwen3_vl": ("model.language_model", "lm_head"),
     "qwen3_vl_moe": ("model.language_model", "lm_head"),
     "kimi_vl": ("language_model.model", "language_model.lm_head"),
@@ -36,6 +37,7 @@ def config_of(name):
         "internvl": tiny_internvl.CONFIG,
         "idefics3": {**tiny_idefics3.CONFIG, "model_type": "idefics3"},
         "smolvlm": tiny_idefics3.CONFIG,
+        "qwen2_5_omni": tiny_omni.CONFIG,
         **QWEN3_VL,
         SMOL_VL: read_json(CHECKPOINTS / "kamera-smol-vl" / "config.json") | {"text_config": {}},
     }
