@@ -130,3 +130,30 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1; got {text}")
     return value
+
+
+def up_to(most: int) -> Callable[[str], int]:
+    """A reader of whole numbers from 1 to some number; of other texts it raises argparse.ArgumentTypeError."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = 0
+        if not 1 <= value <= most:
+            raise argparse.ArgumentTypeError(f"expected a whole number from 1 to {most}; got {text}")
+        return value
+
+    return read
+
+
+def share(text: str) -> tuple[int, int]:
+    """Which of how many shares, ``2/4``, as an index from 0 and their number: (1, 4).
+
+    Raises:
+        argparse.ArgumentTypeError: the text is something else.
+    """
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and len(text) < 20 and 1 <= int(index) <= int(count)):
+        raise argparse.ArgumentTypeError(f"expected one of how many shares, as in 2/4, from 1/4 to 4/4; got {text}")
+    return int(index) - 1, int(count)

@@ -4,7 +4,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from eval.commands.arguments import add_dtype, add_json, add_model, add_pages, up_to_one
+from eval.commands.arguments import add_dtype, add_json, add_model, add_pages, share, up_to, up_to_one
+
+MOST_WORKERS = 256
+"""Processes of one command: more than machines have cores for."""
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -49,6 +52,21 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "--measure",
         action="store_true",
         help="time on this machine what a patch costs and saves, which is else computed; takes longer than encoding",
+    )
+    command.add_argument(
+        "--workers",
+        type=up_to(MOST_WORKERS),
+        default=1,
+        metavar="N",
+        help="encode in N processes on this machine, which share its CPU cores and each hold the model (default: 1, "
+        "which is for a GPU or TPU)",
+    )
+    command.add_argument(
+        "--share",
+        type=share,
+        metavar="K/N",
+        help="encode the K-th of N shares of the items alone, as 2/4: on each of several hosts another one (default: "
+        "all; in a job of jax.distributed the share of this process)",
     )
     add_json(command)
     return command

@@ -23,6 +23,10 @@ TEXTS = (".txt", ".md")
 WITH_TEXT = "with its text"
 """What the origin of a page notes that is one chunk with its text."""
 
+TURNS = 4
+LONGEST_RUN = 16
+"""Pages of a file come in runs to the processes that share them: so long at most, about so many for each process."""
+
 Frames = Literal["first", "all"]
 """Which frames of an animated image, or pages of an image file of several pages, are items."""
 
@@ -79,6 +83,19 @@ class Source:
             return None
         return f"only the first of {self.left_out + 1} frames is read, with --frames all each: {self.path.name}"
 
+    @property
+    def segmented(self) -> bool:
+        """Whether it is a video that is cut into segments, the number of which is not known before."""
+        return self.error is None and self.seconds is not None and video_file(self.path) is not None
+
+    def origins(self) -> list[kj.Origin]:
+        """Where its items are, by what is known without reading them; of a video the whole."""
+        paged = is_pdf(self.path) or self.count > 1 or self.first is not None
+        if self.error is not None or self.left_out or not paged:
+            return [kj.Origin(str(self.path))]
+        first = self.first or 1
+        return [kj.Origin(str(self.path), page) for page in range(first, first + self.count)]
+
     def items(
         self, vlm: VisionLanguageModel | None = None, report: Callable[[str], None] = lambda _: None
     ) -> Iterator[tuple[str, Any]]:
@@ -109,7 +126,7 @@ class Source:
         if self.error is not None:
             yield self._part(self.error)
             return
-        if self.seconds is not None and video_file(self.path) is not None:
+        if self.segmented and self.seconds is not None:
             assert vlm is not None
             yield from self._segments(vlm, self.seconds)
             return
@@ -211,6 +228,42 @@ def sources(
         given = [replace(_source(file, dpi, frames), seconds=segment) for file in files]
         listed += map(_texted, given) if with_text else given
     return listed
+
+
+def pieces(files: Sequence[Source], most: int) -> list[Source]:
+    """The same items in the same order, no more than so many pages or frames of a file together.
+
+    A video stays whole: its segments are counted as they come.
+    """
+    cut: list[Source] = []
+    for source in files:
+        if source.count == 1 or source.error is not None:
+            cut.append(source)
+            continue
+        first = source.first or 1
+        cut += [
+            replace(source, first=first + begin, count=min(most, source.count - begin))
+            for begin in range(0, source.count, most)
+        ]
+    return cut
+
+
+def run_length(files: Sequence[Source], processes: int) -> int:
+    """Pages of a file that one process takes together, so that all of them have several turns."""
+    total = sum(source.count for source in files)
+    return min(max(total // (TURNS * processes), 1), LONGEST_RUN)
+
+
+def part_of(files: Sequence[Source], index: int, count: int) -> list[Source]:
+    """The share of one of several processes, which all see the same files: of ``count`` the one of ``index``, from 0.
+
+    Raises:
+        NoItemsError: there are fewer files, or runs of pages, than processes.
+    """
+    cut = pieces(files, run_length(files, count))
+    if len(cut) < count:
+        raise NoItemsError(f"{len(cut)} items or runs of pages cannot be shared by {count} processes; give fewer")
+    return cut[index::count]
 
 
 def check_with_text(files: Sequence[Source], *, with_text: bool) -> None:

@@ -10,8 +10,7 @@ from PIL import Image
 from rich.cells import cell_len
 
 import kamera_jax as kj
-from eval.commands import encode as command
-from eval.commands import worth
+from eval.commands import encoding, paying, worth
 from eval.commands.main import main
 from eval.commands.names import shortened
 from eval.tiny import pages
@@ -61,7 +60,7 @@ def test_everything_comes_in_once_and_is_told(folder, tmp_path, capsys):
 
 
 def test_what_was_interrupted_goes_on(folder, tmp_path, monkeypatch, capsys):
-    real = command.encode_segment
+    real = encoding.encode_segment
     count = []
 
     def interrupted(*arguments):
@@ -70,8 +69,8 @@ def test_what_was_interrupted_goes_on(folder, tmp_path, monkeypatch, capsys):
         count.append(1)
         return real(*arguments)
 
-    monkeypatch.setattr(command, "BATCH", 2)
-    monkeypatch.setattr(command, "encode_segment", interrupted)
+    monkeypatch.setattr(encoding, "BATCH", 2)
+    monkeypatch.setattr(encoding, "encode_segment", interrupted)
     assert encode(folder, tmp_path / "lib", tmp_path / "a.json") == 130
     output = capsys.readouterr()
     result = json.loads((tmp_path / "a.json").read_text())
@@ -81,7 +80,7 @@ def test_what_was_interrupted_goes_on(folder, tmp_path, monkeypatch, capsys):
         output.err.splitlines()[1:] == [f"interrupted: 3 of 8 items are in {tmp_path / 'lib'}"]
         and "3 encoded" in output.out
     )
-    monkeypatch.setattr(command, "encode_segment", real)
+    monkeypatch.setattr(encoding, "encode_segment", real)
     assert encode(folder, tmp_path / "lib", tmp_path / "a.json") == 0
     result = json.loads((tmp_path / "a.json").read_text())
     assert (result["encoded"], result["known"]) == (4, 4)  # one page is there twice
@@ -91,7 +90,7 @@ def test_what_was_interrupted_goes_on(folder, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("where", ["put_many", "lifetime"])
 def test_an_interrupt_while_storing_or_timing_keeps_everything(folder, tmp_path, monkeypatch, capsys, where):
     calls = []
-    owner = kj.ChunkLibrary if where == "put_many" else command
+    owner = kj.ChunkLibrary if where == "put_many" else paying
     real = getattr(owner, where)
 
     def interrupted(*arguments, **options):
@@ -167,7 +166,7 @@ def test_a_library_that_fails_keeps_its_count(folder, tmp_path, monkeypatch, cap
             raise OSError("gone")
         return real(self, chunks, **options)
 
-    monkeypatch.setattr(command, "BATCH", 2)
+    monkeypatch.setattr(encoding, "BATCH", 2)
     monkeypatch.setattr(kj.ChunkLibrary, "put_many", put_many)
     assert encode(folder, tmp_path / "lib", tmp_path / "a.json") == 1
     result = json.loads((tmp_path / "a.json").read_text())
@@ -212,7 +211,7 @@ def test_nothing_to_encode_is_named(tmp_path, capsys):
 
 def test_nothing_is_timed_where_nobody_asks(folder, tmp_path, monkeypatch, capsys):
     """What a patch saves is computed; the same twice, and as `kamera_jax.planning` counts."""
-    monkeypatch.setattr(command, "lifetime", None)
+    monkeypatch.setattr(paying, "lifetime", None)
     assert encode(folder, tmp_path / "lib", tmp_path / "a.json") == 0
     shown = capsys.readouterr()
     assert shown.err.startswith("The embedded model knows only its own pages") and "ms" not in shown.out.split()
