@@ -37,6 +37,8 @@ METHODS = (
     *("turbo:1+patch:10%", "turbo:1+patch:8%", "turbo:1+patch:6%"),
     *("pca:0.5+patch:10%", "pca:0.5+kivi:4+patch:10%", "pca:0.25+patch:10%"),
     *("pca:0.25+kivi:4+patch:10%", "pca:0.25+kivi:4+patch:8%", "pca:0.25+kivi:2+patch:10%"),
+    *("capsule:0.4", "capsule:0.4+patch:10%", "capsule:0.6+patch:10%"),
+    *("capsule:0.4+kivi:4+patch:10%", "capsule:0.6+kivi:4+patch:10%"),
     *("xkv:1:16+patch:10%", "xkv:1:16+kivi:4+patch:10%", "xkv:5:32+kivi:4+patch:10%"),
     *("mixed:0.25:4:2+patch:10%", "mixed:0.25:4:1+patch:10%"),
     *("copy:8", "copy:4", "copy:2", "copy:1"),
@@ -46,6 +48,9 @@ BASIS_SEED = 70_000_000
 """Far from the seeds of training and of every evaluation."""
 
 BASIS_CONTEXTS = 100
+
+TRAINED = ("gqa",)
+"""Models of which the network of ``capsule`` is kept beside the weights."""
 
 STORAGES = ("exact", "int8", "kivi:4", "kivi:2", "saw:4", "turbo:4", "turbo:2")
 CHUNKS = 1000
@@ -60,6 +65,7 @@ MARKS = {
     "turbo": (style.ORANGE, "D"),
     "pca": (style.SKY, "P"),
     "xkv": (style.VERMILION, "X"),
+    "capsule": (style.VERMILION, "h"),
     "mixed": (style.YELLOW, "*"),
     "copy": (style.PURPLE, "x"),
 }
@@ -67,7 +73,8 @@ MARKS = {
 
 
 def measured(attention: str, limit: int, methods: Sequence[str] = METHODS) -> dict[str, Any]:
-    """Every method on one embedded model, whose KV is in 16 bits."""
+    """Every method on one embedded model, whose KV is in 16 bits; ``capsule`` where it was trained."""
+    methods = [name for name in methods if attention in TRAINED or not name.startswith("capsule")]
     vlm = load(f"kamera-tiny-{attention}", dtype="bfloat16")
     with tempfile.TemporaryDirectory() as folder:
         result = evaluate("binding", vlm, methods=methods, limit=limit, repeats=0, output=Path(folder) / "run")
@@ -88,12 +95,16 @@ def measured(attention: str, limit: int, methods: Sequence[str] = METHODS) -> di
     return {"model": f"kamera-tiny-{attention}", "contexts": scores["contexts"], "methods": rows}
 
 
-def basis(attention: str) -> kj.CodecBasis:
-    """What codecs take of an embedded model, of pages and passages that no evaluation asks about."""
+def basis(attention: str, capsule: bool = False) -> kj.CodecBasis:
+    """What codecs take of an embedded model, of pages and passages that no evaluation asks about.
+
+    Of the model whose file stays small it has what is trained for capsule too, and of others if that is asked for.
+    """
     vlm = load(f"kamera-tiny-{attention}", dtype="float32")
     task = Binding()
     contexts = (task.draw(outline) for outline in task.outline([BASIS_SEED], BASIS_CONTEXTS))
-    return kj.calibrate_codec(vlm, (kj.encode(vlm, item) for context in contexts for item in context.items))
+    chunks = (kj.encode(vlm, item) for context in contexts for item in context.items)
+    return kj.calibrate_codec(vlm, chunks, capsule=capsule or attention in TRAINED)
 
 
 def _chunks() -> list[kj.Chunk]:
@@ -204,6 +215,7 @@ def main() -> None:
     measure.add_argument("--only", choices=ATTENTIONS, nargs="*", default=ATTENTIONS)
     measure_basis = parts.add_parser("basis")
     measure_basis.add_argument("--only", choices=ATTENTIONS, nargs="*", default=ATTENTIONS)
+    measure_basis.add_argument("--capsule", action="store_true", help="train what capsule takes of each of these")
     page = parts.add_parser("page")
     page.add_argument("json", type=Path)
     page.add_argument("--page", type=Path, required=True)
@@ -211,7 +223,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.part == "basis":
         for attention in options.only:
-            save_basis(CHECKPOINTS / f"kamera-tiny-{attention}" / BASIS, basis(attention))
+            save_basis(CHECKPOINTS / f"kamera-tiny-{attention}" / BASIS, basis(attention, options.capsule))
         return
     if options.part == "measure":
         models = [measured(attention, options.limit) for attention in options.only]

@@ -181,6 +181,12 @@ METHODS: dict[str, MethodText] = {
         "xkv:1:16",
         "stores chunks as r components of l layers side by side, their own (arXiv 2503.18893); as in xkv:1:16+kivi:4",
     ),
+    "capsule": MethodText(
+        "capsule:S",
+        "capsule:0.4",
+        "stores the share S of keys, a network trained for the model making the others, and values as components along "
+        "the sequence (arXiv 2605.16439, reconstructed from its abstract); as in capsule:0.4+kivi:4",
+    ),
     "mixed": MethodText(
         "mixed:S:H:B",
         "mixed:0.25:4:2",

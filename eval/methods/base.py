@@ -159,7 +159,8 @@ class Batch:
     def model_bytes(self, codec: Codec) -> float:
         """Bytes of that, which all chunks of the model share."""
         spec = self.runner.vlm.spec
-        return float(codec.model_bytes(spec.layers, Shape(spec.rot_dim, spec.free_dim, spec.heads)))
+        shape = Shape(spec.rot_dim, spec.free_dim, spec.heads)
+        return float(codec.model_bytes(spec.layers, shape, self.basis(codec)))
 
     def kept_bytes(self, codec: Codec) -> float:
         """Bytes of one context's chunks, as they are served here, as a codec stores them."""

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from kamera_jax.compress.capsule import CapsuleBasis
 from kamera_jax.compress.codec import NOTHING, Codec, basis_shapes
-from kamera_jax.compress.stage import PARTS, Basis, Layout
+from kamera_jax.compress.stage import PARTS, Basis, Layout, Layouts
 from kamera_jax.errors import BasisError
 from kamera_jax.identity import content_key
 from kamera_jax.kv import KV, KVSpec
@@ -48,6 +49,7 @@ class CodecBasis:
         rot, free: components as columns f32[L, F, F].
         rot_mean, free_mean: what is taken off before f32[L, F].
         rot_variance, free_variance: along each component f32[L, F].
+        capsule: what was trained for ``capsule``; None for nothing. It has a digest of its own.
     """
 
     model: str
@@ -57,6 +59,7 @@ class CodecBasis:
     free: Float[np.ndarray, "L Ff Ff"]
     free_mean: Float[np.ndarray, "L Ff"]
     free_variance: Float[np.ndarray, "L Ff"]
+    capsule: CapsuleBasis | None = None
 
     def __post_init__(self) -> None:
         for part in PARTS:
@@ -72,10 +75,14 @@ class CodecBasis:
             off = np.einsum("lfr,lfs->lrs", basis, basis) - np.eye(width, dtype=np.float32)
             if np.abs(off).max(initial=0) > 1e-3:
                 raise BasisError(f"the basis of {part} is not orthonormal; {REMEDY}")
+        if self.capsule is not None and self.capsule.model != self.model:
+            raise BasisError(f"what was trained for capsule is of another model than the basis; {REMEDY}")
 
     def __repr__(self) -> str:
         layers, width = self.rot_mean.shape
-        return f"<CodecBasis of {layers} layers, {width} and {self.free_mean.shape[1]} features, {self.digest[:12]}>"
+        trained = ", with capsule" if self.capsule else ""
+        features = f"{width} and {self.free_mean.shape[1]} features"
+        return f"<CodecBasis of {layers} layers, {features}{trained}, {self.digest[:12]}>"
 
     @cached_property
     def digest(self) -> str:
@@ -91,8 +98,15 @@ class CodecBasis:
         """What a codec is given."""
         return {name: getattr(self, name) for part in PARTS for name in (part, f"{part}_mean")}
 
+    def shapes(self, given: Layouts) -> dict[str, tuple[int, ...]]:
+        """Those that these would have for KV of these layouts."""
+        return {name: each.shape for name, each in basis_shapes(given).items()}
 
-_HELD: dict[str, CodecBasis] = {}
+
+Measured = CodecBasis | CapsuleBasis
+"""What a codec may take of a model."""
+
+_HELD: dict[str, Measured] = {}
 _LATEST: dict[str, CodecBasis] = {}
 _OFFERED: dict[str, Callable[[], CodecBasis | None]] = {}
 
@@ -100,6 +114,8 @@ _OFFERED: dict[str, Callable[[], CodecBasis | None]] = {}
 def hold(basis: CodecBasis) -> None:
     """Let codecs use a basis: of its model this one from now on, and for what it packed before whenever it is read."""
     _HELD[basis.digest] = basis
+    if basis.capsule is not None:
+        _HELD[basis.capsule.digest] = basis.capsule
     _LATEST[basis.model] = basis
 
 
@@ -114,6 +130,8 @@ def _take(model: str) -> None:
     if basis is None:
         return
     _HELD.setdefault(basis.digest, basis)
+    if basis.capsule is not None:
+        _HELD.setdefault(basis.capsule.digest, basis.capsule)
     _LATEST.setdefault(model, basis)
 
 
@@ -131,7 +149,7 @@ def of_model(spec: KVSpec | None, model: str) -> CodecBasis:
     return _LATEST[named]
 
 
-def by_digest(digest: str) -> CodecBasis:
+def by_digest(digest: str) -> Measured:
     """The basis that packed something.
 
     Raises:
@@ -148,12 +166,26 @@ def by_digest(digest: str) -> CodecBasis:
     return _HELD[digest]
 
 
-def for_codec(named: Codec, spec: KVSpec | None, model: str) -> CodecBasis | None:
-    """What a codec is to be given of a model; None if it needs nothing."""
-    return of_model(spec, model) if named.needs else None
+def for_codec(named: Codec, spec: KVSpec | None, model: str) -> Measured | None:
+    """What a codec is to be given of a model; None if it needs nothing.
+
+    Raises:
+        BasisError: it is not known of this model.
+    """
+    if not named.needs:
+        return None
+    basis = of_model(spec, model)
+    if "capsule" not in named.needs:
+        return basis
+    if basis.capsule is None:
+        raise BasisError(
+            f"nothing was trained for capsule of model {model[:12]}: train it, kamera_jax.calibrate_codec(vlm, chunks, "
+            "capsule=True), and keep it, models.hub.basis.keep(vlm, basis)"
+        )
+    return basis.capsule
 
 
-def arrays_of(basis: CodecBasis | None, given: dict[str, Layout]) -> Basis:
+def arrays_of(basis: Measured | None, given: dict[str, Layout]) -> Basis:
     """The arrays of a basis for KV of these layouts.
 
     Raises:
@@ -161,7 +193,7 @@ def arrays_of(basis: CodecBasis | None, given: dict[str, Layout]) -> Basis:
     """
     if basis is None:
         return NOTHING
-    shapes = {name: each.shape for name, each in basis_shapes(given).items()}
+    shapes = basis.shapes(given)
     if shapes != {name: each.shape for name, each in basis.arrays.items()}:
         raise BasisError(f"{basis!r} is of other KV, which has {shapes}; give the basis of this model")
     return basis.arrays

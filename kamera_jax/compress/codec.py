@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kamera_jax.compress.capsule import capsule, network_shapes
 from kamera_jax.compress.lowrank import model_components, own_components
 from kamera_jax.compress.mixed import mixed
 from kamera_jax.compress.quantise import Int8, Kivi, Normal, Quantised, Quantiser, Rotated
@@ -25,6 +26,7 @@ from kamera_jax.compress.stage import (
     Layout,
     Layouts,
     Leaves,
+    Marking,
     Packer,
     RowStage,
     Stage,
@@ -147,12 +149,12 @@ class Codec:
         kept = sum(layout.layers * layout.rows * layout.width for layout in given.values())
         return stored + kept * jnp.dtype(dtype).itemsize
 
-    def model_bytes(self, layers: int, shape: "Shape") -> int:
+    def model_bytes(self, layers: int, shape: "Shape", basis: Basis = NOTHING) -> int:
         """Bytes of what is calibrated once for a model, as far as this codec uses it."""
         given: Layouts = shape.layouts(1, layers)
         taken = 0
         for stage in self.packing:
-            taken += stage.model_bytes(given)
+            taken += stage.model_bytes(given, basis)
             given = stage.left(given)
         return taken
 
@@ -165,6 +167,8 @@ class Codec:
         """The last axis of ``kv.rot`` and ``kv.free`` of T rows as stored, found without tracing anything."""
         given: Layouts = shape.layouts(rows, 1)
         for stage in self.packing:
+            if isinstance(stage, Marking):
+                return stage.widths(given)
             if isinstance(stage, Packer):
                 return {name: stage.width(given[name]) for name in PARTS}
             given = stage.left(given)
@@ -187,7 +191,11 @@ def _arrays(codec: Codec, layers: int, rows: int, shape: Shape, dtype: str) -> d
     parts: Any = [jax.ShapeDtypeStruct((layers, rows, given[part].width), dtype) for part in PARTS]
     kv = KV(*parts)
     encoded = partial(_encode, packing=codec.packing, heads=shape.heads)
-    return jax.eval_shape(encoded, kv, rows, basis_shapes(given) if codec.needs else {})
+    basis = basis_shapes(given) if "basis" in codec.needs else {}
+    if "capsule" in codec.needs:
+        shapes = network_shapes(shape.layers or layers, shape.rot, shape.free, tokens=1, hidden=1)  # any will do
+        basis = {name: jax.ShapeDtypeStruct(each, jnp.float32) for name, each in shapes.items()}
+    return jax.eval_shape(encoded, kv, rows, basis)
 
 
 def basis_shapes(given: Layouts) -> dict[str, jax.ShapeDtypeStruct]:
@@ -302,6 +310,7 @@ STAGES: dict[str, Kind] = {
     "merge": Kind(MERGE, merge, ", ".join(f"merge:{how}" for how in MERGES)),
     "pca": Kind(LOW_RANK, model_components, "pca:share"),
     "xkv": Kind(LOW_RANK, own_components, "xkv:l:r"),
+    "capsule": Kind(LOW_RANK, capsule, "capsule:share, capsule:share:tilt"),
     INT8: Kind(QUANTISE, _int8, "int8"),
     "kivi": Kind(QUANTISE, _kivi, "kivi:B, kivi:B:channel"),
     "saw": Kind(QUANTISE, _by_bits("saw", Rotated), "saw:B"),

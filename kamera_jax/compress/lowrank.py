@@ -74,7 +74,7 @@ class ModelComponents:
         """Nothing of a chunk; the basis is a model's."""
         return 0
 
-    def model_bytes(self, given: Layouts) -> int:
+    def model_bytes(self, given: Layouts, basis: Basis) -> int:
         """Bytes of the components that are used, and of the means, in float32."""
         return sum(4 * layout.layers * layout.width * (self.rank(layout) + 1) for layout in given.values())
 
@@ -146,7 +146,7 @@ class OwnComponents:
         """Nothing beside what it leaves."""
         return 0
 
-    def model_bytes(self, given: Layouts) -> int:
+    def model_bytes(self, given: Layouts, basis: Basis) -> int:
         """Nothing."""
         return 0
 

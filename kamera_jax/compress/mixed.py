@@ -53,7 +53,8 @@ class Mixed:
         """Raise CodecError where rows are not tokens."""
         if not all(layout.tokens for layout in given.values()):
             raise CodecError(
-                "mixed chooses among rows of tokens, and components of layers are none: put kivi:B behind xkv instead"
+                "mixed chooses among rows of tokens, and components of layers are none: put kivi:B behind xkv or "
+                "capsule instead"
             )
 
     def width(self, layout: Layout) -> int:
@@ -167,7 +168,7 @@ class Mixed:
         rot = given["rot"]
         return stored + rot.layers * packed_width(rot.rows, 1)
 
-    def model_bytes(self, given: Layouts) -> int:
+    def model_bytes(self, given: Layouts, basis: Basis) -> int:
         """Nothing."""
         return 0
 

@@ -113,7 +113,7 @@ class Quantised:
             decoded[part] = self.quantiser.decode(own, layout.valid(length), layout)
         return decoded
 
-    def model_bytes(self, given: Layouts) -> int:
+    def model_bytes(self, given: Layouts, basis: Basis) -> int:
         """Nothing."""
         return 0
 

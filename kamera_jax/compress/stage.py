@@ -63,7 +63,8 @@ class Stage(Protocol):
 
     Attributes:
         kind: `LOW_RANK` or `QUANTISE`.
-        needs: what it is to be given beside KV: ``"basis"`` where it is calibrated for a model.
+        needs: what it is to be given beside KV that is calibrated for a model: ``"basis"``, components of its features,
+            or ``"capsule"``, what `kamera_jax.compress.capsule.CapsuleBasis` has.
     """
 
     kind: ClassVar[str]
@@ -111,7 +112,7 @@ class Stage(Protocol):
         """Bytes of the arrays that it stores itself; the layouts' rows are valid ones."""
         ...
 
-    def model_bytes(self, given: Layouts) -> int:
+    def model_bytes(self, given: Layouts, basis: Basis) -> int:
         """Bytes of what it takes of the model's basis, kept once for all chunks."""
         ...
 
@@ -122,6 +123,15 @@ class Packer(Stage, Protocol):
 
     def width(self, layout: Layout) -> int:
         """The last axis of the codes that have a part's name."""
+        ...
+
+
+@runtime_checkable
+class Marking(Stage, Protocol):
+    """A low-rank stage that leaves parts under other names, and stores itself what has the names of those of KV."""
+
+    def widths(self, given: Layouts) -> dict[str, int]:
+        """The last axis of these arrays."""
         ...
 
 

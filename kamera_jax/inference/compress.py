@@ -1,6 +1,7 @@
 """Compressing a chunk, and measuring a model for it."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from kamera_jax.compress.codec import Shape, check_storable
 from kamera_jax.compress.codec import codec as codec_named
 from kamera_jax.compress.compressed import Compressed
 from kamera_jax.compress.stage import PARTS
+from kamera_jax.compress.training import trained
 from kamera_jax.errors import DonatedError
 from kamera_jax.handle import deleted, traced
 from kamera_jax.inference.selection import select_rows
@@ -34,14 +36,15 @@ def compress(vlm: Backbone, chunk: Chunk, codec: str) -> Compressed:
             token and head; ``"turbo:B"``, the best codebook of a normal distribution behind a random rotation; with B
             bits from 1 to 8. Before one of these may stand a low-rank stage, whose few numbers they are then given, as
             in ``"pca:0.5+kivi:4"``: ``"pca:share"``, components that were measured once for the model (see
-            `calibrate_codec`), or ``"xkv:l:r"``, r components of l layers side by side, the chunk's own (arXiv
-            2503.18893). And first of all what keeps a share R of the rows, one choice for all layers and heads, at
-            their own positions: ``"kvzip:R"``, what a replay of the chunk behind itself reads (arXiv 2505.23416);
-            ``"keydiff:R"``, ``"leverage:R"`` and ``"knorm:R"`` (``:small`` or ``:large``, else as the replay reads),
-            keys alone; ``"expected:R"`` and ``"tri:R"``, statistics of the chunk's own queries; and then
-            ``"merge:average"``, ``"pivot"``, ``"weighted"`` or ``"values"``, by which they take in the others (LOOK-M,
-            arXiv 2406.18139). ``"lookm:R"`` keeps all text and the share R of media that the chunk itself reads most,
-            and merges by pivot.
+            `calibrate_codec`), ``"xkv:l:r"``, r components of l layers side by side, the chunk's own (arXiv
+            2503.18893), or ``"capsule:share"``, some keys, a network for the others, and components of values along the
+            sequence (KVCapsule, arXiv 2605.16439, reconstructed from its abstract). And first of all what keeps a share
+            R of the rows, one choice for all layers and heads, at their own positions: ``"kvzip:R"``, what a replay of
+            the chunk behind itself reads (arXiv 2505.23416); ``"keydiff:R"``, ``"leverage:R"`` and ``"knorm:R"``
+            (``:small`` or ``:large``, else as the replay reads), keys alone; ``"expected:R"`` and ``"tri:R"``,
+            statistics of the chunk's own queries; and then ``"merge:average"``, ``"pivot"``, ``"weighted"`` or
+            ``"values"``, by which they take in the others (LOOK-M, arXiv 2406.18139). ``"lookm:R"`` keeps all text and
+            the share R of media that the chunk itself reads most, and merges by pivot.
 
     Raises:
         CodecError: there is no such codec, or the KV has values that it cannot store, or rows cannot be chosen: they
@@ -63,8 +66,11 @@ def compress(vlm: Backbone, chunk: Chunk, codec: str) -> Compressed:
     return Compressed.of(chunk, named.storage)
 
 
-def calibrate_codec(vlm: Backbone, chunks: Iterable[Chunk]) -> CodecBasis:
+def calibrate_codec(vlm: Backbone, chunks: Iterable[Chunk], *, capsule: bool = False) -> CodecBasis:
     """What ``"pca:share"`` takes of a model: the directions in which its keys and its values vary, in each layer.
+
+    And, if it is asked for, what ``"capsule:share"`` takes: components of values along the sequence, and a small
+    network that is trained, which takes a minute for a small model.
 
     Codecs use it from now on, in this process; ``models.hub.basis.keep(vlm, basis)`` keeps it where it is found again
     whenever the model is loaded, in whatever dtype. The embedded models bring theirs. The same chunks give the same
@@ -73,6 +79,7 @@ def calibrate_codec(vlm: Backbone, chunks: Iterable[Chunk]) -> CodecBasis:
     Args:
         vlm: the model.
         chunks: of the kinds that will be stored; some thousand tokens, and more than a layer's KV has features.
+        capsule: whether to train it; their KV is then held in host memory.
 
     Raises:
         BasisError: there are no chunks, or their KV is not finite. ModelMismatchError: another model encoded one.
@@ -87,6 +94,11 @@ def calibrate_codec(vlm: Backbone, chunks: Iterable[Chunk]) -> CodecBasis:
                 raise DonatedError(f"the arrays of {describe(chunk)} were donated; measure what took their place")
             yield chunk.kv, chunk.length
 
-    basis = measured(subject(vlm.spec, vlm.fingerprint), given())
+    model = subject(vlm.spec, vlm.fingerprint)
+    if capsule:
+        kvs = [(jax.tree.map(np.asarray, kv), length) for kv, length in given()]
+        basis = replace(measured(model, kvs), capsule=trained(model, kvs))
+    else:
+        basis = measured(model, given())
     hold(basis)
     return basis

@@ -11,7 +11,7 @@ import numpy as np
 
 from kamera_jax.arguments import check_type
 from kamera_jax.chunk import Chunk, Patch
-from kamera_jax.compress.basis import CodecBasis, arrays_of, for_codec
+from kamera_jax.compress.basis import Measured, arrays_of, for_codec
 from kamera_jax.compress.codec import INT8, Codec, Shape, check_storable
 from kamera_jax.compress.compressed import codec_of, packing
 from kamera_jax.compress.stage import PARTS
@@ -177,7 +177,7 @@ def _chunk_row(chunk: Chunk, storage: Storage, origin: Origin | None) -> Row:
     return _checked(Row(chunk.key, "chunks", about, plain, leaves, _digests(leaves)))
 
 
-def _packed(by: Codec, leaves: Arrays, chunk: Chunk, shape: Shape, basis: CodecBasis | None) -> Arrays:
+def _packed(by: Codec, leaves: Arrays, chunk: Chunk, shape: Shape, basis: Measured | None) -> Arrays:
     """KV in few bits. Eight are made on the host, as they always were: what is stored is the same to the bit."""
     for part in PARTS:
         check_storable(leaves[f"kv.{part}"], chunk.length, f"kv.{part}", by)

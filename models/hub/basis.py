@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 
 from kamera_jax.backbone import Backbone
 from kamera_jax.compress.basis import CodecBasis, hold, offer, subject
+from kamera_jax.compress.capsule import ARRAYS, CapsuleBasis
 from kamera_jax.errors import BasisError
 from models.hub.cache import cache_folder
 from models.hub.files import is_regular, read_bytes
@@ -21,12 +22,17 @@ BASIS = "codec-basis"
 MOST = 2**33
 """Bytes of the file, at most."""
 
-_ARRAYS = tuple(each.name for each in fields(CodecBasis) if each.name != "model")
+_ARRAYS = tuple(each.name for each in fields(CodecBasis) if each.name not in ("model", "capsule"))
+
+_CAPSULE = "capsule."
+"""Before the names of what was trained for the codec of that name."""
 
 
 def written(basis: CodecBasis) -> bytes:
     """A basis as bytes."""
     arrays: dict[str, np.ndarray] = {name: getattr(basis, name) for name in _ARRAYS}
+    if basis.capsule is not None:
+        arrays |= {_CAPSULE + name: array for name, array in basis.capsule.arrays.items()}
     arrays["model"] = np.frombuffer(basis.model.encode(), np.uint8)
     return safetensors.numpy.save(arrays)
 
@@ -39,10 +45,15 @@ def read_basis(path: Path) -> CodecBasis:
     """
     try:
         arrays: Any = safetensors.numpy.load(read_bytes(path, MOST))
-        if set(arrays) != {*_ARRAYS, "model"}:
-            raise BasisError(f"it has {', '.join(sorted(arrays))[:200]}; expected model, {', '.join(_ARRAYS)}")
+        trained = {name: arrays.pop(_CAPSULE + name) for name in ARRAYS if _CAPSULE + name in arrays}
+        if set(arrays) != {*_ARRAYS, "model"} or len(trained) not in (0, len(ARRAYS)):
+            raise BasisError(
+                f"it has {', '.join(sorted(arrays))[:200]}, and of what was trained for capsule "
+                f"{', '.join(sorted(trained)) or 'nothing'}; expected model, {', '.join(_ARRAYS)}, and of capsule "
+                f"nothing or {', '.join(ARRAYS)}"
+            )
         model = arrays.pop("model").tobytes().decode()
-        return CodecBasis(model, **arrays)
+        return CodecBasis(model, **arrays, capsule=CapsuleBasis(model, **trained) if trained else None)
     except (SafetensorError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise BasisError(
             f"{path} is no basis of a codec ({error!r:.300}); leave it out, or measure one anew"

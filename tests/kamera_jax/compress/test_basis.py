@@ -1,5 +1,8 @@
 """Components measured once for a model: what they are, what comes back, where they are found, and what is refused."""
 
+from dataclasses import replace
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +10,10 @@ import pytest
 
 import kamera_jax as kj
 from kamera_jax.compress import basis as bases
+from kamera_jax.compress import training
 from kamera_jax.compress.codec import codec
 from kamera_jax.errors import BasisError, CodecError, ModelMismatchError
+from kamera_jax.inference import compress as compressing
 from models import load
 from models.hub.basis import BASIS, keep, offer_basis, read_basis, save_basis
 from models.registry import CHECKPOINTS
@@ -134,10 +139,24 @@ def test_embedded_models_bring_theirs_in_every_dtype(vlm, chunk):
     assert kj.compress(vlm, chunk, "kivi:4").basis == "" != kj.compress(vlm, chunk, "pca:0.5").basis
 
 
-def test_both_kinds_of_windows_serve_it_with_a_patch_of_full_rank(vlm, chunk):
+@pytest.fixture
+def trained(vlm, chunk, monkeypatch):
+    """What is trained for capsule: hardly at all for models that do not bring theirs."""
+    basis = bases.of_model(vlm.spec, vlm.fingerprint)
+    if basis.capsule is None:
+        monkeypatch.setattr(compressing, "trained", partial(training.trained, steps=3))
+        for known in ("_HELD", "_LATEST"):
+            monkeypatch.setattr(bases, known, dict(getattr(bases, known)))
+        basis = kj.calibrate_codec(vlm, [chunk, kj.encode(vlm, "a blue moon stood there")], capsule=True)
+    return basis.capsule
+
+
+@pytest.mark.parametrize("name", ["pca:0.25+kivi:2", "capsule:0.4+kivi:4"])
+def test_both_kinds_of_windows_serve_it_with_a_patch_of_full_rank(vlm, chunk, trained, name):
     first = kj.encode(vlm, "what colour is the star there")
     full = kj.prefill(vlm, [first, chunk], capacity=256)
-    served = kj.compress(vlm, chunk, "pca:0.25+kivi:2").restore()
+    served = kj.compress(vlm, chunk, name).restore()
+    assert served.keeps_all_rows and served.key == chunk.key and served.codec == name
     patch = kj.form_patch(vlm, served, antecedents=[first], rank=64, int8=False)
     asked = [kj.query(vlm, full, "the star is")]
     for mode in ("materialise", "in_place"):
@@ -147,8 +166,10 @@ def test_both_kinds_of_windows_serve_it_with_a_patch_of_full_rank(vlm, chunk):
         np.testing.assert_allclose(logits, asked[0], atol=2e-3)
 
 
-@pytest.mark.parametrize("name", ["pca:0.5", "pca:0.25+kivi:4", "xkv:2:6+kivi:4", "mixed:0.25:4:2"])
-def test_a_library_stores_it(vlm, chunk, tmp_path, name):
+@pytest.mark.parametrize(
+    "name", ["pca:0.5", "pca:0.25+kivi:4", "xkv:2:6+kivi:4", "mixed:0.25:4:2", "capsule:0.4", "capsule:0.4+kivi:4"]
+)
+def test_a_library_stores_it(vlm, chunk, trained, tmp_path, name):
     packed = kj.compress(vlm, chunk, name)
     with kj.ChunkLibrary.open(tmp_path / "library", mode="a") as library:
         key = library.put(chunk, storage=name)
@@ -186,6 +207,48 @@ def test_what_is_not_known_is_named(vlm, chunk, tmp_path, monkeypatch):
         library.put(kj.encode(vlm, "another"), storage="pca:0.5+kivi:4")
     offer_basis(vlm, CHECKPOINTS / vlm.name)
     assert library.get(key) == packed.restore()
+
+
+def test_what_was_not_trained_is_named(vlm, chunk, trained, tmp_path, monkeypatch):
+    library = kj.ChunkLibrary.open(tmp_path / "library", mode="a")
+    key = library.put(chunk, storage="capsule:0.4")
+    packed = kj.compress(vlm, chunk, "capsule:0.4")
+    assert packed.basis == trained.digest and packed.nbytes < 0.45 * chunk.nbytes
+    for known in ("_HELD", "_LATEST", "_OFFERED"):
+        monkeypatch.setattr(bases, known, {})
+    with pytest.raises(BasisError, match="load the model"):
+        library.get(key)
+    plain = kj.calibrate_codec(vlm, [chunk])
+    with pytest.raises(BasisError, match="nothing was trained for capsule"):
+        kj.compress(vlm, chunk, "capsule:0.4")
+    with pytest.raises(BasisError, match="nothing was trained for capsule"):
+        library.put(kj.encode(vlm, "another"), storage="capsule:0.4")
+    bases.hold(replace(plain, capsule=trained))
+    assert library.get(key) == packed.restore()
+    with pytest.raises(BasisError, match="of another model than the basis"):
+        replace(plain, model="another", capsule=trained)
+    with pytest.raises(BasisError, match="of other KV"):
+        bases.arrays_of(trained, SHAPES["mla"].layouts(1, 3))
+
+
+def test_what_was_trained_is_kept_beside_what_was_measured(vlm, trained, tmp_path):
+    whole = replace(bases.of_model(vlm.spec, vlm.fingerprint), capsule=trained)
+    save_basis(tmp_path / "whole", whole)
+    again = read_basis(tmp_path / "whole")
+    assert again.digest == whole.digest and again.capsule.digest == trained.digest != again.digest
+    assert "with capsule" in repr(again) and trained.digest[:12] in repr(again.capsule)
+    broken = (tmp_path / "whole").read_bytes().replace(b"capsule.first_bias", b"capsule.first_bass")
+    (tmp_path / "broken").write_bytes(broken)
+    with pytest.raises(BasisError, match="of what was trained for capsule"):
+        read_basis(tmp_path / "broken")
+    for change, words in (
+        ({"first": trained.first[:, 1:]}, "first of what was trained for capsule is"),
+        ({"second": trained.second * np.nan}, "second of what was trained"),
+        ({"rot_scale": trained.rot_scale * 0}, "above 0"),
+        ({"sequence": np.ones((trained.rot_mean.shape[0], 4, 4), np.float32)}, "not orthonormal"),
+    ):
+        with pytest.raises(BasisError, match=words):
+            replace(trained, **change)
 
 
 def test_a_basis_is_measured_kept_and_found(vlm, chunk, tmp_path, monkeypatch):
