@@ -165,14 +165,20 @@ class AudioMedium:
         return max(1, int(units)) * unit
 
     def segments(
-        self, item: Audio | AudioFile, settings: MelConfig, config: Any, **most: float | int
+        self,
+        item: Audio | AudioFile,
+        settings: MelConfig,
+        config: Any,
+        *,
+        seconds: float | int | None = None,
+        tokens: int | None = None,
     ) -> Iterator[RecordedSegment]:
         """A recording in parts of at most so many seconds or tokens (see `frames`), each made when it is asked for.
 
         Raises:
             ValueError: the recording cannot be read, where the part in work cannot be.
         """
-        frames = self.frames(settings, config, **most)
+        frames = self.frames(settings, config, seconds=seconds, tokens=tokens)
         name = item.path.name if isinstance(item, AudioFile) else "the recording"
         for part in parts(blocks_of(item), frames, settings.bands):
             begin = 0.0
