@@ -129,7 +129,8 @@ class Preprocessor:
         if isinstance(item, Preprocessed):
             return (self.checked(item),)
         if (file := audio_file(_only(item))) is not None:
-            return tuple(each.item for each in self.recorded(file, tokens=tokens))
+            medium = self._sound(file)
+            return medium.cut_file(file, self._settings[medium.kind], self.config, tokens)
         read = self._read(_only(item))
         parts = self._parts(item if read is _only(item) else read)
         medium = parts[0].medium
@@ -183,12 +184,10 @@ class Preprocessor:
         file = VideoFile(item) if isinstance(item, Path) else item
         return file_segments(file.path, seconds, self._sampling_for(file))
 
-    def recorded(
-        self, item: Audio | AudioFile, *, seconds: float | int | None = None, tokens: int | None = None
-    ) -> Iterator[RecordedSegment]:
-        """As `segments`, of a recording, in parts of at most so many ``seconds`` or ``tokens``."""
+    def recorded(self, item: Audio | AudioFile, *, seconds: float | int) -> Iterator[RecordedSegment]:
+        """As `segments`, of a recording."""
         medium = self._sound(item)
-        return medium.segments(item, self._settings[medium.kind], self.config, seconds=seconds, tokens=tokens)
+        return medium.segments(item, self._settings[medium.kind], self.config, seconds=seconds)
 
     def _sound(self, item: Any) -> AudioMedium:
         """What reads recordings.

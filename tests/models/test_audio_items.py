@@ -97,6 +97,13 @@ def test_segments_are_chunks(vlm, talk):
     assert kj.encode_all(vlm, samples)[0].key == kj.encode(vlm, samples).key
 
 
+def test_what_is_held_at_once_is_bounded(vlm, talk, monkeypatch):
+    monkeypatch.setattr("models.media.sound.MAX_BYTES", 6 * 16000 * 4)
+    with pytest.raises(AudioLengthError, match=r"talk.wav has more than 384000 bytes.*one after another.*segment=30"):
+        kj.encode_all(vlm, talk, tokens=50)
+    assert len(list(vlm.segments(talk, seconds=2))) == 5
+
+
 def test_what_cannot_be_read_says_what_to_do(vlm, talk, tmp_path):
     with pytest.raises(AudioLengthError, match=r"talk.wav has more than 6 seconds.*kamera encode --segment 30s"):
         kj.encode(vlm, talk)
