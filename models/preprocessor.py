@@ -129,7 +129,8 @@ class Preprocessor:
         if isinstance(item, Preprocessed):
             return (self.checked(item),)
         if (file := audio_file(_only(item))) is not None:
-            return tuple(each.item for each in self.recorded(file, tokens=tokens))
+            medium = self._sound(file)
+            return medium.cut_file(file, self._settings[medium.kind], self.config, tokens)
         read = self._read(_only(item))
         parts = self._parts(item if read is _only(item) else read)
         medium = parts[0].medium
@@ -167,8 +168,8 @@ class Preprocessor:
         elif (file := video_file(item)) is not None:
             for segment in self.file_segments(file, seconds=seconds):
                 yield segment.item
-        elif isinstance(item, Audio) or (file := audio_file(item)) is not None:
-            for segment in self.recorded(item if isinstance(item, Audio) else file, seconds=seconds):
+        elif (recording := item if isinstance(item, Audio) else audio_file(item)) is not None:
+            for segment in self.recorded(recording, seconds=seconds):
                 yield segment.item
         else:
             yield item
@@ -179,13 +180,14 @@ class Preprocessor:
         """As `segments`, of a file, each with its times and a name for messages; another path is a video's."""
         if (recording := audio_file(item)) is not None:
             return self.recorded(recording, seconds=seconds)
+        assert not isinstance(item, AudioFile)
         file = VideoFile(item) if isinstance(item, Path) else item
         return file_segments(file.path, seconds, self._sampling_for(file))
 
-    def recorded(self, item: Audio | AudioFile, **most: float | int) -> Iterator[RecordedSegment]:
-        """As `segments`, of a recording, in parts of at most so many ``seconds`` or ``tokens``."""
+    def recorded(self, item: Audio | AudioFile, *, seconds: float | int) -> Iterator[RecordedSegment]:
+        """As `segments`, of a recording."""
         medium = self._sound(item)
-        return medium.segments(item, self._settings[medium.kind], self.config, **most)
+        return medium.segments(item, self._settings[medium.kind], self.config, seconds=seconds)
 
     def _sound(self, item: Any) -> AudioMedium:
         """What reads recordings.

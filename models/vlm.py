@@ -189,7 +189,7 @@ class VisionLanguageModel(BackboneBase):
         )
 
     def prepare(self, item: Any) -> Segment:
-        """A chunk's tokens: str is text, Path a file, PIL image or uint8[H, W, 3] an image, `kamera_jax.Video` a video.
+        """A chunk's tokens: str is text, Path a file, PIL image or uint8[H, W, 3] an image, or a Video or an Audio.
 
         A video file has the frames that the model's preprocessing takes; `models.VideoFile` states other ones.
 
@@ -219,7 +219,7 @@ class VisionLanguageModel(BackboneBase):
         return self.preprocess.cut(item, tokens=tokens)
 
     def segments(self, item: Any, *, seconds: float | int) -> Iterator[Any]:
-        """The segments of a video, or of a video file, as videos, each read when it is asked for; else the item alone.
+        """The segments of a video or recording, or a file of one, each read when it is asked for; else the item alone.
 
         See `models.preprocessor.Preprocessor.segments`.
         """

@@ -79,7 +79,7 @@ def add_pages(command: argparse.ArgumentParser) -> None:
         "--segment",
         type=seconds,
         metavar="SECONDS",
-        help="cut videos into segments of so long, as 4s, each a chunk of its own (default: a video is one chunk)",
+        help="cut videos and recordings into segments of so long, as 4s, each a chunk of its own (default: one chunk)",
     )
 
 

@@ -26,8 +26,8 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="PATH|KEY",
-        help="an image, .txt, .md, .pdf or video file, a folder of them, or the key of a chunk in the library; repeat "
-        "it",
+        help="an image, .txt, .md, .pdf, video or sound file, a folder of them, or the key of a chunk in the library; "
+        "repeat it",
     )
     add_pages(command)
     command.add_argument(

@@ -25,8 +25,8 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         nargs="+",
         type=Path,
         metavar="PATH",
-        help="an image, .txt, .md, .pdf or video file, pages of one as report.pdf:3 or report.pdf:3-5, or a folder of "
-        "them",
+        help="an image, .txt, .md, .pdf, video or sound file, pages of one as report.pdf:3 or report.pdf:3-5, or a "
+        "folder of them",
     )
     add_pages(command)
     command.add_argument(

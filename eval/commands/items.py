@@ -1,4 +1,4 @@
-"""Files and folders that the command line names, as items to encode: images, text, PDF and video files."""
+"""Files and folders that the command line names, as items to encode: images, text, PDF, video and sound files."""
 
 import os
 import re
@@ -12,6 +12,8 @@ import kamera_jax as kj
 from models.media import pdf
 from models.media.files import opened
 from models.media.frames import frame_count, image_frames
+from models.media.recordings import SUFFIXES as SOUNDS
+from models.media.recordings import audio_file
 from models.media.video_files import SUFFIXES as VIDEOS
 from models.media.video_files import video_file
 from models.vlm import VisionLanguageModel
@@ -58,12 +60,12 @@ class Source:
 
     Attributes:
         path: the file's path.
-        count: how many items it gives; 1 of a video, the segments of which are counted as they come.
+        count: how many items it gives; 1 of a video or recording, the segments of which are counted as they come.
         dpi: at which its pages are rendered.
         left_out: frames of an image file behind its first that are no items.
         first: the first of the pages that are items; None where no pages are chosen.
         error: why the file cannot be opened; it then counts as one item, which cannot be read.
-        seconds: length of the segments that a video is cut into, an item each; None for one item.
+        seconds: length of the segments that a video or recording is cut into, an item each; None for one item.
         with_text: whether the text of a PDF file's page is read with its image.
     """
 
@@ -85,8 +87,9 @@ class Source:
 
     @property
     def segmented(self) -> bool:
-        """Whether it is a video that is cut into segments, the number of which is not known before."""
-        return self.error is None and self.seconds is not None and video_file(self.path) is not None
+        """Whether it is a video or recording that is cut into segments, the number of which is not known before."""
+        timed = video_file(self.path) or audio_file(self.path)
+        return self.error is None and self.seconds is not None and timed is not None
 
     def origins(self) -> list[kj.Origin]:
         """Where its items are, by what is known without reading them; of a video the whole."""
@@ -119,7 +122,8 @@ class Source:
         """The file's items with where they are, with the error in the place of an item that cannot be read.
 
         Args:
-            vlm: the model, whose preprocessing says which frames of a video are taken; needed for segments alone.
+            vlm: the model, whose preprocessing says which frames of a video are taken, and where sound is cut; needed
+                for segments alone.
         """
         pages: Iterator[Any]
         first = self.first or 1
@@ -146,12 +150,12 @@ class Source:
             yield self._part(error, number)
 
     def _segments(self, vlm: VisionLanguageModel, seconds: float) -> Iterator[Part]:
-        """The segments of a video, each read when it is asked for."""
+        """The segments of a video or recording, each read when it is asked for."""
         begin = 0.0
         try:
             for each in vlm.preprocess.file_segments(self.path, seconds=seconds):
                 begin = float(each.begin)
-                yield Part(each.name, kj.Origin(str(self.path), time=begin), each.video)
+                yield Part(each.name, kj.Origin(str(self.path), time=begin), each.item)
         except (ValueError, OSError) as error:
             yield Part(self.path.name, kj.Origin(str(self.path), time=begin), error)
 
@@ -203,7 +207,7 @@ def sources(
         dpi: at which pages of PDF files are rendered.
         frames: whether animated images and image files of several pages give their first one or, named as the pages of
             a PDF file are, all of them.
-        segment: seconds of the segments that a video is cut into, an item each; None for a video as one item.
+        segment: seconds of the segments that a video or recording is cut into, an item each; None for one item.
         with_text: whether the text of a PDF file's page is read with its image. A file none of whose pages has a text
             then cannot be read.
 
@@ -222,7 +226,7 @@ def sources(
         if path.is_dir():
             files = sorted(_below(path), key=_natural_path)
             if not files:
-                raise NoItemsError(f"{path} has no image, video, .txt, .md or .pdf file")
+                raise NoItemsError(f"{path} has no image, video, sound, .txt, .md or .pdf file")
         elif not os.path.lexists(path):
             raise FileNotFoundError(f"there is no file or folder {path}")
         given = [replace(_source(file, dpi, frames), seconds=segment) for file in files]
@@ -305,7 +309,7 @@ def _below(folder: Path) -> Iterator[Path]:
     for place, folders, files in os.walk(folder, onerror=lambda error: unlisted.append(Path(error.filename))):
         for name in (*folders, *files):
             path = Path(place) / name
-            if path.suffix.lower() in (*IMAGES, *TEXTS, *VIDEOS, ".pdf"):
+            if path.suffix.lower() in (*IMAGES, *TEXTS, *VIDEOS, *SOUNDS, ".pdf"):
                 yield path
     yield from unlisted
 
@@ -338,5 +342,5 @@ def _source(path: Path, dpi: int, frames: Frames) -> Source:
             return Source(path, pdf.page_count(path), dpi)
     except (ValueError, OSError) as error:
         return Source(path, 1, dpi, error=error)
-    count = 1 if path.suffix.lower() in (*TEXTS, *VIDEOS) else frame_count(path)
+    count = 1 if path.suffix.lower() in (*TEXTS, *VIDEOS, *SOUNDS) else frame_count(path)
     return Source(path, count, dpi) if frames == "all" else Source(path, 1, dpi, left_out=count - 1)

@@ -21,8 +21,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "items",
         nargs="+",
         metavar="PATH|KEY",
-        help="an image, .txt, .md, .pdf or video file, pages of one as report.pdf:3 or report.pdf:3-5, a folder of "
-        "them, or the key of a chunk in the library or its beginning; in the order in which they will be asked about",
+        help="an image, .txt, .md, .pdf, video or sound file, pages of one as report.pdf:3 or report.pdf:3-5, a folder "
+        "of them, or the key of a chunk in the library or its beginning; in the order in which they will be asked "
+        "about",
     )
     add_pages(command)
     command.add_argument(

@@ -37,9 +37,10 @@ def encode(vlm: Backbone, item: Any, *, preamble: Literal["pinned"] | None = "pi
 
     Args:
         vlm: the model.
-        item: str is text, Path a file, PIL image or uint8[H, W, 3] an image, `kamera_jax.Video` a video; a list of
-            these is one chunk, as the chat template writes them in one message. A text had better not end in white
-            space, which tokenizers join to the word that follows; `encode_all` cuts texts so that none does.
+        item: str is text, Path a file, PIL image or uint8[H, W, 3] an image, `kamera_jax.Video` a video,
+            `kamera_jax.Audio` sound; a list of these is one chunk, as the chat template writes them in one message. A
+            text had better not end in white space, which tokenizers join to the word that follows; `encode_all` cuts
+            texts so that none does.
         preamble: ``"pinned"`` runs it after the model's own preamble, which takes the attention-sink role; None after
             nothing at all.
 
@@ -67,15 +68,16 @@ def encode_all(
     """Canonical KV of a long item in several chunks, cut at its natural borders.
 
     A text is cut before a paragraph break, else before white space, never behind it: the chunks' token ids in a row are
-    those of the whole text. A video is cut between its frames, or in segments of so many seconds, of which a file's are
-    read one after another. Images and lists have no such borders and are one chunk.
+    those of the whole text. A video is cut between its frames, and a recording where the model's audio tower sees no
+    further, or in segments of so many seconds, of which a file's are read one after another. Images and lists have no
+    such borders and are one chunk.
 
     Args:
         vlm: the model; one that does not say how it cuts (`kamera_jax.backbone.BackboneBase.cut`) never does.
         item: see `encode`.
-        tokens: at most so many tokens in a chunk, of a video media tokens, but at least what cannot be cut further; by
-            default 1024, and where ``segment`` is given any number.
-        segment: seconds of a video that are a chunk.
+        tokens: at most so many tokens in a chunk, of a video or recording media tokens, but at least what cannot be cut
+            further; by default 1024, and where ``segment`` is given any number.
+        segment: seconds of a video or recording that are a chunk; of a recording at most.
         preamble: see `encode`.
 
     Raises:

@@ -130,7 +130,7 @@ class Session(LooksAhead):
         patch: bool = True,
         pin: bool = False,
     ) -> str | tuple[str, ...]:
-        """Put an item at the window's end, as one chunk; or a video, or a video file, segment by segment.
+        """Put an item at the window's end, as one chunk; or a video or recording, or a file of one, segment by segment.
 
         What the session knows, in its window or in memory, is not encoded again. What stands in the window already
         stays where it is, and counts as just used; `recall` with a place moves it. Of what comes back, the policy
@@ -141,7 +141,7 @@ class Session(LooksAhead):
         Args:
             item: what `encode` takes, or a chunk.
             key: the item's, where it is known from before: then an item that the session knows is not even read.
-            segment: seconds of a video that are a chunk; an item that is no video stays whole. None for one chunk.
+            segment: seconds of a video or recording that are a chunk; another item stays whole. None for one chunk.
             patch: patch the chunk for the window as it stands, or leave it as it is; a chunk that is not canonical gets
                 none.
             pin: keep it in the window when others are evicted; see `pin`.

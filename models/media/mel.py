@@ -78,7 +78,7 @@ def log_power(
     """
     waiting = np.zeros(0, np.float32)
     begun = before
-    for block in _with_silence(blocks, silence if last else 0):
+    for block in _blocks(blocks, silence if last else 0):
         waiting = np.concatenate([waiting, block])
         if not begun and len(waiting) > EDGE:
             waiting = np.pad(waiting, (EDGE, 0), mode="reflect")
@@ -94,11 +94,16 @@ def log_power(
         yield _frames(waiting, count)
 
 
-def _with_silence(blocks: Iterable[np.ndarray], silence: int) -> Iterator[np.ndarray]:
-    for block in blocks:
-        for start in range(0, len(block), _BLOCK):
-            yield block[start : start + _BLOCK]
-    yield np.zeros(silence, np.float32)
+def _blocks(runs: Iterable[np.ndarray], silence: int) -> Iterator[np.ndarray]:
+    """The samples in runs of about `_BLOCK`, and the silence behind them: codecs give a thousand at a time."""
+    held: list[np.ndarray] = []
+    for run in runs:
+        for start in range(0, len(run), _BLOCK):
+            held.append(run[start : start + _BLOCK])
+            if sum(map(len, held)) >= _BLOCK:
+                yield np.concatenate(held)
+                held = []
+    yield np.concatenate([*held, np.zeros(silence, np.float32)])
 
 
 def _frames(samples: np.ndarray, count: int) -> np.ndarray:

@@ -8,11 +8,12 @@ from kamera_jax.chunk import Chunk, Patch
 from kamera_jax.window.window import Window
 from models.hub.borders import warn_caller
 from models.media.pictures import VIDEOS
+from models.media.recordings import SUFFIXES as SOUNDS
 
 IMAGES = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jpeg", ".jpg", ".png", ".psd", ".tif", ".tiff", ".webp")
 """Endings of image files, as users name them."""
 
-_ENDINGS = (*IMAGES, *VIDEOS, ".pdf", ".txt", ".md")
+_ENDINGS = (*IMAGES, *VIDEOS, *SOUNDS, ".pdf", ".txt", ".md")
 
 _LONGEST = 1024
 """Letters of a path, at most; longer texts are texts."""

@@ -174,11 +174,15 @@ def parts(blocks: Blocks, frames: int, bands: int) -> Iterator[Audio | AudioPart
     for begin in begins:
         last = begin == begins[-1]
         end = samples if last else min(samples, (begin + frames) * mel.HOP + _AFTER)
-        while dropped + len(waiting) < end:
+        held = [waiting]
+        ready = dropped + len(waiting)
+        while ready < end:
             run = next(runs, None)
             if run is None:
                 raise DamagedAudioError("the recording is shorter than it was a moment ago; is it still written?")
-            waiting = np.concatenate([waiting, run])
+            held.append(run)
+            ready += len(run)
+        waiting = np.concatenate(held)
         start = max(0, begin * mel.HOP - mel.EDGE)
         here = waiting[start - dropped : end - dropped].copy()
         yield AudioPart(here, begin, min(frames, total - begin), end == samples, loudest)

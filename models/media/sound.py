@@ -11,7 +11,7 @@ from models.blocks.params import Params
 from models.blocks.vit import pad_patches
 from models.hub.chat import ChatTemplate
 from models.hub.fields import Fields, UnsupportedConfigError
-from models.media.audio_stream import at_rate
+from models.media.audio_stream import AudioLengthError, at_rate
 from models.media.mel import HOP, RATE, WINDOW
 from models.media.recordings import (
     FRAMES,
@@ -28,6 +28,9 @@ from models.media.video_stream import clock_time
 
 VERSION = 1
 """Of how samples become mel: a part of the keys of chunks with sound."""
+
+MAX_BYTES = 2**30
+"""The samples of a file that is cut by tokens, and so held in memory, have no more bytes than this: 4.6 hours."""
 
 FIELDS = (
     *("chunk_length", "dither", "feature_extractor_type", "feature_size", "hop_length", "n_fft"),
@@ -165,14 +168,20 @@ class AudioMedium:
         return max(1, int(units)) * unit
 
     def segments(
-        self, item: Audio | AudioFile, settings: MelConfig, config: Any, **most: float | int
+        self,
+        item: Audio | AudioFile,
+        settings: MelConfig,
+        config: Any,
+        *,
+        seconds: float | int | None = None,
+        tokens: int | None = None,
     ) -> Iterator[RecordedSegment]:
         """A recording in parts of at most so many seconds or tokens (see `frames`), each made when it is asked for.
 
         Raises:
             ValueError: the recording cannot be read, where the part in work cannot be.
         """
-        frames = self.frames(settings, config, **most)
+        frames = self.frames(settings, config, seconds=seconds, tokens=tokens)
         name = item.path.name if isinstance(item, AudioFile) else "the recording"
         for part in parts(blocks_of(item), frames, settings.bands):
             begin = 0.0
@@ -181,6 +190,25 @@ class AudioMedium:
                 begin = part.begin / FRAMES
                 end += begin
             yield RecordedSegment(f"{name}, {clock_time(begin)}–{clock_time(end)}", begin, end, part)
+
+    def cut_file(self, file: AudioFile, settings: MelConfig, config: Any, tokens: int) -> tuple[Any, ...]:
+        """As `cut`, of a file, whose parts are all in memory together.
+
+        Raises:
+            AudioLengthError: they have more than `MAX_BYTES`.
+            AudioFileError: the file cannot be read.
+        """
+        made = []
+        count = 0
+        for each in self.segments(file, settings, config, tokens=tokens):
+            made.append(each.item)
+            count += each.item.samples.nbytes
+            if count > MAX_BYTES:
+                raise AudioLengthError(
+                    f"{file.path} has more than {MAX_BYTES} bytes of samples, {clock_time(each.begin)} of sound: read "
+                    "it in segments, one after another: encode_all(…, segment=30), or Session.add(…, segment=30)"
+                )
+        return tuple(made)
 
     def cut(self, item: Audio | AudioPart, settings: MelConfig, config: Any, tokens: int) -> Sequence[Any]:
         """See `models.architecture.Medium`; each part is normalised with the whole recording."""

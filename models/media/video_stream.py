@@ -116,7 +116,8 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
             streams = [each for each in container.streams.video if "attached_pic" not in str(each.disposition)]
             if not streams:
                 others = ", ".join(sorted({each.type for each in container.streams})) or "none"
-                raise VideoFormatError(f"{path} has no video stream (its streams are: {others}); expected one")
+                hint = ": of its sound hand in models.AudioFile(path)" if container.streams.audio else ""
+                raise VideoFormatError(f"{path} has no video stream (its streams are: {others}); expected one{hint}")
             stream = streams[0]
             context = stream.codec_context
             if context is None:

@@ -21,6 +21,7 @@ from models.registry import ARCHITECTURES, CHECKPOINTS
 from tests.models.ports.test_idefics3 import PUBLISHED as IDEFICS3
 from tests.models.ports.test_llava_onevision import PUBLISHED as ONEVISION
 from tests.models.ports.test_port_configs import PUBLISHED
+from tests.models.ports.test_qwen2_5_omni import PUBLISHED as OMNI
 from tests.models.ports.test_qwen2_5_vl_config import HUB, nested
 from tests.models.ports.test_qwen3_vl_config import PUBLISHED as QWEN3_VL
 
@@ -30,8 +31,15 @@ HUGE = 10**400
 NO_NUMBERS = [NAN, INFINITY, -INFINITY, True, False, "1", [1.0], {}, HUGE, -HUGE]
 NOT_POSITIVE = [*NO_NUMBERS, 0, 0.0, -1, -1e-6, 1e-320]
 NO_SIZES = [*NO_NUMBERS, 0, -1, 1.5, 2.0, 2**31, 10**30]
-CONFIGS = {**PUBLISHED, **QWEN3_VL, "idefics3": IDEFICS3, "llava_onevision": ONEVISION}
-CONFIGS |= {"qwen2_5_vl": HUB, "qwen2_5_vl, nested": nested()}
+CONFIGS = {
+    **PUBLISHED,
+    **QWEN3_VL,
+    "idefics3": IDEFICS3,
+    "llava_onevision": ONEVISION,
+    "qwen2_5_omni": OMNI,
+    "qwen2_5_vl": HUB,
+    "qwen2_5_vl, nested": nested(),
+}
 
 
 def with_field(mapping, path, value):
@@ -62,6 +70,7 @@ POSITIVE = {
     "idefics3": "text_config/rms_norm_eps text_config/rope_theta vision_config/layer_norm_eps",
     "llava_onevision": "text_config/rms_norm_eps text_config/rope_theta vision_config/layer_norm_eps",
     "qwen2_5_vl": "rms_norm_eps rope_theta",
+    "qwen2_5_omni": "thinker_config/position_id_per_seconds thinker_config/text_config/rope_theta",
     "qwen3_vl": "text_config/rms_norm_eps text_config/rope_theta",
     "qwen2_5_vl, nested": "text_config/rms_norm_eps text_config/rope_parameters/rope_theta",
 }
@@ -91,6 +100,9 @@ SIZES = {
     "vision_config/num_hidden_layers vision_config/num_attention_heads vision_config/image_size "
     "vision_config/num_channels",
     "llava_onevision": "text_config/hidden_size vision_config/image_size vision_config/patch_size",
+    "qwen2_5_omni": "thinker_config/audio_config/d_model thinker_config/audio_config/encoder_layers "
+    "thinker_config/audio_config/encoder_attention_heads thinker_config/audio_config/n_window "
+    "thinker_config/audio_config/num_mel_bins thinker_config/text_config/vocab_size thinker_config/vision_config/depth",
     "idefics3": "scale_factor text_config/num_hidden_layers vision_config/image_size vision_config/patch_size",
     "qwen2_5_vl": "num_attention_heads num_key_value_heads max_position_embeddings vocab_size vision_config/depth "
     "vision_config/window_size vision_config/temporal_patch_size vision_config/spatial_merge_size",
@@ -111,6 +123,7 @@ TOKENS = {
     "idefics3": "image_token_id",
     "llava_onevision": "image_token_index video_token_index",
     "qwen2_5_vl": "image_token_id",
+    "qwen2_5_omni": "thinker_config/audio_token_index thinker_config/video_token_index",
     "qwen3_vl": "image_token_id video_token_id vision_start_token_id vision_end_token_id",
 }
 
