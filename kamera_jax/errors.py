@@ -125,6 +125,10 @@ class LockedError(ValueError):
     """A folder that another process is writing to."""
 
 
+class LeaseLostError(ValueError):
+    """A writer that another has taken over from: it did not renew its lease in time, and changes nothing any more."""
+
+
 class NoFileLocksError(ValueError):
     """A system without file locks: nothing keeps two processes from writing to one folder at once."""
 

@@ -14,8 +14,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from kamera_jax.library import saver
 from kamera_jax.library.forked import check_unforked
-from kamera_jax.library.opening import read_regular
+from kamera_jax.library.opening import open_regular, read_regular
 
 STATE = "state"
 """Folder of the arrays in a checkpoint, which is Orbax's to name."""
@@ -55,11 +56,11 @@ def save(place: Path, arrays: Mapping[str, np.ndarray]) -> None:
     Raises:
         OSError, ValueError: as Orbax has them; nothing is to be made of what lies there then.
     """
-    import jax
+    if _in_job():
+        saver.save(place, arrays)
+        return
     from orbax.checkpoint import v1 as ocp  # seconds to import
 
-    if jax.process_count() > 1:
-        raise ValueError("Orbax saves with all processes of a jax.distributed job at once; write from a job of one")
     context = ocp.Context()
     context.array.saving.use_ocdbt = False
     context.array.saving.use_zarr3 = False
@@ -78,10 +79,38 @@ def load(place: Path, targets: Mapping[str, Any] | None = None) -> dict[str, Any
 
     Raises:
         Exception: whatever Orbax makes of missing or broken files.
+
+    In a job of `jax.distributed` each process that has devices of a sharding reads their part, and waits for no other.
     """
+    import jax
     from orbax.checkpoint import v1 as ocp
 
-    return ocp.load(str(place), targets)
+    if not _in_job():
+        return ocp.load(str(place), targets)
+    if targets is not None:
+        return {name: _loaded_part(place, name, target) for name, target in targets.items()}
+    context = ocp.Context()
+    context.multiprocessing.primary_host = jax.process_index()
+    context.multiprocessing.active_processes = {jax.process_index()}
+    context.multiprocessing.barrier_sync_key_prefix = str(jax.process_index())
+    with context:
+        return ocp.load(str(place))
+
+
+def _in_job() -> bool:
+    """Whether this is one of several processes of `jax.distributed`, which Orbax saves and loads with all at once."""
+    import jax
+
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def _loaded_part(place: Path, name: str, target: Any) -> Any:
+    """An array of a checkpoint on devices of several processes, each of which reads what its own need."""
+    import jax
+
+    with os.fdopen(open_regular(data_file(place, name, len(target.shape))), "rb") as file:
+        whole = np.memmap(file, target.dtype, "r", shape=target.shape)
+        return jax.make_array_from_callback(target.shape, target.sharding, lambda index: np.array(whole[index]))
 
 
 def check_layout(place: Path, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> None:

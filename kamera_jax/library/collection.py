@@ -14,13 +14,14 @@ from collections.abc import Container, Iterable, Iterator
 from kamera_jax.errors import LibraryCorruptError, LibraryFullError
 from kamera_jax.library import marks
 from kamera_jax.library.arrays import writer
-from kamera_jax.library.commit import PACK_BYTES, PACK_ROWS, STAGING, Committer
-from kamera_jax.library.facts import Collected, LibraryReport
+from kamera_jax.library.commit import PACK_BYTES, PACK_ROWS, Committer
+from kamera_jax.library.facts import Collected, LibraryReport, LibraryStats
 from kamera_jax.library.failures import is_full
 from kamera_jax.library.files import sync
 from kamera_jax.library.index import FOLDERS, Index
 from kamera_jax.library.leftovers import size, sweep
 from kamera_jax.library.rows import Kind, Row
+from kamera_jax.library.writers import Turn
 
 SMALL_ROWS = 16
 """Packs of fewer rows are put together."""
@@ -38,6 +39,22 @@ def dead_bytes(index: Index) -> int:
                 manifest = index.pack(name).manifest
                 found += sum(manifest.row_nbytes(key) for key in dead)
     return found
+
+
+def counted(index: Index) -> LibraryStats:
+    """What a library holds."""
+    index.refresh()
+    packs = index.packs()
+    return LibraryStats(
+        chunks=len(index.keys("chunks")),
+        patches=len(index.keys("patches")),
+        packs=len(packs),
+        bytes=size(index.root),
+        deleted=sum(len(keys.keys) - len(index.live(name)) for name, keys in packs.items()),
+        damaged=len(index.damaged),
+        lost=len(index.lost()),
+        deleted_bytes=dead_bytes(index),
+    )
 
 
 def checked(index: Index) -> LibraryReport:
@@ -72,7 +89,7 @@ def checked(index: Index) -> LibraryReport:
 def delete(committer: Committer, key: str) -> bool:
     """Delete a chunk with its patches, or a patch; whether there was something to delete."""
     index = committer.index
-    with committer.writing():
+    with committer.writing() as turn:
         keys = (*index.patches(key), key)
         try:
             return index.mark_deleted(keys)
@@ -81,7 +98,7 @@ def delete(committer: Committer, key: str) -> bool:
             alive = {each for name in packs for each in index.packs()[name].keys if name in index.packs_of(each)}
             if not is_full(error) or not packs or not alive <= set(keys):
                 raise
-            if _drop(index, packs)[-1]:  # the disk has no room for a mark, and these packs need none
+            if _drop(turn, index, packs)[-1]:  # the disk has no room for a mark, and these packs need none
                 raise
             index.save()
             return True
@@ -99,9 +116,9 @@ class _Tally:
         self.kept: list[str] = []
         self.left: list[str] = []
 
-    def drop(self, names: Iterable[str]) -> list[str]:
+    def drop(self, turn: Turn, names: Iterable[str]) -> list[str]:
         """Remove packs for good; the names of those that cannot be removed."""
-        freed, dropped, stuck = _drop(self.committer.index, names)
+        freed, dropped, stuck = _drop(turn, self.committer.index, names)
         self.freed += freed
         self.dropped += dropped
         return stuck
@@ -139,12 +156,12 @@ def _begin(tally: _Tally) -> dict[Kind, list[str]]:
     """Sweep, drop the packs of which nothing is alive, which needs no room, and say which are to be rewritten."""
     committer = tally.committer
     index = committer.index
-    with committer.writing():
-        swept = sweep(committer.root, STAGING)
+    with committer.writing() as turn:
+        swept = sweep(committer.root, turn.staging)
         tally.swept = len(swept)
         tally.freed = sum(swept) + _beside(committer)
         dead = index.dead()
-        stuck = set(tally.drop(dead))
+        stuck = set(tally.drop(turn, dead))
         return {kind: _to_collect(index, kind, stuck) for kind in FOLDERS}
 
 
@@ -184,7 +201,7 @@ def _replace(tally: _Tally, kind: Kind, batch: dict[str, list[Row]]) -> None:
 def _write(tally: _Tally, kind: Kind, batch: dict[str, list[Row]]) -> None:
     committer = tally.committer
     index = committer.index
-    with committer.writing():
+    with committer.writing() as turn:
         packs = index.packs()
         wanted: list[Row] = []
         done = []
@@ -194,13 +211,13 @@ def _write(tally: _Tally, kind: Kind, batch: dict[str, list[Row]]) -> None:
                 done.append(name)
                 wanted += [row for row in rows if row.key in live]
         if wanted:
-            tally.freed -= sum(map(size, committer.write(kind, wanted)))
+            tally.freed -= sum(map(size, committer.write(turn, kind, wanted)))
             tally.moved += len(wanted)
-        if stuck := tally.drop(done):
+        if stuck := tally.drop(turn, done):
             index.mark_packs(stuck)
 
 
-def _drop(index: Index, names: Iterable[str]) -> tuple[int, int, list[str]]:
+def _drop(turn: Turn, index: Index, names: Iterable[str]) -> tuple[int, int, list[str]]:
     """Remove packs for good: at once for whoever looks, then their files.
 
     Returns:
@@ -211,8 +228,9 @@ def _drop(index: Index, names: Iterable[str]) -> tuple[int, int, list[str]]:
         return 0, 0, []
     gone = {}
     with index.changing():
+        turn.check()
         for name, place in places.items():
-            path = index.root / STAGING / uuid.uuid4().hex
+            path = turn.staging / uuid.uuid4().hex
             with contextlib.suppress(OSError):
                 os.rename(place, path)
                 gone[name] = path
@@ -229,10 +247,10 @@ def _end(tally: _Tally) -> None:
     """Write down what is where, and let go of marks whose packs are gone."""
     committer = tally.committer
     root = committer.root
-    with committer.writing():
+    with committer.writing() as turn:
         with contextlib.suppress(OSError):  # nothing depends on it
             committer.index.collected()
-            marks.begin(root)
+            marks.begin(root, turn.through)
         tally.freed -= _beside(committer)
 
 

@@ -1,8 +1,8 @@
 """How rows come into a library: copied by whoever puts them, written in packs by the one writer of the process.
 
 A pack is written to a folder of its own in ``staging``, brought to the disk, and renamed to its place: before that it
-is not there, after that it is there for good. One writer at a time, over all processes, holds the library's lock, so
-whatever else lies in ``staging`` was left by one that died.
+is not there, after that it is there for good. One writer at a time, over all processes, holds the library's lock or
+lease, so whatever else lies in ``staging`` was left by one that died.
 """
 
 import shutil
@@ -18,14 +18,12 @@ from kamera_jax.errors import LibraryCorruptError, LibraryDiskError, LibraryFull
 from kamera_jax.library.arrays import writer
 from kamera_jax.library.failures import check_own, is_forbidden, is_full
 from kamera_jax.library.failures import named_errors as named_errors
-from kamera_jax.library.files import locked, sync
+from kamera_jax.library.files import sync
 from kamera_jax.library.index import FOLDERS, Index
 from kamera_jax.library.marks import TOMBSTONES
 from kamera_jax.library.packs import write_pack
 from kamera_jax.library.rows import Kind, Row
-
-STAGING = "staging"
-LOCK = "LOCK"
+from kamera_jax.library.writers import STAGING, Turn, Writers
 
 PACK_BYTES = 2**28
 """Rows are put into one pack until they have so many bytes."""
@@ -48,10 +46,11 @@ OWN_FOLDERS = (*FOLDERS.values(), STAGING, TOMBSTONES)
 class Committer:
     """The way in. Any thread may add."""
 
-    def __init__(self, root: Path, index: Index) -> None:
+    def __init__(self, root: Path, index: Index, writers: Writers) -> None:
         """Nothing is to be written yet."""
         self.root = root
         self.index = index
+        self.writers = writers
         self._pending: deque[tuple[Row, Future[str]]] = deque()
         self._bytes = 0
         self._changed = threading.Condition()
@@ -93,7 +92,7 @@ class Committer:
     def _commit(self, kind: Kind, batch: Sequence[tuple[Row, "Future[str]"]]) -> None:
         failed: dict[str, BaseException] = {}
         try:
-            with self.writing():
+            with self.writing() as turn:
                 fresh: dict[str, Row] = {}
                 for row, _ in batch:
                     kinds = self.index.kinds_of(row.key)
@@ -106,7 +105,7 @@ class Committer:
                         fresh.setdefault(row.key, row)  # the first to put a key wins
                     elif (damage := self._damage(row.key, kind)) is not None:
                         failed[row.key] = damage
-                self._write_apart(kind, list(fresh.values()), failed)
+                self._write_apart(turn, kind, list(fresh.values()), failed)
         except BaseException as error:
             failed = {row.key: error for row, _ in batch}
         for row, future in batch:
@@ -123,13 +122,14 @@ class Committer:
             return LibraryCorruptError(f"{key[:12]} is there and cannot be read: {error}")
         return None
 
-    def _write_apart(self, kind: Kind, rows: list[Row], failed: dict[str, BaseException]) -> None:
+    def _write_apart(self, turn: Turn, kind: Kind, rows: list[Row], failed: dict[str, BaseException]) -> None:
         """Write rows; those that cannot be written, for what they are, cost no other row."""
         if not rows:
             return
         try:
-            self.write(kind, rows)
+            self.write(turn, kind, rows)
         except Exception as error:
+            turn.check()  # of a lease that was lost nothing else can be said
             if (
                 isinstance(error, OSError | LibraryFullError | LibraryDiskError)
                 or is_full(error)
@@ -141,38 +141,43 @@ class Committer:
                 failed[rows[0].key].__cause__ = error
                 return
             for row in rows:
-                self._write_apart(kind, [row], failed)
+                self._write_apart(turn, kind, [row], failed)
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
+    def writing(self) -> Iterator[Turn]:
         """The context in which this is the library's one writer, and has read all that is there."""
         with named_errors(self.root):
             check_own(self.root, OWN_FOLDERS)
-            with locked(self.root / LOCK):
+            with self.writers.one() as turn:
                 check_own(self.root, OWN_FOLDERS)
                 self.index.refresh(locked=True)
-                yield
+                self.index.through = turn.through
+                try:
+                    yield turn
+                finally:
+                    self.index.through = None
 
-    def write(self, kind: Kind, rows: Sequence[Row]) -> list[Path]:
+    def write(self, turn: Turn, kind: Kind, rows: Sequence[Row]) -> list[Path]:
         """Write rows into new packs, and give their folders; the caller is the one writer, on the writer's thread.
 
         Raises:
             LibraryFullError: there is no room.
             UnstorableError: they would not be read back.
+            LeaseLostError: another writes now.
         """
         places = []
         part: list[Row] = []
         described = 0
         for row in rows:
             if part and described + row.described > _DESCRIBED:
-                places.append(self._write_pack(kind, part))
+                places.append(self._write_pack(turn, kind, part))
                 part = []
                 described = 0
             part.append(row)
             described += row.described
-        return [*places, self._write_pack(kind, part)]
+        return [*places, self._write_pack(turn, kind, part)]
 
-    def _write_pack(self, kind: Kind, rows: Sequence[Row]) -> Path:
+    def _write_pack(self, turn: Turn, kind: Kind, rows: Sequence[Row]) -> Path:
         needed = sum(row.nbytes for row in rows) + _ROOM
         free = shutil.disk_usage(self.root).free
         if needed > free:
@@ -181,11 +186,12 @@ class Committer:
                 "Make room, or delete chunks and collect"
             )
         name = uuid.uuid4().hex
-        staged = self.root / STAGING / name
+        staged = turn.staging / name
         place = self.index.folder(kind)
         try:
             manifest = write_pack(staged, kind, rows)
             with self.index.changing():
+                turn.check()
                 staged.rename(place / name)
                 try:
                     sync(place)

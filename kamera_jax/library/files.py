@@ -109,19 +109,20 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def write_sealed(path: Path, body: Mapping[str, Any], *, durable: bool = True) -> None:
+def write_sealed(path: Path, body: Mapping[str, Any], *, durable: bool = True, through: Path | None = None) -> None:
     """Write JSON with its digest, in place of what was there: all of it or nothing.
 
     Args:
         path: the file.
         body: what JSON can hold.
         durable: wait for the disk.
+        through: the folder in which it is written, and renamed from; by default that of the file.
     """
     payload = json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
     written = _OPENING + sha256(payload).encode() + _BODY + payload + _CLOSING
     if len(written) > SEALED_BYTES:
         raise ValueError(f"{path} would have {len(written)} bytes; expected at most {SEALED_BYTES}, or it is not read")
-    beside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    beside = (through or path.parent) / f"{path.name}.{uuid.uuid4().hex}"
     try:
         with os.fdopen(open_regular(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
             file.write(written)

@@ -40,6 +40,7 @@ class Index:
         damaged: packs whose manifest cannot be read, and why.
         broken: other files that are not as they were written, though nothing is lost with them, and what to do.
         names: every pack that is there, readable or not.
+        through: the folder that the one writer's changes come out of; see `kamera_jax.library.writers.Turn`.
     """
 
     def __init__(self, root: Path) -> None:
@@ -49,6 +50,7 @@ class Index:
         self.damaged: dict[str, str] = {}
         self.broken: dict[str, str] = {}
         self.names: dict[str, Kind] = {}
+        self.through: Path | None = None
         self._packs: dict[str, PackKeys] = {}
         self._missing: dict[str, PackKeys] = {}
         self._rows: dict[str, tuple[str, ...]] = {}  # the packs of a key, the first seen first
@@ -172,7 +174,9 @@ class Index:
         finally:
             marks.count_change(self.root)
         with self._lock:
-            if known:
+            if self.through is not None:
+                self._seen = ((), 0)  # of a lease that was taken over since, others have changed it
+            elif known:
                 self._seen = (stamps(self._folders, self._files), time.time_ns())
 
     def added(self, name: str, manifest: Manifest) -> None:
@@ -340,7 +344,7 @@ class Index:
         new = [f"{name}.{key}" for name, key in rows]
         if new:
             with self.changing():
-                marks.add(self.root, new)
+                marks.add(self.root, new, self.through)
                 with self._lock:
                     self._deleted |= frozenset(new)
                     for name, key in rows:
@@ -352,7 +356,7 @@ class Index:
             known = self._packs | self._missing
             if known.keys() != self._saved or self._index_broken:
                 try:
-                    write(self.root, known)
+                    write(self.root, known, self.through)
                 except (OSError, ValueError):  # the packs say the same
                     return False
                 self._saved = frozenset(known)
@@ -370,7 +374,7 @@ class Index:
                 self._missing.clear()
                 self._missing_of = None
                 if self.save():
-                    marks.keep(self.root, self.names)
+                    marks.keep(self.root, self.names, self.through)
                 self._marks = marks.read(self.root)
                 self._deleted = self._marks.deleted
                 self.broken = self._marks.broken | self._index_broken

@@ -30,15 +30,15 @@ def keys_of(manifest: Manifest) -> PackKeys:
     return PackKeys(manifest.kind, manifest.keys, manifest.chunks)
 
 
-def write(root: Path, packs: Mapping[str, PackKeys]) -> None:
-    """Write the file, in place of what was there.
+def write(root: Path, packs: Mapping[str, PackKeys], through: Path | None = None) -> None:
+    """Write the file, in place of what was there; see `kamera_jax.library.files.write_sealed`.
 
     Raises:
         OSError: it cannot be written.
         ValueError: there are too many keys for a file that is read again.
     """
     listed = {name: {"kind": at.kind, "keys": at.keys, "chunks": at.chunks} for name, at in packs.items()}
-    write_sealed(root / INDEX, {"packs": listed})
+    write_sealed(root / INDEX, {"packs": listed}, through=through)
 
 
 def read(root: Path) -> tuple[dict[str, PackKeys], dict[str, str]]:

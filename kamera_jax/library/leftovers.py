@@ -17,17 +17,17 @@ UNFINISHED = re.compile(rf"({'|'.join(map(re.escape, (LIBRARY, INDEX, LOG)))})\.
 _STAGED = re.compile(r"[0-9a-f]{32}(\..*)?")
 
 
-def sweep(root: Path, staging: str) -> list[int]:
+def sweep(root: Path, staging: Path) -> list[int]:
     """Remove unfinished writes, and give the bytes of each; the caller is the one writer, so nobody is at them.
 
     What no writer makes there is left alone, and so is what cannot be removed.
 
     Args:
         root: of the library.
-        staging: its folder of packs that are being written, or removed.
+        staging: the writer's folder of packs that are being written, or removed.
     """
     sizes = []
-    for path in sorted((root / staging).iterdir()):
+    for path in sorted(staging.iterdir()):
         if _STAGED.fullmatch(path.name) and is_folder(path):
             with contextlib.suppress(OSError):
                 sizes.append(size(path))

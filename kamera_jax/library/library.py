@@ -18,20 +18,21 @@ from kamera_jax.kv import KV
 from kamera_jax.library import bulk, collection, exchange, marks
 from kamera_jax.library.arrays import writer
 from kamera_jax.library.bulk import Stacked, Where
-from kamera_jax.library.commit import LOCK, STAGING, Committer, named_errors
+from kamera_jax.library.commit import Committer, named_errors
 from kamera_jax.library.facts import Collected, Exchanged, Item, LibraryReport, LibraryStats
 from kamera_jax.library.failures import reading_errors
-from kamera_jax.library.files import locked
 from kamera_jax.library.forked import check_unforked
 from kamera_jax.library.index import Index
-from kamera_jax.library.layout import check_format, make
-from kamera_jax.library.leftovers import size, sweep
+from kamera_jax.library.layout import check_format, check_lease, make
+from kamera_jax.library.leases import SECONDS
+from kamera_jax.library.leftovers import sweep
 from kamera_jax.library.origin import Origin
 from kamera_jax.library.packs import THREADS
 from kamera_jax.library.reading import Reader, Verify
 from kamera_jax.library.rows import Kind, Storage, check_storage, chunk_of, patch_of, row_of
 from kamera_jax.library.slices import consecutive, read_kv, read_rot
 from kamera_jax.library.storing import put_all
+from kamera_jax.library.writers import Lock, Writers
 from kamera_jax.record import library_repr
 
 Mode = Literal["r", "a"]
@@ -46,18 +47,26 @@ class ChunkLibrary:
 
     __repr__ = library_repr
 
-    def __init__(self, root: Path, mode: Mode, verify: Verify) -> None:
+    def __init__(self, writers: Writers, mode: Mode, verify: Verify) -> None:
         """Use `open`."""
-        self.root = root
+        self.root = root = writers.root
         self.mode = mode
         self._pid = os.getpid()
         self._index = Index(root)
         self._reader = Reader(root, self._index, verify)
-        self._committer = Committer(root, self._index)
+        self._committer = Committer(root, self._index, writers)
         self._index.refresh(force=True)
 
     @classmethod
-    def open(cls, path: str | Path, mode: Mode = "r", *, verify: Verify = "always") -> "ChunkLibrary":
+    def open(
+        cls,
+        path: str | Path,
+        mode: Mode = "r",
+        *,
+        verify: Verify = "always",
+        lock: Lock | None = None,
+        lease_seconds: float = SECONDS,
+    ) -> "ChunkLibrary":
         """Open a library.
 
         Args:
@@ -65,30 +74,32 @@ class ChunkLibrary:
             mode: ``"r"`` reads; ``"a"`` writes too, and makes the library if the folder is empty or not there.
             verify: compare what is read with its digests ``"always"``, the ``"first"`` time this object reads it, or
                 ``"never"``.
+            lock: by what writers take turns, for good: ``"file"``, the default of a new library, the system's lock;
+                ``"lease"`` where several hosts write to one folder of a network. None for what the library has.
+            lease_seconds: after which others take over a lease that is not renewed, as a thread does; 0.5 to 3600.
 
         Raises:
             LibraryNotFoundError: the path is no library.
             LibraryVersionError: it has a format that this version does not read.
             LibraryCorruptError: its first file is not as it was written.
             LibraryReadOnlyError: ``mode="a"``, and it may not be written to.
-            ValueError: an unknown mode or verify.
+            ValueError: an unknown mode, verify or lock, a lock that is not the library's, or no such seconds.
         """
-        if mode not in get_args(Mode) or verify not in get_args(Verify):
-            raise ValueError(
-                f"mode is one of {get_args(Mode)}, verify one of {get_args(Verify)}; got {mode!r}, {verify!r}"
-            )
+        check_choice(mode, get_args(Mode), "mode")
+        check_choice(verify, get_args(Verify), "verify")
         check_type(path, (str, os.PathLike), "path", "the library's folder")
+        check_lease(lock, lease_seconds)
         root = Path(path).absolute()
         check_unforked(f"the library at {root}")
         if mode == "a":
-            make(root)
-        check_format(root)
+            make(root, lock or "file")
+        writers = Writers(root, check_format(root, lock), lease_seconds)
         if mode == "a":
-            with named_errors(root), locked(root / LOCK):
-                sweep(root, STAGING)
-                marks.begin(root)
+            with named_errors(root), writers.one() as turn:
+                sweep(root, turn.staging)
+                marks.begin(root, turn.through)
         with reading_errors(root):
-            return cls(root, mode, verify)
+            return cls(writers, mode, verify)
 
     def put(self, item: Chunk | Patch, *, storage: Storage = "exact", origin: Origin | None = None) -> str:
         """Store a chunk or a patch; nothing is written if its key is there already.
@@ -111,6 +122,7 @@ class ChunkLibrary:
             UnstorableError: something in it cannot be stored, or would not come back as it is.
             CodecError: there is no such storage.
             ForkedProcessError: the library was opened before this process was forked.
+            LeaseLostError: another took over, see `open`; nothing was stored: put it again.
             ValueError: it is no chunk and no patch, or a patch with an origin.
         """
         return self.put_async(item, storage=storage, origin=origin).result()
@@ -337,18 +349,7 @@ class ChunkLibrary:
 
     def stats(self) -> LibraryStats:
         """What the library holds."""
-        self._index.refresh()
-        packs = self._index.packs()
-        return LibraryStats(
-            chunks=len(self._index.keys("chunks")),
-            patches=len(self._index.keys("patches")),
-            packs=len(packs),
-            bytes=size(self.root),
-            deleted=sum(len(keys.keys) - len(self._index.live(name)) for name, keys in packs.items()),
-            damaged=len(self._index.damaged),
-            lost=len(self._index.lost()),
-            deleted_bytes=collection.dead_bytes(self._index),
-        )
+        return collection.counted(self._index)
 
     def packs(self, kind: Kind = "chunks") -> tuple[str, ...]:
         """Names of the packs, for `restore`."""

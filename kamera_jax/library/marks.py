@@ -3,6 +3,9 @@
 A mark, ``<pack>.<key>``, is the name of an empty file in the folder ``tombstones`` and then a line of ``deleted.log``.
 Either is enough. A mark stays until its pack is gone and no index lists it; then a collection removes both. The first
 line of the log names the last collection: whoever sees a pack gone, and another collection named, need not look for it.
+
+Where writers have leases, ``through`` is the folder of theirs out of which all changes are renamed; the log is then
+written anew instead of on.
 """
 
 import contextlib
@@ -104,39 +107,45 @@ def _line(text: str) -> bytes:
     return f"{text} {sha256(text.encode())[:_CHECK]}\n".encode()
 
 
-def begin(root: Path) -> None:
+def begin(root: Path, through: Path | None = None) -> None:
     """Make the files that a writer needs and that are not there; the caller is the one writer."""
     marks = read(root)
     with contextlib.suppress(OSError):  # each of these is of use, and none is needed: the disk may be full
         if not os.path.lexists(root / LOG):
-            _write_log(root, marks.deleted)
+            _write_log(root, marks.deleted, through)
         elif marks.unlogged or marks.unfiled:
-            _append(root, marks.unlogged)
-            _touch(root, marks.unfiled)
+            _append(root, marks.unlogged, through)
+            _touch(root, marks.unfiled, through)
         if not os.path.lexists(root / CHANGES):
             os.close(open_regular(root / CHANGES, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
 
 
-def add(root: Path, marks: Collection[str]) -> None:
+def add(root: Path, marks: Collection[str], through: Path | None = None) -> None:
     """Write marks and bring them to the disk; the caller is the one writer.
 
     Raises:
         OSError: neither place could be written, and no mark was.
     """
     try:
-        _touch(root, marks)
+        _touch(root, marks, through)
     except (OSError, NotRegularError) as error:
+        if through is not None:
+            raise
         try:
             _append(root, [f"{_ALONE}{mark}" for mark in marks])
         except (OSError, NotRegularError):
             raise error from None
         return
     with contextlib.suppress(OSError, NotRegularError):  # the files are enough
-        _append(root, marks)
+        _append(root, marks, through)
 
 
-def _append(root: Path, marks: Iterable[str]) -> None:
+def _append(root: Path, marks: Iterable[str], through: Path | None = None) -> None:
     """Write marks behind the last line of the log, over its empty ones, or over a line whose writer died."""
+    if through is not None:
+        there = read(root)
+        _write_log(root, there.deleted - there.unlogged | set(marks), through, there.collection or None)
+        return
     payload = b"".join(map(_line, marks))
     descriptor = open_regular(root / LOG, os.O_RDWR)
     try:
@@ -169,27 +178,39 @@ def _write(descriptor: int, payload: bytes, place: int) -> None:
         place += count
 
 
-def _touch(root: Path, marks: Iterable[str]) -> None:
+def _touch(root: Path, marks: Iterable[str], through: Path | None = None) -> None:
     """Make the files of marks that have none."""
     made = []
     try:
         for mark in marks:
-            path = root / TOMBSTONES / mark
-            os.close(open_regular(path, os.O_WRONLY | os.O_CREAT))
-            made.append(path)
+            os.close(open_regular((through or root / TOMBSTONES) / mark, os.O_WRONLY | os.O_CREAT))
+            if through is not None:
+                os.rename(through / mark, root / TOMBSTONES / mark)
+            made.append(mark)
         sync(root / TOMBSTONES)
     except OSError:
-        for path in made:
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # of a lease that was lost
+            _untouch(root, made, through)
         raise
 
 
-def _write_log(root: Path, marks: Iterable[str]) -> None:
-    """Write the log again, under a new collection: all of it or nothing."""
-    beside = root / f"{LOG}.{uuid.uuid4().hex}"
+def _untouch(root: Path, marks: Iterable[str], through: Path | None) -> None:
+    """Remove the files of marks."""
+    for mark in marks:
+        path = root / TOMBSTONES / mark
+        if through is None:
+            path.unlink(missing_ok=True)
+        else:
+            os.rename(path, through / mark)
+            (through / mark).unlink(missing_ok=True)
+
+
+def _write_log(root: Path, marks: Iterable[str], through: Path | None = None, collection: str | None = None) -> None:
+    """Write the log again, under a new collection by default: all of it or nothing."""
+    beside = (through or root) / f"{LOG}.{uuid.uuid4().hex}"
     try:
         with os.fdopen(open_regular(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
-            file.write(_line(f"collection {uuid.uuid4().hex}") + b"".join(map(_line, sorted(marks))))
+            file.write(_line(f"collection {collection or uuid.uuid4().hex}") + b"".join(map(_line, sorted(marks))))
             file.flush()
             with contextlib.suppress(OSError):  # the disk may be full
                 file.write(b"\n" * PADDING)
@@ -202,17 +223,17 @@ def _write_log(root: Path, marks: Iterable[str]) -> None:
     sync(root)
 
 
-def keep(root: Path, packs: Collection[str]) -> None:
+def keep(root: Path, packs: Collection[str], through: Path | None = None) -> None:
     """Name a new collection, and remove the marks of packs that are not among these; the caller is the one writer.
 
     What one of the two places has lost is written again from the other.
     """
     deleted = read(root).deleted
     kept = {mark for mark in deleted if mark.partition(".")[0] in packs}
-    _write_log(root, kept)
-    for mark in deleted - kept:
-        (root / TOMBSTONES / mark).unlink(missing_ok=True)
-    _touch(root, kept - set(os.listdir(root / TOMBSTONES)))
+    _write_log(root, kept, through)
+    there = set(os.listdir(root / TOMBSTONES))
+    _untouch(root, (deleted - kept) & there, through)
+    _touch(root, kept - there, through)
 
 
 def count_change(root: Path) -> None:

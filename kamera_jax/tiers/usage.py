@@ -4,8 +4,9 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from kamera_jax.errors import NotRegularError
-from kamera_jax.library.commit import LOCK
-from kamera_jax.library.files import MALFORMED, locked, read_sealed, write_sealed
+from kamera_jax.library.files import MALFORMED, read_sealed, write_sealed
+from kamera_jax.library.layout import check_format
+from kamera_jax.library.writers import Writers
 from kamera_jax.tiers.stats import TierStats
 
 USAGE = "tiers.json"
@@ -31,7 +32,7 @@ def record(root: Path, stats: TierStats) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    with locked(root / LOCK):
+    with Writers(root, check_format(root)).one() as turn:
         before = asdict(recorded(root) or TierStats())
         counts = {name: 0 if name in _NOW else count + before[name] for name, count in asdict(stats).items()}
-        write_sealed(root / USAGE, {"counts": counts})
+        write_sealed(root / USAGE, {"counts": counts}, through=turn.through)

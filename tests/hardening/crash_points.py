@@ -22,12 +22,12 @@ PATCHES = (14, 20)
 LEFT = "0123456789abcdef" * 2
 
 
-def build(folder):
+def build(folder, lock="file"):
     """A library with a sparse pack, a dead one, small ones, patches, deleted marks and an index."""
     import kamera_jax as kj
     from tests.kamera_jax.library.made import chunk, key_of, patch
 
-    with kj.ChunkLibrary.open(folder, mode="a") as lib:
+    with kj.ChunkLibrary.open(folder, mode="a", lock=lock) as lib:
         lib.put_many([chunk(i) for i in range(20)])
         for i in (20, 21, 22):
             lib.put(chunk(i))
@@ -64,13 +64,17 @@ class Points:
             number = self.count
             self.count += 1
             if number == self.at and not self.after:
-                os._exit(9)
+                self.reached()
             result = call(*arguments, **options)
-            if number == self.at:
-                os._exit(9)
+            if number == self.at and self.after:
+                self.reached()
             return result
 
         return instead
+
+    def reached(self):
+        """End the process."""
+        os._exit(9)
 
 
 def operate(folder, operation, points):

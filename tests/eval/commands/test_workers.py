@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -171,15 +172,62 @@ def test_what_a_worker_had_is_named():
     assert workers._missing(clip, [Encoded("clip, 0 s", "encoded", "key")], True) == []
 
 
-def command(folder, library, *more):
+def started(*arguments, flags=""):
+    """A process that computes what this one does, to the bit."""
     return subprocess.Popen(
-        [sys.executable, "-m", "eval.commands.main", "encode", *arguments(folder, library, *more)],
+        [sys.executable, "-m", *map(str, arguments)],
         cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS, "JAX_DEFAULT_MATMUL_PRECISION": "highest"},
+        env=os.environ
+        | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{FLAGS} {flags}", "JAX_DEFAULT_MATMUL_PRECISION": "highest"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def job(folder, library, *thens):
+    """A job of as many processes, each of which encodes its share and then does something; their exit statuses."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    running = [
+        started("tests.eval.commands.job", index, len(thens), port, folder, library, then)
+        for index, then in enumerate(thens)
+    ]
+    said = [process.communicate(timeout=300) for process in running]
+    statuses = [process.returncode for process in running]
+    return statuses, [output for output, _ in said], "\n".join(error for _, error in said)
+
+
+def test_a_job_encodes_shares_and_restores_all_on_its_mesh(folder, alone, tmp_path):
+    library = tmp_path / "lib"
+    statuses, outputs, errors = job(folder, library, "restore", "restore")
+    assert statuses == [0, 0], errors
+    assert [output.splitlines()[-1] for output in outputs] == ["9", "9"]
+    shares = [json.loads((tmp_path / f"{index}.json").read_text())["items"] for index in (0, 1)]
+    assert [len(share) for share in shares] == [5, 5] and not {each["name"] for each in shares[0]} & {
+        each["name"] for each in shares[1]
+    }
+    check_same(library, alone)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("count", [2, 4])
+def test_a_job_of_which_one_is_killed_is_run_again(folder, alone, tmp_path, count):
+    library = tmp_path / "lib"
+    statuses, _, errors = job(folder, library, *["leave"] * (count - 1), "die")
+    assert statuses == [0] * (count - 1) + [-signal.SIGKILL], errors
+    assert set(kj.ChunkLibrary.open(library).keys()) < set(kj.ChunkLibrary.open(alone).keys())
+    statuses, _, errors = job(folder, library, *["leave"] * count)
+    assert statuses == [0] * count, errors
+    check_same(library, alone)
+    mesh = started("tests.eval.commands.job", "restored", library, flags="--xla_force_host_platform_device_count=2")
+    output, error = mesh.communicate(timeout=120)
+    assert output.splitlines()[-1:] == ["9"], error
+
+
+def command(folder, library, *more):
+    return started("eval.commands.main", "encode", *arguments(folder, library, *more))
 
 
 def finished(folder, library, *more):

@@ -53,9 +53,9 @@ def test_a_path_that_is_no_library(tmp_path):
 
 
 def test_a_future_format(root):
-    files.write_sealed(root / "LIBRARY.json", {"format_version": 4, "uuid": "0" * 32})
+    files.write_sealed(root / "LIBRARY.json", {"format_version": 5, "uuid": "0" * 32})
     for mode in ("r", "a"):
-        with pytest.raises(LibraryVersionError, match="has format 4; this version reads formats 2 and 3: use a newer"):
+        with pytest.raises(LibraryVersionError, match="has format 5; this version reads formats 2, 3 and 4: use"):
             kj.ChunkLibrary.open(root, mode=mode)
 
 

@@ -194,7 +194,7 @@ def test_a_file_that_fails_costs_itself_alone(root, monkeypatch, number):
 def test_a_format_that_is_no_number(root, version):
     files.write_sealed(root / "LIBRARY.json", {"format_version": version, "uuid": "0" * 32})
     for mode in ("r", "a"):
-        with pytest.raises(LibraryVersionError, match="which is no whole number; this version reads formats 2 and 3"):
+        with pytest.raises(LibraryVersionError, match="is no whole number; this version reads formats 2, 3 and 4"):
             kj.ChunkLibrary.open(root, mode=mode)
 
 

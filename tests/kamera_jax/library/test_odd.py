@@ -10,6 +10,7 @@ import kamera_jax as kj
 from kamera_jax.errors import LibraryCorruptError, MissingKeyError, UnstorableError
 from kamera_jax.kv import KV
 from kamera_jax.library import commit
+from kamera_jax.library.files import locked
 from tests.kamera_jax.library.made import SPEC, bits, chunk, key_of, named, patch, reading
 
 
@@ -163,7 +164,7 @@ def test_a_row_that_cannot_be_written_costs_no_other(lib, monkeypatch):
         return whole(place, kind, rows)
 
     monkeypatch.setattr(commit, "write_pack", failing)
-    with commit.locked(lib.root / "LOCK"):  # the writer waits, and then writes them together
+    with locked(lib.root / "LOCK"):  # the writer waits, and then writes them together
         futures = [lib.put_async(chunk(i)) for i in range(4)]
     for i, future in enumerate(futures):
         if i == 1:
