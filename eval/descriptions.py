@@ -144,7 +144,8 @@ METHODS: dict[str, MethodText] = {
     "expected": MethodText(
         "expected:R",
         "expected:0.5",
-        "stores the share R of rows that queries like the chunk's own are to read behind it (arXiv 2510.00636)",
+        "stores the share R of rows that queries like the chunk's own are to read behind it, or, with :measured, like "
+        "those of the model's questions (arXiv 2510.00636)",
     ),
     "tri": MethodText(
         "tri:R", "tri:0.5", "stores the share R of rows by the centres of the chunk's own queries (TriAttention)"

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from kamera_jax.compress.asking import REMEDY as ASK
+from kamera_jax.compress.asking import QueryStatistics
 from kamera_jax.compress.capsule import CapsuleBasis
 from kamera_jax.compress.codec import NOTHING, Codec, basis_shapes
 from kamera_jax.compress.stage import PARTS, Basis, Layout, Layouts
@@ -50,6 +52,7 @@ class CodecBasis:
         rot_mean, free_mean: what is taken off before f32[L, F].
         rot_variance, free_variance: along each component f32[L, F].
         capsule: what was trained for ``capsule``; None for nothing. It has a digest of its own.
+        queries: of questions, for ``expected:R:measured``; None for nothing. Rows that it chose are what they are.
     """
 
     model: str
@@ -60,6 +63,7 @@ class CodecBasis:
     free_mean: Float[np.ndarray, "L Ff"]
     free_variance: Float[np.ndarray, "L Ff"]
     capsule: CapsuleBasis | None = None
+    queries: QueryStatistics | None = None
 
     def __post_init__(self) -> None:
         for part in PARTS:
@@ -75,8 +79,10 @@ class CodecBasis:
             off = np.einsum("lfr,lfs->lrs", basis, basis) - np.eye(width, dtype=np.float32)
             if np.abs(off).max(initial=0) > 1e-3:
                 raise BasisError(f"the basis of {part} is not orthonormal; {REMEDY}")
-        if self.capsule is not None and self.capsule.model != self.model:
-            raise BasisError(f"what was trained for capsule is of another model than the basis; {REMEDY}")
+        for name in ("capsule", "queries"):
+            each = getattr(self, name)
+            if each is not None and each.model != self.model:
+                raise BasisError(f"{name} is of another model than the basis; {REMEDY}")
 
     def __repr__(self) -> str:
         layers, width = self.rot_mean.shape
@@ -183,6 +189,18 @@ def for_codec(named: Codec, spec: KVSpec | None, model: str) -> Measured | None:
             "capsule=True), and keep it, models.hub.basis.keep(vlm, basis)"
         )
     return basis.capsule
+
+
+def queries_of_model(spec: KVSpec, model: str) -> QueryStatistics:
+    """How a model's questions ask.
+
+    Raises:
+        BasisError: it is not known.
+    """
+    queries = of_model(spec, model).queries
+    if queries is None:
+        raise BasisError(f"nothing is known of the questions of model {model[:12]}: {ASK}")
+    return queries
 
 
 def arrays_of(basis: Measured | None, given: dict[str, Layout]) -> Basis:

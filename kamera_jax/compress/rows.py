@@ -13,7 +13,10 @@ from kamera_jax.errors import CodecError
 from kamera_jax.identity import LOOKM
 from kamera_jax.merging import MERGES
 
-OPTIONS = {"knorm": ("small", "large")}
+MEASURED = "measured"
+"""Statistics of questions of the model, and not of the chunk's own queries."""
+
+OPTIONS = {"knorm": ("small", "large"), "expected": (MEASURED,)}
 """What may stand behind the share of a selection."""
 
 NEEDS = {
@@ -36,7 +39,8 @@ class Select:
         how: such as ``"kvzip"``; see `NEEDS`.
         share: of a chunk's rows; of ``"lookm"`` of those of its media tokens, as it keeps all of the text.
         name: as it is written.
-        option: of ``"knorm"`` whether ``"small"`` or ``"large"`` keys are kept; nothing to ask a replay.
+        option: of ``"knorm"`` whether ``"small"`` or ``"large"`` keys are kept, nothing to ask a replay; of
+            ``"expected"`` whether queries are those that were measured of the model's questions.
     """
 
     how: str

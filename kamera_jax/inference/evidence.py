@@ -10,7 +10,8 @@ from jaxtyping import Array, Float
 from kamera_jax.backbone import Backbone, with_defaults
 from kamera_jax.chunk import Chunk, source_of
 from kamera_jax.compress import scores
-from kamera_jax.compress.rows import Select
+from kamera_jax.compress.basis import queries_of_model
+from kamera_jax.compress.rows import MEASURED, Select
 from kamera_jax.errors import BackboneError
 from kamera_jax.forward import preamble_chunk
 from kamera_jax.inference.encode import run_chunk
@@ -33,18 +34,35 @@ def queries_of(vlm: Backbone, chunk: Chunk, where: Literal["own", "replay"]) -> 
         BackboneError: the model does not say that it collects queries. MissingInputsError: the chunk lost its source.
     """
     source_of(chunk)
-    if "queries" not in with_defaults(vlm).collects:
-        raise BackboneError(
-            f"{type(vlm).__name__} collects {tuple(with_defaults(vlm).collects)}; choosing rows by what queries read "
-            "takes queries: return them in aux where collect asks, and name them in the backbone's collects; or "
-            "choose by keys alone, as keydiff and leverage do"
-        )
+    _check_collects(vlm)
     window = Window.of_preamble(vlm)
     if where == "replay":
         room = aligned(preamble_chunk(vlm).length) + aligned(chunk.length)
         window = append(Window.empty(vlm, room), chunk)
     _, output = run_chunk(vlm, window, chunk, ("queries",))
     return output.aux["queries"]
+
+
+def queries_of_question(vlm: Backbone, chunk: Chunk, question: str) -> tuple[Float[Array, "L T N D"], int]:
+    """The queries of a question behind a chunk, as `queries_of` has them, and how many are valid.
+
+    Raises:
+        BackboneError: the model does not say that it collects queries.
+    """
+    _check_collects(vlm)
+    room = aligned(preamble_chunk(vlm).length) + aligned(chunk.length)
+    tail = vlm.tail(question)
+    _, output = run_chunk(vlm, append(Window.empty(vlm, room), chunk), tail, ("queries",))
+    return output.aux["queries"], int(tail.length)
+
+
+def _check_collects(vlm: Backbone) -> None:
+    if "queries" not in with_defaults(vlm).collects:
+        raise BackboneError(
+            f"{type(vlm).__name__} collects {tuple(with_defaults(vlm).collects)}; choosing rows by what queries read "
+            "takes queries: return them in aux where collect asks, and name them in the backbone's collects; or "
+            "choose by keys alone, as keydiff and leverage do"
+        )
 
 
 def row_scores(vlm: Backbone, chunk: Chunk, chosen: Select) -> scores.Scores:
@@ -56,7 +74,7 @@ def row_scores(vlm: Backbone, chunk: Chunk, chosen: Select) -> scores.Scores:
         chosen: how.
 
     Raises:
-        BackboneError, MissingInputsError: see `queries_of`.
+        BackboneError, MissingInputsError: see `queries_of`. BasisError: nothing is known of the model's questions.
     """
     spec = vlm.spec
     length = np.int32(chunk.length)
@@ -66,9 +84,12 @@ def row_scores(vlm: Backbone, chunk: Chunk, chosen: Select) -> scores.Scores:
         return _key_difference(keys, length)
     if chosen.how == "leverage":
         return _leverage(keys, length)
-    if chosen.option:
+    if chosen.how == "knorm" and chosen.option:
         return _key_norm(keys, length, chosen.option == "large")
-    queries = queries_of(vlm, chunk, "replay" if "replay" in chosen.needs else "own")
+    if chosen.option == MEASURED:
+        queries = jnp.asarray(queries_of_model(spec, vlm.fingerprint).drawn)
+    else:
+        queries = queries_of(vlm, chunk, "replay" if "replay" in chosen.needs else "own")
     own = (kv, positions, length)
     if chosen.how in ("kvzip", "knorm"):
         read = scores.received(queries, length, positions + jnp.float32(chunk.advance), *own, spec=spec)
@@ -77,7 +98,8 @@ def row_scores(vlm: Backbone, chunk: Chunk, chosen: Select) -> scores.Scores:
         return scores.received(queries, length, positions, *own, spec=spec, causal=True, how="sum")
     steps = np.arange(scores.AHEAD, dtype=np.float32) + np.float32(chunk.advance)
     offsets = np.tile(steps, (spec.rope.axes, 1))
-    return scores.foreseen(queries, length, *own, jnp.asarray(offsets), spec=spec, how=chosen.how)
+    asked = queries.shape[1] if chosen.option == MEASURED else length
+    return scores.foreseen(queries, asked, *own, jnp.asarray(offsets), spec=spec, how=chosen.how)
 
 
 _key_difference = jax.jit(scores.key_difference)

@@ -10,6 +10,7 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from kamera_jax.backbone import Backbone
+from kamera_jax.compress.asking import QueryStatistics
 from kamera_jax.compress.basis import CodecBasis, hold, offer, subject
 from kamera_jax.compress.capsule import ARRAYS, CapsuleBasis
 from kamera_jax.errors import BasisError
@@ -22,10 +23,13 @@ BASIS = "codec-basis"
 MOST = 2**33
 """Bytes of the file, at most."""
 
-_ARRAYS = tuple(each.name for each in fields(CodecBasis) if each.name not in ("model", "capsule"))
+_ARRAYS = tuple(each.name for each in fields(CodecBasis) if each.name not in ("model", "capsule", "queries"))
 
 _CAPSULE = "capsule."
 """Before the names of what was trained for the codec of that name."""
+
+_QUERIES = "queries."
+"""Before those of what is known of questions."""
 
 
 def written(basis: CodecBasis) -> bytes:
@@ -33,6 +37,8 @@ def written(basis: CodecBasis) -> bytes:
     arrays: dict[str, np.ndarray] = {name: getattr(basis, name) for name in _ARRAYS}
     if basis.capsule is not None:
         arrays |= {_CAPSULE + name: array for name, array in basis.capsule.arrays.items()}
+    if basis.queries is not None:
+        arrays |= {_QUERIES + name: getattr(basis.queries, name) for name in ("mean", "root")}
     arrays["model"] = np.frombuffer(basis.model.encode(), np.uint8)
     return safetensors.numpy.save(arrays)
 
@@ -46,6 +52,7 @@ def read_basis(path: Path) -> CodecBasis:
     try:
         arrays: Any = safetensors.numpy.load(read_bytes(path, MOST))
         trained = {name: arrays.pop(_CAPSULE + name) for name in ARRAYS if _CAPSULE + name in arrays}
+        asked = {name: arrays.pop(_QUERIES + name) for name in ("mean", "root") if _QUERIES + name in arrays}
         if set(arrays) != {*_ARRAYS, "model"} or len(trained) not in (0, len(ARRAYS)):
             raise BasisError(
                 f"it has {', '.join(sorted(arrays))[:200]}, and of what was trained for capsule "
@@ -53,7 +60,8 @@ def read_basis(path: Path) -> CodecBasis:
                 f"nothing or {', '.join(ARRAYS)}"
             )
         model = arrays.pop("model").tobytes().decode()
-        return CodecBasis(model, **arrays, capsule=CapsuleBasis(model, **trained) if trained else None)
+        capsule = CapsuleBasis(model, **trained) if trained else None
+        return CodecBasis(model, **arrays, capsule=capsule, queries=QueryStatistics(model, **asked) if asked else None)
     except (SafetensorError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise BasisError(
             f"{path} is no basis of a codec ({error!r:.300}); leave it out, or measure one anew"

@@ -11,9 +11,10 @@ import pytest
 import kamera_jax as kj
 from kamera_jax.compress import basis as bases
 from kamera_jax.compress import training
-from kamera_jax.compress.codec import codec
-from kamera_jax.errors import BasisError, CodecError, ModelMismatchError
+from kamera_jax.compress.codec import Shape, codec
+from kamera_jax.errors import ArgumentError, BasisError, CodecError, ModelMismatchError
 from kamera_jax.inference import compress as compressing
+from kamera_jax.inference.encode import run_chunk
 from models import load
 from models.hub.basis import BASIS, keep, offer_basis, read_basis, save_basis
 from models.registry import CHECKPOINTS
@@ -228,7 +229,7 @@ def test_what_was_not_trained_is_named(vlm, chunk, trained, tmp_path, monkeypatc
     with pytest.raises(BasisError, match="of another model than the basis"):
         replace(plain, model="another", capsule=trained)
     with pytest.raises(BasisError, match="of other KV"):
-        bases.arrays_of(trained, SHAPES["mla"].layouts(1, 3))
+        bases.arrays_of(trained, Shape(8, 8, 1).layouts(1, 3))
 
 
 def test_what_was_trained_is_kept_beside_what_was_measured(vlm, trained, tmp_path):
@@ -249,6 +250,47 @@ def test_what_was_trained_is_kept_beside_what_was_measured(vlm, trained, tmp_pat
     ):
         with pytest.raises(BasisError, match=words):
             replace(trained, **change)
+
+
+def test_how_questions_ask_is_measured_and_kept(vlm, chunk, tmp_path, monkeypatch):
+    """The mean and the covariance of each head's queries, in float64, of the questions behind the chunks."""
+    for known in ("_HELD", "_LATEST", "_OFFERED"):
+        monkeypatch.setattr(bases, known, {})
+    other = kj.encode(vlm, "a red star")
+    with pytest.raises(BasisError, match="nothing was measured"):
+        kj.compress(vlm, chunk, "expected:0.5:measured")
+    kj.calibrate_codec(vlm, [chunk])
+    with pytest.raises(BasisError, match="nothing is known of the questions"):
+        kj.compress(vlm, chunk, "expected:0.5:measured")
+    with pytest.raises(ArgumentError, match="questions is 'what'; expected a list"):
+        kj.calibrate_codec(vlm, [chunk], questions="what")
+    asked = ["what colour is the star?", "where is the moon?"]
+    basis = kj.calibrate_codec(vlm, [chunk, other], questions=asked)
+    rows = []
+    for each, question in zip((chunk, other), asked, strict=True):
+        tail = vlm.tail(question)
+        window = kj.append(kj.Window.empty(vlm, 128), each)
+        _, output = run_chunk(vlm, window, tail, ("queries",))
+        rows.append(np.float64(output.aux["queries"])[:, : int(tail.length)])
+    x = np.concatenate(rows, axis=1)
+    drawn = np.float64(basis.queries.drawn)
+    covariances = []
+    for queries in (x, drawn):
+        centred = queries - queries.mean(1, keepdims=True)
+        covariances.append(np.einsum("ltnd,ltne->lnde", centred, centred) / queries.shape[1])
+    np.testing.assert_allclose(drawn.mean(1), x.mean(1), atol=1e-4)
+    np.testing.assert_allclose(covariances[1], covariances[0], atol=1e-3 * np.abs(covariances[0]).max())
+    small = kj.compress(vlm, chunk, "expected:0.5:measured").restore()
+    assert small.codec == "expected:0.5:measured" and small.length == round(0.5 * chunk.length)
+    save_basis(tmp_path / "whole", basis)
+    again = read_basis(tmp_path / "whole")
+    np.testing.assert_array_equal(again.queries.root, basis.queries.root)
+    assert again.digest == basis.digest and again.capsule is None and "4 heads" in repr(again.queries)
+    for change in ({"root": again.queries.root[..., 1:]}, {"mean": again.queries.mean * np.nan}):
+        with pytest.raises(BasisError, match="queries"):
+            replace(again.queries, **change)
+    with pytest.raises(CodecError, match="options that expected does not know"):
+        codec("expected:0.5:known")
 
 
 def test_a_basis_is_measured_kept_and_found(vlm, chunk, tmp_path, monkeypatch):
