@@ -1,8 +1,10 @@
-"""Programs that run in a process of their own, where the host has eight devices."""
+"""Programs that run in a process of their own, where the host has several devices: eight, if nothing is said."""
 
 import os
 import subprocess
 import sys
+
+from tests.xla_flags import FLAGS
 
 COMMON = """
 import warnings
@@ -33,12 +35,18 @@ def placed(tree, placement):
 
 
 def on_eight_devices(program, flags=""):
-    """Run a program where the host has eight devices, with more flags of XLA, and give back what it prints."""
+    """Run `COMMON` and a program where the host has eight devices, with more flags of XLA; see `on_devices`."""
+    return on_devices(8, COMMON + program, flags=flags)
+
+
+def on_devices(count, program, *arguments, flags=""):
+    """Run a program where the host has so many devices, compiled as here, and give back what it prints."""
     environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 {flags}",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={count} {FLAGS} {flags}",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": ".",
     }
-    done = subprocess.run([sys.executable, "-c", COMMON + program], env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -1,9 +1,18 @@
-"""The lines of a run that was not run: random answers and costs."""
+"""The lines of a run that was not run: random answers and costs; and a corpus that is soon tokenized."""
 
 import numpy as np
 
+from eval.tasks.text import corpus
+
 METHODS = ("full", "blind", "patch:2", "cacheblend:0.25", "oracle-tokens:0.25", "patch:deep", "patch:shallow")
 COLOURS = ("red", "blue", "green")
+
+
+def few_docstrings(folder, count=12):
+    """The first documents of the corpus of docstrings, in a folder: to tokenize all of them takes many seconds."""
+    for number, text in enumerate(corpus.read("docstrings").documents[:count]):
+        (folder / f"{number:02}.txt").write_text(text, encoding="utf-8")
+    return str(folder)
 
 
 def make(rng, contexts=12, methods=METHODS):

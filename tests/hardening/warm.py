@@ -2,6 +2,7 @@
 
 import os
 
+import tests.xla_flags  # noqa: F401
 from eval.commands import compile_cache
 
 

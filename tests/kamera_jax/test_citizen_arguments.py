@@ -14,11 +14,14 @@ import kamera_jax as kj
 from kamera_jax import transfer
 from models import load
 from tests.kamera_jax.toy import Toy
+from tests.xla_flags import FLAGS
 
 
 def test_wrong_calls_are_refused():
     command = [sys.executable, "-m", "tests.kamera_jax.bad_arguments"]
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": "."}, capture_output=True, text=True)
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": ".", "XLA_FLAGS": FLAGS}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 

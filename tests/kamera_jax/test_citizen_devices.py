@@ -1,25 +1,12 @@
 """Devices and shardings: what does not divide, and models that are loaded onto a device or moved."""
 
-import os
-import subprocess
-import sys
-
-
-def on_four_devices(program, *arguments):
-    """Run a program in a process of its own, where the host has four devices."""
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": ".",
-    }
-    command = [sys.executable, "-c", program, *map(str, arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+from tests.eight_devices import on_devices
 
 
 def test_a_sharding_that_does_not_divide_is_no_corruption(tmp_path):
     """The pack is in order, and nothing says to delete it: along any axis, of any rank, stored exactly or in int8."""
-    on_four_devices(
+    on_devices(
+        4,
         """
 import sys
 from pathlib import Path
@@ -58,7 +45,8 @@ for storage in ("exact", "int8"):
 
 def test_a_model_on_another_device():
     """Loaded there, or moved after it was used: parameters, preamble and all that is computed lie there."""
-    on_four_devices(
+    on_devices(
+        4,
         """
 import jax, pytest
 import numpy as np
@@ -93,5 +81,5 @@ toy = Toy()
 kj.Window.empty(toy, 64)
 toy.params = jax.device_put(toy.params, second)
 assert places(kj.Window.empty(toy, 64).preamble.chunk.kv) == {second}
-"""
+""",
     )

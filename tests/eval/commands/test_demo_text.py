@@ -25,6 +25,7 @@ from kamera_jax.batch.windows import BatchRunner, Stack
 from kamera_jax.inference.encode import encode_segment
 from models import load
 from models.hub.gguf import packaged
+from tests.eval.made_up import few_docstrings
 
 ROOT = Path(__file__).parents[3]
 METHODS = ("full", "blind", "cacheblend:0.15", "patch:1", "patch:8", "patch:64")
@@ -209,9 +210,16 @@ def test_shares_of_energy_are_counted(vlm, corpus):
 
 
 @pytest.fixture(scope="module")
-def seen():
+def reader():
+    return load("kamera-smol-vl")
+
+
+@pytest.fixture(scope="module")
+def seen(reader, tmp_path_factory):
     """Of two quotations across pages, as pictures."""
-    found = demo_text.run(load("kamera-smol-vl"), cases=2, pages=True, tokens=32, methods=("full", "blind", "patch:2"))
+    corpus = few_docstrings(tmp_path_factory.mktemp("docstrings"))
+    methods = ("full", "blind", "patch:2")
+    found = demo_text.run(reader, cases=2, pages=True, tokens=32, methods=methods, corpus=corpus)
     return json.loads(json.dumps(found | {"model": {"name": "kamera-smol-vl"}}))
 
 
@@ -228,6 +236,7 @@ def test_pages_are_seen_and_said_in_words(seen):
     assert max(map(len, text.splitlines())) <= 80
 
 
-def test_the_demo_of_pages_refuses_those_of_the_embedded_models(tmp_path, capsys):
+def test_the_demo_of_pages_refuses_those_of_the_embedded_models(reader, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("models.load", lambda name: reader)
     assert main(["demo", "--model", "kamera-smol-vl", "--pages", str(tmp_path / "pages")]) == 1
     assert "asks about real text and has no such pages; leave out --pages" in capsys.readouterr().err

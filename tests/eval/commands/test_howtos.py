@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from eval.commands.eval_command import read_config
+from tests.xla_flags import FLAGS
 
 ROOT = Path(__file__).parents[3]
 BLOCK = re.compile(r"^```(?P<kind>[^\n]*)\n(?P<text>.*?)^```", re.MULTILINE | re.DOTALL)
@@ -45,6 +46,7 @@ def follow(tmp_path):
         "PATH": f"{installed}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": FLAGS,
         "COLUMNS": "80",
     }
     folder = tmp_path / "empty"

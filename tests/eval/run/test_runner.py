@@ -249,6 +249,6 @@ print("spread")
 
 
 def test_contexts_are_spread_over_devices():
-    environment = {**ENVIRONMENT, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"}
+    environment = {**ENVIRONMENT, "XLA_FLAGS": f"{FLAGS} --xla_force_host_platform_device_count=4"}
     done = subprocess.run([sys.executable, "-c", DEVICES], env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.strip() == "spread", done.stderr

@@ -16,6 +16,7 @@ from models.hub.tensor_files import open_tensors
 from models.media.images import ImageError
 from models.media.typeset import Face, PageError
 from models.ports.smol_vl.pages import page_of, pages
+from tests.eval.made_up import few_docstrings
 
 TEXT = (
     "When Gregor woke up one morning in 1915, he found himself changed; his many legs, pitifully thin compared with "
@@ -97,10 +98,11 @@ def test_without_the_package_it_says_what_to_install(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["seen-quotation", "seen-page-break"])
-def test_tasks_ask_the_same_of_pages_and_of_text(vlm, name):
+def test_tasks_ask_the_same_of_pages_and_of_text(vlm, name, tmp_path):
+    corpus = few_docstrings(tmp_path)
     drawn = []
     for form in ("pages", "text"):
-        task = get(f"{name}:tokens=32,form={form}").for_model(vlm)
+        task = get(f"{name}:tokens=32,form={form},corpus={corpus}").for_model(vlm)
         (outline,) = task.outline([3], 1)
         assert isinstance(outline, Outline)
         drawn.append(task.draw(outline))

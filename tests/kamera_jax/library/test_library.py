@@ -1,8 +1,6 @@
 """The chunk library: what is put comes back to the bit, by whatever way, and nothing else does."""
 
 import inspect
-import subprocess
-import sys
 import threading
 import time
 from dataclasses import replace
@@ -17,6 +15,7 @@ from kamera_jax.kv import Factors, Sketch, SketchSpec
 from kamera_jax.library import facts, int8
 from kamera_jax.library.files import locked
 from kamera_jax.library.rows import row_of
+from tests.eight_devices import on_devices
 from tests.kamera_jax.library.made import FREE, LAYERS, ROT, SPEC, bits, chunk, key_of, named, patch, reading
 from tests.kamera_jax.toy import Toy
 
@@ -392,8 +391,4 @@ print("restored", len(lib.packs()))
 def test_whole_packs_onto_a_mesh(lib):
     lib.put_many([chunk(i, tokens=16) for i in range(8)])
     lib.put_many([chunk(i, tokens=16) for i in range(8, 16)], storage="int8")
-    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu", "PYTHONPATH": "."}
-    run = subprocess.run(
-        [sys.executable, "-c", SHARDED, lib.root], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert run.stdout == "restored 2\n", run.stderr
+    assert on_devices(8, SHARDED, lib.root) == "restored 2\n"

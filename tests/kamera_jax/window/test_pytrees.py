@@ -1,7 +1,5 @@
 """Chunks, patches and windows go through a caller's own jit, vmap, shard_map and device_put."""
 
-import subprocess
-import sys
 from functools import partial
 
 import jax
@@ -13,6 +11,7 @@ import kamera_jax as kj
 from kamera_jax.errors import WindowFullError
 from kamera_jax.forward import run
 from kamera_jax.window.changes import materialised
+from tests.eight_devices import on_devices
 from tests.kamera_jax.test_compiles import compilations
 from tests.kamera_jax.toy import Toy
 
@@ -196,9 +195,7 @@ longer = kj.append(placed, chunks[0].to(NamedSharding(mesh, P())))
 answers = [kj.query(toy, each, "which ?") for each in (kj.append(window, chunks[0]), longer)]
 np.testing.assert_array_equal(*map(np.asarray, answers))
 """
-    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu", "PYTHONPATH": "."}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    on_devices(4, program)
 
 
 @pytest.mark.parametrize("mode", MODES)

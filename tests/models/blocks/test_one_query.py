@@ -1,7 +1,5 @@
 """Attention of a single query: against float64, however many devices its rows are joined on."""
 
-import subprocess
-import sys
 from functools import partial
 
 import jax
@@ -12,6 +10,7 @@ import pytest
 from models.blocks.one_query import attention_of_one
 from models.blocks.softmax import Keys
 from models.blocks.softmax import attention as attention_of_any
+from tests.eight_devices import on_devices
 from tests.models.blocks.test_softmax import SCALE, case, compare, error, in_f64, repeated
 
 
@@ -115,6 +114,4 @@ def split_over_devices():
 def test_split_over_devices_they_say_nothing_to_each_other():
     """See `split_over_devices`; devices of their own, in a process."""
     program = "import tests.models.blocks.test_one_query as t\nt.split_over_devices()"
-    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu", "PYTHONPATH": "."}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    on_devices(2, program)

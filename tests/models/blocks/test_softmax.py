@@ -1,7 +1,5 @@
 """Attention by blocks: against float64, and the same as with all scores at once, under every transformation."""
 
-import subprocess
-import sys
 from functools import partial
 
 import jax
@@ -11,6 +9,7 @@ import pytest
 
 from models.blocks import softmax
 from models.blocks.softmax import Keys, attention, grouped_attention
+from tests.eight_devices import on_devices
 
 CASES = {
     "grouped": {"heads": 6, "groups": 2},
@@ -311,9 +310,7 @@ def split_heads(monkeypatch):
 def test_heads_split_over_devices():
     """See `split_heads`; devices of their own, in a process."""
     program = "import pytest, tests.models.blocks.test_softmax as t\nt.split_heads(pytest.MonkeyPatch())"
-    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu", "PYTHONPATH": "."}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    on_devices(2, program)
 
 
 @pytest.mark.parametrize("blocks", [False, True])
