@@ -7,7 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers.models.internvl.video_processing_internvl import InternVLVideoProcessor
+from transformers.models.llava_onevision.video_processing_llava_onevision import LlavaOnevisionVideoProcessor
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
@@ -15,11 +17,13 @@ from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoP
 from transformers.video_utils import VideoMetadata
 
 from models import load
+from models.media.images import cropped_patches, resized
 from models.media.sampling import UNBOUNDED, EndToEndSampling, Sampling, ShiftedSampling
 from models.media.spans import Features
 from models.media.video_files import read_video
 from models.ports.internvl.media import sampling_from_hf
 from models.ports.internvl.port import VIDEOS as TILES
+from models.ports.llava_onevision import media as onevision
 from models.ports.qwen2_5_vl.video import VideoMedium, video_config_from_hf
 from models.ports.qwen3_vl.video import TimedVideoMedium
 from models.registry import ARCHITECTURES
@@ -226,4 +230,23 @@ def test_a_file_becomes_what_internvl_reads(tmp_path, name):
         assert cut.grid == (1, 4, 4)
         tiles.append(cut.patches.reshape(4, 4, 3, 14, 14).transpose(2, 0, 3, 1, 4).reshape(3, 56, 56))
     apart = levels_apart(np.stack(tiles), theirs["pixel_values_videos"][0].numpy(), settings)
+    assert apart <= (1e-3 if size == (56, 56) else 1.001)
+
+
+@pytest.mark.parametrize(("size", "options"), [((56, 56), {"num_frames": 4}), ((30, 90), {"fps": 2.0})])
+def test_a_file_becomes_what_llava_onevision_reads(tmp_path, size, options):
+    count = 31
+    rate = Fraction(25, 2)
+    path = write(tmp_path / "a.mp4", count, rate, size=size)
+    processor = LlavaOnevisionVideoProcessor(size={"height": 56, "width": 56}, do_sample_frames=True, **options)
+    every, theirs, of_file = processed(path, count, rate, processor)
+
+    own = json.loads(processor.to_json_string())
+    video = read_video(path, onevision.sampling_from_hf(own))
+    assert len(video.frames) == 4
+    np.testing.assert_array_equal(video.frames, every.frames[np.asarray(of_file.frames_indices)])
+    settings = onevision.video_config_from_hf(own, SimpleNamespace(image_size=56, patch_size=14))
+    cut = [cropped_patches(resized(Image.fromarray(frame), 56, 56), settings).patches for frame in video.frames]
+    tiles = np.stack(cut).reshape(4, 4, 4, 3, 14, 14).transpose(0, 3, 1, 4, 2, 5).reshape(4, 3, 56, 56)
+    apart = levels_apart(tiles, theirs["pixel_values_videos"][0].numpy(), settings)
     assert apart <= (1e-3 if size == (56, 56) else 1.001)
