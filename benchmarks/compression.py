@@ -41,7 +41,7 @@ METHODS = (
     *("capsule:0.4+kivi:4+patch:10%", "capsule:0.6+kivi:4+patch:10%"),
     *("xkv:1:16+patch:10%", "xkv:1:16+kivi:4+patch:10%", "xkv:5:32+kivi:4+patch:10%"),
     *("mixed:0.25:4:2+patch:10%", "mixed:0.25:4:1+patch:10%"),
-    *("copy:8", "copy:4", "copy:2", "copy:1"),
+    *("copy:8", "copy:4", "copy:2", "copy:1", "copy:1:channel"),
 )
 
 BASIS_SEED = 70_000_000

@@ -29,6 +29,7 @@ SHAPES = {"kamera-tiny-gqa": Shape(64, 64, 2, LAYERS), "kamera-tiny-mla": Shape(
 
 RANK = "patches of 10 % are of fewer components than 12, and in eight bits"
 GROUPS = "values by token; earlier by channel"
+TRAINED = "the model was trained anew since, and one bit is at its edge"
 HEADS = "one choice for all layers and heads; earlier one for each head"
 QUERIES = f"{HEADS}, of the question's queries"
 
@@ -83,6 +84,7 @@ FIGURES: tuple[Earlier, ...] = (
     _gqa("full prefill's KV in four bits", "copy:4", 1.0, 0.0, 5.0),
     _gqa("full prefill's KV in two bits", "copy:2", 1.0, 0.0003, 3.0),
     _gqa("full prefill's KV in one bit", "copy:1", 0.838, 0.78, 2.0, one=0.70, differs=GROUPS),
+    _gqa("the same, values by channel", "copy:1:channel", 0.838, 0.78, 2.0, one=0.70, differs=TRAINED),
     _fitted("int8", 1.0, 0.0, 8.5),
     _fitted("kivi:4", 1.0, 0.0, 5.0),
     _fitted("saw:4", 1.0, 0.0, 5.0),
@@ -106,6 +108,8 @@ FIGURES: tuple[Earlier, ...] = (
     _rows("a quarter, large keys by head", "knorm:0.25", 0.95, 0.83),
     _rows("half, expected attention of own queries", "expected:0.5", 0.98, 0.48),
     _rows("a quarter, expected attention of own queries", "expected:0.25", 0.78, 0.31),
+    _rows("half, expected attention of questions", "expected:0.5:measured", 0.98, 0.53),
+    _rows("a quarter, expected attention of questions", "expected:0.25:measured", 0.73, 0.40),
     _rows("half, TriAttention's centres of questions", "tri:0.5", 0.98, 0.74, QUERIES),
     _rows("a quarter, TriAttention's centres of questions", "tri:0.25", 0.83, 0.44, QUERIES),
     _rows("a quarter, KVzip by head, merged by pivot", "kvzip:0.25+merge:pivot", 0.93, 0.86),
