@@ -53,6 +53,15 @@ def pytest_runtest_teardown(item, nextitem):
 
 
 LONGEST = (
+    "test_mesh_windows.py",
+    "test_programs.py",
+    "test_howtos.py",
+    "test_citizen_x64.py",
+    "test_demo_video.py",
+    "test_demo_text.py",
+    "test_mesh_ports.py",
+    "test_platforms.py",
+    "test_readme.py",
     "test_in_place.py",
     "test_demo.py",
     "test_tpu_compile.py",

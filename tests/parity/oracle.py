@@ -90,6 +90,7 @@ class Pair:
         self.folder = folder
         self.vlm = load(folder)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.full_runs: dict[tuple[bytes, ...], Run] = {}
 
     def build(self, seed: int) -> Any:
         """The random model."""
@@ -271,8 +272,12 @@ class Prompt:
 
     @cached_property
     def full(self) -> Run:
-        """transformers on the whole prompt."""
-        return self.pair.run(self.ids, self.positions, self.media)
+        """transformers on the whole prompt, run once for all tests of the pair."""
+        tensors = (each.numpy() for each in self.media.tensors.values())
+        key = tuple(each.tobytes() for each in (self.ids, self.positions, *tensors))
+        if key not in self.pair.full_runs:
+            self.pair.full_runs[key] = self.pair.run(self.ids, self.positions, self.media)
+        return self.pair.full_runs[key]
 
     @cached_property
     def segments(self) -> list[kj.Segment]:
