@@ -44,6 +44,10 @@ PATIENCE = 1.0
 _LOOK = 0.05
 _NUMBER = re.compile(r"[0-9]{16}")
 _OWN = re.compile(r"[0-9a-f]{32}")
+_DIGITS = 12
+_MOST = 2**47
+"""Folders of leases begin with their number, of so many hexadecimal digits."""
+
 _FULL = (errno.ENOTEMPTY, errno.EEXIST)
 
 _logger = logging.getLogger(__name__)
@@ -139,7 +143,8 @@ def _acquired(folder: Path, staging: Path, seconds: float, wait: bool) -> Lease:
         while True:
             last = _last(folder)
             if last is None or _is_free(_file(folder, last), beside, seconds):
-                if (lease := _taken(folder, staging, (last or 0) + 1, seconds)) is not None:
+                number = max(last or 0, *map(_number_of, os.listdir(staging)), 0) + 1
+                if (lease := _taken(folder, staging, number, seconds)) is not None:
                     return lease
                 continue
             if not wait:
@@ -174,17 +179,16 @@ def _taken(folder: Path, staging: Path, number: int, seconds: float) -> Lease | 
     for before in numbers[:-1]:
         _file(folder, before).unlink(missing_ok=True)
     _sweep(folder, path)
-    own = staging / f"{number:012x}{uuid.uuid4().hex[:20]}"
+    own = staging / f"{number:0{_DIGITS}x}{uuid.uuid4().hex[_DIGITS:]}"
     own.mkdir()
     return Lease(number, path, own, seconds)
 
 
 def _sweep(folder: Path, path: Path) -> None:
     """Remove what those left who died while they waited; who waits renews it at every look."""
-    now = path.stat().st_mtime
     for name in filter(_OWN.fullmatch, os.listdir(folder)):
         with contextlib.suppress(OSError):
-            if now - os.lstat(folder / name).st_mtime > LONGEST:
+            if path.stat().st_mtime - os.lstat(folder / name).st_mtime > LONGEST:
                 (folder / name).unlink()
 
 
@@ -195,8 +199,8 @@ def _fence(staging: Path, lease: Lease) -> None:
     """
     for name in os.listdir(staging):
         place = staging / name
-        if place == lease.staging or not _OWN.fullmatch(name) or not is_folder(place):
-            continue
+        if not 0 < _number_of(name) < lease.number or not is_folder(place):
+            continue  # its own; or this one has been taken over already
         emptied = False
         while not emptied:
             with contextlib.suppress(FileNotFoundError):
@@ -217,6 +221,12 @@ def _fence(staging: Path, lease: Lease) -> None:
             shutil.rmtree(left, ignore_errors=True)
         else:
             left.unlink(missing_ok=True)
+
+
+def _number_of(name: str) -> int:
+    """The number of the lease that a folder in ``staging`` belongs to; 0 for what is none."""
+    number = int(name[:_DIGITS], 16) if _OWN.fullmatch(name) else 0
+    return number if number < _MOST else 0
 
 
 def _file(folder: Path, number: int) -> Path:
@@ -245,7 +255,10 @@ def _is_free(path: Path, beside: Path, seconds: float) -> bool:
         os.close(descriptor)
     with contextlib.suppress(ValueError, IndexError):
         seconds = min(max(float(words[0]), SHORTEST), LONGEST)
-    os.utime(beside)
+    try:
+        os.utime(beside)
+    except FileNotFoundError:  # this one was stopped for so long that it was taken for dead
+        os.close(open_regular(beside, os.O_WRONLY | os.O_CREAT))
     return beside.stat().st_mtime - renewed > seconds
 
 

@@ -53,9 +53,10 @@ def expire(library):
 
 
 def holds(library, pid):
-    """Whether a process has the lease."""
+    """Whether a process has the lease, and has begun with it: until then it finds out in time, and takes the next."""
     last = max(path for path in (library / "leases").iterdir() if len(path.name) == 16)
-    return last.stat().st_mtime > 0 and last.read_text().split()[1:2] == [str(pid)]
+    begun = any(int(name[:12], 16) == int(last.name) for name in os.listdir(library / "staging"))
+    return begun and last.stat().st_mtime > 0 and last.read_text().split()[1:2] == [str(pid)]
 
 
 def tree(library):

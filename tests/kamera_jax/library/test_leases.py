@@ -104,6 +104,42 @@ def test_a_number_that_was_given_before_is_none(folder):
     assert os.listdir(folder / "leases") == [f"{3:016d}"] and not os.listdir(folder / "staging")
 
 
+def test_numbers_go_on_where_somebody_removed_the_lease(folder):
+    """Else one that was stopped would take a later lease for its own, when the numbers come to it."""
+    with pytest.raises(LeaseLostError):
+        with taken(folder) as old:
+            (folder / "leases" / old.path.name).unlink()
+            with taken(folder) as new:
+                assert new.number == old.number + 1 and os.listdir(folder / "staging") == [new.staging.name]
+            old.check()
+
+
+def test_who_was_taken_over_while_it_took_leaves_the_next_alone(folder):
+    lease = leases._taken(folder / "leases", folder / "staging", 1, 30.0)
+    expire(folder)
+    with taken(folder) as new:
+        (new.staging / "made").touch()
+        with pytest.raises(FileNotFoundError):  # its own folder is gone
+            leases._fence(folder / "staging", lease)
+        assert os.listdir(new.staging) == ["made"]
+        new.check()
+        with pytest.raises(LeaseLostError):
+            lease.check()
+
+
+def test_who_was_stopped_while_it_waited_goes_on(folder):
+    with taken(folder):
+        waiting = threading.Thread(target=lambda: taken(folder).__enter__(), daemon=True)
+        waiting.start()
+        until = time.monotonic() + 30
+        while len(besides := [name for name in os.listdir(folder / "leases") if len(name) == 32]) < 1:
+            assert time.monotonic() < until
+        for name in besides:
+            (folder / "leases" / name).unlink()
+    waiting.join(30)
+    assert os.listdir(folder / "leases") == [f"{2:016d}"]
+
+
 def test_what_died_while_it_waited_goes(folder):
     old = folder / "leases" / ("0123456789abcdef" * 2)
     old.touch()
