@@ -34,15 +34,15 @@ def placed(tree, placement):
 """
 
 
-def on_eight_devices(program, flags=""):
+def on_eight_devices(program, flags="", compiled=FLAGS):
     """Run `COMMON` and a program where the host has eight devices, with more flags of XLA; see `on_devices`."""
-    return on_devices(8, COMMON + program, flags=flags)
+    return on_devices(8, COMMON + program, flags=flags, compiled=compiled)
 
 
-def on_devices(count, program, *arguments, flags=""):
+def on_devices(count, program, *arguments, flags="", compiled=FLAGS):
     """Run a program where the host has so many devices, compiled as here, and give back what it prints."""
     environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={count} {FLAGS} {flags}",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={count} {compiled} {flags}",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": ".",
     }

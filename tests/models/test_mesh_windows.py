@@ -5,6 +5,7 @@ import re
 import pytest
 
 from tests.eight_devices import on_eight_devices
+from tests.xla_flags import given
 
 STORY = """
 from kamera_jax.placement import Placement
@@ -160,7 +161,8 @@ close(kj.query(many, kj.append(kj.Window.empty(many, 512), elsewhere), "what?"),
 
 
 def test_a_placement_says_what_is_split():
-    on_eight_devices("""
+    # To the bit, a traced append is the one that is called only with XLA's fusion emitters.
+    program = """
 import copy, pickle
 import pytest
 from kamera_jax.errors import PlacementError
@@ -211,7 +213,8 @@ with pytest.raises(PlacementError, match="the window lies on a mesh"):
 through = jax.jit(lambda window, chunk: kj.append(window, chunk))(window, chunk)
 placed(through.state, split)
 same(through.state, kj.append(window, chunk).state)
-""")
+"""
+    on_eight_devices(program, compiled=given)
 
 
 @pytest.mark.soak
