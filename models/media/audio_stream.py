@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from jaxtyping import Float32
 
-from kamera_jax.items import Audio
+from kamera_jax.items import LOUDEST, Audio
 from models.media.audio_boxes import missing_bytes, states_length
 from models.media.files import MediaFileError, opened
 from models.media.mel import RATE
@@ -27,6 +27,9 @@ FORMATS = (
 
 _RUN = 2**20
 """Samples that are resampled together."""
+
+LEAST_RATE = 1000
+"""Samples a second, at least: of fewer, some thousands would be resampled to gigabytes."""
 
 SHORTER = 0.25
 """Seconds by which what is decoded may be shorter than what a file states: encoders add silence at both ends."""
@@ -74,7 +77,8 @@ def _container(av: Any, path: Path, file: BinaryIO) -> Iterator[Any]:
             "by ffmpeg -i FILE OTHER"
         )
     try:
-        container = av.open(file, options={"format_whitelist": ",".join(FORMATS)})
+        allowed = {"format_whitelist": ",".join(FORMATS)}
+        container = av.open(file, options=allowed, metadata_errors="replace")  # a title need not be UTF-8
     except (av.error.FFmpegError, OSError) as error:
         raise AudioFormatError(
             f"{path} is no file of sound that can be read ({_reason(error)}); expected WAV, FLAC, MP3, Ogg, Opus, M4A, "
@@ -109,9 +113,10 @@ def _samples(av: Any, path: Path, container: Any, states: bool) -> Iterator[np.n
         raise AudioFormatError(f"{path} is of a codec that this PyAV does not decode; convert it to FLAC or WAV")
     stated = stream.duration * stream.time_base if stream.duration and states else 0
     count = 0
-    resampler = av.AudioResampler(format="fltp", rate=RATE)
+    resampler = av.AudioResampler(format="flt", rate=RATE)
     try:
         for frame in container.decode(stream):
+            _check_rate(frame.sample_rate)
             for each in resampler.resample(frame):
                 yield _mono(each)
                 count += each.samples
@@ -133,8 +138,19 @@ def _samples(av: Any, path: Path, container: Any, states: bool) -> Iterator[np.n
 
 
 def _mono(frame: Any) -> np.ndarray:
-    """A frame [n], the mean of its channels."""
-    return frame.to_ndarray().mean(0, dtype=np.float32)
+    """A frame [n], the mean of its channels, which lie side by side: of more than 8 apart PyAV reads past the end."""
+    samples = frame.to_ndarray().reshape(max(1, frame.samples), -1)
+    mean = samples.mean(1, dtype=np.float32)
+    largest = np.abs(mean).max(initial=0.0)
+    if not largest <= LOUDEST:
+        raise ValueError(f"samples of up to {largest:g}, where 1 is the loudest")
+    return mean
+
+
+def _check_rate(rate: int) -> None:
+    """Raise ValueError for a rate so low that a few samples would become gigabytes."""
+    if rate < LEAST_RATE:
+        raise ValueError(f"{rate} samples a second, expected {LEAST_RATE} at least")
 
 
 def _reason(error: BaseException) -> str:
@@ -145,17 +161,22 @@ def at_rate(audio: Audio) -> Audio:
     """Sound at `RATE` samples a second: itself, or resampled by PyAV.
 
     Raises:
+        AudioFormatError: it has fewer samples a second than `LEAST_RATE`.
         AudioReaderError: it has another rate, and PyAV is not installed.
     """
     if audio.rate == RATE:
         return audio
+    try:
+        _check_rate(audio.rate)
+    except ValueError as error:
+        raise AudioFormatError(f"the sound has {error}: was its rate given in kHz?") from None
     try:
         av = _package()
     except AudioReaderError as error:
         raise AudioReaderError(
             f"the sound has {audio.rate} samples a second, and the model reads {RATE}; {error}, or resample it yourself"
         ) from error
-    resampler = av.AudioResampler(format="fltp", layout="mono", rate=RATE)
+    resampler = av.AudioResampler(format="flt", layout="mono", rate=RATE)
     made = []
     for start in range(0, len(audio.samples), _RUN):
         frame = av.AudioFrame.from_ndarray(audio.samples[None, start : start + _RUN], format="fltp", layout="mono")

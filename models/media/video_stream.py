@@ -105,7 +105,8 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
                 "ffmpeg -i FILE -c copy OTHER"
             )
         try:
-            container = av.open(file, options={**bound, "format_whitelist": ",".join(FORMATS)})
+            allowed = {**bound, "format_whitelist": ",".join(FORMATS)}
+            container = av.open(file, options=allowed, metadata_errors="replace")  # a title need not be UTF-8
         except (av.error.FFmpegError, OSError) as error:
             raise VideoFormatError(
                 f"{path} is no video file that can be read ({_reason(error)}); expected MP4, MOV, WebM, Matroska, AVI, "

@@ -54,6 +54,18 @@ def test_a_wav_of_that_rate_is_its_samples(tmp_path):
     np.testing.assert_array_equal(again, read.samples)
 
 
+def test_many_channels_are_averaged_too(tmp_path):
+    """A header may say 22 of them: the samples of one are then those of 22."""
+    path = write(tmp_path / "a.wav", tone(2.2))
+    content = bytearray(path.read_bytes())
+    content[22:24] = (22).to_bytes(2, "little")
+    content[32:34] = (44).to_bytes(2, "little")
+    path.write_bytes(content)
+    read = read_audio(path, 10).samples
+    expected = tone(2.2).reshape(-1, 22).mean(1)
+    np.testing.assert_allclose(read, expected, rtol=0, atol=2**-15)
+
+
 def test_arrays_of_another_rate_are_resampled_as_files_are(tmp_path):
     samples = tone(0.5, 44100)
     made = at_rate(kj.Audio(samples, 44100))
@@ -82,6 +94,27 @@ def test_a_wav_that_was_written_to_a_pipe_states_no_length(tmp_path):
     content[4:8] = content[at : at + 4] = b"\xff" * 4
     path.write_bytes(content)
     assert len(read_audio(path, 10).samples) == 8000
+
+
+def test_titles_in_another_encoding_and_rates_that_are_none(tmp_path):
+    path = write(tmp_path / "a.wav", tone(0.5))
+    content = bytearray(path.read_bytes())
+    at = content.index(b"Lavf")
+    content[at : at + 4] = b"Caf\xe9"
+    path.write_bytes(content)
+    assert len(read_audio(path, 10).samples) == 8000
+    content[24:28] = (1).to_bytes(4, "little")
+    path.write_bytes(content)
+    with pytest.raises(DamagedAudioError, match="1 samples a second, expected 1000 at least"):
+        read_audio(path, 10)
+    with pytest.raises(AudioFormatError, match=r"the sound has 16 samples a second.*in kHz"):
+        at_rate(kj.Audio(tone(0.1), 16))
+
+
+def test_samples_that_are_none_are_named(tmp_path):
+    loud = 1000 * tone(0.5)
+    with pytest.raises(DamagedAudioError, match=r"a.wav: .* cannot be decoded \(samples of up to"):
+        read_audio(write(tmp_path / "a.wav", loud, codec="pcm_f32le"), 10)
 
 
 def test_files_without_sound_or_of_another_kind_are_named(tmp_path):

@@ -328,3 +328,11 @@ def test_times_as_people_write_them():
 
 def test_numbers_survive_the_codec():
     assert [number(frame(each)) for each in range(8**3)] == list(range(8**3))
+
+
+def test_a_title_in_another_encoding_is_no_damage(tmp_path):
+    path = write(tmp_path / "a.mp4", 8)
+    content = path.read_bytes()
+    assert content.count(b"Lavf") == 1
+    path.write_bytes(content.replace(b"Lavf", b"Caf\xe9"))
+    assert numbers(read_video(path)) == numbers(read_video(write(tmp_path / "b.mp4", 8)))
