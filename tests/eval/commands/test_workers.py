@@ -220,8 +220,9 @@ def test_a_job_encodes_shares_and_restores_all_on_its_mesh(folder, alone, tmp_pa
 @pytest.mark.parametrize("count", [2, 4])
 def test_a_job_of_which_one_is_killed_is_run_again(folder, alone, tmp_path, count):
     library = tmp_path / "lib"
-    statuses, _, errors = job(folder, library, *["leave"] * (count - 1), "die")
-    assert statuses == [0] * (count - 1) + [-signal.SIGKILL], errors
+    thens = ["die" if index == count // 2 else "leave" for index in range(count)]
+    statuses, _, errors = job(folder, library, *thens)
+    assert statuses == [-signal.SIGKILL if then == "die" else 0 for then in thens], errors
     assert set(kj.ChunkLibrary.open(library).keys()) < set(kj.ChunkLibrary.open(alone).keys())
     statuses, _, errors = job(folder, library, *["leave"] * count)
     assert statuses == [0] * count, errors
