@@ -60,7 +60,7 @@ def _share(options: Namespace) -> tuple[int, int] | None:
 def _alone(options: Namespace, items: Sequence[Source]) -> workers.Outcome:
     """Encode in this process."""
     vlm = load(options.model, dtype=options.dtype)
-    with kj.ChunkLibrary.open(options.library, mode="a") as library:
+    with kj.ChunkLibrary.open(options.library, mode="a", lock=options.lock) as library:
         with _shown("encoding", items) as report:
             done = encode_into(
                 vlm,

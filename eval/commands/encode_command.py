@@ -68,6 +68,12 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         help="encode the K-th of N shares of the items alone, as 2/4: on each of several hosts another one (default: "
         "all; in a job of jax.distributed the share of this process)",
     )
+    command.add_argument(
+        "--lock",
+        choices=("file", "lease"),
+        help="by what those who write to the library take turns, if it is made now: file, a lock of this system's (the "
+        "default), or lease, where several hosts write to one folder of a network",
+    )
     add_json(command)
     return command
 

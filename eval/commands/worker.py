@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -26,6 +26,7 @@ class Job:
 
     model: str
     library: Path
+    lock: Literal["file", "lease"] | None
     dtype: str | None
     storage: str
     share_frames: float | None
@@ -135,7 +136,7 @@ def _encode(orders: _Orders, job: Job) -> None:
         orders.say("item", given[id(source)], each)
 
     sources: list[Source] = []
-    with kj.ChunkLibrary.open(job.library, mode="a") as library:
+    with kj.ChunkLibrary.open(job.library, mode="a", lock=job.lock) as library:
         orders.say("ready", vlm.spec.dtype)
         done = encode_into(
             vlm,

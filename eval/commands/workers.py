@@ -71,6 +71,7 @@ def encode(options: Namespace, items: Sequence[Source], count: int, report: Call
     job = Job(
         options.model,
         options.library,
+        options.lock,
         options.dtype,
         options.storage,
         options.share_frames,

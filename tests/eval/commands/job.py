@@ -51,7 +51,8 @@ def die_at(number):
 
 
 def main(index, count, port, folder, library, then):
-    jax.distributed.initialize(f"127.0.0.1:{port}", count, index)
+    # The first is the job's coordinator: the others end with it, and where another dies it ends them after a while.
+    jax.distributed.initialize(f"127.0.0.1:{port}", count, index, heartbeat_timeout_seconds=600)
     from eval.commands.main import main as kamera
 
     if then == "die":
@@ -63,8 +64,8 @@ def main(index, count, port, folder, library, then):
 
         multihost_utils.sync_global_devices("all have encoded")
         print(restored(library, Mesh(np.array(jax.devices()), ("features",))), flush=True)
-        jax.distributed.shutdown()
-    sys.stdout.flush()
+    print("encoded", flush=True)
+    sys.stdin.read()
     os._exit(status)  # where one of the job has died, leaving it in order takes minutes
 
 

@@ -1,5 +1,6 @@
 """`kamera encode` in several processes: the same library as by one, whoever is killed, and nothing twice."""
 
+import itertools
 import json
 import os
 import random
@@ -91,13 +92,16 @@ def test_a_worker_that_dies_is_named_and_the_next_run_does_what_is_missing(
 def test_shares_of_several_hosts_make_up_all(folder, alone, tmp_path, capsys):
     library = tmp_path / "lib"
     names = []
-    for share in ("1/3", "2/3", "3/3"):
-        assert main(["encode", *arguments(folder, library, "--share", share)]) == 0
+    for share, more in (("1/3", ["--lock", "lease"]), ("2/3", []), ("3/3", [])):
+        assert main(["encode", *arguments(folder, library, "--share", share, *more)]) == 0
         names.append([item["name"] for item in told(library)["items"]])
     assert all(names) and sorted(sum(names, [])) == sorted(
         [*(f"{i}.png" for i in range(7)), *(f"report.pdf, page {i}" for i in (1, 2, 3))]
     )
     check_same(library, alone)
+    assert (library / "leases").is_dir() and not (library / "LOCK").exists()
+    assert main(["encode", *arguments(folder, library, "--lock", "file")]) == 1
+    assert "was made with lock='lease'" in capsys.readouterr().err
     assert main(["encode", *arguments(folder, tmp_path / "no", "--share", "1/11")]) == 1
     assert "10 items or runs of pages cannot be shared by 11 processes" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
@@ -179,6 +183,7 @@ def started(*arguments, flags=""):
         cwd=ROOT,
         env=os.environ
         | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{FLAGS} {flags}", "JAX_DEFAULT_MATMUL_PRECISION": "highest"},
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -194,16 +199,16 @@ def job(folder, library, *thens):
         started("tests.eval.commands.job", index, len(thens), port, folder, library, then)
         for index, then in enumerate(thens)
     ]
-    said = [process.communicate(timeout=300) for process in running]
-    statuses = [process.returncode for process in running]
-    return statuses, [output for output, _ in said], "\n".join(error for _, error in said)
+    outputs = [list(itertools.takewhile("encoded\n".__ne__, process.stdout)) for process in running]
+    errors = [process.communicate(timeout=60)[1] for process in reversed(running)]  # the coordinator last
+    return [process.returncode for process in running], outputs, "\n".join(errors)
 
 
 def test_a_job_encodes_shares_and_restores_all_on_its_mesh(folder, alone, tmp_path):
     library = tmp_path / "lib"
     statuses, outputs, errors = job(folder, library, "restore", "restore")
     assert statuses == [0, 0], errors
-    assert [output.splitlines()[-1] for output in outputs] == ["9", "9"]
+    assert [output[-1] for output in outputs] == ["9\n", "9\n"]
     shares = [json.loads((tmp_path / f"{index}.json").read_text())["items"] for index in (0, 1)]
     assert [len(share) for share in shares] == [5, 5] and not {each["name"] for each in shares[0]} & {
         each["name"] for each in shares[1]
@@ -215,8 +220,9 @@ def test_a_job_encodes_shares_and_restores_all_on_its_mesh(folder, alone, tmp_pa
 @pytest.mark.parametrize("count", [2, 4])
 def test_a_job_of_which_one_is_killed_is_run_again(folder, alone, tmp_path, count):
     library = tmp_path / "lib"
-    statuses, _, errors = job(folder, library, *["leave"] * (count - 1), "die")
-    assert statuses == [0] * (count - 1) + [-signal.SIGKILL], errors
+    thens = ["die" if index == count // 2 else "leave" for index in range(count)]
+    statuses, _, errors = job(folder, library, *thens)
+    assert statuses == [-signal.SIGKILL if then == "die" else 0 for then in thens], errors
     assert set(kj.ChunkLibrary.open(library).keys()) < set(kj.ChunkLibrary.open(alone).keys())
     statuses, _, errors = job(folder, library, *["leave"] * count)
     assert statuses == [0] * count, errors
