@@ -1,5 +1,6 @@
 """What hub folders say of vision towers: fields of their configuration, and names of their weights."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from models.blocks.vit import ACTIVATIONS
@@ -63,6 +64,41 @@ def square_fields(fields: Fields, *, patch_size: int, hidden_act: str, layer_nor
         "image_size": fields.size("image_size", 224),
         "hidden_act": activation_name(fields, "hidden_act", hidden_act),
         "layer_norm_eps": fields.positive("layer_norm_eps", layer_norm_eps),
+    }
+
+
+def siglip_fields(top: Fields) -> dict[str, Any]:
+    """The fields of a `SquareConfig` in a config.json's ``vision_config``, which is taken: HF ``SiglipVisionConfig``.
+
+    Raises:
+        UnknownConfigFieldError: a field this does not know, named. MissingConfigFieldError: no vision_config.
+        UnsupportedConfigError: a value that asks for another computation, named.
+    """
+    fields = Fields("vision_config", top.take("vision_config", dict))
+    fields.expect("model_type", "siglip_vision_model")
+    common = square_fields(fields, patch_size=16, hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6)
+    fields.ignore("vision_use_head", *UNUSED_FIELDS)  # what the head pools is not used
+    fields.close()
+    return common
+
+
+def feature_fields(top: Fields, common: Mapping[str, Any], default: int) -> dict[str, Any]:
+    """The fields of a tower up to its feature, and of its projector: what HF's LLaVAs say of them in config.json.
+
+    Args:
+        top: the file; vision_feature_layer, projector_hidden_act and multimodal_projector_bias are taken from it.
+        common: of the whole tower; see `square_fields`.
+        default: the feature's layer in transformers.
+
+    Raises:
+        UnsupportedConfigError: a value that asks for another computation, named.
+    """
+    return {
+        **common,
+        "depth": feature_depth(top, common["depth"], default),
+        "stored_depth": common["depth"],
+        "projector_act": activation_name(top, "projector_hidden_act", "gelu"),
+        "projector_bias": top.take("multimodal_projector_bias", bool, True),
     }
 
 

@@ -17,8 +17,7 @@ def test_a_backbone(mode):
     same(wide, story(Toy(), mode))
 
 
-# Materialised windows are those of `test_a_backbone`, a model's blocks on them those of `test_experts_and_latents`.
-@pytest.mark.parametrize("mode", ["in_place", pytest.param("materialise", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("mode", ["materialise", "in_place"])
 def test_an_embedded_model(mode):
     vlm = load("kamera-tiny-gqa", dtype="float32")
     with jax.enable_x64(True):

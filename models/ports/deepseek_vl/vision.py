@@ -19,7 +19,7 @@ from models.blocks.vit import (
 from models.blocks.vit import SquarePlan as VisionPlan
 from models.blocks.vit import square_plan as plan
 from models.hub.fields import Fields
-from models.hub.towers import UNUSED_FIELDS, square_fields
+from models.hub.towers import siglip_fields
 
 __all__ = [
     "VisionConfig",
@@ -49,12 +49,7 @@ def vision_config_from_hf(top: Fields, out_hidden_size: int) -> VisionConfig:
         MissingConfigFieldError: no vision_config.
         UnsupportedConfigError: a value that asks for another computation, named.
     """
-    fields = Fields("vision_config", top.take("vision_config", dict))
-    fields.expect("model_type", "siglip_vision_model")
-    common = square_fields(fields, patch_size=16, hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6)
-    fields.ignore("vision_use_head", *UNUSED_FIELDS)  # what the head pools is not used
-    fields.close()
-    return VisionConfig(**common, out_hidden_size=out_hidden_size)
+    return VisionConfig(**siglip_fields(top), out_hidden_size=out_hidden_size)
 
 
 def vision_declaration(config: VisionConfig) -> Params:

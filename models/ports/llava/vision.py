@@ -10,7 +10,7 @@ from models.blocks.vit import SquareConfig, mlp, mlp_declaration, pad_patches, s
 from models.blocks.vit import SquarePlan as VisionPlan
 from models.blocks.vit import square_plan as plan
 from models.hub.fields import Fields
-from models.hub.towers import UNUSED_FIELDS, activation_name, feature_depth, square_fields
+from models.hub.towers import UNUSED_FIELDS, feature_fields, square_fields
 
 __all__ = [
     "VisionConfig",
@@ -59,15 +59,7 @@ def vision_config_from_hf(top: Fields, out_hidden_size: int) -> VisionConfig:
 
     top.expect("vision_feature_select_strategy", "default")
     top.ignore("image_seq_length")  # the size of the image says it; HF does not read it here either
-    stored = common.pop("depth")
-    return VisionConfig(
-        **common,
-        depth=feature_depth(top, stored, -2),
-        out_hidden_size=out_hidden_size,
-        stored_depth=stored,
-        projector_act=activation_name(top, "projector_hidden_act", "gelu"),
-        projector_bias=top.take("multimodal_projector_bias", bool, True),
-    )
+    return VisionConfig(**feature_fields(top, common, -2), out_hidden_size=out_hidden_size)
 
 
 def vision_declaration(config: VisionConfig) -> Params:

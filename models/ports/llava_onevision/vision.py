@@ -18,7 +18,7 @@ from models.blocks.vit import (
     square_features,
 )
 from models.hub.fields import Fields, UnsupportedConfigError
-from models.hub.towers import UNUSED_FIELDS, activation_name, feature_depth, square_fields
+from models.hub.towers import feature_fields, siglip_fields
 from models.ports.llava_onevision.packing import Packing
 
 
@@ -62,21 +62,9 @@ def vision_config_from_hf(top: Fields, out_hidden_size: int) -> VisionConfig:
         MissingConfigFieldError: no vision_config.
         UnsupportedConfigError: a value that asks for another computation, named.
     """
-    fields = Fields("vision_config", top.take("vision_config", dict))
-    fields.expect("model_type", "siglip_vision_model")
-    common = square_fields(fields, patch_size=16, hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6)
-    fields.ignore("vision_use_head", *UNUSED_FIELDS)  # what the head pools is not used
-    fields.close()
+    common = siglip_fields(top)
     top.expect("vision_feature_select_strategy", "full")
-    stored = common.pop("depth")
-    return VisionConfig(
-        **common,
-        depth=feature_depth(top, stored, -1),
-        out_hidden_size=out_hidden_size,
-        stored_depth=stored,
-        projector_act=activation_name(top, "projector_hidden_act", "gelu"),
-        projector_bias=top.take("multimodal_projector_bias", bool, True),
-    )
+    return VisionConfig(**feature_fields(top, common, -1), out_hidden_size=out_hidden_size)
 
 
 def vision_declaration(config: VisionConfig) -> Params:
