@@ -4,14 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from eval.tiny.vocabulary import VOCABULARY
-from models.blocks.params import is_info
 from models.hub.weights import save_params
 from models.registry import ARCHITECTURES
 from tests.idefics3_files import PREPROCESSING, SIZE, write_tokenizer
+from tests.models.tiny_ports import binding_params
 
 SIDE = 8
 PATCH = 4
@@ -63,13 +62,6 @@ def write(folder: Path, stored: Any = np.float32, *, images: dict[str, Any] | No
         images: what preprocessor_config.json says beside `IMAGES`.
         config: what config.json says beside `CONFIG`.
     """
-    rng = np.random.default_rng(31)
-
-    def leaf(info):
-        size = {"fan_in": info.shape[-2] ** -0.5 if len(info.shape) > 1 else 0.0, "embedding": 0.5}
-        noise = size.get(info.init, 0.05) * rng.standard_normal(info.shape, np.float32)
-        return np.float32(info.init == "ones") + noise
-
     folder.mkdir(parents=True, exist_ok=True)
     mapping = {**CONFIG, **config}
     (folder / "config.json").write_text(json.dumps(mapping))
@@ -77,6 +69,6 @@ def write(folder: Path, stored: Any = np.float32, *, images: dict[str, Any] | No
     write_tokenizer(folder)
     port = ARCHITECTURES[mapping["model_type"]]
     read = port.config_from_hf(mapping)
-    params = jax.tree.map(leaf, port.declaration(read), is_leaf=is_info)
+    params = binding_params(port.declaration(read), 31)
     save_params(folder, params, port.weight_table(read), stored)
     return folder

@@ -4,14 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from eval.tiny.vocabulary import VOCABULARY
-from models.blocks.params import is_info
 from models.hub.weights import save_params
 from models.ports.internvl.port import ARCHITECTURE
 from tests.internvl_files import PREPROCESSING, write_tokenizer
+from tests.models.tiny_ports import binding_params
 
 SIDE = 8
 PATCH = 4
@@ -66,13 +65,6 @@ def write(folder: Path, stored: Any = np.float32, *, tiles: dict[str, Any] | Non
         tiles: what preprocessor_config.json says beside what the hub's does.
         config: what config.json says beside `CONFIG`.
     """
-    rng = np.random.default_rng(29)
-
-    def leaf(info):
-        size = {"fan_in": info.shape[-2] ** -0.5 if len(info.shape) > 1 else 0.0, "embedding": 0.5}
-        noise = size.get(info.init, 0.05) * rng.standard_normal(info.shape, np.float32)
-        return np.float32(info.init == "ones") + noise
-
     folder.mkdir(parents=True, exist_ok=True)
     mapping = {**CONFIG, **config}
     (folder / "config.json").write_text(json.dumps(mapping))
@@ -80,6 +72,6 @@ def write(folder: Path, stored: Any = np.float32, *, tiles: dict[str, Any] | Non
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
     write_tokenizer(folder)
     read = ARCHITECTURE.config_from_hf(mapping)
-    params = jax.tree.map(leaf, ARCHITECTURE.declaration(read), is_leaf=is_info)
+    params = binding_params(ARCHITECTURE.declaration(read), 29)
     save_params(folder, params, ARCHITECTURE.weight_table(read), stored)
     return folder

@@ -4,13 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from eval.tiny.vocabulary import VOCABULARY, build_tokenizer
-from models.blocks.params import is_info
 from models.hub.weights import save_params
 from models.ports.llava_onevision.port import ARCHITECTURE
+from tests.models.tiny_ports import binding_params
 
 SIDE = 10
 PATCH = 4
@@ -78,19 +77,12 @@ def write(folder: Path, stored: Any = np.float32, *, images: dict[str, Any] | No
         images: what preprocessor_config.json says beside `PREPROCESSING`.
         config: what config.json says beside `CONFIG`.
     """
-    rng = np.random.default_rng(41)
-
-    def leaf(info):
-        size = {"fan_in": info.shape[-2] ** -0.5 if len(info.shape) > 1 else 0.0, "embedding": 0.5}
-        noise = size.get(info.init, 0.05) * rng.standard_normal(info.shape, np.float32)
-        return np.float32(info.init == "ones") + noise
-
     folder.mkdir(parents=True, exist_ok=True)
     mapping = {**CONFIG, **config}
     (folder / "config.json").write_text(json.dumps(mapping))
     (folder / "preprocessor_config.json").write_text(json.dumps({**PREPROCESSING, **(images or {})}))
     build_tokenizer(folder)
     read = ARCHITECTURE.config_from_hf(mapping)
-    params = jax.tree.map(leaf, ARCHITECTURE.declaration(read), is_leaf=is_info)
+    params = binding_params(ARCHITECTURE.declaration(read), 41)
     save_params(folder, params, ARCHITECTURE.weight_table(read), stored)
     return folder

@@ -5,13 +5,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from eval.tiny.vocabulary import VOCABULARY
-from models.blocks.params import is_info
 from models.hub.weights import save_params
 from models.registry import ARCHITECTURES
+from tests.models.tiny_ports import binding_params
 from tests.omni_files import AUDIO, BANDS, END, PREPROCESSING, SIZE, START, TOKENS, write_tokenizer
 
 PATCH = 4
@@ -91,19 +90,12 @@ def write(folder: Path, preprocessing: dict[str, Any] | None = None) -> Path:
         folder: is made.
         preprocessing: what preprocessor_config.json says beside `IMAGES`.
     """
-    rng = np.random.default_rng(37)
-
-    def leaf(info):
-        size = {"fan_in": info.shape[-2] ** -0.5 if len(info.shape) > 1 else 0.0, "embedding": 0.5}
-        noise = size.get(info.init, 0.05) * rng.standard_normal(info.shape, np.float32)
-        return np.float32(info.init == "ones") + noise
-
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(CONFIG))
     (folder / "preprocessor_config.json").write_text(json.dumps({**IMAGES, **(preprocessing or {})}))
     write_tokenizer(folder)
     port = ARCHITECTURES["qwen2_5_omni"]
     read = port.config_from_hf(CONFIG)
-    params = jax.tree.map(leaf, port.declaration(read), is_leaf=is_info)
+    params = binding_params(port.declaration(read), 37)
     save_params(folder, params, port.weight_table(read), np.float32)
     return folder

@@ -21,6 +21,18 @@ def random_params(declared: Params) -> Any:
     return jax.tree.map(leaf, declared, is_leaf=is_info)
 
 
+def binding_params(declared: Params, seed: int) -> Any:
+    """Numbers for every parameter that is declared, so large that attention binds: what stands before a chunk shows."""
+    rng = np.random.default_rng(seed)
+
+    def leaf(info: Any) -> np.ndarray:
+        size = {"fan_in": info.shape[-2] ** -0.5 if len(info.shape) > 1 else 0.0, "embedding": 0.5}
+        noise = size.get(info.init, 0.05) * rng.standard_normal(info.shape, np.float32)
+        return np.float32(info.init == "ones") + noise
+
+    return jax.tree.map(leaf, declared, is_leaf=is_info)
+
+
 def write(folder: Path, attention: str) -> Path:
     """Write the folder of an embedded model's configuration."""
     backbone = BACKBONES[attention]

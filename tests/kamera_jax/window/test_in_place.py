@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 
 import kamera_jax as kj
-from eval.tiny import checkpoint
 from eval.tiny.backbones import BACKBONES
 from kamera_jax.errors import ModelMismatchError, PatchMismatchError, WindowFullError
 from kamera_jax.forward import run
 from models import load
-from models.blocks.params import is_info
 from tests.kamera_jax.test_compiles import compilations
+from tests.models import tiny_ports
 
 CAPACITY = 192
 QUESTION = "what colour is the cell ?"
@@ -45,16 +44,7 @@ def vlm(request, tmp_path_factory):
 
 def random_model(attention, folder):
     """A tiny model of an attention with random weights."""
-    backbone = BACKBONES[attention]
-    rng = np.random.default_rng(5)
-
-    def leaf(info):
-        return np.float32(info.init == "ones") + 0.1 * rng.standard_normal(info.shape, np.float32)
-
-    params = jax.tree.map(leaf, backbone.architecture.declaration(backbone.config), is_leaf=is_info)
-    folder = folder / backbone.name
-    checkpoint.write(folder, backbone, params)
-    return load(folder)
+    return load(tiny_ports.write(folder / attention, attention))
 
 
 @pytest.fixture(scope="module")
