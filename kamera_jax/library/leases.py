@@ -141,9 +141,12 @@ def _acquired(folder: Path, staging: Path, seconds: float, wait: bool) -> Lease:
     os.close(open_regular(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
     try:
         while True:
+            # Listed before the leases are: the folder of one that is taken after they were must not raise the number,
+            # for its holder would then be passed over instead of found to be faster.
+            staged = max(map(_number_of, os.listdir(staging)), default=0)
             last = _last(folder)
             if last is None or _is_free(_file(folder, last), beside, seconds):
-                number = max(last or 0, *map(_number_of, os.listdir(staging)), 0) + 1
+                number = max(last or 0, staged) + 1
                 if (lease := _taken(folder, staging, number, seconds)) is not None:
                     return lease
                 continue

@@ -1,5 +1,6 @@
 """Leases: one writer at a time without a lock of the system's, and one that was too late changes nothing."""
 
+import contextlib
 import inspect
 import json
 import logging
@@ -60,6 +61,29 @@ def test_threads_have_it_one_at_a_time(folder):
     for thread in threads:
         thread.join(60)
     assert not inside and os.listdir(folder / "leases") == [f"{15:016d}"]
+
+
+@pytest.mark.parametrize("rounds", [0, 1, 2])
+def test_who_looked_before_another_took_it_does_not_take_it_over(folder, monkeypatch, rounds):
+    """The lease was free when it was looked at, and others had it, or one has it, before it could be taken."""
+    with contextlib.ExitStack() as held:
+        is_free = leases._is_free
+
+        def looks_and_is_slow(path, beside, seconds):
+            free = is_free(path, beside, seconds)
+            monkeypatch.setattr(leases, "_is_free", is_free)
+            for _ in range(rounds):
+                with taken(folder):
+                    pass
+            held.enter_context(taken(folder)).check()
+            return free
+
+        with taken(folder):
+            pass
+        monkeypatch.setattr(leases, "_is_free", looks_and_is_slow)
+        with pytest.raises(LockedError, match="is leased by process"):
+            with taken(folder, wait=False):
+                raise AssertionError("two have it")
 
 
 def test_it_is_renewed_for_as_long_as_it_takes_and_who_waits_says_for_whom(folder, caplog):
