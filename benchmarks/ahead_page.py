@@ -33,8 +33,8 @@ out, each moved once. No weight is needed, and nothing is run.
 Times are a {roofline}:
 the larger of FLOPs over the peak and bytes over the bandwidth. *Ratio* is prefill over reuse as they are compiled, then
 with a prefill that moves its ideal bytes: XLA's attention on GPUs passes its scores through memory, and bytes that a
-cache would keep count too. *Measured* is empty where no such device was at hand. Of a model with experts, decoding
-counts all of them, while *ideal* has those that a token reaches.
+cache would keep count too. *Measured* is empty where no such device was at hand. Of a model with experts, *ideal* has
+those that a token reaches.
 {longer}
 
 | chip | bfloat16 TFLOP/s | GB/s | GB | source |

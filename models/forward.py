@@ -104,6 +104,8 @@ def forward(
         bool(pools),
         absorb=True if "queries" in collect else None,
         deep=segment.inputs.get("deep"),
+        # Heads split over all of a mesh leave no axis for experts.
+        spread=placement is not None and placement.mesh.size > placement.parts,
     )
     logits = None if logits_at is None else decoder.logits(params["text"], decoded.hidden[logits_at])
     kv = jax.tree.map(lambda rows: jnp.where(valid[None, :, None], rows, jnp.zeros((), rows.dtype)), decoded.kv)

@@ -175,6 +175,8 @@ def _gpu() -> list[Any]:
     install = PLUGIN.format(version=jax.__version__)
     if find_spec("jax_cuda13_plugin") is None:
         raise ChipError(f"compiling for an H200 takes JAX's CUDA plug-in, which is not installed: {install}")
+    # The plug-in registers itself only beside cuDNN and the like, of which compiling needs none.
+    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     try:
         described = topologies.get_topology_desc("h200", platform="cuda", target_config=H200, topology="1x1x1")
     except Exception as error:

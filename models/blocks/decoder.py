@@ -134,6 +134,7 @@ def decoder(
     observe: Callable[[jax.Array], Any] = lambda x: None,
     absorb: bool | None = None,
     deep: Float[Array, "T d E"] | None = None,
+    spread: bool = False,
 ) -> Decoded:
     """Run the decoder over T tokens; only ``attend`` knows who sees whom.
 
@@ -150,6 +151,7 @@ def decoder(
         absorb: whether an MLA attends in the latent space; see `models.blocks.attention.Latent`.
         deep: what is added to the residual stream behind each of the first d layers (DeepStack, arXiv 2406.04334);
             zero at tokens that are no media.
+        spread: whether experts may lie on several devices; see `models.blocks.moe.mixture`.
     """
     rotated = rotation(config.rope, positions)
 
@@ -164,7 +166,7 @@ def decoder(
         h = rms_norm(x, weights["mlp_norm"], config.rms_norm_eps)
         if "router" in weights["mlp"]:
             assert config.experts is not None
-            out, routing = mixture(config.experts, weights["mlp"], h)
+            out, routing = mixture(config.experts, weights["mlp"], h, spread=spread)
         else:
             out = swiglu(weights["mlp"], h)
             routing = None

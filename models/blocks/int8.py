@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8
 
 from kamera_jax.int8 import quantised, restored
+from models.blocks.one_row import matmul, row_matmul
 
 SCHEME = "int8, a scale for each output channel, version 1"
 """What is part of a model's fingerprint."""
@@ -57,9 +58,10 @@ def floats(weight: Weight) -> jax.Array:
 
 def product(x: Float[Array, "... I"], weight: Weight) -> Float[Array, "... O"]:
     """``x @ weight`` in f32: of int8 the codes are multiplied, and what comes out is scaled."""
+    multiplied = row_matmul if x.size == x.shape[-1] else matmul
     if not isinstance(weight, Int8Weight):
-        return jnp.matmul(x, weight, preferred_element_type=jnp.float32)
-    y = jnp.matmul(x, weight.codes.astype(x.dtype), preferred_element_type=jnp.float32)
+        return multiplied(x, weight)
+    y = multiplied(x, weight.codes)
     return y * weight.scale.reshape((1,) * (y.ndim - 1) + (-1,))
 
 

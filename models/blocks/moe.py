@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from models.blocks.int8 import Int8Weight, Weight
+from models.blocks.int8 import Int8Weight, Weight, product
 from models.blocks.layers import swiglu
 from models.blocks.params import ParamInfo, Params, swiglu_declaration
 
@@ -113,10 +114,21 @@ def _top(scores: jax.Array, count: int, margin: jax.Array) -> tuple[jax.Array, j
     return indices[:, :count], jnp.minimum(margin, best[:, count - 1] - best[:, count])
 
 
-def mixture(config: Experts, layer: Params, x: Float[Array, "T E"]) -> tuple[Float[Array, "T E"], Routing]:
-    """Routed and shared experts of T tokens (HF ``DeepseekV3MoE``, ``Qwen3VLMoeTextSparseMoeBlock``)."""
+def mixture(
+    config: Experts, layer: Params, x: Float[Array, "T E"], *, spread: bool = False
+) -> tuple[Float[Array, "T E"], Routing]:
+    """Routed and shared experts of T tokens (HF ``DeepseekV3MoE``, ``Qwen3VLMoeTextSparseMoeBlock``).
+
+    Args:
+        config: of the experts.
+        layer: as declared.
+        x: activations.
+        spread: whether the experts may lie on several devices: a single token's are then not read one by one, for a
+            device would have to be sent what another has of them.
+    """
     routing = route(config, layer["router"], x)
-    out = _routed(layer["experts"], x, routing.experts, routing.weights)
+    routed = _routed_one if len(x) == 1 and not spread else _routed
+    out = routed(layer["experts"], x, routing.experts, routing.weights)
     if config.shared_size:
         out = out + swiglu(layer["shared"], x)
     return out, routing
@@ -161,6 +173,31 @@ def _routed_backward(pullback: Callable[..., Any], cotangent: jax.Array) -> tupl
 
 
 _routed.defvjp(_routed_forward, _routed_backward)
+
+
+@jax.custom_jvp
+def _routed_one(experts: Params, x: jax.Array, chosen: jax.Array, weights: jax.Array) -> jax.Array:
+    """`_routed` of a single token, which reads no expert but its own; of several under ``vmap`` it is `_routed`."""
+    return _folding_one(experts, x, chosen, weights)
+
+
+@_routed_one.defjvp
+def _tangent(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
+    return _routed_one(*primals), jax.jvp(_by_expert, primals, tangents)[1]
+
+
+@jax.custom_batching.custom_vmap
+def _folding_one(experts: Params, x: jax.Array, chosen: jax.Array, weights: jax.Array) -> jax.Array:
+    each = []
+    # One by one, for a loop over them would copy all experts of the layer out of their stack.
+    for place in range(chosen.shape[1]):
+        own = jax.tree.map(partial(jax.lax.dynamic_index_in_dim, index=chosen[0, place], keepdims=False), experts)
+        gate, up = (product(x, own[name]).astype(x.dtype) for name in ("gate", "up"))
+        each.append(product(jax.nn.silu(gate) * up, own["down"]))
+    return jnp.einsum("kte,tk->te", jnp.stack(each), weights).astype(x.dtype)
+
+
+_folding_one.def_vmap(_fold)
 
 
 def _by_expert(

@@ -108,7 +108,8 @@ def test_a_model_with_experts_and_latents(tmp_path):
     model = leading(tmp_path, "kimi-vl-a3b", 2)
     result = examine(model, "v5e-1", window=512, chunk=128, programs=("decoding",))
     (row,) = result["programs"]
-    assert row["fits"] is True and row["hbm_bytes"] > 0.9 * row["ideal_bytes"]
+    # Of 64 experts the six that a token reaches.
+    assert row["fits"] is True and 0.9 * row["ideal_bytes"] < row["hbm_bytes"] <= 1.1 * row["ideal_bytes"]
     assert result["kv"] == 2 * (64 + 512) * 512 * 2
 
 

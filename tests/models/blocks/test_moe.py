@@ -1,11 +1,13 @@
 """The experts against a dense float64 loop, and the router against a restatement by sorting."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.blocks import moe
+from models.blocks import int8, moe
 from models.blocks.moe import Experts, mixture, route
 from models.blocks.params import init_params, is_info, stacked
 
@@ -128,6 +130,67 @@ def test_gradients_equal_those_of_the_dense_sum(name):
     # An expert that nothing is sent to learns nothing.
     idle = np.setdiff1d(np.arange(len(experts["gate"])), chosen)
     assert not np.asarray(ours[0]["down"])[idle].any()
+
+
+SINGLE = {"k = 1": (5, 1), "two of many": (64, 2), "every expert": (4, 4)}
+"""Experts, and experts per token."""
+
+
+def single(name):
+    """Experts, x, chosen and weights of one token; experts that it does not reach are NaN."""
+    count, per_token = SINGLE[name]
+    rng = np.random.default_rng(count)
+    experts = weights(rng, count)
+    chosen = rng.permutation(count)[None, :per_token].astype(np.int32)
+    idle = np.setdiff1d(np.arange(count), chosen)
+    for leaf in experts.values():
+        leaf[idle] = np.nan
+    x = rng.normal(size=(1, WIDTH)).astype(np.float32)
+    return experts, x, chosen, rng.uniform(0.1, 1, chosen.shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_a_single_token_reads_no_expert_but_its_own(name):
+    given = jax.jit(moe._routed_one)(*single(name))
+    assert given.dtype == jnp.float32
+    assert_close(given, by_loop(*single(name)))
+    experts, x, chosen, share = single(name)
+    stored = {name: int8.stored("text/moe_layers/mlp/experts", jnp.asarray(leaf)) for name, leaf in experts.items()}
+    restored = {name: np.asarray(int8.floats(weight)) for name, weight in stored.items()}
+    assert_close(jax.jit(moe._routed_one)(stored, x, chosen, share), by_loop(restored, x, chosen, share))
+
+
+def test_single_tokens_of_a_batch_are_sent_together():
+    experts, x, chosen, given = map(lambda leaf: jax.tree.map(jnp.asarray, leaf), case("k = 1"))
+    batch = jax.vmap(moe._routed_one, in_axes=(None, 0, 0, 0))
+    apart = (x[:, None], chosen[:, None], given[:, None])
+    assert_close(jax.jit(batch)(experts, *apart)[:, 0], by_loop(*case("k = 1")))
+    assert str(jax.make_jaxpr(batch)(experts, *apart)).count("argsort") == 1
+
+
+def test_gradients_of_a_single_token_are_those_of_the_grouped_product():
+    experts, x, chosen, given = case("one token")
+    towards = np.random.default_rng(1).normal(size=x.shape).astype(np.float32)
+
+    def loss(function):
+        return lambda experts, x, given: (function(experts, x, jnp.asarray(chosen), given) * towards).sum()
+
+    ours = jax.jit(jax.grad(loss(moe._routed_one), argnums=(0, 1, 2)))(experts, x, given)
+    exact = jax.jit(jax.grad(loss(dense), argnums=(0, 1, 2)))(experts, x, given)
+    jax.tree.map(assert_close, ours, exact)
+
+
+def test_experts_that_lie_on_several_devices_are_not_read_one_by_one():
+    config = Experts(6, 2, INNER)
+    layer = parameters(config)
+    layer["router"]["bias"] = np.zeros(6, np.float32)
+    x = jnp.asarray(np.random.default_rng(4).normal(size=(1, WIDTH)), jnp.float32)
+    outputs = []
+    for spread in (False, True):
+        run = partial(mixture, config, layer, spread=spread)
+        assert ("argsort" in str(jax.make_jaxpr(run)(x))) == spread
+        outputs.append(run(x)[0])
+    assert_close(*outputs)
 
 
 def routed_by_sorting(config, router, x):
