@@ -149,6 +149,9 @@ def target(name: str) -> Target:
     """
     kind, count = parse(name)
     chip = CHIPS[kind]
+    # JAX asks all its plug-ins at once, and that of CUDA offers itself only beside cuDNN and the like: compiling needs
+    # none of them.
+    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     devices = _tpus(kind, dict(chip.topologies)[count]) if chip.platform == "tpu" else _gpu()
     coordinates = {tuple(each.coords) for each in devices} if chip.platform == "tpu" else {()}
     each = len(devices) // len(coordinates)
@@ -175,8 +178,6 @@ def _gpu() -> list[Any]:
     install = PLUGIN.format(version=jax.__version__)
     if find_spec("jax_cuda13_plugin") is None:
         raise ChipError(f"compiling for an H200 takes JAX's CUDA plug-in, which is not installed: {install}")
-    # The plug-in registers itself only beside cuDNN and the like, of which compiling needs none.
-    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     try:
         described = topologies.get_topology_desc("h200", platform="cuda", target_config=H200, topology="1x1x1")
     except Exception as error:
