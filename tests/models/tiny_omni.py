@@ -101,8 +101,6 @@ CONFIG3["thinker_config"]["text_config"]["vocab_size"] = SIZE
 """Pieces of the audio tower are 100 frames, a second and 13 tokens, and windows have one."""
 
 CONFIGS = {mapping["model_type"]: mapping for mapping in (CONFIG, CONFIG3)}
-UNITS = {"qwen2_5_omni": 20, "qwen3_omni_moe": 100}
-"""Frames that a tower reads apart from all others."""
 
 
 def config(family: str = "qwen2_5_omni", **text: Any) -> dict[str, Any]:

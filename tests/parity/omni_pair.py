@@ -234,6 +234,10 @@ CONFIGS: dict[str, tuple[type[OmniPair], dict[str, Any]]] = {
         },
     ),
     "qwen3_omni_moe: 4 to 2 heads of 16, 2 of 6 experts, 3 of 4 layers deep": (Qwen3OmniPair, {}),
+}
+"""By name, which begins with the port's."""
+
+MORE: dict[str, tuple[type[OmniPair], dict[str, Any]]] = {
     "qwen3_omni_moe: 4 to 1 heads of 24, a dense layer, tied, windows of 3 pieces of 104": (
         Qwen3OmniPair,
         {
@@ -280,7 +284,9 @@ CONFIGS: dict[str, tuple[type[OmniPair], dict[str, Any]]] = {
         },
     ),
 }
-"""By name, which begins with the port's."""
+"""For what is of omni models alone: language model and images are those of Qwen3-VL with experts."""
+
+SOUNDING = CONFIGS | MORE
 
 FAR: dict[str, tuple[type[OmniPair], dict[str, Any]]] = {
     "qwen2_5_omni": (

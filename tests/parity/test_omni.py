@@ -24,9 +24,9 @@ pytestmark = pytest.mark.parity
 SIZE = 128
 QUESTION = "which colour is the cell on the page?"
 
-pairs = pytest.mark.parametrize("pair", omni_pair.CONFIGS, indirect=True)
+pairs = pytest.mark.parametrize("pair", omni_pair.SOUNDING, indirect=True)
 FAMILIES = ("qwen2_5_omni", "qwen3_omni_moe")
-SOME = [[name for name in omni_pair.CONFIGS if name.startswith(family)][:2] for family in FAMILIES]
+SOME = [[name for name in omni_pair.SOUNDING if name.startswith(family)][:2] for family in FAMILIES]
 two_pairs = pytest.mark.parametrize("pair", [name for names in SOME for name in names], indirect=True)
 one_pair = pytest.mark.parametrize("pair", [names[0] for names in SOME], indirect=True)
 
