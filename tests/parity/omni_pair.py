@@ -18,7 +18,7 @@ import kamera_jax as kj
 from models.hub.tensor_files import SINGLE
 from tests.omni_files import AUDIO, MEL, SIZE, START, TOKENS, write_tokenizer
 from tests.parity.oracle import Media, Prompt, token
-from tests.parity.qwen3_pairs import INTERLEAVED, POWERS, TIED, YARN, QwenVLPair, rate_of, video_patches
+from tests.parity.qwen3_pairs import INTERLEAVED, TIED, YARN, QwenVLPair, rate_of, video_patches
 from tests.parity.tiny_hf import save_hub_folder, tiny_qwen2_5_omni, tiny_qwen3_omni
 
 SPECIAL = {
@@ -293,6 +293,5 @@ FAR: dict[str, tuple[type[OmniPair], dict[str, Any]]] = {
         OmniPair,
         {"text": {"rope_parameters": {"rope_type": "default", "rope_theta": 256.0, "mrope_section": [2, 3, 3]}}},
     ),
-    "qwen3_omni_moe": (Qwen3OmniPair, {"text": {"rope_parameters": POWERS}}),
 }
-"""Of angles that are exact far from 0."""
+"""Of angles that are exact far from 0; Qwen3-Omni's are those of Qwen3-VL."""
