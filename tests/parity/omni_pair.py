@@ -231,6 +231,7 @@ CONFIGS: dict[str, tuple[type[OmniPair], dict[str, Any]]] = {
             "text": {"num_key_value_heads": 4, "num_hidden_layers": 2},
             "vision": {"depth": 1, "fullatt_block_indexes": [0]},
             "audio": {"n_window": 100, "max_source_positions": 100, "activation_function": "gelu_pytorch_tanh"},
+            "alone": True,
         },
     ),
     "qwen3_omni_moe: 4 to 2 heads of 16, 2 of 6 experts, 3 of 4 layers deep": (Qwen3OmniPair, {}),

@@ -126,18 +126,25 @@ def towers(pair):
     return ours, theirs
 
 
+def assert_tower_equals_hf(pair, towers, frames):
+    ours, theirs = towers
+    given = np.random.default_rng(7).standard_normal((frames, pair.vlm.config.towers["audio"].bands))
+    expected = theirs(given.astype(np.float32))
+    made = ours(given.astype(np.float32))
+    assert made.shape == expected.shape
+    assert np.abs(made - expected).max() <= 2e-6 * np.abs(expected).max()
+
+
 @pairs
 @pytest.mark.parametrize("pieces, more", [(0, 3), (1, 0), (1, 1), (1, 2), (2, -1), (3, 5)])
 def test_the_tower_equals_hf_s(pair, towers, pieces, more):
-    ours, theirs = towers
-    frames = np.random.default_rng(7).standard_normal(
-        (frames_of(pair, pieces, more), pair.vlm.config.towers["audio"].bands)
-    )
-    frames = frames.astype(np.float32)
-    expected = theirs(frames)
-    made = ours(frames)
-    assert made.shape == expected.shape
-    assert np.abs(made - expected).max() <= 2e-6 * np.abs(expected).max()
+    assert_tower_equals_hf(pair, towers, frames_of(pair, pieces, more))
+
+
+@one_a_family
+def test_the_tower_equals_hf_s_on_a_long_recording(pair, towers):
+    """Of more pieces than are computed at once."""
+    assert_tower_equals_hf(pair, towers, frames_of(pair, 17, 3))
 
 
 @pairs
