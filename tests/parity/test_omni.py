@@ -202,6 +202,7 @@ def test_a_chunk_rotated_equals_hf_there(pair):
     items = prompts(pair)["with an image and a video"][:1]
     assert token("video_pad") in pair.prompt(items, QUESTION).ids
     assert_items_equal_there(pair, items, 37)
+    assert_items_equal_there(pair, items, np.float32(37.4))
     assert_items_equal_there(pair, prompts(pair)["a frame more than pieces"], np.float32(37.4))
 
 
