@@ -38,7 +38,7 @@ def _with(config: dict[str, Any], **text: Any) -> dict[str, Any]:
 
 LATENT = WIDE | {"num_attention_heads": 8, "num_key_value_heads": 8, "num_hidden_layers": 2, "kv_lora_rank": 32}
 LATENT |= {"qk_nope_head_dim": 8, "qk_rope_head_dim": 16, "v_head_dim": 8, "first_k_dense_replace": 1}
-QWEN2_5 = WIDE | {"hidden_size": 128, "num_attention_heads": 8, "num_key_value_heads": 8}
+QWEN2_5: dict[str, Any] = WIDE | {"hidden_size": 128, "num_attention_heads": 8, "num_key_value_heads": 8}
 QWEN2_5 |= {"rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}}
 
 
