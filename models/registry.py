@@ -26,7 +26,10 @@ from models.ports.llama.port import ARCHITECTURES as LANGUAGE_MODELS
 from models.ports.llava.port import ARCHITECTURE as LLAVA
 from models.ports.llava_onevision.port import ARCHITECTURE as LLAVA_ONEVISION
 from models.ports.qwen2_5_omni.port import ARCHITECTURE as QWEN2_5_OMNI
+from models.ports.qwen2_5_omni.port import THINKER as QWEN2_5_OMNI_THINKER
 from models.ports.qwen2_5_vl.port import ARCHITECTURE as QWEN2_5_VL
+from models.ports.qwen3_omni.port import ARCHITECTURE as QWEN3_OMNI
+from models.ports.qwen3_omni.port import THINKER as QWEN3_OMNI_THINKER
 from models.ports.qwen3_vl.port import ARCHITECTURES as QWEN3_VL
 from models.ports.smol_vl.folder import language_model, whole_folder
 from models.ports.smol_vl.port import ARCHITECTURE as SMOL_VL
@@ -44,6 +47,9 @@ ARCHITECTURES = {
         QWEN2_5_VL,
         *QWEN3_VL,
         QWEN2_5_OMNI,
+        QWEN2_5_OMNI_THINKER,
+        QWEN3_OMNI,
+        QWEN3_OMNI_THINKER,
         KIMI_VL,
         DEEPSEEK_VL,
         LLAVA,

@@ -60,6 +60,13 @@ MODELS = {
         "text, images, videos, sound",
         "`Qwen/Qwen2.5-Omni-{3B,7B}`",
     ),
+    "qwen3_omni_moe": Port(
+        "Qwen3-Omni, the thinker",
+        "GQA, QK-norm; DeepStack; mixture of experts",
+        "M-RoPE, interleaved sections; YaRN",
+        "text, images, videos, sound",
+        "`Qwen/Qwen3-Omni-30B-A3B-{Instruct,Thinking,Captioner}`",
+    ),
     "kimi_vl": Port(
         "Kimi-VL",
         "MLA; mixture of experts",

@@ -43,14 +43,15 @@ def flattened_kernel(kernel: tuple[int, ...]) -> Transform:
     return Transform(lambda x: x.reshape(x.shape[0], -1).T, lambda x: x.T.reshape(-1, *kernel))
 
 
-def convolution(taps: int) -> Transform:
-    """A convolution along one axis: [out, in, taps] on the hub, a dense [taps * in, out] here, tap by tap."""
+def convolution(*taps: int) -> Transform:
+    """A convolution: [out, in, *taps] on the hub, a dense [prod(taps) * in, out] here, tap by tap."""
+    kernel = range(2, 2 + len(taps))
 
     def from_hub(x: np.ndarray) -> np.ndarray:
-        return x.transpose(2, 1, 0).reshape(-1, x.shape[0])
+        return x.transpose(*kernel, 1, 0).reshape(-1, x.shape[0])
 
     def to_hub(x: np.ndarray) -> np.ndarray:
-        return x.reshape(taps, -1, x.shape[-1]).transpose(2, 1, 0)
+        return np.moveaxis(x.reshape(*taps, -1, x.shape[-1]), (-1, -2), (0, 1))
 
     return Transform(from_hub, to_hub)
 

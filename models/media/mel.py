@@ -73,8 +73,9 @@ def log_power(
         count: F.
         before: whether the first `EDGE` samples stand before the part; a recording is mirrored at its beginning.
         last: whether the recording ends with the last samples; else a part ends `EDGE` - `HOP` samples before them.
-        silence: zeros that stand behind a recording's end before it is mirrored there; what HF pads to the length that
-            the model reads, of which `SILENCE` are enough.
+        silence: zeros that stand behind a recording's end before it is mirrored there: none, or what HF pads to the
+            length that the model reads, of which `SILENCE` are enough. Without any there are no frames of a recording
+            of `EDGE` samples or fewer.
     """
     waiting = np.zeros(0, np.float32)
     begun = before
@@ -88,6 +89,8 @@ def log_power(
         if begun and frames > 2 and len(waiting) >= _BLOCK:
             yield _frames(waiting, count)[: frames - 2]
             waiting = waiting[(frames - 2) * HOP :]
+    if not begun:
+        return
     if last:
         yield _frames(np.pad(waiting, (0, EDGE), mode="reflect"), count)[:-1]
     else:

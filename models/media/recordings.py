@@ -30,7 +30,7 @@ FRAMES = mel.RATE // mel.HOP
 """Frames of mel in a second."""
 
 LEAST = 3
-"""Frames that give a token at least."""
+"""Frames that give a token at least, where an audio tower does not say otherwise."""
 
 _AFTER = mel.EDGE - mel.HOP
 """Samples behind a part that its last frame reads."""
@@ -152,7 +152,16 @@ def _too_long(name: str, has: str, seconds: float | int) -> AudioLengthError:
     )
 
 
-def parts(blocks: Blocks, frames: int, bands: int) -> Iterator[Audio | AudioPart]:
+def frame_count(samples: int, *, mirrored: bool = False) -> int:
+    """Frames of a recording of so many samples; see `spectrogram` for ``mirrored``."""
+    if mirrored:
+        return samples // mel.HOP if samples > mel.EDGE else 0
+    return math.ceil(samples / mel.HOP)
+
+
+def parts(
+    blocks: Blocks, frames: int, bands: int, *, mirrored: bool = False, least: int = LEAST
+) -> Iterator[Audio | AudioPart]:
     """A recording in parts of so many frames of mel each, which are made one by one; a short one is a whole alone.
 
     What is left over at its end is no part where it gives no token.
@@ -161,13 +170,15 @@ def parts(blocks: Blocks, frames: int, bands: int) -> Iterator[Audio | AudioPart
         blocks: the recording's samples.
         frames: of a part: whole pieces of the tower.
         bands: of the spectrogram.
+        mirrored: see `spectrogram`.
+        least: frames that give a token at least.
     """
-    loudest, samples = _loudest(blocks, bands)
-    total = math.ceil(samples / mel.HOP)
-    if total < frames + LEAST:
+    loudest, samples = _loudest(blocks, bands, 0 if mirrored else mel.SILENCE)
+    total = frame_count(samples, mirrored=mirrored)
+    if total < frames + least:
         yield Audio(np.concatenate(list(blocks())), mel.RATE)
         return
-    begins = [begin for begin in range(0, total, frames) if total - begin >= LEAST]
+    begins = [begin for begin in range(0, total, frames) if total - begin >= least]
     runs = iter(blocks())
     waiting = np.zeros(0, np.float32)
     dropped = 0
@@ -191,8 +202,8 @@ def parts(blocks: Blocks, frames: int, bands: int) -> Iterator[Audio | AudioPart
         dropped = following
 
 
-def _loudest(blocks: Blocks, bands: int) -> tuple[float, int]:
-    """The loudest band of a recording, as a power of ten, and how many samples it has."""
+def _loudest(blocks: Blocks, bands: int, silence: int) -> tuple[float, int]:
+    """The loudest band of a recording, as a power of ten, and how many samples it has; see `mel.log_power`."""
     count = 0
 
     def counted() -> Iterator[np.ndarray]:
@@ -201,32 +212,39 @@ def _loudest(blocks: Blocks, bands: int) -> tuple[float, int]:
             count += len(run)
             yield run
 
-    loudest = max(float(rows.max()) for rows in mel.log_power(counted(), bands) if len(rows))
+    power = mel.log_power(counted(), bands, silence=silence)
+    loudest = max((float(rows.max()) for rows in power if len(rows)), default=-math.inf)
     return loudest, count
 
 
-def spectrogram(item: Audio | AudioPart, bands: int, seconds: float | int) -> Float32[np.ndarray, "T F"]:
+def spectrogram(
+    item: Audio | AudioPart, bands: int, seconds: float | int, *, mirrored: bool = False, least: int = LEAST
+) -> Float32[np.ndarray, "T F"]:
     """The log-mel spectrogram of a recording or a part of one, as the model reads it.
 
     Args:
         item: at 16,000 samples a second.
         bands: F.
         seconds: what the model reads at most; HF fills a recording with silence to there.
+        mirrored: whether it fills none, so that the end is mirrored as the beginning is, and what makes no whole 10 ms
+            there has no frame of its own.
+        least: frames that give a token at least.
 
     Raises:
-        AudioLengthError: it is longer, or shorter than `LEAST` frames.
+        AudioLengthError: it is longer, or shorter than ``least`` frames.
     """
     part = isinstance(item, AudioPart)
-    frames = item.frames if part else math.ceil(len(item.samples) / mel.HOP)
+    frames = item.frames if part else frame_count(len(item.samples), mirrored=mirrored)
     if frames > seconds * FRAMES:
         raise _too_long("the recording", f"{frames / FRAMES:g}", seconds)
-    if frames < LEAST:
+    if frames < least:
         raise AudioLengthError(
-            f"the recording has {frames} frames of 10 ms; expected {LEAST} at least, which are a token"
+            f"the recording has {frames} frames of 10 ms; expected {least} at least, which are a token"
         )
+    silence = 0 if mirrored else mel.SILENCE
     if part:
-        rows = mel.log_power([item.samples], bands, before=item.begin > 0, last=item.last)
+        rows = mel.log_power([item.samples], bands, before=item.begin > 0, last=item.last, silence=silence)
         return mel.normalised(np.concatenate(list(rows))[:frames], item.loudest)
-    silence = min(mel.SILENCE, int(seconds * mel.RATE) - len(item.samples))
+    silence = min(silence, int(seconds * mel.RATE) - len(item.samples))
     power = np.concatenate(list(mel.log_power([item.samples], bands, silence=silence)))
     return mel.normalised(power[:frames], float(power.max()))

@@ -83,28 +83,59 @@ class MelConfig:
         return cls(size, seconds)
 
 
+def less_sound(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file says of images or videos, where sound is read apart from them.
+
+    Raises:
+        UnsupportedConfigError: it asks for the sound of videos among their frames.
+    """
+    fields = Fields("preprocessor_config.json", {name: each for name, each in mapping.items() if name not in FIELDS})
+    for name in ("use_audio_in_video", "load_audio_from_video"):
+        fields.expect(name, False)
+    fields.ignore("seconds_per_chunk", "position_id_per_seconds")
+    return fields.rest
+
+
 @dataclass(frozen=True)
 class AudioMedium:
     """The sound of a port whose chat template writes one placeholder a recording.
 
     Attributes:
         declared: the tower's configuration, which has ``bands``, to its parameters.
-        plan: frames and the tower's configuration to the layout that ``embed`` takes.
+        plan: frames, the tower's configuration, and whether they are a part that stands behind others of its recording,
+            to the layout that ``embed`` takes.
         embed: parameters, the tower's configuration, frames of mel and layout to [M, E]; zero from ``plan.tokens`` on.
         unit: the tower's configuration to the frames that it reads apart from all others, and the tokens of these.
+        mirrored: how a recording ends; see `models.media.recordings.spectrogram`.
+        least: frames that give a token at least.
     """
 
     declared: Callable[[Any], Params]
-    plan: Callable[[int, Any], Any]
+    plan: Callable[[int, Any, bool], Any]
     embed: Callable[[Params, Any, Any, Any], jax.Array]
     unit: Callable[[Any], tuple[int, int]]
+    mirrored: bool = False
+    least: int = LEAST
     kind: str = "audio"
     tower: str = "audio"
     items: str = "sound (a file, or kamera_jax.Audio)"
 
     def settings(self, preprocessing: Mapping[str, Any], config: Any) -> MelConfig:
-        """See `models.architecture.Medium`."""
-        return MelConfig.from_hf(preprocessing, config.towers[self.tower].bands)
+        """See `models.architecture.Medium`.
+
+        Raises:
+            UnsupportedConfigError: a value asks for other preprocessing, or the tower reads more at once than is read
+                as one chunk.
+        """
+        tower = config.towers[self.tower]
+        settings = MelConfig.from_hf(preprocessing, tower.bands)
+        frames, _ = self.unit(tower)
+        if frames > settings.seconds * FRAMES:
+            raise UnsupportedConfigError(
+                f"preprocessor_config.json: chunk_length is {settings.seconds} seconds; expected {frames / FRAMES:g} "
+                "at least, which the audio tower reads together"
+            )
+        return settings
 
     def declaration(self, tower: Any) -> Params:
         """See `models.architecture.Medium`."""
@@ -144,8 +175,9 @@ class AudioMedium:
         Raises:
             AudioLengthError: it is longer than the model reads at once, or too short for a token.
         """
-        frames = spectrogram(item, settings.bands, settings.seconds)
-        layout = self.plan(len(frames), config.towers[self.tower])
+        frames = spectrogram(item, settings.bands, settings.seconds, mirrored=self.mirrored, least=self.least)
+        behind = isinstance(item, AudioPart) and item.begin > 0
+        layout = self.plan(len(frames), config.towers[self.tower], behind)
         features = encode(pad_patches(frames, layout), layout)
         return (Span([config.placeholders[self.kind]] * int(layout.tokens), features),)
 
@@ -183,7 +215,7 @@ class AudioMedium:
         """
         frames = self.frames(settings, config, seconds=seconds, tokens=tokens)
         name = item.path.name if isinstance(item, AudioFile) else "the recording"
-        for part in parts(blocks_of(item), frames, settings.bands):
+        for part in parts(blocks_of(item), frames, settings.bands, mirrored=self.mirrored, least=self.least):
             begin = 0.0
             end = part.seconds
             if isinstance(part, AudioPart):
@@ -215,7 +247,7 @@ class AudioMedium:
         if isinstance(item, Audio):
             return [each.item for each in self.segments(item, settings, config, tokens=tokens)]
         frames = self.frames(settings, config, tokens=tokens)
-        begins = range(0, max(1, item.frames - LEAST + 1), frames)
+        begins = range(0, max(1, item.frames - self.least + 1), frames)
         return [item.between(first, first + frames) for first in begins]
 
     def encode(self, params: Params, tower: Any, inputs: jax.Array, plan: Any) -> Features:

@@ -16,11 +16,12 @@ from kamera_jax.forward import check_forward
 from models import load
 from models.blocks.params import is_info
 from models.hub import fields as reading
+from models.hub.thinkers import alone
 from models.hub.weights import save_params
 from models.registry import ARCHITECTURES, CHECKPOINTS, EMBEDDED
 from tests.hardening.named import unnamed
 from tests.hardening.warm import cached
-from tests.models import tiny_internvl, tiny_llava, tiny_qwen3_vl
+from tests.models import tiny_internvl, tiny_llava, tiny_llava_onevision, tiny_omni, tiny_qwen3_vl
 
 TEXT = {
     "vocab_size": len(VOCABULARY),
@@ -39,7 +40,8 @@ TEXT = {
 }
 LANGUAGES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 QWEN3_VL = ("qwen3_vl", "qwen3_vl_moe")
-PORTS = (*EMBEDDED, "llava", "internvl", *QWEN3_VL, *LANGUAGES)
+THINKERS = {alone(family): family for family in tiny_omni.CONFIGS}
+PORTS = (*EMBEDDED, "llava", "llava_onevision", "internvl", *QWEN3_VL, *THINKERS, *LANGUAGES)
 FILES = (
     "config.json",
     "preprocessor_config.json",
@@ -98,6 +100,10 @@ def base(folder, port):
         (place / "calibration.json").unlink(missing_ok=True)
     elif port == "llava":
         tiny_llava.write(place, np.float32)
+    elif port == "llava_onevision":
+        tiny_llava_onevision.write(place)
+    elif port in THINKERS:
+        tiny_omni.write(place, family=THINKERS[port], alone=True)
     elif port in QWEN3_VL:
         tiny_qwen3_vl.write(place, experts=port == "qwen3_vl_moe")
     elif port == "internvl":
@@ -199,7 +205,7 @@ def changed(content, changes):
 
 
 def judge(case, folder):
-    """Load the folder, and preprocess an image and a video with it."""
+    """Load the folder, and preprocess an image, a video and sound with it."""
     port, name, changes, runs = case
     place = base(folder.parent, port)
     for path in place.iterdir():
@@ -210,7 +216,10 @@ def judge(case, folder):
         vlm = load(folder)
         if vlm.architecture.media:
             vlm.preprocess(np.full((30, 40, 3), 127, np.uint8))
-        if "video" in [medium.kind for medium in vlm.architecture.media]:
+        kinds = [medium.kind for medium in vlm.architecture.media]
+        if "audio" in kinds:
+            vlm.preprocess(kj.Audio(np.full(8000, 0.1, np.float32), 16000))
+        if "video" in kinds:
             vlm.preprocess(kj.Video(np.full((3, 30, 40, 3), 127, np.uint8), [0.0, 0.5, 1.0]))
         if runs:
             check_forward(vlm)  # traced, and not compiled

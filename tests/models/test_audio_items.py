@@ -1,7 +1,8 @@
-"""Sound as an item: of a model that reads it, and of others; files, segments, sessions, libraries, the command line."""
+"""Sound as an item: of models that read it, and of others; files, segments, sessions, libraries, the command line."""
 
 import json
 import pickle
+from dataclasses import dataclass
 
 import jax
 import numpy as np
@@ -16,13 +17,78 @@ from models.media.mistaken import PathAsTextWarning
 from models.media.recordings import AudioPart
 from models.vlm import ItemError
 from tests.models import tiny_omni
+from tests.models.media import clips
 from tests.models.media.sounds import tone, write
 from tests.omni_files import AUDIO, MEL, SECONDS, TOKENS
 
 
+@dataclass(frozen=True)
+class Tower:
+    """What a family's audio tower makes of recordings.
+
+    Attributes:
+        unit: frames that it reads apart from all others.
+        word: tokens of half a second.
+        three, rest, six: tokens of 3 seconds, of 2.05 and of 6.
+        tokens, cut: of parts at most, and the frames of parts of 8.05 seconds of so many.
+        halves: tokens at most, and lengths of chunks of such parts of segments of 3 seconds.
+        few: samples that are too few, and what is said of them.
+        capacity: of a window that nine chunks of a second do not fit in.
+    """
+
+    unit: int
+    word: int
+    three: int
+    rest: int
+    six: int
+    tokens: int
+    cut: list[int]
+    halves: tuple[int, list[int]]
+    few: str
+    capacity: int
+
+
+TOWERS = {
+    "qwen2_5_omni": Tower(
+        unit=20,
+        word=12,
+        three=75,
+        rest=51,
+        six=150,
+        tokens=57,
+        cut=[220, 220, 220, 145],
+        halves=(50, [52, 27, 52, 27, 52, 3]),
+        few="has 1 frames of 10 ms; expected 3 at least",
+        capacity=192,
+    ),
+    "qwen3_omni_moe": Tower(
+        unit=100,
+        word=7,
+        three=39,
+        rest=27,
+        six=78,
+        tokens=57,
+        cut=[400, 400, 5],
+        halves=(26, [28, 15, 28, 15, 28, 3]),
+        few="has 0 frames of 10 ms; expected 1 at least",
+        capacity=128,
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=TOWERS)
+def family(request):
+    return request.param
+
+
+@pytest.fixture
+def tower(family):
+    return TOWERS[family]
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny_omni.write(tmp_path_factory.mktemp("omni"))
+def folder(tmp_path_factory, family):
+    return tiny_omni.write(tmp_path_factory.mktemp("omni"), family=family)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +104,7 @@ def talk(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def word(tmp_path_factory):
-    """0.5 seconds: 50 frames, 12 tokens."""
+    """0.5 seconds: 50 frames."""
     return write(tmp_path_factory.mktemp("sounds") / "word.wav", tone(0.5, seed=3))
 
 
@@ -51,11 +117,12 @@ def tokens_of(segment):
     return int((np.asarray(segment.inputs["tokens"])[: int(segment.length)] == TOKENS[AUDIO]).sum())
 
 
-def test_a_file_and_its_samples_are_one_chunk(vlm, word):
+def test_a_file_and_its_samples_are_one_chunk(vlm, word, tower):
     by_hand = vlm.prepare(kj.Audio(tone(0.5, seed=3), 16000))
     read = vlm.prepare(word)
-    assert tokens_of(read) == 12 and read.advance == int(read.length) == 14
-    np.testing.assert_array_equal(read.positions[:, :14], np.tile(np.arange(14), (3, 1)))
+    count = tower.word + 2
+    assert tokens_of(read) == tower.word and read.advance == int(read.length) == count
+    np.testing.assert_array_equal(read.positions[:, :count], np.tile(np.arange(count), (3, 1)))
     assert read.content != by_hand.content  # 16-bit integers
     of_file = next(iter(vlm.segments(word, seconds=2)))
     for item in ([word], AudioFile(word), of_file, pickle.loads(pickle.dumps(vlm.preprocess))(word)):
@@ -63,35 +130,50 @@ def test_a_file_and_its_samples_are_one_chunk(vlm, word):
         assert segment.content == read.content
         jax.tree.map(np.testing.assert_array_equal, segment.inputs, read.inputs)
     both = vlm.prepare(["listen:", word, np.zeros((16, 16, 3), np.uint8)])
-    assert tokens_of(both) == 12 and int(both.length) > 18
+    assert tokens_of(both) == tower.word and int(both.length) > count + 4
     assert vlm.prepare(kj.Audio(tone(0.5, 44100), 44100)).content != by_hand.content
 
 
-def test_what_a_recording_is_normalised_with_is_in_its_key(vlm, talk):
-    quiet = 1e-4 * tone(0.4, seed=1)
+def test_what_a_recording_is_normalised_with_is_in_its_key(vlm, tower):
+    seconds = tower.unit / 100
+    quiet = 1e-4 * tone(seconds, seed=1)
     beside = [np.concatenate([quiet, scale * tone(0.8, seed=2)]) for scale in (1.0, 0.1)]
-    firsts = [next(iter(vlm.segments(kj.Audio(each, 16000), seconds=0.4))) for each in beside]
-    assert all(isinstance(each, AudioPart) and each.frames == 40 for each in firsts)
+    firsts = [next(iter(vlm.segments(kj.Audio(each, 16000), seconds=seconds))) for each in beside]
+    assert all(isinstance(each, AudioPart) and each.frames == tower.unit for each in firsts)
     keys = {vlm.prepare(each).content for each in (*firsts, kj.Audio(quiet, 16000))}
     assert len(keys) == 3
-    (again,) = {vlm.prepare(next(iter(vlm.segments(kj.Audio(beside[0], 16000), seconds=0.4)))).content}
+    (again,) = {vlm.prepare(next(iter(vlm.segments(kj.Audio(beside[0], 16000), seconds=seconds)))).content}
     assert again == vlm.prepare(firsts[0]).content
 
 
-def test_segments_are_chunks(vlm, talk):
+def test_a_part_behind_others_is_another_chunk_than_its_samples_alone(vlm, tower):
+    """What stands before it shows in the edge of its spectrogram; of Qwen3-Omni a short one is filled to a piece."""
+    audio = kj.Audio(tone((tower.unit + 10) / 100, seed=1), 16000)
+    first, last = (each.item for each in vlm.preprocess.recorded(audio, seconds=tower.unit / 100))
+    assert (first.begin, last.begin, last.frames) == (0, tower.unit, 10)
+    alone = AudioPart(last.samples, 0, last.frames, last.last, last.loudest)
+    behind, moved = (vlm.prepare(each) for each in (last, alone))
+    assert behind.content != moved.content and int(behind.length) == int(moved.length)
+    tokens = int(behind.length) - 2
+    apart = np.abs(np.asarray(behind.inputs["media"] - moved.inputs["media"]))[tokens].max()
+    assert apart > 1e-3
+
+
+def test_segments_are_chunks(vlm, talk, tower):
     names = [each.name for each in vlm.preprocess.file_segments(talk, seconds=3)]
     assert names == ["talk.wav, 0:00–0:03", "talk.wav, 0:03–0:06", "talk.wav, 0:06–0:08.05"]
     segments = list(vlm.segments(talk, seconds=3))
     chunks = kj.encode_all(vlm, talk, segment=3)
-    assert [chunk.length for chunk in chunks] == [77, 77, 53]
+    assert [chunk.length - 2 for chunk in chunks] == [tower.three, tower.three, tower.rest]
     assert [chunk.key for chunk in chunks] == [kj.encode(vlm, each).key for each in segments]
     # Cut again where tokens are asked for; by tokens alone without segments, at the pieces of the audio tower.
-    assert [part.frames for part in vlm.cut(talk, tokens=57)] == [220, 220, 220, 145]
-    assert [chunk.length for chunk in kj.encode_all(vlm, talk, segment=3, tokens=50)] == [52, 27, 52, 27, 52, 3]
-    assert [each.frames for each in vlm.segments(talk, seconds=0.05)][:2] == [tiny_omni.PIECE] * 2
+    assert [part.frames for part in vlm.cut(talk, tokens=tower.tokens)] == tower.cut
+    tokens, lengths = tower.halves
+    assert [chunk.length for chunk in kj.encode_all(vlm, talk, segment=3, tokens=tokens)] == lengths
+    assert [each.frames for each in vlm.segments(talk, seconds=0.05)][:2] == [tower.unit] * 2
     # Longer than the model reads at once, parts are as long as that.
     assert [part.frames for part in vlm.segments(talk, seconds=100)] == [SECONDS * 100, 205]
-    assert [chunk.length for chunk in kj.encode_all(vlm, talk)] == [152, 53]
+    assert [chunk.length - 2 for chunk in kj.encode_all(vlm, talk)] == [tower.six, tower.rest]
     samples = kj.Audio(tone(2.0), 16000)
     assert [part.frames for part in vlm.cut(samples, tokens=25)] == [100, 100]
     assert kj.encode_all(vlm, samples)[0].key == kj.encode(vlm, samples).key
@@ -104,12 +186,12 @@ def test_what_is_held_at_once_is_bounded(vlm, talk, monkeypatch):
     assert len(list(vlm.segments(talk, seconds=2))) == 5
 
 
-def test_what_cannot_be_read_says_what_to_do(vlm, talk, tmp_path):
+def test_what_cannot_be_read_says_what_to_do(vlm, talk, tower):
     with pytest.raises(AudioLengthError, match=r"talk.wav has more than 6 seconds.*kamera encode --segment 30s"):
         kj.encode(vlm, talk)
     with pytest.raises(AudioLengthError, match=r"part 2 of 2: the recording has 7 seconds of sound"):
         vlm.prepare(["listen:", kj.Audio(tone(7), 16000)])
-    with pytest.raises(AudioLengthError, match="has 1 frames of 10 ms; expected 3 at least"):
+    with pytest.raises(AudioLengthError, match=tower.few):
         vlm.prepare(kj.Audio(tone(0.01), 16000))
     for wrong in (0, -1.0, float("nan")):
         with pytest.raises(ValueError, match="segment"):
@@ -131,8 +213,8 @@ def test_others_say_what_they_read(talk):
         gqa.preprocess.file_segments(talk, seconds=1)
 
 
-def test_a_session_slides_over_a_recording_and_recalls_of_it(vlm, talk, word, tmp_path):
-    session = kj.Session(vlm, capacity=192)
+def test_a_session_slides_over_a_recording_and_recalls_of_it(vlm, talk, word, tower, tmp_path):
+    session = kj.Session(vlm, capacity=tower.capacity)
     keys = session.add(talk, segment=1, patch=False)
     assert len(keys) == 9 and 1 < len(session.keys) < 9  # the window slid
     assert session.keys == keys[-len(session.keys) :]
@@ -161,20 +243,23 @@ def test_a_sound_is_patched_as_other_chunks_are(vlm, word, talk):
 
 
 def test_the_command_line_encodes_and_asks(folder, vlm, talk, word, tmp_path, capsys):
+    clip = clips.write(tmp_path / "clip.mp4", 10, 5, sound=True)
     out = tmp_path / "a.json"
     options = ["--model", str(folder), "--library", str(tmp_path / "lib"), "--json", str(out)]
-    assert main(["encode", str(talk), str(word), *options, "--segment", "3s"]) == 0
-    result = json.loads(out.read_text())
-    assert [each["name"] for each in result["items"]][2:] == ["talk.wav, 0:06–0:08.05", "word.wav, 0:00–0:00.5"]
-    assert [each["key"] for each in result["items"][:3]] == [each.key for each in kj.encode_all(vlm, talk, segment=3)]
-    assert [each["origin"]["time"] for each in result["items"]] == [0.0, 3.0, 6.0, 0.0]
+    assert main(["encode", str(talk), str(word), str(clip), *options, "--segment", "3s"]) == 0
+    items = json.loads(out.read_text())["items"]
+    names = [each["name"] for each in items]
+    assert names[2:] == ["talk.wav, 0:06–0:08.05", "word.wav, 0:00–0:00.5", "clip.mp4, 0:00–0:02"]
+    assert [each["key"] for each in items[:3]] == [each.key for each in kj.encode_all(vlm, talk, segment=3)]
+    assert [each["key"] for each in items[4:]] == [each.key for each in kj.encode_all(vlm, clip, segment=3)]
+    assert [each["origin"]["time"] for each in items] == [0.0, 3.0, 6.0, 0.0, 0.0]
     asked = ["ask", "what colour is the star?", "--model", str(folder), "--item", str(talk), "--segment", "4s"]
     assert main([*asked, "--method", "blind"]) == 0
     assert main(["encode", str(talk), *options]) == 1
     assert "cut it up" in capsys.readouterr().out.replace("\n", " ")
 
 
-def test_preprocessing_is_the_checkpoint_s(tmp_path):
+def test_preprocessing_is_the_checkpoint_s(tmp_path, family):
     for name, wrong in {
         "sampling_rate": 24000,
         "hop_length": 80,
@@ -187,8 +272,8 @@ def test_preprocessing_is_the_checkpoint_s(tmp_path):
         "use_audio_in_video": True,
     }.items():
         with pytest.raises(UnsupportedConfigError, match=name):
-            load(tiny_omni.write(tmp_path / name, {name: wrong}))
-    folder = tiny_omni.write(tmp_path / "of transformers 5")
+            load(tiny_omni.write(tmp_path / name, {name: wrong}, family))
+    folder = tiny_omni.write(tmp_path / "of transformers 5", family=family)
     written = json.loads((folder / "preprocessor_config.json").read_text())
     (folder / "preprocessor_config.json").unlink()
     sound = {name: each for name, each in written.items() if name in MEL}

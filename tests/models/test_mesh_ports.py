@@ -2,8 +2,10 @@
 
 import pytest
 
+from models.hub.thinkers import alone
 from models.registry import ARCHITECTURES
 from tests.eight_devices import on_eight_devices
+from tests.models import tiny_omni
 from tests.models.wide_ports import ports
 
 CHECK = """
@@ -54,7 +56,8 @@ OTHERS = [
 
 
 def test_every_port_is_here():
-    assert {*KINDS, "kamera_smol_vl"} == set(ARCHITECTURES)
+    others = {"kamera_smol_vl", *map(alone, tiny_omni.CONFIGS)}
+    assert {*KINDS, *others} == set(ARCHITECTURES)
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,8 @@ def test_an_architecture_that_is_not_served_is_refused(tmp_path):
     with pytest.raises(
         UnknownModelError,
         match="a 'mamba' model; this version serves deepseek_vl, idefics3, internvl, kamera_smol_vl, kimi_vl, llama, "
-        "llava, llava_onevision, mistral, qwen2, qwen2_5_omni, qwen2_5_vl, qwen3, qwen3_vl, qwen3_vl_moe, smollm3, "
-        "smolvlm",
+        "llava, llava_onevision, mistral, qwen2, qwen2_5_omni, qwen2_5_omni_thinker, qwen2_5_vl, qwen3, "
+        "qwen3_omni_moe, qwen3_omni_moe_thinker, qwen3_vl, qwen3_vl_moe, smollm3, smolvlm",
     ):
         load(tmp_path)
 

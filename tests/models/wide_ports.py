@@ -38,7 +38,7 @@ def _with(config: dict[str, Any], **text: Any) -> dict[str, Any]:
 
 LATENT = WIDE | {"num_attention_heads": 8, "num_key_value_heads": 8, "num_hidden_layers": 2, "kv_lora_rank": 32}
 LATENT |= {"qk_nope_head_dim": 8, "qk_rope_head_dim": 16, "v_head_dim": 8, "first_k_dense_replace": 1}
-QWEN2_5 = WIDE | {"hidden_size": 128, "num_attention_heads": 8, "num_key_value_heads": 8}
+QWEN2_5: dict[str, Any] = WIDE | {"hidden_size": 128, "num_attention_heads": 8, "num_key_value_heads": 8}
 QWEN2_5 |= {"rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}}
 
 
@@ -64,6 +64,7 @@ def ports() -> dict[str, tuple[dict[str, Any], dict[str, Any] | None]]:
         "idefics3": (_with(tiny_idefics3.CONFIG | {"model_type": "idefics3"}, **GQA), tiny_idefics3.IMAGES),
         "smolvlm": (_with(tiny_idefics3.CONFIG, **GQA), tiny_idefics3.IMAGES),
         "qwen2_5_omni": (tiny_omni.config(**QWEN2_5), tiny_omni.IMAGES),
+        "qwen3_omni_moe": (tiny_omni.config("qwen3_omni_moe", **GQA, **experts), tiny_omni.IMAGES),
         "qwen3_vl": (_with(tiny_qwen3_vl.config(), **GQA), tiny_qwen3_vl.PREPROCESSING),
         "qwen3_vl_moe": (_with(tiny_qwen3_vl.config(True), **GQA, **experts), tiny_qwen3_vl.PREPROCESSING),
         **texts,
@@ -83,7 +84,7 @@ def write(folder: Path, kind: str) -> Path:
 
     folder.mkdir(parents=True, exist_ok=True)
     tokenizers = {"internvl": internvl_files, "idefics3": idefics3_files, "smolvlm": idefics3_files}
-    tokenizers["qwen2_5_omni"] = omni_files
+    tokenizers |= dict.fromkeys(tiny_omni.CONFIGS, omni_files)
     (tokenizers[kind].write_tokenizer if kind in tokenizers else build_tokenizer)(folder)
     (folder / "config.json").write_text(json.dumps(mapping))
     if preprocessing is not None:

@@ -1,13 +1,13 @@
 import pytest
 
 from models import load
-from tests.parity.pairs import CONFIGS, FAR
+from tests.parity.pairs import CONFIGS, FAR, MORE
 
 
 @pytest.fixture(scope="session", params=CONFIGS)
 def pair(request, tmp_path_factory):
     """A random model in both libraries; one for the session, so that files share what it compiles."""
-    kind, config = CONFIGS[request.param]
+    kind, config = (CONFIGS | MORE)[request.param]
     return kind(config, tmp_path_factory.mktemp("hub"), seed=len(request.param.partition(": ")[2]))
 
 

@@ -13,7 +13,7 @@ import tests.conftest  # noqa: F401  # declares operators of torchvision, as in 
 from kamera_jax.forward import run
 from tests.parity import test_language_models, text_pairs
 from tests.parity.oracle import relative
-from tests.parity.pairs import CONFIGS
+from tests.parity.pairs import CONFIGS, MORE
 from tests.parity.test_ports import PROMPTS, QUESTION
 
 
@@ -22,7 +22,7 @@ def measure() -> dict[str, dict[str, float]]:
     worst: dict[str, dict[str, float]] = {}
     texts = tuple(test_language_models.PROMPTS.values())
     models = {name: (text_pairs.TextPair, config, texts) for name, config in text_pairs.CONFIGS.items()}
-    models = {name: (*each, PROMPTS) for name, each in CONFIGS.items()} | models
+    models = {name: (*each, PROMPTS) for name, each in (CONFIGS | MORE).items()} | models
     for name, (kind, config, prompts) in models.items():
         row = worst.setdefault(name.partition(":")[0], {"configurations": 0, "prompts": 0, "logits": 0.0, "kv": 0.0})
         row["configurations"] += 1

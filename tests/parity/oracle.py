@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers import AutoTokenizer
+from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeThinkerTextTopKRouter
 from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeTextTopKRouter
 
 import kamera_jax as kj
@@ -225,10 +226,9 @@ class Pair:
 
 
 def _gates(model: Any) -> list[Any]:
+    kinds = (Qwen3VLMoeTextTopKRouter, Qwen3OmniMoeThinkerTextTopKRouter)
     return [
-        module
-        for module in model.modules()
-        if hasattr(module, "e_score_correction_bias") or isinstance(module, Qwen3VLMoeTextTopKRouter)
+        module for module in model.modules() if hasattr(module, "e_score_correction_bias") or isinstance(module, kinds)
     ]
 
 
@@ -339,6 +339,12 @@ def assert_close(given: Any, expected: np.ndarray, *, layers: bool = False) -> N
     assert given.shape == expected.shape and given.dtype == expected.dtype == np.float32
     error = relative(given, expected, layers=layers)
     assert (error <= 1e-5).all(), error
+
+
+def assert_same_positions(given: np.ndarray, expected: np.ndarray) -> None:
+    """Whole numbers are equal; of fractions, which are added up in another order, their last bits may differ."""
+    assert given.shape == expected.shape
+    np.testing.assert_allclose(given, expected, rtol=3e-7, atol=0)
 
 
 def relative(given: np.ndarray, expected: np.ndarray, *, layers: bool = False) -> np.ndarray:

@@ -313,6 +313,9 @@ CONFIGS: dict[str, tuple[type[Pair], dict[str, Any]]] = {
 }
 """By name, which begins with the port's."""
 
+MORE = omni_pair.MORE
+"""Others, which no test takes that runs on all of `CONFIGS`."""
+
 _POWERS = {"rope_type": "default", "rope_theta": 256.0}
 
 FAR: dict[str, tuple[type[Pair], dict[str, Any]]] = {

@@ -29,6 +29,7 @@ ONE_A_PORT = [
     for port in (
         "qwen2_5_vl",
         "qwen2_5_omni",
+        "qwen3_omni_moe",
         "qwen3_vl:",
         "qwen3_vl_moe",
         "kimi",

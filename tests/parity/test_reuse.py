@@ -5,7 +5,14 @@ import pytest
 
 import kamera_jax as kj
 from models.blocks.attention import Latent
-from tests.parity.oracle import Run, assert_close, assert_prefilled, frobenius, window_kv
+from tests.parity.oracle import (
+    Run,
+    assert_close,
+    assert_prefilled,
+    assert_same_positions,
+    frobenius,
+    window_kv,
+)
 
 pytestmark = pytest.mark.parity
 
@@ -34,7 +41,7 @@ def assert_items_equal_there(pair, items, base):
     positions = prompt.positions[:, span] - prompt.positions[:, span.start][:, None]
     there = pair.run(prompt.ids[span], positions + base, prompt.media)
     chunk = kj.encode(pair.vlm, prompt.items[0], preamble=None)
-    np.testing.assert_array_equal(chunk.positions[:, : chunk.length], positions)
+    assert_same_positions(chunk.positions[:, : chunk.length], positions)
     assert_close(pair.rotated(chunk.kv, chunk.positions + base)[:, : chunk.length], there.rot, layers=True)
     assert_close(np.asarray(chunk.kv.free)[:, : chunk.length], there.free, layers=True)
 

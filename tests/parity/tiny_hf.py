@@ -81,6 +81,12 @@ WHISPER: dict[str, Any] = {
     "output_dim": 64,
     "max_source_positions": 64,
 }
+WHISPER3: dict[str, Any] = {
+    **{name: value for name, value in WHISPER.items() if name != "n_window"},
+    "n_window": 50,
+    "n_window_infer": 200,
+    "downsample_hidden_size": 8,
+}
 QWEN3: dict[str, Any] = {
     **_TEXT,
     "num_hidden_layers": 4,
@@ -165,6 +171,24 @@ def tiny_qwen2_5_omni(
         **{"tie_word_embeddings": False, **top},
     )
     return _random(transformers.Qwen2_5OmniThinkerForConditionalGeneration, config, seed)
+
+
+def tiny_qwen3_omni(
+    seed: int,
+    *,
+    text: dict[str, Any] | None = None,
+    vision: dict[str, Any] | None = None,
+    audio: dict[str, Any] | None = None,
+    **top: Any,
+) -> transformers.Qwen3OmniMoeThinkerForConditionalGeneration:
+    """As `tiny_qwen2_5_omni`."""
+    config = transformers.Qwen3OmniMoeThinkerConfig(
+        text_config={**QWEN3_MOE, **(text or {})},
+        vision_config={**QWEN3_VIT, **(vision or {})},
+        audio_config={**WHISPER3, **(audio or {})},
+        **{"tie_word_embeddings": False, **top},
+    )
+    return _random(transformers.Qwen3OmniMoeThinkerForConditionalGeneration, config, seed)
 
 
 def tiny_kimi_k25(

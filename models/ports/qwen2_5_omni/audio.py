@@ -30,12 +30,12 @@ SEPARATE = 16
 
 @dataclass(frozen=True)
 class AudioConfig:
-    """The audio tower.
+    """The audio tower of an omni model.
 
     Attributes:
         depth, hidden_size, intermediate_size, num_heads, hidden_act: see `models.blocks.encoder_config`.
         bands: of the mel spectrogram.
-        window: n, half the frames of a piece, and the rows of a whole one.
+        window: n, half the frames of a piece.
         out_hidden_size: the width of the language model.
     """
 
@@ -103,12 +103,13 @@ def unit(config: AudioConfig) -> tuple[int, int]:
     return frames, frames // 4
 
 
-def plan(frames: int, config: AudioConfig) -> AudioPlan:
+def plan(frames: int, config: AudioConfig, behind: bool = False) -> AudioPlan:
     """Lay a recording out in pieces, on the host.
 
     Args:
         frames: of mel, 3 at least: fewer give no token.
         config: the tower's configuration.
+        behind: whether the frames stand behind others of their recording, which makes no difference here.
     """
     pieces = -(-frames // (2 * config.window))
     pieces = 1 << (pieces - 1).bit_length() if pieces <= SEPARATE else -(-pieces // SEPARATE) * SEPARATE

@@ -6,9 +6,9 @@ from typing import Any
 
 from models.architecture import Architecture
 from models.blocks.params import Params
-from models.hub.fields import Fields
+from models.hub.thinkers import alone
 from models.media.sampling import Sampling
-from models.media.sound import FIELDS, AudioMedium
+from models.media.sound import AudioMedium, less_sound
 from models.ports.qwen2_5_omni import audio
 from models.ports.qwen2_5_omni.config import config_from_hf
 from models.ports.qwen2_5_omni.weights import weight_table
@@ -18,26 +18,13 @@ from models.ports.qwen2_5_vl.video import VideoMedium
 from models.ports.qwen2_5_vl.vision import vision_declaration
 
 
-def _less_sound(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """What a file says of images or videos; its sound is read by the audio tower.
-
-    Raises:
-        UnsupportedConfigError: it asks for the sound of videos among their frames.
-    """
-    fields = Fields("preprocessor_config.json", {name: each for name, each in mapping.items() if name not in FIELDS})
-    for name in ("use_audio_in_video", "load_audio_from_video"):
-        fields.expect(name, False)
-    fields.ignore("seconds_per_chunk", "position_id_per_seconds")
-    return fields.rest
-
-
 def image_config_from_hf(mapping: Mapping[str, Any], patch_size: int = 14) -> ImageConfig:
     """As `ImageConfig.from_hf`, of a file that says how sound is preprocessed too.
 
     Raises:
         UnknownConfigFieldError, UnsupportedConfigError: see there.
     """
-    return ImageConfig.from_hf(_less_sound(mapping), patch_size)
+    return ImageConfig.from_hf(less_sound(mapping), patch_size)
 
 
 def declared(config: Any) -> Params:
@@ -51,11 +38,11 @@ class SilentVideoMedium(VideoMedium):
 
     def settings(self, preprocessing: Mapping[str, Any], config: Any) -> ImageConfig:
         """See `models.architecture.Medium`."""
-        return super().settings(_less_sound(preprocessing), config)
+        return super().settings(less_sound(preprocessing), config)
 
     def sampling(self, preprocessing: Mapping[str, Any], config: Any) -> Sampling:
         """See `models.architecture.sampling_of`."""
-        return super().sampling(_less_sound(preprocessing), config)
+        return super().sampling(less_sound(preprocessing), config)
 
     def declaration(self, tower: Any) -> Params:
         """See `models.architecture.Medium`; the tower is that of the images."""
@@ -66,3 +53,5 @@ IMAGES = replace(port.IMAGES, settings_from_hf=image_config_from_hf, declared=de
 SOUND = AudioMedium(audio.audio_declaration, audio.plan, audio.encode_audio, audio.unit)
 
 ARCHITECTURE = Architecture("qwen2_5_omni", config_from_hf, weight_table, (IMAGES, SilentVideoMedium(), SOUND))
+
+THINKER = replace(ARCHITECTURE, name=alone(ARCHITECTURE.name))

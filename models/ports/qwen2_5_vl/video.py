@@ -65,17 +65,18 @@ def video_config_from_hf(
     return ImageConfig.from_hf(rest, patch_size)
 
 
-def stated_frames(mapping: Mapping[str, Any], least: int, most: int) -> dict[str, Any]:
+def stated_frames(mapping: Mapping[str, Any], least: int, most: int, fps: float = FPS) -> dict[str, Any]:
     """Which frames are taken of a file, from the preprocessing of videos, as arguments of a `Sampling`.
 
     Where it states neither ``fps`` nor ``num_frames``, as the published files do, two frames a second are taken, as the
-    model's own utilities do. ``do_sample_frames`` is about frames that were read before: of a file some are always
-    taken.
+    models' own utilities do, or ``fps``. ``do_sample_frames`` is about frames that were read before: of a file some are
+    always taken.
 
     Args:
         mapping: the preprocessing of videos.
         least: frames at least, where it does not state ``min_frames``.
         most: frames at most, where it does not state ``max_frames``.
+        fps: frames a second, where it states no number of frames either.
 
     Raises:
         UnsupportedConfigError: a number that cannot be, or both of the two.
@@ -88,7 +89,7 @@ def stated_frames(mapping: Mapping[str, Any], least: int, most: int) -> dict[str
         )
     fields = Fields("video_preprocessor_config.json", stated)
     return {
-        "fps": fields.positive("fps", FPS),
+        "fps": fields.positive("fps", fps),
         "frames": fields.size("num_frames", 1) if "num_frames" in stated else None,
         "least": fields.size("min_frames", least),
         "most": fields.size("max_frames", most),
@@ -137,25 +138,30 @@ class VideoMedium(VideoItems):
         tower = config.towers[self.tower]
         frames = settings.temporal_patch_size
         begins = range(0, len(item.frames), frames)
-        seconds = item.times.astype(np.float64)[:: settings.temporal_patch_size] - float(item.times[0])
-        rate = config.media[self.kind]
-        # Hours from the first frame of a file, an f32 is some thousandths of a second away from the time it stands for.
-        rounding = ROUNDING + rate * float(np.spacing(np.abs(item.times).max()))
-        times = np.floor(seconds * rate + rounding)
         spans = []
-        for begin, time in zip(begins, times, strict=True):
+        for begin, time in zip(begins, self.times(item, frames, config.media[self.kind]), strict=True):
             pair = [fitted(Image.fromarray(frame), settings) for frame in item.frames[begin : begin + frames]]
             cut = cut_patches(pair + pair[-1:] * (frames - len(pair)), settings)
             _, rows, columns = cut.grid
-            layout = plan(rows, columns, tower)
+            layout = self.plan(rows, columns, tower)
             features = encode(pad_patches(cut.patches, layout), layout)
             merged = (rows // tower.spatial_merge_size, columns // tower.spatial_merge_size)
             row, column = np.divmod(np.arange(int(layout.tokens)), merged[1])
-            positions = np.stack([np.full_like(row, time), row, column]).astype(np.float32)
+            positions = np.stack([np.full(len(row), time), row, column]).astype(np.float32)
             last = begin == begins[-1]
             advance = float(max(time + 1, *merged)) if last else 0.0
             spans.append(Span([config.placeholders[self.kind]] * len(row), features, positions, advance))
         return spans
+
+    def times(self, item: Video, frames: int, rate: float) -> np.ndarray:
+        """Positions of its temporal patches on the time axis, from 0, f64: one every so many frames."""
+        # Hours from the first frame of a file, an f32 is some thousandths of a second away from the time it stands for.
+        rounding = ROUNDING + rate * float(np.spacing(np.abs(item.times).max()))
+        return np.floor(seconds_of(item, frames) * rate + rounding)
+
+    def plan(self, rows: int, columns: int, tower: Any) -> Any:
+        """The layout of one temporal patch, of so many rows and columns of patches."""
+        return plan(rows, columns, tower)
 
     def cut(self, item: Video, settings: ImageConfig, config: Any, tokens: int) -> Sequence[Video]:
         """See `models.architecture.Medium`; each part is whole temporal patches, one at least."""
@@ -167,3 +173,8 @@ class VideoMedium(VideoItems):
     def encode(self, params: Params, tower: Any, inputs: jax.Array, plan: Any) -> Features:
         """See `models.architecture.Medium`."""
         return Features(encode_image(params, tower, inputs, plan))
+
+
+def seconds_of(item: Video, frames: int) -> np.ndarray:
+    """Seconds from its first frame to each temporal patch of so many frames, f64."""
+    return item.times.astype(np.float64)[::frames] - float(item.times[0])

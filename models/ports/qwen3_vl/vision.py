@@ -112,21 +112,17 @@ class VisionPlan:
         return self.valid.shape[-1]
 
 
-def vision_config_from_hf(top: Fields, text: DecoderConfig, kind: str) -> VisionConfig:
-    """The image side of a hub ``config.json``: takes its ``vision_config`` (``Qwen3VLVisionConfig``).
+def read_tower(fields: Fields, text: DecoderConfig) -> VisionConfig:
+    """The image side of a hub ``config.json``, its ``vision_config`` (``Qwen3VLVisionConfig``); closes the section.
 
     Args:
-        top: the file; what is not about images is left in it.
+        fields: the section, less its ``model_type``.
         text: the language model.
-        kind: the file's ``model_type``.
 
     Raises:
         UnknownConfigFieldError: a field this does not know, named.
-        MissingConfigFieldError: no vision_config.
         UnsupportedConfigError: a value that asks for another computation, named.
     """
-    fields = Fields("vision_config", top.take("vision_config", dict))
-    fields.expect("model_type", f"{kind}_vision", kind, "qwen3_vl_vision", "qwen3_vl")
     fields.expect("rope_parameters", {"rope_theta": 10000.0, "rope_type": "axial"})
     config = VisionConfig(
         depth=fields.size("depth", 27, most=LAYERS),

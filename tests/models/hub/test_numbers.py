@@ -23,6 +23,7 @@ from tests.models.ports.test_llava_onevision import PUBLISHED as ONEVISION
 from tests.models.ports.test_port_configs import PUBLISHED
 from tests.models.ports.test_qwen2_5_omni import PUBLISHED as OMNI
 from tests.models.ports.test_qwen2_5_vl_config import HUB, nested
+from tests.models.ports.test_qwen3_omni import PUBLISHED as OMNI3
 from tests.models.ports.test_qwen3_vl_config import PUBLISHED as QWEN3_VL
 
 NAN = float("nan")
@@ -37,6 +38,7 @@ CONFIGS = {
     "idefics3": IDEFICS3,
     "llava_onevision": ONEVISION,
     "qwen2_5_omni": OMNI,
+    "qwen3_omni_moe": OMNI3,
     "qwen2_5_vl": HUB,
     "qwen2_5_vl, nested": nested(),
 }
@@ -71,6 +73,7 @@ POSITIVE = {
     "llava_onevision": "text_config/rms_norm_eps text_config/rope_theta vision_config/layer_norm_eps",
     "qwen2_5_vl": "rms_norm_eps rope_theta",
     "qwen2_5_omni": "thinker_config/position_id_per_seconds thinker_config/text_config/rope_theta",
+    "qwen3_omni_moe": "thinker_config/position_id_per_seconds thinker_config/text_config/rope_theta",
     "qwen3_vl": "text_config/rms_norm_eps text_config/rope_theta",
     "qwen2_5_vl, nested": "text_config/rms_norm_eps text_config/rope_parameters/rope_theta",
 }
@@ -103,6 +106,9 @@ SIZES = {
     "qwen2_5_omni": "thinker_config/audio_config/d_model thinker_config/audio_config/encoder_layers "
     "thinker_config/audio_config/encoder_attention_heads thinker_config/audio_config/n_window "
     "thinker_config/audio_config/num_mel_bins thinker_config/text_config/vocab_size thinker_config/vision_config/depth",
+    "qwen3_omni_moe": "thinker_config/audio_config/n_window thinker_config/audio_config/n_window_infer "
+    "thinker_config/audio_config/downsample_hidden_size thinker_config/text_config/num_experts "
+    "thinker_config/vision_config/num_position_embeddings",
     "idefics3": "scale_factor text_config/num_hidden_layers vision_config/image_size vision_config/patch_size",
     "qwen2_5_vl": "num_attention_heads num_key_value_heads max_position_embeddings vocab_size vision_config/depth "
     "vision_config/window_size vision_config/temporal_patch_size vision_config/spatial_merge_size",
@@ -124,6 +130,7 @@ TOKENS = {
     "llava_onevision": "image_token_index video_token_index",
     "qwen2_5_vl": "image_token_id",
     "qwen2_5_omni": "thinker_config/audio_token_index thinker_config/video_token_index",
+    "qwen3_omni_moe": "thinker_config/audio_token_id thinker_config/video_token_id",
     "qwen3_vl": "image_token_id video_token_id vision_start_token_id vision_end_token_id",
 }
 

@@ -13,7 +13,6 @@ from tests.models.tiny_llava import CONFIG
 
 PREFIX = {
     "qwen2_5_vl": ("model", "lm_head"),
-    "qwen2_5_omni": ("thinker.model", "thinker.lm_head"),
     "qwen3_vl": ("model.language_model", "lm_head"),
     "qwen3_vl_moe": ("model.language_model", "lm_head"),
     "kimi_vl": ("language_model.model", "language_model.lm_head"),
@@ -25,6 +24,8 @@ PREFIX = {
     "smolvlm": ("model.text_model", "lm_head"),
 }
 PREFIX |= {name: ("model", "lm_head") for name in (*FAMILIES, SMOL_VL)}
+THINKERS = tiny_omni.CONFIGS | {f"{name}_thinker": each["thinker_config"] for name, each in tiny_omni.CONFIGS.items()}
+PREFIX |= dict.fromkeys(THINKERS, ("thinker.model", "thinker.lm_head"))
 CONFIGS = {each.architecture.name: each.config for each in BACKBONES.values()}
 
 
@@ -37,7 +38,7 @@ def config_of(name):
         "internvl": tiny_internvl.CONFIG,
         "idefics3": {**tiny_idefics3.CONFIG, "model_type": "idefics3"},
         "smolvlm": tiny_idefics3.CONFIG,
-        "qwen2_5_omni": tiny_omni.CONFIG,
+        **THINKERS,
         **QWEN3_VL,
         SMOL_VL: read_json(CHECKPOINTS / "kamera-smol-vl" / "config.json") | {"text_config": {}},
     }
