@@ -8,7 +8,7 @@ rounding of the device that made them.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from functools import reduce
 from typing import Any
@@ -29,7 +29,7 @@ SHARED = "shared:"
 """With the threshold behind it, as in ``"shared:0.95"``: a codec of KV whose rows stand for several tokens each."""
 
 RENEWED = "renewed:"
-"""With a tolerance behind it, as in ``"renewed:0.1"``: a codec of KV of which the rows that changed were run again."""
+"""With a tolerance behind it, as in ``"renewed:0.05"``: a codec of KV of which the rows that changed were run again."""
 
 SELECTS = ("kvzip", "keydiff", "leverage", "knorm", "expected", "tri", "lookm")
 """First words of the codecs of KV of which a share of the rows is kept, as in ``"kvzip:0.5"``."""
@@ -111,20 +111,6 @@ def chunk_key(content: str, spec: KVSpec, lineage: str) -> str:
         return ""
     model = {"model": spec.fingerprint, "dtype": spec.dtype, "rope": spec.rope.plain}
     return content_key({"content": content, "lineage": lineage, "schema": SCHEMA, **model})
-
-
-def renewed_key(content: str, spec: KVSpec, lineage: str, made_from: tuple[str, str], rows: Sequence[int]) -> str:
-    """The key of a chunk of which some rows were run and the others are those of another chunk: no encoded one's.
-
-    Args:
-        content: digest of what it is of.
-        spec: of its model.
-        lineage: of what both were run behind.
-        made_from: key and codec of the chunk whose rows were kept.
-        rows: which tokens were run.
-    """
-    own = chunk_key(content, spec, lineage)
-    return content_key({"chunk": own, "made_from": list(made_from), "rows": list(rows), "schema": SCHEMA})
 
 
 def canonical_key(segment: Segment, spec: KVSpec, preamble: str | None) -> str:

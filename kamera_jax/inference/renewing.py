@@ -4,7 +4,7 @@ After KVShare (arXiv 2503.16525), which reuses the KV of similar prompts, runs e
 deviates most. Here the edited tokens are those whose embeddings moved.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,10 +25,10 @@ from kamera_jax.errors import (
 )
 from kamera_jax.forward import chunk_of, preamble_chunk, run
 from kamera_jax.handle import traced
-from kamera_jax.identity import EXACT, RENEWED, content_of, renewed_key
+from kamera_jax.identity import EXACT, RENEWED, SCHEMA, content_key, content_of
 from kamera_jax.inference.encode import encode_segment
 from kamera_jax.kv import KV, Segment, WindowState, bucket, check_length
-from kamera_jax.placement import Placement
+from kamera_jax.placement import Placement, constrained
 from kamera_jax.rope import RopeSpec
 from kamera_jax.transfer import to_device
 from kamera_jax.types import Params
@@ -36,10 +36,10 @@ from kamera_jax.window.checks import check_chunk
 from kamera_jax.window.reuse import relocate
 from kamera_jax.window.window import Window
 
-TOLERANCE = 0.1
+TOLERANCE = 0.05
 """By so much of its length a token's embedding may move before the token counts as changed, by default."""
 
-EXTRA = 0.0
+EXTRA = 0.1
 """Share of a chunk's tokens that are run beside those that changed, by default."""
 
 LAYERS = 2
@@ -54,14 +54,14 @@ class Renewed:
 
     Attributes:
         chunk: of the new item.
-        source: key of the chunk that it was made from.
+        made_from: key of the chunk that it was made from.
         rows: the tokens that were run, i32[K], ascending; all of them where the item was encoded.
         deviations: by how much of its length each token's embedding had moved, f32[T]; infinite for another token.
         flops: FLOPs of the language model for it.
     """
 
     chunk: Chunk
-    source: str
+    made_from: str
     rows: Int[np.ndarray, " K"]
     deviations: Float[np.ndarray, " T"]
     flops: float
@@ -78,11 +78,11 @@ class Renewed:
     def note(self) -> str:
         """What was done, for people and for a library's `Origin`."""
         count = self.chunk.length
-        if self.chunk.key == self.source:
+        if self.chunk.key == self.made_from:
             return "the chunk itself: nothing had changed"
         if self.exact:
-            return f"encoded: too much had changed since {self.source[:12]}"
-        return f"approximate, made from {self.source[:12]}: {len(self.rows)} of {count} tokens were run"
+            return f"encoded: too much had changed since {self.made_from[:12]}"
+        return f"approximate, made from {self.made_from[:12]}: {len(self.rows)} of {count} tokens were run"
 
 
 def renew(
@@ -97,10 +97,10 @@ def renew(
 
     The item's embeddings are computed, and compared with those that the chunk was made from. The tokens that changed
     are run, each behind what it would stand behind, and their KV takes the place of what stood there; the other rows
-    are kept as they are. Those have not seen what changed before them: the chunk is approximate. Its codec is
-    ``"renewed:"`` with the tolerance, and its key is of the item, the chunk it was made from and the rows that were
-    run: never that of the encoded item. Where nothing at all changed the chunk itself is given, and where running the
-    rows would take as many as the whole item, that is encoded; both are exact.
+    are kept. Those have not seen what changed before them, so some of them are run too (``extra``), and the chunk is
+    approximate. Its codec is ``"renewed:"`` with the tolerance, and its key is of the item, the chunk it was made from
+    and the rows that were run: never that of the encoded item. Where nothing at all changed the chunk itself is given,
+    and where running the rows would take as many as the whole item, that is encoded, and exact.
 
     Args:
         vlm: the model that encoded the chunk.
@@ -109,9 +109,11 @@ def renew(
             as an image of the same size has.
         tolerance: a token is run where its embedding moved by more than this share of its length, ‖new - old‖ / ‖old‖.
             0 keeps equal embeddings alone. Towers in which all patches see each other move all embeddings a little;
-            docs/retrieval.md has by how much.
-        extra: share of the tokens that are run beside these: of the others those whose KV in the second layer deviates
-            most, for which the first two layers are run over all tokens, as CacheBlend does (arXiv 2405.16444).
+            docs/similar.md has by how much.
+        extra: share of the tokens that are run beside these. The first two layers are run over all tokens, and the
+            KV that this gives is taken for all of them; of the tokens that did not change those are run to the end
+            whose KV in the second layer deviates most, as CacheBlend does (arXiv 2405.16444). 0 for none: then what a
+            token had read of what changed before it stays, such as the value that a formula refers to.
 
     Raises:
         RenewalError: the item has other tokens or positions than the chunk, as an image of another size; or the chunk
@@ -138,17 +140,20 @@ def renew(
     more = min(round(extra * chunk.length), chunk.length - len(rows))
     before = 0 if chunk.preamble is None else preamble_chunk(vlm).length
     flops = 0.0
+    first = None
     if chunk.kv.rot.shape[1] <= bucket(len(rows) + more) and len(rows) + more:
         flops = forward_flops(vlm, chunk.length, before)
         return Renewed(_encoded(vlm, chunk, segment), chunk.key, every, moved, flops)
     if more:
-        rows = np.sort(np.concatenate([rows, _most_deviating(vlm, chunk, segment, rows, more)]))
+        first = _first_layers(vlm, chunk, segment)
+        rows = np.sort(np.concatenate([rows, _most_deviating(chunk, first, rows, more)]))
         flops = forward_flops(_leading(vlm), chunk.length, before)
     kv = chunk.kv
     if len(rows):
-        kv = with_rows_run(vlm, chunk, segment, rows)
+        kv = with_rows_run(vlm, chunk, segment, rows, first)
         flops += forward_flops(vlm, len(rows), before + chunk.length - len(rows))
-    return Renewed(_named(vlm, chunk, segment, kv, rows, tolerance), chunk.key, rows, moved, flops)
+    made_from = {"chunk": chunk.key, "codec": chunk.codec, "rows": rows.tolist(), "layers": LAYERS if more else 0}
+    return Renewed(_named(chunk, segment, kv, tolerance, made_from), chunk.key, rows, moved, flops)
 
 
 def _checked(vlm: Backbone, chunk: Chunk) -> Segment:
@@ -230,7 +235,9 @@ def deviations(old: Segment, new: Segment) -> Float[np.ndarray, " T"]:
     return moved.astype(np.float32)
 
 
-def with_rows_run(vlm: Backbone, chunk: Chunk, segment: Segment, rows: Int[np.ndarray, " K"]) -> KV:
+def with_rows_run(
+    vlm: Backbone, chunk: Chunk, segment: Segment, rows: Int[np.ndarray, " K"], first: KV | None = None
+) -> KV:
     """The chunk's KV with that of some tokens of a segment in its place, each run behind what it stands behind there.
 
     One program for a number of rows in a `kamera_jax.kv.bucket`.
@@ -240,9 +247,10 @@ def with_rows_run(vlm: Backbone, chunk: Chunk, segment: Segment, rows: Int[np.nd
         chunk: whose other rows are kept.
         segment: of as many tokens, at the same positions.
         rows: which tokens, ascending; at least one.
+        first: KV of all tokens of the segment in the first layers, which then takes the place of the chunk's.
     """
     given, how = _call(vlm, chunk, segment, rows)
-    return _run_rows(*given, **how)
+    return _run_rows(*given, first, **how)
 
 
 def _call(vlm: Backbone, chunk: Chunk, segment: Segment, rows: Int[np.ndarray, " K"]) -> tuple[Any, Any]:
@@ -266,6 +274,7 @@ def _run_rows(
     base: jax.Array,
     rows: jax.Array,
     count: jax.Array,
+    first: KV | None = None,
     *,
     forward: Callable[..., Output],
     rope: RopeSpec,
@@ -273,39 +282,44 @@ def _run_rows(
 ) -> KV:
     """See `with_rows_run`; ``before`` is what the chunk was run behind, and rows of its arrays' length are padding."""
     size = kv.rot.shape[1]
+    if first is not None:
+        kv = jax.tree.map(lambda old, new: old.at[: new.shape[0]].set(new), kv, first)
     there = positions + base
     rot, free = relocate(kv, None, there, length, rope, placement=placement)
     at = jnp.arange(size, dtype=jnp.int32)[:, None] == rows[None, :]
     valid = (jnp.arange(size, dtype=jnp.int32) < length) & ~at.any(-1)
     state = WindowState(rot=rot, free=free, positions=there, valid=valid)
-    first = 0
+    slots = 0
     if before is not None:
-        first = before.valid.shape[0]
+        slots = before.valid.shape[0]
         state = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=min(parts[0].ndim - 1, 1)), before, state)
     taken = jax.tree.map(lambda leaf: jnp.take(leaf, rows, axis=0, mode="fill", fill_value=0), inputs)
     segment = Segment(
-        {**taken, "slots": jnp.where(rows < size, rows, size) + first},
+        {**taken, "slots": jnp.where(rows < size, rows, size) + slots},
         jnp.take(there, rows, axis=1, mode="fill", fill_value=0.0),
         count,
     )
     fresh = call(forward, params, segment, state).kv
     hit = at.any(-1)[None, :, None]
     place = at.argmax(-1)
-    return jax.tree.map(lambda old, new: jnp.where(hit, new[:, place].astype(old.dtype), old), kv, fresh)
+    renewed = jax.tree.map(lambda old, new: jnp.where(hit, new[:, place].astype(old.dtype), old), kv, fresh)
+    return constrained(renewed, placement)
 
 
-def _most_deviating(
-    vlm: Backbone, chunk: Chunk, segment: Segment, changed: Int[np.ndarray, " K"], count: int
-) -> Int[np.ndarray, " n"]:
-    """Of the tokens that did not change, those whose KV in the second layer deviates most."""
+def _first_layers(vlm: Backbone, chunk: Chunk, segment: Segment) -> KV:
+    """KV of all tokens in the first layers."""
     model = _leading(vlm)
     state, base = _behind(vlm, chunk)
     if state is not None:
         state = WindowState(state.rot[:LAYERS], state.free[:LAYERS], state.positions, state.valid)
-    fresh = run(model.params, segment, state, base=np.float32(base), forward=model.forward).kv
+    return run(model.params, segment, state, base=np.float32(base), forward=model.forward).kv
+
+
+def _most_deviating(chunk: Chunk, first: KV, changed: Int[np.ndarray, " K"], count: int) -> Int[np.ndarray, " n"]:
+    """Of the tokens that did not change, those whose KV in the last of the first layers deviates most."""
     last = LAYERS - 1
     total = np.zeros(chunk.kv.rot.shape[1], np.float64)
-    for old, new in ((chunk.kv.rot, fresh.rot), (chunk.kv.free, fresh.free)):
+    for old, new in ((chunk.kv.rot, first.rot), (chunk.kv.free, first.free)):
         total += np.square(np.asarray(new[last], np.float64) - np.asarray(old[last], np.float64)).sum(-1)
     total[changed] = -1
     return np.argsort(-total[: chunk.length], kind="stable")[:count].astype(np.int32)
@@ -339,12 +353,9 @@ def _encoded(vlm: Backbone, chunk: Chunk, segment: Segment) -> Chunk:
     return chunk_of(vlm, segment, run(vlm.params, segment, None, forward=vlm.forward), None)
 
 
-def _named(
-    vlm: Backbone, chunk: Chunk, segment: Segment, kv: KV, rows: Int[np.ndarray, " K"], tolerance: float
-) -> Chunk:
+def _named(chunk: Chunk, segment: Segment, kv: KV, tolerance: float, made_from: Mapping[str, Any]) -> Chunk:
     """The chunk of the renewed KV, under a name that no encoded chunk has."""
     content = content_of(segment)
-    made = renewed_key(content, vlm.spec, chunk.lineage, (chunk.key, chunk.codec), rows.tolist())
     return Chunk(
         kv=kv,
         positions=chunk.positions,
@@ -355,7 +366,7 @@ def _named(
         source=Segment(segment.inputs, chunk.positions, segment.length, segment.advance),
         spec=chunk.spec,
         codec=RENEWED + repr(tolerance),
-        key=made,
+        key=content_key({"content": content, "lineage": chunk.lineage, "made_from": made_from, "schema": SCHEMA}),
         content=content,
         lineage=chunk.lineage,
     )

@@ -35,8 +35,10 @@ def test_it_takes_the_flops_of_what_is_run(random_vlm, make_image):
     first = make_image(4, 5)
     session = kj.Session(random_vlm, CAPACITY)
     old = session.add(first, patch=False)
-    session.add_similar(changed(first), to=old, patch=False)
+    session.add_similar(changed(first), to=old, extra=0, patch=False)
     assert 0.05 < session.log[-1].flops / session.log[0].flops < 0.15  # 2 of 22 tokens
+    session.add_similar(changed(first, row=2), to=old, patch=False)
+    assert 0.5 < session.log[-1].flops / session.log[0].flops < 0.65  # 4 of them, and two of 5 layers of all
 
 
 def test_what_is_known_exactly_is_taken_as_it_is(random_vlm, make_image):
