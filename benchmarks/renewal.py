@@ -45,7 +45,8 @@ EXTRAS = (0.0, 0.05, 0.1, 0.2, 0.4)
 REGIONS = ((1, 1), (2, 3), (3, 5))
 """Rows and columns of cells that change, of a page of 6 x 10."""
 
-ROWS, COLUMNS = 6, 10
+ROWS = 6
+COLUMNS = 10
 VALUES = 4
 """Glyphs of a region that change their colour, at most; as many references elsewhere lead to them."""
 
@@ -86,7 +87,8 @@ def screen(rng: np.random.Generator, region: tuple[int, int]) -> tuple[np.ndarra
     (``"leads"``): the answer to these is another, though nothing is seen there that is.
     """
     height, width = region
-    top, left = int(rng.integers(ROWS - height + 1)), int(rng.integers(COLUMNS - width + 1))
+    top = int(rng.integers(ROWS - height + 1))
+    left = int(rng.integers(COLUMNS - width + 1))
     inside = np.zeros((ROWS, COLUMNS), bool)
     inside[top : top + height, left : left + width] = True
     places = rng.permutation(np.flatnonzero(inside))[:VALUES]
@@ -99,7 +101,8 @@ def screen(rng: np.random.Generator, region: tuple[int, int]) -> tuple[np.ndarra
     for place in places:
         glyph = next(glyphs)
         before, after = (int(each) for each in rng.permutation(len(COLOURS))[:2])
-        old[place], new[place] = pages.fact(glyph, before), pages.fact(glyph, after)
+        old[place] = pages.fact(glyph, before)
+        new[place] = pages.fact(glyph, after)
         changed.append((glyph, COLOUR_NAMES[after], COLOUR_NAMES[before]))
         asked.append(Asked("changed", question_text(glyph), *changed[-1][1:]))
     behind = [place for place in outside if place > places.max()][: len(places)]
@@ -221,7 +224,8 @@ def series(vlm: VisionLanguageModel, count: int) -> list[dict[str, Any]]:
         cells, _, _ = screen(rng, REGIONS[1])
         first = last = kj.encode(vlm, pages.render(cells))
         for step in steps:
-            top, left = int(rng.integers(ROWS - 1)), int(rng.integers(COLUMNS - 2))
+            top = int(rng.integers(ROWS - 1))
+            left = int(rng.integers(COLUMNS - 2))
             cells = cells.copy()
             cells[top : top + 2, left : left + 3] = rng.integers(pages.BACKGROUNDS, pages.N_CELLS, (2, 3))
             segment = vlm.prepare(pages.render(cells))
@@ -251,7 +255,7 @@ def of_text(vlm: VisionLanguageModel, region: int, count: int) -> dict[str, Any]
     passages = reader.chosen(0, TEXT_TOKENS)
     moved: dict[bool, list[float]] = {False: [], True: []}
     for number in range(count):
-        ids, others = passages[2 * number], passages[2 * number + 1]
+        ids, others = passages[2 * number : 2 * number + 2]
         at = int(np.random.default_rng((SEED, 2, region, number)).integers(QUOTED, TEXT_TOKENS // 2))
         after = ids.copy()
         after[at : at + region] = others[:region]
@@ -270,7 +274,8 @@ def of_text(vlm: VisionLanguageModel, region: int, count: int) -> dict[str, Any]
                     zip(_quoted(vlm, chunk, after, start, length), reference[kind], strict=True)
                 ):
                     said = int(ours.argmax())
-                    token, before = int(after[start + place]), int(ids[start + place])
+                    token = int(after[start + place])
+                    before = int(ids[start + place])
                     scores.add(name, kind, said == token, said == before != token, kl(theirs, ours))
     return {
         "region": [region],
