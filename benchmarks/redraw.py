@@ -20,6 +20,7 @@ from benchmarks import (
     patch_text,
     performance_page,
     reliability_page,
+    renewal_page,
     report,
     retrieval_page,
     selection,
@@ -63,6 +64,10 @@ def pages(docs: Path) -> dict[Path, Callable[[], str]]:
         text = put(text, "capsule", capsule.table(read("capsule")), "results-capsule")
         return put(text, "earlier", earlier.table([read(name) for name in earlier.RESULTS]), "pages")
 
+    def similar() -> str:
+        text = (docs / "similar.md").read_text(encoding="utf-8")
+        return put(text, "measured", renewal_page.table(read("renewal")), "bench-renewal")
+
     def _smol() -> str:
         return smol_vl.table(read("smol-vl"))
 
@@ -87,6 +92,7 @@ def pages(docs: Path) -> dict[Path, Callable[[], str]]:
         "results": methods,
         "retrieval": lambda: retrieval_page.page(read("retrieval")),
         "sessions": sessions,
+        "similar": similar,
         "smol-vl": smol,
         "tiers": lambda: tiers_page.page(read("tiers")),
         "video": lambda: video_page.page_of(read("demo-video"), read("video")),

@@ -19,6 +19,7 @@ from kamera_jax.inference.compress import calibrate_codec, compress
 from kamera_jax.inference.encode import encode, encode_all, form_patch, form_patches, prefill
 from kamera_jax.inference.generate import Generation, generate, query
 from kamera_jax.inference.many import generate_many
+from kamera_jax.inference.renewing import Renewed, renew
 from kamera_jax.inference.sharing import share_rows
 from kamera_jax.items import Audio, Video
 from kamera_jax.kv import KV, ChunkPool, Factors, KVSpec, Segment, Sketch, SketchSpec, WindowState
@@ -55,6 +56,7 @@ __all__ = [
     "Match",
     "Origin",
     "Patch",
+    "Renewed",
     "RetrievalHeads",
     "ReusePolicy",
     "RopeSpec",
@@ -85,6 +87,7 @@ __all__ = [
     "prefill",
     "query",
     "recall",
+    "renew",
     "reorder",
     "replace",
     "rope",

@@ -57,6 +57,10 @@ class SharedRowsError(ValueError):
     """A chunk whose tokens cannot share rows: no video of equal frames, or its rows are shared already."""
 
 
+class RenewalError(ValueError):
+    """A chunk of which rows cannot be kept for another item: they differ in size, or its KV is not as encoded."""
+
+
 class StalePatchError(ValueError):
     """A patch is not safe to reuse in the present context, and the policy asks for an error."""
 

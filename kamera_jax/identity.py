@@ -28,6 +28,9 @@ EXACT = "exact"
 SHARED = "shared:"
 """With the threshold behind it, as in ``"shared:0.95"``: a codec of KV whose rows stand for several tokens each."""
 
+RENEWED = "renewed:"
+"""With a tolerance behind it, as in ``"renewed:0.05"``: a codec of KV of which the rows that changed were run again."""
+
 SELECTS = ("kvzip", "keydiff", "leverage", "knorm", "expected", "tri", "lookm")
 """First words of the codecs of KV of which a share of the rows is kept, as in ``"kvzip:0.5"``."""
 

@@ -12,6 +12,7 @@ from kamera_jax.guard.policy import ReusePolicy
 from kamera_jax.handle import deleted, in_bytes
 from kamera_jax.identity import canonical_key
 from kamera_jax.inference.encode import encode_segment
+from kamera_jax.inference.renewing import Renewed
 from kamera_jax.session.lending import Lent
 from kamera_jax.session.log import KEPT, Operation, Served
 from kamera_jax.session.memory import ChunkMemory, Contents
@@ -181,7 +182,7 @@ class Kept:
 
         Args:
             vlm: the model.
-            item: what `encode` takes, or a chunk.
+            item: what `encode` takes, a chunk, or one that was renewed.
             key: the item's, if it is known.
 
         Raises:
@@ -190,8 +191,12 @@ class Kept:
         """
         if key is not None and (known := self.find(key)) is not None:
             return *known, 0.0
-        item = item if isinstance(item, Chunk) else vlm.prepare(item)
         preamble = self.window.preamble.chunk
+        flops = 0.0
+        if isinstance(item, Renewed):
+            flops = item.flops
+            item = item.chunk
+        item = item if isinstance(item, Chunk) else vlm.prepare(item)
         own = item.key if isinstance(item, Chunk) else canonical_key(item, vlm.spec, preamble.key)
         if not own:
             raise MissingKeyError(
@@ -202,7 +207,7 @@ class Kept:
             raise ValueError(f"the item has the key {own[:12]}, not {key[:12]}; give its own key, or none")
         known = self.find(own)
         if isinstance(item, Chunk):
-            return item, () if known is None else known[1], 0.0
+            return item, () if known is None else known[1], flops
         if known is not None:
             return *known, 0.0
         chunk = encode_segment(vlm, item)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kamera_jax.guard.planning import Action, Step
+from kamera_jax.identity import RENEWED
 
 Operation = Literal["add", "recall", "replace"]
 """What the session was asked for."""
@@ -23,7 +24,7 @@ class Served:
             the chunk stood in the window already.
         reason: why, in words.
         estimate_kl: next-token KL, in nats, that is expected of its reuse; 0 behind a forward.
-        encoded: whether its canonical KV had to be computed.
+        encoded: whether its canonical KV had to be computed, all of it or the rows that changed (`kamera_jax.renew`).
         flops: FLOPs of all forwards that it took, encoding among them.
         came: whether it is the chunk that was asked for; if not, it stands behind that one.
     """
@@ -51,11 +52,12 @@ class Served:
 def served(operation: Operation, step: Step, *, came: bool, encoding: float) -> Served:
     """The record of a step that is done; ``encoding`` is what the FLOPs were of encoding the chunk that came."""
     encoding = encoding if came else 0.0
+    approximate = step.chunk.codec.startswith(RENEWED)
     return Served(
         operation=operation,
         key=step.chunk.key,
         action=step.action,
-        reason=step.reason,
+        reason=f"its KV is approximate, {step.chunk.codec}; {step.reason}" if approximate else step.reason,
         estimate_kl=step.estimate_kl,
         encoded=encoding > 0,
         flops=step.flops + encoding,

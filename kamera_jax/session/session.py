@@ -14,7 +14,6 @@ from kamera_jax.guard.policy import ReusePolicy
 from kamera_jax.inference.generate import Decoding, Generation, generate_turn, question_tail, turn_slots
 from kamera_jax.inference.parts import parts
 from kamera_jax.library.library import ChunkLibrary
-from kamera_jax.session.ahead import LooksAhead
 from kamera_jax.session.kept import Kept, Note, State, described, stays
 from kamera_jax.session.log import Operation, Served, served
 from kamera_jax.session.memory import ChunkMemory
@@ -22,6 +21,7 @@ from kamera_jax.session.saved import load_session, save_session
 from kamera_jax.session.searching import Searched, brought, searched
 from kamera_jax.session.serving import Coming, Serving, standing
 from kamera_jax.session.settings import MEMORY, check_settings, folder_of
+from kamera_jax.session.similar import AddsSimilar
 from kamera_jax.session.stats import SessionStats
 from kamera_jax.store import Store
 from kamera_jax.window.changes import reserved, without
@@ -30,7 +30,7 @@ from kamera_jax.window.pool import FIRST_ROWS
 from kamera_jax.window.window import Mode, Window
 
 
-class Session(LooksAhead):
+class Session(AddsSimilar):
     """A window that is kept going: a small mutable object around immutable ones.
 
     When what comes does not fit, the entries that were not used for longest and are not pinned leave the window. They
@@ -139,7 +139,7 @@ class Session(LooksAhead):
         In segments a file of any length runs at fixed memory: each is read when the one before it is in the window.
 
         Args:
-            item: what `encode` takes, or a chunk.
+            item: what `encode` takes, a chunk, or what `kamera_jax.renew` gave.
             key: the item's, where it is known from before: then an item that the session knows is not even read.
             segment: seconds of a video or recording that are a chunk; another item stays whole. None for one chunk.
             patch: patch the chunk for the window as it stands, or leave it as it is; a chunk that is not canonical gets
@@ -267,7 +267,7 @@ class Session(LooksAhead):
 
         Args:
             key: of the chunk; it can be recalled.
-            item: what `encode` takes, or a chunk.
+            item: see `add`; of an edited page what `kamera_jax.renew` gave.
             patch: form a patch on what stands before.
 
         Returns:
