@@ -322,9 +322,10 @@ def _exchanged(options: Namespace, done: Exchanged, lib: kj.ChunkLibrary, to: Pa
 
 def _publish(options: Namespace) -> dict[str, Any]:
     done = kj.ChunkLibrary.open(options.library).publish(options.url, prune=options.prune)
+    new = f"{counted(done.uploaded, 'object')} uploaded, {kibibytes(done.bytes)}" if done.uploaded else "nothing is new"
     known = f", {done.known} were there already" if done.known else ""
     removed = f", {done.removed} removed" if done.removed else ""
-    print(f"{counted(done.uploaded, 'object')} uploaded, {kibibytes(done.bytes)}{known}{removed}; read it with")
+    print(f"{new}{known}{removed}; read it with")
     print(f"  kamera library ls {options.url}")
     return {"library": str(options.library), **asdict(done)}
 
