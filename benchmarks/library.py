@@ -178,7 +178,7 @@ def rows_by_tensorstore(root: Path, keys: list[str]) -> dict[str, float]:
         reads = []
         for leaf in pack.manifest.leaves(key).values():
             shape = pack.manifest.arrays[leaf.array][1]
-            folder = data_file(pack.folder, leaf.array, len(shape)).parent
+            folder = data_file(pack.files.folder, leaf.array, len(shape)).parent
             store = ts.open({"driver": "zarr", "kvstore": {"driver": "file", "path": str(folder)}}).result()
             reads.append(store[leaf.start // leaf.nbytes].read())
         return [each.result() for each in reads]

@@ -117,8 +117,12 @@ class ExportError(ValueError):
     """A path that chunks of a library cannot be exported to."""
 
 
+class PublishedMeanwhileError(ValueError):
+    """Another published a library to the same address meanwhile: what it published is whole, and stays."""
+
+
 class LibraryDiskError(ValueError):
-    """A disk, or a system, that failed while a chunk library was read or written."""
+    """A disk, a system or an object store that failed while a chunk library was read or written."""
 
 
 class NotRegularError(ValueError):

@@ -22,6 +22,24 @@ def add_json(command: argparse.ArgumentParser) -> None:
     )
 
 
+def read_from(text: str) -> Path | str:
+    """Where a library is read: a folder, or the address that it was published at."""
+    return text if "://" in text else Path(text)
+
+
+def written_to(text: str) -> Path:
+    """The folder of a library that is written to.
+
+    Raises:
+        argparse.ArgumentTypeError: it is an address.
+    """
+    if "://" in text:
+        raise argparse.ArgumentTypeError(
+            f"{text} is an address, at which a library is read; write to a folder, and kamera library publish it there"
+        )
+    return Path(text)
+
+
 def add_model(command: argparse.ArgumentParser) -> None:
     """Add ``--model``."""
     command.add_argument(

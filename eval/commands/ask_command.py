@@ -1,10 +1,9 @@
 """The arguments of `kamera ask`; what it does is in `eval.commands.ask`. Nothing here imports JAX."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from eval.commands.arguments import add_dtype, add_json, add_model, add_pages, positive
+from eval.commands.arguments import add_dtype, add_json, add_model, add_pages, positive, read_from
 from eval.methods.sizes import FORMS, PatchSizeError, patch_size
 
 
@@ -32,8 +31,8 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     add_pages(command)
     command.add_argument(
         "--library",
-        type=Path,
-        metavar="DIR",
+        type=read_from,
+        metavar="DIR|URL",
         help="the library whose chunks are named by their keys; or that is searched, where there is no --item",
     )
     command.add_argument(

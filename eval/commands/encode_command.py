@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from eval.commands.arguments import add_dtype, add_json, add_model, add_pages, share, up_to, up_to_one
+from eval.commands.arguments import add_dtype, add_json, add_model, add_pages, share, up_to, up_to_one, written_to
 
 MOST_WORKERS = 256
 """Processes of one command: more than machines have cores for."""
@@ -30,7 +30,11 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     )
     add_pages(command)
     command.add_argument(
-        "--library", type=Path, required=True, metavar="DIR", help="the library's folder; it is made if it is missing"
+        "--library",
+        type=written_to,
+        required=True,
+        metavar="DIR",
+        help="the library's folder; it is made if it is missing",
     )
     add_model(command)
     add_dtype(command)

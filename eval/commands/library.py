@@ -38,6 +38,7 @@ def run(options: Namespace) -> dict[str, Any]:
         "rm": _rm,
         "export": _export,
         "import": _import,
+        "publish": _publish,
         "verify": _verify,
         "gc": _gc,
     }
@@ -214,7 +215,7 @@ def _source(row: Row, room: int) -> str:
 def _info(options: Namespace) -> dict[str, Any]:
     folder = options.library
     key = options.key
-    if not is_there(folder / LIBRARY) and is_there(Path(key) / LIBRARY):
+    if isinstance(folder, Path) and not is_there(folder / LIBRARY) and is_there(Path(key) / LIBRARY):
         folder = Path(options.key)  # the key came first once
         key = str(options.library)
     lib = kj.ChunkLibrary.open(folder)
@@ -294,7 +295,7 @@ def _export(options: Namespace) -> dict[str, Any]:
 
 
 def _import(options: Namespace) -> dict[str, Any]:
-    if not is_there(options.other):
+    if isinstance(options.other, Path) and not is_there(options.other):
         raise FileNotFoundError(f"there is no folder and no file {options.other}")  # before a library is made
     made = not is_there(options.library)
     with kj.ChunkLibrary.open(options.library, mode="a") as lib:
@@ -307,7 +308,7 @@ def _import(options: Namespace) -> dict[str, Any]:
         return _exchanged(options, done, lib, lib.root)
 
 
-def _exchanged(options: Namespace, done: Exchanged, lib: kj.ChunkLibrary, to: Path) -> dict[str, Any]:
+def _exchanged(options: Namespace, done: Exchanged, lib: kj.ChunkLibrary, to: Path | str) -> dict[str, Any]:
     for problem in done.failed.values():
         print(problem, file=sys.stderr)
     known = f", {done.known} were there already" if done.known else ""
@@ -317,6 +318,16 @@ def _exchanged(options: Namespace, done: Exchanged, lib: kj.ChunkLibrary, to: Pa
     if done.failed:
         raise UnfinishedError(f"kamera: {len(done.failed)} could not be copied; they are named above", result)
     return result
+
+
+def _publish(options: Namespace) -> dict[str, Any]:
+    done = kj.ChunkLibrary.open(options.library).publish(options.url, prune=options.prune)
+    new = f"{counted(done.uploaded, 'object')} uploaded, {kibibytes(done.bytes)}" if done.uploaded else "nothing is new"
+    known = f", {done.known} were there already" if done.known else ""
+    removed = f", {done.removed} removed" if done.removed else ""
+    print(f"{new}{known}{removed}; read it with")
+    print(f"  kamera library ls {options.url}")
+    return {"library": str(options.library), **asdict(done)}
 
 
 def _verify(options: Namespace) -> dict[str, Any]:

@@ -26,8 +26,8 @@ def run(options: Namespace) -> dict[str, Any]:
         row = stored[(item.kind, item.fields.get("storage", "packed ranks"))]
         row[0] += 1
         row[1] += item.bytes
-        times.append(_when(library.root, item))
-    served = recorded(library.root)
+        times += _when(library.root, item)
+    served = recorded(library.root) if isinstance(library.root, Path) else None
     rows = [
         [f"{kind}, {storage}", str(count), kibibytes(size)] for (kind, storage), (count, size) in sorted(stored.items())
     ]
@@ -66,9 +66,11 @@ def _print_served(console: Console, served: TierStats) -> None:
     print(f"{served.fetched} were fetched ahead; {served.avoided} tokens were not run")
 
 
-def _when(root: Path, item: Item) -> str:
-    """When a chunk was encoded, where that is known; else when its pack was written."""
+def _when(root: Path | str, item: Item) -> list[str]:
+    """When a chunk was encoded, where that is known; else when its pack was written, of which a store knows nothing."""
     if item.origin is not None and item.origin.encoded is not None:
-        return item.origin.encoded
+        return [item.origin.encoded]
+    if isinstance(root, str):
+        return []
     manifest = root / {"chunks": "packs", "patches": "patches"}[item.kind] / item.pack / "manifest.json"
-    return datetime.fromtimestamp(manifest.lstat().st_mtime, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return [datetime.fromtimestamp(manifest.lstat().st_mtime, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")]

@@ -1,10 +1,9 @@
 """The arguments of `kamera patch`; what it does is in `eval.commands.patch`."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from eval.commands.arguments import add_json, add_model, add_pages, positive, up_to_one
+from eval.commands.arguments import add_json, add_model, add_pages, positive, up_to_one, written_to
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -27,7 +26,11 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     )
     add_pages(command)
     command.add_argument(
-        "--library", type=Path, required=True, metavar="DIR", help="the library's folder; it is made if it is missing"
+        "--library",
+        type=written_to,
+        required=True,
+        metavar="DIR",
+        help="the library's folder; it is made if it is missing",
     )
     add_model(command)
     command.add_argument(

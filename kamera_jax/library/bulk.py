@@ -74,7 +74,7 @@ def restore(pack: Pack, live: Sequence[str], sharding: Where | None, *, verified
         )
     manifest = pack.manifest
     if manifest.kind != "chunks":
-        raise ChunkNotFoundError(f"pack {pack.folder.name} has {manifest.kind} and no chunks; see packs()")
+        raise ChunkNotFoundError(f"pack {pack.name} has {manifest.kind} and no chunks; see packs()")
     with pack.manifest_errors():
         rows = {key: manifest.leaves(key) for key in manifest.entries}
         groups = _groups(pack, rows)
@@ -84,9 +84,14 @@ def restore(pack: Pack, live: Sequence[str], sharding: Where | None, *, verified
     else:
         mixed = {group for group, keys in groups.items() if grouped(manifest.entries[keys[0]]["about"])}
         targets = {name: _target(name, *at, sharding, mixed) for name, at in manifest.arrays.items()}
+        folder = pack.files.folder
         with ThreadPoolExecutor(1) as pool:
-            checking = pool.submit(pack.check) if verified else None
-            loaded = pack.restored(targets)
+            checking = pool.submit(pack.check) if verified and folder is not None else None
+            if folder is None:
+                whole = pack.whole(rows.values(), verified=verified)
+                loaded = {name: _split(array, targets[name].sharding) for name, array in whole.items()}
+            else:
+                loaded = pack.restored(folder, targets)
             for message in {} if checking is None else checking.result().values():
                 raise LibraryCorruptError(message)
     with pack.manifest_errors():
@@ -135,6 +140,10 @@ def _target(
             f"({error}); split axes that the mesh axes divide, or restore without a sharding: the pack is in order"
         ) from error
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+
+def _split(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def _stacked(

@@ -49,7 +49,7 @@ def counted(index: Index) -> LibraryStats:
         chunks=len(index.keys("chunks")),
         patches=len(index.keys("patches")),
         packs=len(packs),
-        bytes=size(index.root),
+        bytes=index.place.size(),
         deleted=sum(len(keys.keys) - len(index.live(name)) for name, keys in packs.items()),
         damaged=len(index.damaged),
         lost=len(index.lost()),

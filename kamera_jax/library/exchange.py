@@ -55,7 +55,8 @@ def copy(source: Reader, target: Committer, wanted: Mapping[str, Kind]) -> Excha
         wanted: the keys, and of which kind each is.
 
     Raises:
-        LibraryFullError, LibraryReadOnlyError, LibraryDiskError: the target takes no more; what came before is there.
+        LibraryFullError, LibraryReadOnlyError, LibraryDiskError: the target takes no more, or the store that is read
+            does not answer; what came before is there.
     """
     failed: dict[str, str] = {}
     added: dict[str, tuple[Kind, int, Future[str]]] = {}
@@ -69,6 +70,8 @@ def copy(source: Reader, target: Committer, wanted: Mapping[str, Kind]) -> Excha
                 continue
             try:
                 row = _stored(source, key, kind)
+            except LibraryDiskError:  # of an object store: it would not give the others either
+                raise
             except ValueError as error:
                 failed[key] = str(error)
                 continue
@@ -127,15 +130,15 @@ def selected(source: Reader, keys: Iterable[str] | None) -> dict[str, Kind]:
     return dict(sorted(wanted.items(), key=lambda each: each[1]))  # chunks first
 
 
-def check_target(root: Path, to: Path) -> None:
-    """Raise ExportError unless something can be exported from a library to a path."""
+def check_target(root: Path | None, to: Path) -> None:
+    """Raise ExportError unless something can be exported from a library, None for one in no folder, to a path."""
     if to.suffix in _COMPRESSED:
         raise ExportError(
             f"{to} would be a compressed file; an export is a folder, or a file whose name ends in {TAR}, which may be "
             "compressed afterwards"
         )
     if is_there(to):
-        if os.path.exists(to) and os.path.samefile(to, root):
+        if root is not None and os.path.exists(to) and os.path.samefile(to, root):
             raise ExportError(f"{to} is the library that is exported from; give another folder or a {TAR} file")
         if to.suffix == TAR or not to.is_dir():
             raise ExportError(f"{to} is there already; give another name, or remove it")

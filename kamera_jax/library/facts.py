@@ -122,3 +122,24 @@ class Exchanged:
     known: int
     bytes: int
     failed: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What was done to publish a library.
+
+    Attributes:
+        url: the address, with ``/`` at its end.
+        state: the digest of what readers open from now on.
+        uploaded: objects that were not there yet.
+        bytes: of these.
+        known: objects that were there already.
+        removed: objects that readers of earlier states may have needed.
+    """
+
+    url: str
+    state: str
+    uploaded: int
+    bytes: int
+    known: int
+    removed: int

@@ -118,10 +118,7 @@ def write_sealed(path: Path, body: Mapping[str, Any], *, durable: bool = True, t
         durable: wait for the disk.
         through: the folder in which it is written, and renamed from; by default that of the file.
     """
-    payload = json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
-    written = _OPENING + sha256(payload).encode() + _BODY + payload + _CLOSING
-    if len(written) > SEALED_BYTES:
-        raise ValueError(f"{path} would have {len(written)} bytes; expected at most {SEALED_BYTES}, or it is not read")
+    written = sealed(path, body)
     beside = (through or path.parent) / f"{path.name}.{uuid.uuid4().hex}"
     try:
         with os.fdopen(open_regular(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
@@ -138,6 +135,19 @@ def write_sealed(path: Path, body: Mapping[str, Any], *, durable: bool = True, t
         sync(path.parent)
 
 
+def sealed(path: str | Path, body: Mapping[str, Any]) -> bytes:
+    """JSON with its digest.
+
+    Raises:
+        ValueError: it is too long to be read again.
+    """
+    payload = json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
+    written = _OPENING + sha256(payload).encode() + _BODY + payload + _CLOSING
+    if len(written) > SEALED_BYTES:
+        raise ValueError(f"{path} would have {len(written)} bytes; expected at most {SEALED_BYTES}, or it is not read")
+    return written
+
+
 def read_sealed(path: Path) -> dict[str, Any]:
     """What `write_sealed` wrote.
 
@@ -146,10 +156,14 @@ def read_sealed(path: Path) -> dict[str, Any]:
         OSError: it cannot be read.
         ValueError: it is not as it was written, or no regular file.
     """
-    written = read_regular(path, SEALED_BYTES)
+    return unsealed(path, read_regular(path, SEALED_BYTES))
+
+
+def unsealed(path: str | Path, written: bytes) -> dict[str, Any]:
+    """What `sealed` has in it; raises ValueError as `read_sealed`."""
     body = memoryview(written)[_BEGIN : -len(_CLOSING)]
-    sealed = _OPENING + sha256(body).encode() + _BODY
-    if not (written.startswith(sealed) and written.endswith(_CLOSING)):
+    beginning = _OPENING + sha256(body).encode() + _BODY
+    if not (written.startswith(beginning) and written.endswith(_CLOSING)):
         raise ValueError(f"{path} is not as it was written")
     try:
         body_read = json.loads(bytes(body))

@@ -9,21 +9,20 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from kamera_jax.errors import LibraryCorruptError
 from kamera_jax.library import marks
-from kamera_jax.library.failures import reading_errors
 from kamera_jax.library.files import MALFORMED
 from kamera_jax.library.forked import check_unforked
-from kamera_jax.library.index_file import PACK, PackKeys, keys_of, read, write
+from kamera_jax.library.index_file import PackKeys, keys_of, write
 from kamera_jax.library.manifest import Manifest
 from kamera_jax.library.packs import Pack
+from kamera_jax.library.places import FOLDERS as FOLDERS
+from kamera_jax.library.places import Place
 from kamera_jax.library.rows import Kind
-from kamera_jax.library.stamps import Stamps, settled, stamps
-
-FOLDERS: dict[Kind, str] = {"chunks": "packs", "patches": "patches"}
-"""The folder of the packs of each kind."""
+from kamera_jax.library.stamps import Stamps, settled
 
 OPEN_PACKS = 256
 OPEN_ROWS = 2**15
@@ -37,15 +36,16 @@ class Index:
     """What is alive in a library, as last seen. Any thread may ask; one process may hold several.
 
     Attributes:
+        place: where the library lies.
         damaged: packs whose manifest cannot be read, and why.
         broken: other files that are not as they were written, though nothing is lost with them, and what to do.
         names: every pack that is there, readable or not.
         through: the folder that the one writer's changes come out of; see `kamera_jax.library.writers.Turn`.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, place: Place) -> None:
         """Nothing is read yet but the index file."""
-        self.root = root
+        self.place = place
         self._pid = os.getpid()
         self.damaged: dict[str, str] = {}
         self.broken: dict[str, str] = {}
@@ -58,15 +58,18 @@ class Index:
         self._missing_of: dict[str, list[str]] | None = None  # the packs of a key that are missing
         self._open: OrderedDict[str, Pack] = OrderedDict()
         self._open_rows = 0
-        self._marks = marks.read(root)  # before the index file: a collection between the two is noticed
+        self._marks = place.marks()  # before the index file: a collection between the two is noticed
         self._deleted: frozenset[str] = frozenset()
-        self._indexed, self._index_broken = read(root)
+        self._indexed, self._index_broken = place.listed()
         self._missing |= self._indexed
         self._saved = frozenset(self._indexed)
         self._seen: tuple[Stamps, int] = ((), 0)
-        self._folders = [str(root / name) for name in (*FOLDERS.values(), marks.TOMBSTONES)]
-        self._files = [str(root / name) for name in (marks.LOG, marks.CHANGES)]
         self._lock = threading.RLock()
+
+    @property
+    def root(self) -> Path:
+        """The folder, for who writes to it."""
+        return Path(self.place.root)
 
     def refresh(self, *, force: bool = False, locked: bool = False) -> None:
         """Read what has changed since, if anything has.
@@ -75,10 +78,10 @@ class Index:
             force: look again, whatever the stamps say, and at damaged packs too.
             locked: the caller is the one writer: who writes counts the change, so no time need be old.
         """
-        check_unforked(f"the library at {self.root}", self._pid)  # its lock may never be released here
-        with self._lock, reading_errors(self.root):
+        check_unforked(f"the library at {self.place.root}", self._pid)  # its lock may never be released here
+        with self._lock, self.place.errors():
             now = time.time_ns()
-            current = stamps(self._folders, self._files)
+            current = self.place.stamps()
             before, at = self._seen
             if not force and current == before and (locked or settled(before, at)):
                 return
@@ -88,18 +91,18 @@ class Index:
                 self._scan()
                 self._seen = (current, now)
                 now = time.time_ns()
-                if (after := stamps(self._folders, self._files)) == current:
+                if (after := self.place.stamps()) == current:
                     break
                 current = after
 
     def _scan(self) -> None:
         last = self._marks
-        self._marks = marks.read(self.root)
+        self._marks = self.place.marks()
         # Marks first, and those of the look before too: one goes away only after its pack.
         deleted = self._marks.deleted | self._deleted
         there: dict[str, Kind] = {}
         for kind in FOLDERS:
-            there |= dict.fromkeys(filter(PACK.fullmatch, os.listdir(self.folder(kind))), kind)
+            there |= dict.fromkeys(self.place.names(kind), kind)
         for mark in deleted - self._deleted:
             pack, _, key = mark.partition(".")
             if key and pack in self._packs:
@@ -164,7 +167,7 @@ class Index:
         writer that died in between.
         """
         with self._lock:
-            known = stamps(self._folders, self._files) == self._seen[0]
+            known = self.place.stamps() == self._seen[0]
         marks.count_change(self.root)
         try:
             yield
@@ -177,7 +180,7 @@ class Index:
             if self.through is not None:
                 self._seen = ((), 0)  # of a lease that was taken over since, others have changed it
             elif known:
-                self._seen = (stamps(self._folders, self._files), time.time_ns())
+                self._seen = (self.place.stamps(), time.time_ns())
 
     def added(self, name: str, manifest: Manifest) -> None:
         """Know of a pack that was written; see `changing`."""
@@ -219,7 +222,7 @@ class Index:
 
     def _opened(self, name: str, kind: Kind) -> Pack:
         if name not in self._open:
-            pack = Pack(self.folder(kind) / name)
+            pack = Pack(self.place.files(kind, name))
             self._open[name] = pack
             self._open_rows += len(pack.manifest.entries)
             while len(self._open) > 1 and (len(self._open) > OPEN_PACKS or self._open_rows > OPEN_ROWS):
@@ -230,6 +233,20 @@ class Index:
     def _close(self, name: str) -> None:
         if (pack := self._open.pop(name, None)) is not None:
             self._open_rows -= len(pack.manifest.entries)
+
+    @contextmanager
+    def ahead(self, keys: Iterable[str], kind: Kind) -> Iterator[None]:
+        """The context in which rows are asked for, of each pack in few requests; what is wrong says who reads them."""
+        of: dict[str, tuple[Pack, list[str]]] = {}
+        with ExitStack() as stack:
+            for key in keys:
+                with suppress(LibraryCorruptError, FileNotFoundError):
+                    if (pack := self.find(key, kind)) is not None:
+                        of.setdefault(pack.name, (pack, []))[1].append(key)
+            for pack, own in of.values():
+                with suppress(LibraryCorruptError, FileNotFoundError):
+                    stack.enter_context(pack.ahead(own))
+            yield
 
     def pack(self, name: str) -> Pack:
         """A pack by its name.
@@ -375,6 +392,6 @@ class Index:
                 self._missing_of = None
                 if self.save():
                     marks.keep(self.root, self.names, self.through)
-                self._marks = marks.read(self.root)
+                self._marks = self.place.marks()
                 self._deleted = self._marks.deleted
                 self.broken = self._marks.broken | self._index_broken

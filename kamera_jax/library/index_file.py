@@ -37,23 +37,32 @@ def write(root: Path, packs: Mapping[str, PackKeys], through: Path | None = None
         OSError: it cannot be written.
         ValueError: there are too many keys for a file that is read again.
     """
-    listed = {name: {"kind": at.kind, "keys": at.keys, "chunks": at.chunks} for name, at in packs.items()}
-    write_sealed(root / INDEX, {"packs": listed}, through=through)
+    write_sealed(root / INDEX, {"packs": listed(packs)}, through=through)
+
+
+def listed(packs: Mapping[str, PackKeys]) -> dict[str, dict[str, Any]]:
+    """Packs as JSON has them."""
+    return {name: {"kind": at.kind, "keys": at.keys, "chunks": at.chunks} for name, at in packs.items()}
 
 
 def read(root: Path) -> tuple[dict[str, PackKeys], dict[str, str]]:
     """What the file says, and what is wrong with it: nothing is known if it is not as it was written."""
     try:
         packs: dict[str, Any] = read_sealed(root / INDEX)["packs"]
-        listed = {name: _listed_keys(name, at) for name, at in packs.items()}
+        found = {name: listed_keys(name, at) for name, at in packs.items()}
     except FileNotFoundError:
         return {}, {}
     except (OSError, *MALFORMED):
         return {}, {INDEX: f"{root / INDEX} is not as it was written; gc() writes it again from what the packs say"}
-    return listed, {}
+    return found, {}
 
 
-def _listed_keys(name: str, at: Mapping[str, Any]) -> PackKeys:
+def listed_keys(name: str, at: Mapping[str, Any]) -> PackKeys:
+    """What `listed` has of a pack.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is nothing of a pack.
+    """
     keys = tuple(at["keys"])
     chunks = keys if at["chunks"] == at["keys"] else tuple(at["chunks"])
     named = keys if chunks is keys else (*keys, *chunks)

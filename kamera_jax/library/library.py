@@ -15,19 +15,22 @@ from kamera_jax.arguments import check_choice, check_keys, check_type
 from kamera_jax.chunk import Chunk, Patch
 from kamera_jax.errors import ChunkNotFoundError, LibraryReadOnlyError
 from kamera_jax.kv import KV
-from kamera_jax.library import bulk, collection, exchange, marks
+from kamera_jax.library import bulk, collection, marks, published
 from kamera_jax.library.arrays import writer
 from kamera_jax.library.bulk import Stacked, Where
 from kamera_jax.library.commit import Committer, named_errors
-from kamera_jax.library.facts import Collected, Exchanged, Item, LibraryReport, LibraryStats
+from kamera_jax.library.copies import Copies
+from kamera_jax.library.facts import Collected, Item, LibraryReport, LibraryStats
 from kamera_jax.library.failures import reading_errors
 from kamera_jax.library.forked import check_unforked
 from kamera_jax.library.index import Index
 from kamera_jax.library.layout import check_format, check_lease, make
 from kamera_jax.library.leases import SECONDS
 from kamera_jax.library.leftovers import sweep
+from kamera_jax.library.objects import Objects, is_url
 from kamera_jax.library.origin import Origin
 from kamera_jax.library.packs import THREADS
+from kamera_jax.library.places import Folder, Place
 from kamera_jax.library.reading import Reader, Verify
 from kamera_jax.library.rows import Kind, Storage, check_storage, chunk_of, patch_of, row_of
 from kamera_jax.library.slices import consecutive, read_kv, read_rot
@@ -37,8 +40,10 @@ from kamera_jax.record import library_repr
 
 Mode = Literal["r", "a"]
 
+_IN_PLACE = "is read in place, and not written to: put into the library's folder, and publish() that there"
 
-class ChunkLibrary:
+
+class ChunkLibrary(Copies):
     """Chunks and patches in a folder, safe against crashes and against what a disk does to bytes.
 
     Several processes, and several threads of each, may put, get, delete and collect at once. What `put` has returned
@@ -47,14 +52,14 @@ class ChunkLibrary:
 
     __repr__ = library_repr
 
-    def __init__(self, writers: Writers, mode: Mode, verify: Verify) -> None:
+    def __init__(self, place: Place, mode: Mode, verify: Verify, writers: Writers | None) -> None:
         """Use `open`."""
-        self.root = root = writers.root
+        self.root = place.root
         self.mode = mode
         self._pid = os.getpid()
-        self._index = Index(root)
-        self._reader = Reader(root, self._index, verify)
-        self._committer = Committer(root, self._index, writers)
+        self._index = Index(place)
+        self._reader = Reader(self._index, verify)
+        self._committer = None if writers is None else Committer(writers.root, self._index, writers)
         self._index.refresh(force=True)
 
     @classmethod
@@ -70,7 +75,8 @@ class ChunkLibrary:
         """Open a library.
 
         Args:
-            path: its folder.
+            path: its folder; or the address that it was published at, see `publish`, as ``gs://bucket/pages``,
+                ``s3://…``, ``http(s)://…`` or ``file://…``: it is read in place there, as it is now.
             mode: ``"r"`` reads; ``"a"`` writes too, and makes the library if the folder is empty or not there.
             verify: compare what is read with its digests ``"always"``, the ``"first"`` time this object reads it, or
                 ``"never"``.
@@ -83,12 +89,17 @@ class ChunkLibrary:
             LibraryVersionError: it has a format that this version does not read.
             LibraryCorruptError: its first file is not as it was written.
             LibraryReadOnlyError: ``mode="a"``, and it may not be written to.
+            LibraryDiskError: an object store does not answer, or refuses; so may all that read there.
             ValueError: an unknown mode, verify or lock, a lock that is not the library's, or no such seconds.
         """
         check_choice(mode, get_args(Mode), "mode")
         check_choice(verify, get_args(Verify), "verify")
         check_type(path, (str, os.PathLike), "path", "the library's folder")
         check_lease(lock, lease_seconds)
+        if is_url(path):
+            if mode == "a" or lock is not None:
+                raise LibraryReadOnlyError(f"{path} {_IN_PLACE}")
+            return cls(published.opened(Objects.open(str(path))), mode, verify, None)
         root = Path(path).absolute()
         check_unforked(f"the library at {root}")
         if mode == "a":
@@ -99,7 +110,7 @@ class ChunkLibrary:
                 sweep(root, turn.staging)
                 marks.begin(root, turn.through)
         with reading_errors(root):
-            return cls(writers, mode, verify)
+            return cls(Folder(root), mode, verify, writers)
 
     def put(self, item: Chunk | Patch, *, storage: Storage = "exact", origin: Origin | None = None) -> str:
         """Store a chunk or a patch; nothing is written if its key is there already.
@@ -134,9 +145,9 @@ class ChunkLibrary:
 
         What is put while the writer is busy is written together. Waits when too much is waiting.
         """
-        self._check_writable()
-        future = self._committer.add(row_of(item, storage, origin))
-        self._committer.flush()
+        committer = self._writable()
+        future = committer.add(row_of(item, storage, origin))
+        committer.flush()
         return future
 
     def put_many(
@@ -154,9 +165,9 @@ class ChunkLibrary:
             items, storage: see `put`.
             origins: where each item came from, in the same order; None for what has none, such as a patch.
         """
-        self._check_writable()
+        committer = self._writable()
         check_storage(storage)
-        return put_all(self._committer, items, storage, origins)
+        return put_all(committer, items, storage, origins)
 
     def resolve(self, key: str, kind: Kind | None = None) -> str:
         """The one key that begins with some hexadecimal digits; a whole key is given back without a look.
@@ -204,8 +215,7 @@ class ChunkLibrary:
         """Chunks in the order of their keys, read several at once; see `get`."""
         check_keys(keys)
         with ThreadPoolExecutor(THREADS) as pool:
-            rows = pool.map(lambda key: self._reader.row(self.resolve(key, "chunks"), "chunks"), keys)
-            return [chunk_of(*row) for row in rows]
+            return [chunk_of(*row) for row in self._reader.rows(pool, list(keys), "chunks")]
 
     def get_patch(self, key: str) -> Patch:
         """A patch by the key that `put` gave for it; raises as `get`."""
@@ -275,64 +285,18 @@ class ChunkLibrary:
             LibraryReadOnlyError: see `put`.
             AmbiguousKeyError: it is the beginning of several keys; nothing is removed.
         """
-        self._check_writable()
+        committer = self._writable()
         try:
             key = self.resolve(key)
         except ChunkNotFoundError:
             return False
-        return collection.delete(self._committer, key)
-
-    def export(self, to: str | Path, keys: Iterable[str] | None = None) -> Exchanged:
-        """Copy chunks and patches to another library, or to one file: as they are stored, with their origins.
-
-        Args:
-            to: a folder that is a library, is empty or is not there yet; or a file whose name ends in ``.tar``, which
-                is not there yet. What is not there yet comes there whole or not at all.
-            keys: of chunks, whose patches go along, and of patches, or their beginnings; everything by default.
-
-        Returns:
-            What was copied, and what was not: it is not as it was written.
-
-        Raises:
-            ExportError: something else is there, or nothing can be written there.
-            ChunkNotFoundError, AmbiguousKeyError, LibraryCorruptError: of a key, as `get`; nothing is copied then.
-            LibraryFullError, LibraryDiskError: see `put`.
-        """
-        check_type(to, (str, os.PathLike), "to", "a folder, or a file whose name ends in .tar")
-        path = Path(to).absolute()
-        exchange.check_target(self.root, path)
-        reader = Reader(self.root, self._index, "always")
-        wanted = exchange.selected(reader, None if keys is None else check_keys(keys))
-        if path.is_dir():
-            return self._exported(reader, path, wanted)
-        with exchange.beside(path) as place:
-            return self._exported(reader, place, wanted)
-
-    def _exported(self, reader: Reader, to: Path, wanted: dict[str, Kind]) -> Exchanged:
-        with ChunkLibrary.open(to, mode="a") as other:
-            return exchange.copy(reader, other._committer, wanted)
-
-    def import_from(self, other: str | Path, keys: Iterable[str] | None = None) -> Exchanged:
-        """Copy chunks and patches from another library, or from a file that `export` wrote; see `export`.
-
-        What is there already stays as it is. Whoever made the other library, what comes from it is checked as what is
-        put is.
-
-        Raises:
-            LibraryNotFoundError, LibraryVersionError: there is none, or none that this version reads.
-            LibraryArchiveError: the file holds none, or has links in it.
-            LibraryReadOnlyError, LibraryFullError, LibraryDiskError: see `put`; what came before is there.
-            ChunkNotFoundError, AmbiguousKeyError, LibraryCorruptError: of a key, as `get`; nothing is copied then.
-        """
-        self._check_writable()
-        check_type(other, (str, os.PathLike), "other", "a library's folder, or a file that export wrote")
-        with exchange.opened(self.root, Path(other).absolute()) as root:
-            reader = ChunkLibrary.open(root)._reader
-            wanted = exchange.selected(reader, None if keys is None else check_keys(keys))
-            return exchange.copy(reader, self._committer, wanted)
+        return collection.delete(committer, key)
 
     def verify(self) -> LibraryReport:
-        """Read everything and compare it with its digests. Raises nothing: the report says what is wrong."""
+        """Read everything and compare it with its digests.
+
+        It raises nothing of what is wrong, which the report says; a store that does not answer is a LibraryDiskError.
+        """
         return collection.checked(self._index)
 
     def gc(self) -> Collected:
@@ -344,8 +308,7 @@ class ChunkLibrary:
         Raises:
             LibraryReadOnlyError: see `put`.
         """
-        self._check_writable()
-        return collection.collect(self._committer)
+        return collection.collect(self._writable())
 
     def stats(self) -> LibraryStats:
         """What the library holds."""
@@ -379,9 +342,9 @@ class ChunkLibrary:
     def close(self) -> None:
         """Wait for what was put, and write down what is where, so that the next to open need not look."""
         if self.mode == "a":
-            check_unforked(f"the library at {self.root}", self._pid)
+            committer = self._writable()
             writer().submit(lambda: None).result()
-            with self._committer.writing():
+            with committer.writing():
                 self._index.save()
 
     def __enter__(self) -> "ChunkLibrary":
@@ -393,7 +356,10 @@ class ChunkLibrary:
         if self._pid == os.getpid():  # a forked process has nothing to write down
             self.close()
 
-    def _check_writable(self) -> None:
+    def _writable(self) -> Committer:
         check_unforked(f"the library at {self.root}", self._pid)
+        if self._committer is None:
+            raise LibraryReadOnlyError(f"{self.root} {_IN_PLACE}")
         if self.mode == "r":
             raise LibraryReadOnlyError(f"{self.root} was opened for reading; open it with mode='a'")
+        return self._committer

@@ -29,7 +29,9 @@ CHANGES = "CHANGES"
 PADDING = 2**16
 """Bytes of empty lines at the end of the log, about, which marks are written over: they need no room on a full disk."""
 
-_MARK = re.compile(r"[0-9a-f]{32}(\.[0-9a-f]{64})?")
+MARK = re.compile(r"[0-9a-f]{32}(\.[0-9a-f]{64})?")
+"""A pack, or a row of one, that was deleted."""
+
 _COLLECTION = re.compile(r"collection [0-9a-f]{32}")
 _ALONE = "alone "
 """Before a mark in the log that has no file: there was no room for one."""
@@ -63,11 +65,11 @@ def read(root: Path) -> Marks:
     """Read the marks of both places; what cannot be read of one is taken from the other."""
     files: set[str] = set()
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        files = {name for name in os.listdir(root / TOMBSTONES) if _MARK.fullmatch(name)}
+        files = {name for name in os.listdir(root / TOMBSTONES) if MARK.fullmatch(name)}
     lines, whole = _lines(root / LOG)
     collection = next((line.partition(" ")[2] for line in lines if _COLLECTION.fullmatch(line)), "")
-    filed = {line for line in lines if _MARK.fullmatch(line)}
-    logged = filed | {mark for line in lines if _MARK.fullmatch(mark := line.removeprefix(_ALONE))}
+    filed = {line for line in lines if MARK.fullmatch(line)}
+    logged = filed | {mark for line in lines if MARK.fullmatch(mark := line.removeprefix(_ALONE))}
     broken = {}
     if not whole:
         broken[LOG] = f"{root / LOG} is not as it was written; gc() writes it again from what {TOMBSTONES} has"

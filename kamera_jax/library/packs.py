@@ -2,7 +2,6 @@
 
 import json
 import os
-import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -12,22 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from kamera_jax.errors import BasisError, LibraryCorruptError, NotRegularError, UnstorableError
+from kamera_jax.errors import BasisError, LibraryCorruptError, LibraryDiskError, NotRegularError, UnstorableError
 from kamera_jax.library import arrays
 from kamera_jax.library.digests import agrees
 from kamera_jax.library.fields import check_about, grouped
-from kamera_jax.library.files import MALFORMED, SEALED_BYTES, digests, read_sealed, sync_tree, write_sealed
+from kamera_jax.library.files import MALFORMED, read_sealed, sync_tree, write_sealed
 from kamera_jax.library.manifest import Leaf, Manifest, arranged
-from kamera_jax.library.opening import check_folders, folder_stamp, kind_of, open_regular
-from kamera_jax.library.rows import REMEDY, Kind, Row, blocks
+from kamera_jax.library.places import MANIFEST, Files, FolderFiles, Span
+from kamera_jax.library.rows import Kind, Row, blocks
 from kamera_jax.record import Arrays, Plain
 
-MANIFEST = "manifest.json"
 THREADS = 4
 """Rows, or pieces of arrays, that are read and checked at once; both leave the interpreter alone."""
-
-PIECE_BYTES = 2**20
-"""Of a whole array so much is read and then checked, while the processor's cache still holds it."""
 
 APART_BYTES = 2**18
 """Arrays of as many bytes are checked while the next one is read: fewer are checked sooner than a thread wakes."""
@@ -51,8 +46,8 @@ def write_pack(place: Path, kind: Kind, rows: Iterable[Row]) -> Manifest:
     """
     stacked, manifest = arranged(kind, rows)
     arrays.save(place, stacked)
-    data = {arrays.data_file(place, name, array.ndim) for name, array in stacked.items()}
-    manifest = replace(manifest, files=_others(place, data))
+    data = [arrays.data_file(Path(), name, array.ndim).as_posix() for name, array in stacked.items()]
+    manifest = replace(manifest, files=FolderFiles(place).digests((*data, MANIFEST)))
     write_sealed(place / MANIFEST, manifest.body | {"pack": place.name}, durable=False)
     try:
         again = Manifest.parsed(read_sealed(place / MANIFEST))
@@ -67,38 +62,36 @@ def write_pack(place: Path, kind: Kind, rows: Iterable[Row]) -> Manifest:
     return manifest
 
 
-def _others(place: Path, data: Iterable[Path]) -> dict[str, str]:
-    """Digests of a pack's files but for the data, and the manifest that holds them."""
-    known = {path.relative_to(place).as_posix() for path in data} | {MANIFEST}
-    return digests(place, but=known, most=SEALED_BYTES)
-
-
 class Pack:
     """A pack to be read."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, files: Files) -> None:
         """Read its manifest.
 
         Raises:
             FileNotFoundError: there is no such pack.
             LibraryCorruptError: its manifest is not as it was written.
+            LibraryDiskError: an object store does not answer.
         """
-        self.folder = folder
-        self._place = str(folder)
+        self.files = files
+        self.name = files.name
         try:
-            folder_stamp(folder)
-            body = read_sealed(folder / MANIFEST)
-            if body.get("pack", folder.name) != folder.name:
+            body = files.manifest()
+            if body.get("pack", files.name) != files.name:
                 raise ValueError("a manifest of another pack")
             self.manifest = Manifest.parsed(body)
+        except (LibraryCorruptError, LibraryDiskError):
+            raise
         except FileNotFoundError:
-            if os.path.lexists(folder):
-                raise LibraryCorruptError(f"pack {folder} has lost its manifest; {REMEDY}") from None
+            if files.there():
+                raise LibraryCorruptError(f"pack {files.where} has lost its manifest; {files.remedy}") from None
             raise
         except (NotRegularError, OSError) as error:
-            raise LibraryCorruptError(f"pack {folder} cannot be read: {error}; {REMEDY}") from error
+            raise LibraryCorruptError(f"pack {files.where} cannot be read: {error}; {files.remedy}") from error
         except MALFORMED as error:
-            raise LibraryCorruptError(f"the manifest of pack {folder} is not as it was written; {REMEDY}") from error
+            raise LibraryCorruptError(
+                f"the manifest of pack {files.where} is not as it was written; {files.remedy}"
+            ) from error
 
         self._data = {
             name: arrays.data_file(Path(), name, len(shape)).as_posix()
@@ -109,6 +102,10 @@ class Pack:
     def nbytes(self) -> int:
         """Bytes of its arrays."""
         return sum(map(self.manifest.nbytes, self.manifest.arrays))
+
+    def paths(self) -> list[str]:
+        """The paths of all its files below it; the manifest, which names the others, is the last."""
+        return [*sorted(self._data.values()), *sorted(self.manifest.files), MANIFEST]
 
     def row(
         self,
@@ -135,7 +132,8 @@ class Pack:
             if grouped(about):
                 layers = slice(None)
             leaves = {name: leaf for name, leaf in self.manifest.leaves(key).items() if wanted is None or wanted(name)}
-            read = self._leaves(leaves, layers, verified)
+            with self.files.ahead(self._spans(leaves, layers)):
+                read = self._leaves(leaves, layers, verified)
             return about, self.manifest.specs.get(str(about.get("spec"))), read
 
     def facts(self, key: str) -> tuple[Plain, Plain | None, int]:
@@ -148,18 +146,35 @@ class Pack:
     @contextmanager
     def manifest_errors(self) -> Iterator[None]:
         """Where the manifest is relied on: a LibraryCorruptError if it says what cannot be."""
+        files = self.files
         try:
             yield
-        except (LibraryCorruptError, BasisError):
+        except (LibraryCorruptError, LibraryDiskError, BasisError):
             raise
         except FileNotFoundError as error:
-            if os.path.lexists(self.folder):
-                raise LibraryCorruptError(f"pack {self.folder} has lost data: {error}; {REMEDY}") from error
+            if files.there():
+                raise LibraryCorruptError(f"pack {files.where} has lost data: {error}; {files.remedy}") from error
             raise
         except (NotRegularError, OSError) as error:
-            raise LibraryCorruptError(f"pack {self.folder} cannot be read: {error}; {REMEDY}") from error
+            raise LibraryCorruptError(f"pack {files.where} cannot be read: {error}; {files.remedy}") from error
         except MALFORMED as error:
-            raise LibraryCorruptError(f"the manifest of pack {self.folder} says what cannot be; {REMEDY}") from error
+            raise LibraryCorruptError(
+                f"the manifest of pack {files.where} says what cannot be; {files.remedy}"
+            ) from error
+
+    @contextmanager
+    def ahead(self, keys: Iterable[str]) -> Iterator[None]:
+        """The context in which whole rows are asked for, in few requests where each file is one; see `Files.ahead`."""
+        with self.manifest_errors():
+            spans = [span for key in keys for span in self._spans(self.manifest.leaves(key), slice(None))]
+        with self.files.ahead(spans):
+            yield
+
+    def _spans(self, leaves: Mapping[str, Leaf], layers: slice) -> Iterator[Span]:
+        for name, leaf in leaves.items():
+            if leaf.array:
+                part = _Part.of(name, leaf, layers)
+                yield self._data[leaf.array], part.start, part.nbytes
 
     def _leaves(self, leaves: Mapping[str, Leaf], layers: slice, verified: bool) -> Arrays:
         """Arrays of a row; a long one is checked while the next is read."""
@@ -183,38 +198,19 @@ class Pack:
         part = _Part.of(name, leaf, layers)
         if not leaf.array:
             return part, np.zeros(0, np.uint8)
-        into = _aligned(self._size(leaf.array, part.nbytes))
-        self._fill(leaf.array, part.start, into)
+        self._check_size(leaf.array)
+        into = _aligned(part.nbytes)
+        self.files.fill(self._data[leaf.array], part.start, into)
         return part, into
-
-    def _fill(self, array: str, start: int, into: np.ndarray) -> None:
-        """Read bytes of an array, from one on."""
-        path = os.path.join(self._place, self._data[array])
-        with os.fdopen(open_regular(path), "rb", buffering=0) as file:
-            file.seek(start)
-            room = into.data
-            while room.nbytes:  # a system reads no more than some 2 GiB at once
-                read = file.readinto(room)
-                if not read:
-                    raise LibraryCorruptError(f"{path} is not as long as it was written; {REMEDY}")
-                room = room[read:]
 
     def _check(self, name: str, part: "_Part", payload: np.ndarray) -> None:
         if part.count and payload.nbytes and not agrees(payload, part.leaf.digest, part.first, part.count):
-            path = os.path.join(self._place, self._data[part.leaf.array])
-            raise LibraryCorruptError(f"array {name!r} in {path} is not as it was written; {REMEDY}")
+            path = f"{self.files.where}/{self._data[part.leaf.array]}"
+            raise LibraryCorruptError(f"array {name!r} in {path} is not as it was written; {self.files.remedy}")
 
-    def _size(self, array: str, size: int) -> int:
-        """The size, once it is known to be no more than there is."""
-        place = self._data[array]
-        check_folders(self._place, place)
-        path = os.path.join(self._place, place)
-        status = os.lstat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise NotRegularError(f"{path} is {kind_of(status.st_mode)}; expected a regular file")
-        if status.st_size != self.manifest.nbytes(array):
-            raise LibraryCorruptError(f"{path} is not as long as it was written; {REMEDY}")
-        return size
+    def _check_size(self, array: str) -> None:
+        """Raise unless there is as much of an array as is said, before there is room made for it."""
+        self.files.check(self._data[array], self.manifest.nbytes(array))
 
     def whole(self, rows: Iterable[Mapping[str, Leaf]], *, verified: bool) -> Arrays:
         """Its arrays, read in pieces of several rows, several at once; raises as `row`.
@@ -225,18 +221,20 @@ class Pack:
         """
         manifest = self.manifest
         with self.manifest_errors():
-            buffers = {name: _aligned(self._size(name, manifest.nbytes(name))) for name in manifest.arrays}
+            for name in manifest.arrays:
+                self._check_size(name)
+            buffers = {name: _aligned(manifest.nbytes(name)) for name in manifest.arrays}
 
             def fill(piece: list[tuple[str, Leaf]]) -> None:
                 array = piece[0][1].array
                 begin = piece[0][1].start
                 into = buffers[array][begin : piece[-1][1].start + piece[-1][1].nbytes]
-                self._fill(array, begin, into)
+                self.files.fill(self._data[array], begin, into)
                 for name, leaf in piece if verified else ():
                     self._check(name, _Part.of(name, leaf), into[leaf.start - begin :][: leaf.nbytes])
 
             with ThreadPoolExecutor(THREADS) as pool:
-                list(pool.map(fill, _pieces(rows)))
+                list(pool.map(fill, _pieces(rows, self.files.piece)))
             return {name: buffers[name].view(dtype).reshape(shape) for name, (dtype, shape) in manifest.arrays.items()}
 
     def check(self) -> dict[str, str]:
@@ -259,16 +257,21 @@ class Pack:
 
     def check_files(self) -> dict[str, str]:
         """What is wrong with what Orbax wrote beside the data, by file; empty if nothing is; raises as `check`."""
-        present = _others(self.folder, (self.folder / place for place in self._data.values()))
+        files = self.files
+        present = files.digests((*self._data.values(), MANIFEST))
         names = sorted(
             name for name in present | self.manifest.files if present.get(name) != self.manifest.files.get(name)
         )
-        if names and not os.path.lexists(self.folder):
-            raise FileNotFoundError(f"pack {self.folder} is gone")
-        return {name: f"{self.folder / name} is not as it was written; {REMEDY}" for name in names}
+        if names and not files.there():
+            raise FileNotFoundError(f"pack {files.where} is gone")
+        return {name: f"{files.where}/{name} is not as it was written; {files.remedy}" for name in names}
 
-    def restored(self, targets: dict[str, Any] | None) -> dict[str, Any]:
+    def restored(self, folder: Path, targets: dict[str, Any] | None) -> dict[str, Any]:
         """Its arrays through Orbax; see `kamera_jax.library.arrays.load`.
+
+        Args:
+            folder: of its files.
+            targets: as `kamera_jax.library.arrays.load` takes them.
 
         Raises:
             LibraryCorruptError: what Orbax wrote beside the data is not as it was, or the data are not.
@@ -278,15 +281,15 @@ class Pack:
             raise LibraryCorruptError(message)
         with self.manifest_errors():
             for array, (dtype, shape) in self.manifest.arrays.items():
-                self._size(array, 0)  # of files that are not whole Orbax leaves reads behind
-                arrays.check_layout(self.folder, array, dtype, shape)
+                self._check_size(array)  # of files that are not whole Orbax leaves reads behind
+                arrays.check_layout(folder, array, dtype, shape)
         try:
-            return arrays.load(self.folder, targets)
+            return arrays.load(folder, targets)
         except Exception as error:  # whatever the storage library makes of missing or broken files, or of the targets
             for message in self.check().values():
                 raise LibraryCorruptError(message) from error
             raise ValueError(
-                f"pack {self.folder} is as it was written, and was not read onto the devices "
+                f"pack {folder} is as it was written, and was not read onto the devices "
                 f"({type(error).__name__}: {error}); give a sharding that its arrays can have, on devices with room "
                 "for them, or none"
             ) from error
@@ -328,15 +331,15 @@ class _Part:
         return _Part(leaf, first, count, leaf.start + first * each, each * count, (count, *leaf.shape[1:]))
 
 
-def _pieces(rows: Iterable[Mapping[str, Leaf]]) -> Iterator[list[tuple[str, Leaf]]]:
-    """The arrays of rows, those that lie one after the other together, up to `PIECE_BYTES` or one alone."""
+def _pieces(rows: Iterable[Mapping[str, Leaf]], most: int) -> Iterator[list[tuple[str, Leaf]]]:
+    """The arrays of rows, those that lie one after the other together, up to ``most`` bytes or one alone."""
     stored = [each for leaves in rows for each in leaves.items() if each[1].array]
     piece: list[tuple[str, Leaf]] = []
     begin = 0
     end: tuple[str, int] | None = None
     for name, leaf in sorted(stored, key=lambda each: (each[1].array, each[1].start)):
         stop = leaf.start + leaf.nbytes
-        if (leaf.array, leaf.start) != end or stop - begin > PIECE_BYTES:
+        if (leaf.array, leaf.start) != end or stop - begin > most:
             if piece:
                 yield piece
             piece = []

@@ -3,7 +3,7 @@
 import contextlib
 import re
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from concurrent.futures import Executor
 from typing import Any, Literal, get_args
 
 from kamera_jax.arguments import check_type
@@ -28,9 +28,9 @@ _ATTEMPTS = 5
 class Reader:
     """What one `ChunkLibrary` reads, and what it has compared with its digests already."""
 
-    def __init__(self, root: Path, index: Index, verify: Verify) -> None:
+    def __init__(self, index: Index, verify: Verify) -> None:
         """Read nothing yet."""
-        self.root = root
+        self.root = index.place.root
         self.index = index
         self._verify = verify
         self._checked: set[str] = set()
@@ -86,6 +86,35 @@ class Reader:
         """The row of a whole key; see `Pack.row`."""
         return self.pack_and_row(key, kind)[1]
 
+    def rows(self, pool: Executor, keys: Sequence[str], kind: Kind) -> Iterator[tuple[Plain, Plain | None, Arrays]]:
+        """Rows of keys or their beginnings, in their order, read several at once.
+
+        They are asked for together where that helps; see `kamera_jax.library.places.Place`.
+        """
+        for batch in self._batches(keys, kind):
+            with self.index.ahead(batch, kind) if self.index.place.batch else contextlib.nullcontext():
+                yield from pool.map(lambda key: self.row(self.resolve(key, kind), kind), batch)
+
+    def _batches(self, keys: Sequence[str], kind: Kind) -> Iterator[Sequence[str]]:
+        most = self.index.place.batch
+        if most is None:
+            yield keys
+            return
+        self.index.refresh()
+        batch: list[str] = []
+        nbytes = 0
+        for key in keys:
+            key = self.resolve(key, kind)
+            batch.append(key)
+            with contextlib.suppress(LibraryCorruptError):  # said where it is read
+                if (pack := self.index.find(key, kind)) is not None:
+                    nbytes += pack.manifest.row_nbytes(key)
+            if nbytes >= most:
+                yield batch
+                batch = []
+                nbytes = 0
+        yield batch
+
     def pack_and_row(
         self, key: str, kind: Kind, *, wanted: Callable[[str], bool] | None = None, layers: slice = slice(None)
     ) -> tuple[Pack, tuple[Plain, Plain | None, Arrays]]:
@@ -95,7 +124,7 @@ class Reader:
             try:
                 if (pack := self.index.find(key, kind)) is None:
                     break
-                place = f"{pack.folder.name}.{key}"
+                place = f"{pack.name}.{key}"
                 check = self._verify == "always" or (self._verify == "first" and not self._knows(place, pack))
                 row = pack.row(key, wanted=wanted, layers=layers, verified=check)
             except FileNotFoundError:
@@ -106,7 +135,7 @@ class Reader:
         raise self._missing(key, kind)
 
     def _knows(self, place: str, pack: Pack) -> bool:
-        return place in self._checked or pack.folder.name in self._checked
+        return place in self._checked or pack.name in self._checked
 
     def checks_pack(self, pack: str) -> bool:
         """Whether a whole pack is to be compared with its digests when it is read."""
@@ -154,4 +183,4 @@ class Reader:
         patches = self.index.patches(key) if kind == "chunks" else ()
         plain: Any = about.pop("origin", None)
         origin = Origin.of(plain) if kind == "chunks" and plain is not None else None
-        return Item(key, kind, about, spec, nbytes, pack.folder.name, patches, origin)
+        return Item(key, kind, about, spec, nbytes, pack.name, patches, origin)

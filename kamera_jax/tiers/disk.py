@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections.abc import Container, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from kamera_jax.chunk import Chunk, Patch
 from kamera_jax.errors import (
@@ -52,7 +53,7 @@ class Disk:
         self._closed = False
 
     def __str__(self) -> str:
-        return "no library" if self._library is None else f"the library {self._library.root.name!r}"
+        return "no library" if self._library is None else f"the library {Path(self._library.root).name!r}"
 
     def has(self, key: str) -> bool:
         """Whether the library has a chunk or patch of this key."""
@@ -181,7 +182,7 @@ class Disk:
         if self._library is not None and self._library.mode == "a" and stats.looks and not self._closed:
             self._closed = True
             with contextlib.suppress(OSError, ValueError):  # it is for people to read, and no more
-                record(self._library.root, stats)
+                record(Path(self._library.root), stats)
 
 
 def _unpacked(item: Packed | PatchRecord) -> Chunk | Patch:

@@ -263,3 +263,25 @@ def test_stats_count_by_storage_and_say_what_was_served(tmp_path, capsys):
         and again["stored"] == found["stored"]
     )
     assert main(["library", "verify", str(folder)]) == 0
+
+
+def test_a_library_is_published_and_read_where_it_is(scanned, capsys, tmp_path):
+    url = f"file://{tmp_path}/store/pages"
+    told = tmp_path / "told.json"
+    publish = ["library", "publish", str(scanned), url, "--json", str(told)]
+    assert main(publish) == 0
+    done = json.loads(told.read_text())
+    out = capsys.readouterr().out
+    assert f"{done['uploaded']} objects uploaded, " in out and f"kamera library ls {url}" in out
+    assert main(publish) == 0 and f"nothing is new, {done['uploaded']} were" in capsys.readouterr().out
+    for words in (["info", made.key_of(4)[:12]], ["verify"], ["ls", "2024"]):
+        assert printed(capsys, words[0], url, *words[1:]) == printed(capsys, words[0], scanned, *words[1:])
+    assert printed(capsys, "ls", url).splitlines()[2:] == printed(capsys, "ls", scanned).splitlines()[2:]
+    assert "7 chunks and 2 patches" in printed(capsys, "stats", url)
+    assert printed(capsys, "import", tmp_path / "own", url).startswith("7 chunks and 2 patches copied")
+    for words in (["library", "rm", url, made.key_of(4)], ["encode", "page.png", "--library", url]):
+        with pytest.raises(SystemExit):
+            main(words)
+        assert "write to a folder" in " ".join(capsys.readouterr().err.split())
+    assert main(["library", "publish", str(scanned), "ftp://host/lib"]) == 1
+    assert "ftp://host/lib" in capsys.readouterr().err

@@ -280,3 +280,27 @@ def test_an_mla_searches_its_latents(shown, tmp_path):
         for chunk in chunks:
             latents = np.concatenate([np.asarray(chunk.kv.free[1]), np.asarray(chunk.kv.rot[1])], -1)[: chunk.length]
             np.testing.assert_allclose(scores[keys.index(chunk.key), 0], (queries @ latents.T).max(), rtol=2e-5)
+
+
+def test_a_published_library_is_searched_and_served_from_where_it_is(tiny, shelf, tmp_path):
+    shelf.publish(f"file://{tmp_path}/store")
+    there = kj.ChunkLibrary.open(f"file://{tmp_path}/store")
+    question = question_text(5)
+    hits = kj.Finder(tiny, there).find(question, top=3)
+    assert [(hit.key, hit.score) for hit in hits] == [
+        (hit.key, hit.score) for hit in kj.Finder(tiny, shelf).find(question, top=3)
+    ]
+    answers = []
+    for library in (there, shelf):
+        store = kj.Tiers(device_bytes=0, host_bytes=2**26, library=library)
+        session = kj.Session(tiny, 512, store=store)
+        session.prefetch([hits[2].key])
+        answers.append(session.ask(question, library=library, top=2, max_new_tokens=2).tokens)
+        session.recall(hits[2].key)
+        assert hits[2].key in session.keys
+        answers.append(session.ask(question, max_new_tokens=2).tokens)
+        store.close()
+    assert answers[:2] == answers[2:]
+    session = kj.Session(tiny, 512, store=there)
+    session.recall(hits[0].key)
+    assert session.keys == (hits[0].key,)
