@@ -271,7 +271,7 @@ def test_lmms_eval_runs_a_task_of_ours(folder, pages, tmp_path, monkeypatch):
     manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
     given = {"model": "kamera", "model_args": f"pretrained={folder},method=patch:4", "tasks": ["ours"]}
     results = evaluator.simple_evaluate(**given, task_manager=manager)
-    assert results["results"]["ours"]["exact_match,none"] == 0.5
+    assert results["results"]["ours"]["exact_match,none"] == 0.5, results["samples"]
     choices = TASK.replace("generate_until\n", 'multiple_choice\ndoc_to_choice: ["red", "blue"]\n')
     choices = choices.replace("generation_kwargs", "#").replace("exact_match", "acc")
     pairs = [server.log_likelihoods(pages[i : i + 1], QUESTIONS[i], [" red", " blue"]) for i in (0, 1)]
