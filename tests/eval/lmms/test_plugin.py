@@ -281,4 +281,4 @@ def test_lmms_eval_runs_a_task_of_ours(folder, pages, tmp_path, monkeypatch):
     (tmp_path / "ours.yaml").write_text(choices.format(data=tmp_path / "test.jsonl"))
     manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
     results = evaluator.simple_evaluate(**given, task_manager=manager, force_simple=True)
-    assert results["results"]["ours"]["acc,none"] == 0.5
+    assert results["results"]["ours"]["acc,none"] == 0.5, results["samples"]

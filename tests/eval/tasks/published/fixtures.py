@@ -173,6 +173,19 @@ def scbench(root: Path) -> Path:
     return root
 
 
+def repoqa(root: Path) -> Path:
+    """Two texts of one repository, with two functions and one, of which two have one name."""
+    records = []
+    for number, names in enumerate((("star", "moon"), ("star",))):
+        code = [f"def {name}(page):\n    return page.{name}[{number}:] + [{number} * len(page)]" for name in names]
+        turns = [{"input": f"{asked(i)[0]} ", "answer": each, "name": name}
+                 for i, (each, name) in enumerate(zip(code, names, strict=True))]  # fmt: skip
+        record = {"id": number, "context": "\n\n".join([facts(1, 2), *code, facts(3)]), "multi_turns": turns}
+        records.append({**record, "lang": "python", "repo": "ours/pages"})
+    write_lines(root / "scbench_repoqa.jsonl", records)
+    return root
+
+
 def musique(root: Path) -> Path:
     """A question of two hops and one of three, over four paragraphs each."""
     records = []
@@ -223,6 +236,8 @@ TASKS = {
     "egoschema:frames=8,segments=2": egoschema,
     "streamingbench:frames=8,segments=2": streamingbench,
     "scbench:chunks=4": scbench,
+    "scbench:chunks=4,mode=multi-turn": scbench,
+    "scbench:chunks=2,part=repoqa": repoqa,
     "musique": musique,
     "screenspot": screenspot,
     "agentnetbench:before=1": agentnetbench,
