@@ -30,7 +30,7 @@ Asked = tuple[list[Any], str]
 
 
 class Likelihood(tuple, GenerationResult):
-    """A pair, log-probability and whether it is the greedy answer, that reaches lmms-eval's scores as one.
+    """A pair, a log-probability or loss and whether it is the greedy answer, that reaches lmms-eval's scores as one.
 
     lmms-eval 0.7.3 writes out as text what is neither a text nor one of its results, and its own scores then fail.
     """
@@ -126,14 +126,19 @@ class Kamera(lmms):  # pyright: ignore[reportGeneralTypeIssues, reportUntypedBas
         return said
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[Likelihood]:
-        """Of each continuation the sum of its tokens' log-probabilities, and whether they are the greedy answer."""
+        """Of each continuation the sum of its tokens' log-probabilities, and whether they are the greedy answer.
+
+        Of a choice, which comes as a text, the sum is negated: among choices lmms-eval takes the least, as its own
+        models return losses.
+        """
         found = []
         for request in requests:
             text, target, *rest = request.args
             doc = self._doc(*rest[1:]) if rest else None
             items, question = asked_in_text(text, _listed(rest[0](doc)) if rest and rest[0] else [], self._visuals.item)
             answer = target(doc) if callable(target) else target
-            found += map(Likelihood, self._server.log_likelihoods(items, question, [str(answer)]))
+            ((total, greedy),) = self._server.log_likelihoods(items, question, [str(answer)])
+            found.append(Likelihood((total if callable(target) else -total, greedy)))
         return found
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[list[str]]:
