@@ -136,7 +136,8 @@ def test_the_benchmarks_file_gives_the_contexts_of_its_json(tmp_path):
     outlines = listed.outline((0, 1), 9)
     assert rows.outline((0, 1), 9) == outlines and "sha256 of imdb_val.npy" in rows.sources
     for outline in outlines:
-        one, same = listed.draw(outline), rows.draw(outline)
+        one = listed.draw(outline)
+        same = rows.draw(outline)
         assert one.questions == same.questions and [p.name for p in one.items] == [p.name for p in same.items]
     path = tmp_path / "npy/imdb_val.npy"
     np.save(path, np.array([{}, {"question": "a"}], dtype=object), allow_pickle=True)
