@@ -68,6 +68,7 @@ SETTINGS: dict[str, str] = {
     "frames": "of the video tasks: frames of each video, or stretch of one",
     "segments": "of the video tasks: into how many chunks they are cut",
     "seconds": "of streamingbench: of the video before the question",
+    "mode": "of scbench: scdq, each turn alone, or multi-turn, behind those before it and their right answers",
     "chunks": "of scbench: into how many parts the text is cut",
     "before": "of screenspot, agentnetbench: screenshots before the one that is asked about",
 }

@@ -111,6 +111,10 @@ class Preprocessor:
             content = digest(f"parts:{ids}:{[part.digest([]) for part in parts]}")
         return spans, content
 
+    def answered(self, question: str, answer: str) -> tuple[list[int], list[int]]:
+        """Token ids of a question with the assistant header, and of a text as its answer, without what ends a turn."""
+        return self._chat.tail(question), self._chat.answer(question, answer)
+
     def cut(self, item: Any, *, tokens: int) -> tuple[Any, ...]:
         """A long item in parts that `prepare` takes one by one, each of at most so many tokens.
 

@@ -152,17 +152,24 @@ def generated(
     room = bucket(max(tails) + max_new_tokens)
     answers = []
     for each, context in enumerate(contexts):
-        window = _window(vlm, batch, chunks[each], jax.tree.map(lambda leaf, e=each: leaf[e], windows.state), room)
+        window = window_of(vlm, batch, chunks[each], jax.tree.map(lambda leaf, e=each: leaf[e], windows.state), room)
         texts = [question.text for question in context.questions]
         together = kj.generate_many(vlm, [window] * len(texts), texts, max_new_tokens=max_new_tokens)
         answers.append([answer.text for answer in together])
     return answers
 
 
-def _window(vlm: Backbone, batch: Batch, chunks: Sequence[kj.Chunk], state: WindowState, room: int) -> kj.Window:
+def window_of(vlm: Backbone, batch: Batch, chunks: Sequence[kj.Chunk], state: WindowState, room: int) -> kj.Window:
     """One filled window as `kamera_jax.generate` takes it, with free slots behind it.
 
     Its chunks are those that were encoded alone, which say where it ends; the KV that is read is the state's.
+
+    Args:
+        vlm: the model.
+        batch: the context is one of.
+        chunks: of the context, as encoded alone.
+        state: of its window, filled.
+        room: how many slots are to be free.
     """
     empty = kj.Window.empty(vlm, aligned(batch.runner.preamble_length))
     base = empty.next_position

@@ -7,9 +7,10 @@ from typing import Any
 import jax
 
 import kamera_jax as kj
-from eval.tasks.tokens import segment_of
+from eval.tasks.tokens import Tokens, segment_of
 from kamera_jax.backbone import Backbone
 from kamera_jax.inference.encode import encode_segment
+from kamera_jax.kv import Segment
 
 KEPT_BYTES = 2**30
 """Bytes of chunks that are kept from one group of contexts to the next, with what the model read of them: 1 GiB."""
@@ -37,12 +38,20 @@ class Encoder:
         return [self._chunk(item) for item in items]
 
     def _chunk(self, item: Any) -> kj.Chunk:
-        segment = segment_of(self._vlm, item)
-        if segment.content not in self._known:
-            self._known[segment.content] = encode_segment(self._vlm, segment)
-            self._bytes += nbytes(self._known[segment.content])
-        self._known.move_to_end(segment.content)
-        return self._known[segment.content]
+        item = self._read(item)  # a tower is run for what is not known alone
+        if item.content not in self._known:
+            segment = item if isinstance(item, Segment) else self._vlm.prepare(item)
+            self._known[item.content] = encode_segment(self._vlm, segment)
+            self._bytes += nbytes(self._known[item.content])
+        self._known.move_to_end(item.content)
+        return self._known[item.content]
+
+    def _read(self, item: Any) -> Any:
+        """The item with its content's digest: preprocessed, where the model does that by itself, else prepared."""
+        preprocess = getattr(self._vlm, "preprocess", None)
+        if preprocess is None or isinstance(item, Tokens):
+            return segment_of(self._vlm, item)
+        return preprocess(item)
 
 
 def nbytes(chunk: kj.Chunk) -> int:

@@ -327,6 +327,13 @@ class ChatTemplate:
             return self.tail(question)
         return self._following(self._header, self._space + self._strip(question) + self._after)
 
+    def answer(self, question: str, text: str) -> list[int]:
+        """Token ids of a text as the answer to a question, behind `tail`, whose own tokens stay as they are."""
+        before = self._in_turn(self._strip(question) + self._after)
+        whole = self._in_turn(self._strip(question) + self._after + text)
+        same = whole[: len(before)] == before
+        return whole[len(before) :] if same else self._following(self._after, text)
+
     def content(self, parts: Sequence[str | Block], placeholders: Mapping[str, int]) -> list[int]:
         """Token ids of texts and media blocks as the template writes them in one message, up to what follows them.
 

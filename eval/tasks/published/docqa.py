@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from eval.tasks.base import Question
 from eval.tasks.published.base import Published, Source, given
 from eval.tasks.published.files import DataError, DataFolder
+from eval.tasks.published.npy import NpyError, objects
 from eval.tasks.published.score_text import docvqa_accuracy, docvqa_anls, mmlongbench
 from eval.tasks.settings import one_of, whole
 from models.media.pdf import PdfError, page_count, rendered
@@ -42,7 +43,8 @@ class TwoPageDocQA(Published):
     }
     LAYOUT = """
 of=mp-docvqa:    DIR/val.json            {"data": [{questionId, question, doc_id, page_ids, answers, answer_page_idx}]}
-                 DIR/images/PAGE_ID.jpg  (or .png), as page_ids name them
+                 or DIR/imdb_val.npy     a header, then {question_id, question, answers, answer_page_idx, image_name}
+                 DIR/images/PAGE_ID.jpg  (or .png), as page_ids or image_name name them
 of=mmlongbench:  DIR/samples.json        [{doc_id, question, answer, evidence_pages, answer_format}]
                  DIR/documents/DOC_ID    the PDF files that doc_id names
 """
@@ -56,12 +58,7 @@ of=mmlongbench:  DIR/samples.json        [{doc_id, question, answer, evidence_pa
         """The file of the questions."""
         if self.of == "mmlongbench":
             return [folder.first("samples.json", "data/samples.json")]
-        if not (folder.root / "val.json").is_file() and list(folder.root.glob("*.npy")):
-            raise DataError(
-                f"{folder.root} has the questions as .npy, which is a pickle: reading one runs what it says; take "
-                f"val.json of the benchmark's own site{self._but}"
-            )
-        return [folder.first("val.json", "qas/val.json")]
+        return [folder.first("val.json", "qas/val.json", "imdb_val.npy", "imdb/imdb_val.npy")]
 
     def read(self, folder: DataFolder) -> Iterator[Source]:
         """A context for every pair of pages that is asked about."""
@@ -71,13 +68,11 @@ of=mmlongbench:  DIR/samples.json        [{doc_id, question, answer, evidence_pa
         return self._mp(folder, path)
 
     def _mp(self, folder: DataFolder, path: Path) -> Iterator[Source]:
-        content = folder.json(path)
-        if not isinstance(content, dict) or "data" not in content:
-            raise DataError(f'{path} has no "data"{self._but}')
+        names, rows = ("image_name", self._rows(path)) if path.suffix == ".npy" else ("page_ids", self._listed(path))
         pairs: dict[tuple[str, str], list[Question]] = {}
         named: dict[tuple[str, str], str] = {}
-        for where, record in folder.records(path, content["data"]):
-            pages = folder.texts(record, "page_ids", where)
+        for where, record in folder.records(path, rows):
+            pages = folder.texts(record, names, where)
             at = folder.field(record, "answer_page_idx", where, int)
             answers = folder.texts(record, "answers", where)
             if not 0 <= at < len(pages) or not answers:
@@ -93,6 +88,20 @@ of=mmlongbench:  DIR/samples.json        [{doc_id, question, answer, evidence_pa
         for pair, questions in pairs.items():
             files = partial(_pages, folder, pair, named[pair])
             yield Source("+".join(pair), "mp-docvqa", files, given(questions), files)
+
+    def _listed(self, path: Path) -> Any:
+        """The questions of a JSON file."""
+        content = self.folder.json(path)
+        if not isinstance(content, dict) or "data" not in content:
+            raise DataError(f'{path} has no "data"{self._but}')
+        return content["data"]
+
+    def _rows(self, path: Path) -> list[Any]:
+        """The questions of a NumPy file, behind its header."""
+        try:
+            return objects(path)[1:]
+        except NpyError as error:
+            raise DataError(f"{error}{self._but}") from error
 
     def _long(self, folder: DataFolder, path: Path) -> Iterator[Source]:
         pairs: dict[tuple[str, int, int], list[Question]] = {}
@@ -131,7 +140,7 @@ def _pages(folder: DataFolder, pair: Sequence[str], where: str) -> list[Path]:
     """The images of two pages."""
     found = []
     for page in pair:
-        names = [f"images/{page}{suffix}" for suffix in (".jpg", ".png")]
+        names = [f"images/{page}{suffix}" for suffix in (".jpg", ".png", "")]
         there = [name for name in names if (folder.root / name).is_file()]
         found.append(folder.media((there or names)[0], where))
     return found

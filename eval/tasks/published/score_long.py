@@ -147,4 +147,4 @@ SCORERS: dict[str, Scorer] = {
     "many_shot": mentions_one,
     "summary": rouge_lsum,
 }
-"""By task of SCBench, without its ``scbench_``; RepoQA's scorer, over whole repositories, is not here."""
+"""By task of SCBench, without its ``scbench_``; RepoQA's is in `score_code`."""

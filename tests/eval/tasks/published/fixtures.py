@@ -76,6 +76,21 @@ def mp_docvqa(root: Path) -> Path:
     return root
 
 
+def mp_docvqa_npy(root: Path) -> Path:
+    """The same as the benchmark's imdb file has them: a header, and records with OCR that nobody reads."""
+    mp_docvqa(root)
+    records = json.loads((root / "val.json").read_text())["data"]
+    rows: list = [{"version": "0.1", "dataset_type": "val", "has_answer": True}]
+    for record in records:
+        rows.append({"question_id": record["questionId"], "question": record["question"], "answers": record["answers"],
+                     "answer_page_idx": np.int64(record["answer_page_idx"]), "image_name": record["page_ids"],
+                     "imdb_doc_pages": len(record["page_ids"]), "ocr_tokens": [["a"]],
+                     "ocr_normalized_boxes": np.zeros((1, 4), np.float32)})  # fmt: skip
+    (root / "val.json").unlink()
+    np.save(root / "imdb_val.npy", np.array(rows, dtype=object), allow_pickle=True)
+    return root
+
+
 def mmlongbench(root: Path) -> Path:
     """Questions with two pages of evidence, of two formats, and one with a single page."""
     pages = [Image.new("RGB", (84, 56), shade) for shade in ("white", "gray", "black")]
@@ -158,6 +173,19 @@ def scbench(root: Path) -> Path:
     return root
 
 
+def repoqa(root: Path) -> Path:
+    """Two texts of one repository, with two functions and one, of which two have one name."""
+    records = []
+    for number, names in enumerate((("star", "moon"), ("star",))):
+        code = [f"def {name}(page):\n    return page.{name}[{number}:] + [{number} * len(page)]" for name in names]
+        turns = [{"input": f"{asked(i)[0]} ", "answer": each, "name": name}
+                 for i, (each, name) in enumerate(zip(code, names, strict=True))]  # fmt: skip
+        record = {"id": number, "context": "\n\n".join([facts(1, 2), *code, facts(3)]), "multi_turns": turns}
+        records.append({**record, "lang": "python", "repo": "ours/pages"})
+    write_lines(root / "scbench_repoqa.jsonl", records)
+    return root
+
+
 def musique(root: Path) -> Path:
     """A question of two hops and one of three, over four paragraphs each."""
     records = []
@@ -201,12 +229,15 @@ def agentnetbench(root: Path) -> Path:
 TASKS = {
     "mm-niah:part=retrieval-text+counting-image": mm_niah,
     "two-page-docqa": mp_docvqa,
+    "two-page-docqa:of=mp-docvqa": mp_docvqa_npy,
     "two-page-docqa:of=mmlongbench,dpi=72": mmlongbench,
     "milebench-temporal": milebench,
     "video-mme:frames=8,segments=2": video_mme,
     "egoschema:frames=8,segments=2": egoschema,
     "streamingbench:frames=8,segments=2": streamingbench,
     "scbench:chunks=4": scbench,
+    "scbench:chunks=4,mode=multi-turn": scbench,
+    "scbench:chunks=2,part=repoqa": repoqa,
     "musique": musique,
     "screenspot": screenspot,
     "agentnetbench:before=1": agentnetbench,

@@ -141,6 +141,54 @@ def test_texts_and_screens(data):
     assert task.score(steps["2.png"].questions[0], "computer.terminate(status='success')") == {"score": 1.0}
 
 
+def test_turns_stand_behind_those_before_them(tmp_path):
+    """With their right answers, as the official prompt is without a chat template."""
+
+    def texts(part, turns, **settings):
+        fixtures.write_lines(tmp_path / f"scbench_{part}.jsonl", [{"context": "one two", "multi_turns": turns}])
+        named = "".join(f",{name}={value}" for name, value in settings.items())
+        (context,) = drawn(get(f"scbench:part={part},data={tmp_path}{named}"))
+        return context.items, [question.text for question in context.questions]
+
+    keys = [{"input": f"{name}: ", "answer": value} for name, value in (("a", "1"), ("b", "2"), ("c", "3"))]
+    assert texts("kv", keys)[1] == ["a:", "b:", "c:"]
+    assert texts("kv", keys, mode="multi-turn")[1] == ["a:", "a: 1\n\nb:", "a: 1\n\nb: 2\n\nc:"]
+    assert texts("passkey", keys[:2], mode="multi-turn")[1][1] == "a: 1.\n\nb:"
+    book = [{"input": "who?", "answer": each, "options": ["x", "y"]} for each in ("A", "B")]
+    one = "Question: who?\nA. x\nB. y\n\n"
+    right = "The the correct answer is"
+    assert texts("choice_eng", book)[1] == [one + right] * 2
+    both = f"{one}{right}A\n\n{one}The letter of the correct answer is"
+    assert texts("choice_eng", book, mode="multi-turn")[1] == [one + right, both]
+    asks = [{"input": "who?", "answer": each} for each in (["x", "y"], "z")]
+    assert texts("qa_eng", asks, mode="multi-turn")[1][1] == (
+        "Question: who?\nAnswer:['x', 'y']\n\nQuestion: who?\nAnswer:"
+    )
+    sums = [{"input": f"The {each} number of the list is", "answer": 7} for each in ("Largest", "second")]
+    first, second = (f"What is the {each} number of the list?" for each in ("largest", "second"))
+    given = [turn["input"] for turn in sums]
+    items, asked = texts("mf", sums, chunks=2)
+    assert items[0] == f"{given[0]}\n\none" and asked == [f"{first}\n\n{given[0]}", f"{second}\n\n{given[1]}"]
+    items, asked = texts("mf", sums, chunks=2, mode="multi-turn")
+    assert items[0] == f"{first}\n\none" and asked == [given[0], f"{given[0]}7\n\n{second}\n\n{given[1]}"]
+
+
+def test_functions_of_a_repository_are_told_apart(tmp_path):
+    task = get(f"scbench:part=repoqa,chunks=2,data={fixtures.repoqa(tmp_path)}")
+    one, other = drawn(task)
+    assert [len(context.questions) for context in (one, other)] == [2, 1] and task.max_new_tokens == 1024
+    star, moon = one.questions
+    assert star.choices == moon.choices == other.questions[0].choices and len(star.choices) == 3
+    assert len(star.answers) == 2 and len(moon.answers) == 1  # two functions have one name
+    assert task.score(star, f"```python\n{star.answers[0]}\n```") == {"score": 1.0}
+    assert task.score(moon, f"```python\n{star.answers[0]}\n```") == {"score": 0.0}
+    record = task.score(moon.from_record({"id": "x", **moon.record()}), moon.answers[0])
+    assert record == {"score": 1.0}
+    changed(tmp_path / "scbench_repoqa.jsonl", lambda text: text.replace('"name"', '"named"'))
+    with pytest.raises(DataError, match="line 1 of .* has no field 'name'"):
+        get(f"scbench:part=repoqa,data={tmp_path}").outline((0,), 1)
+
+
 def test_seeds_take_contexts_in_orders_of_their_own_and_none_twice(data):
     task = data("mm-niah")
     assert [outline.context for outline in task.outline((0,), 2)] == ["retrieval-text/7", "counting-image/7"]
@@ -251,15 +299,12 @@ def test_what_a_benchmark_cannot_hold_is_named(name, file, old, new, message, tm
         [task.draw(outline) for outline in task.outline((0,), 10)]
 
 
-def test_a_page_that_a_document_lacks_and_a_pickle_are_named(tmp_path):
+def test_a_page_that_a_document_lacks_is_named(tmp_path):
     fixtures.mmlongbench(tmp_path)
     changed(tmp_path / "samples.json", lambda text: text.replace("[1, 3]", "[1, 30]"))
     task = get(f"two-page-docqa:of=mmlongbench,data={tmp_path}")
     with pytest.raises(DataError, match="names page 30 of .*report.pdf, which has 3"):
         [task.draw(outline) for outline in task.outline((0,), 10)]
-    (tmp_path / "imdb_val.npy").touch()
-    with pytest.raises(DataError, match="which is a pickle"):
-        get(f"two-page-docqa:data={tmp_path}").outline((0,), 1)
 
 
 @pytest.mark.parametrize(
@@ -267,7 +312,8 @@ def test_a_page_that_a_document_lacks_and_a_pickle_are_named(tmp_path):
     [
         ("mm-niah:part=finding", "part is one of retrieval-text"),
         ("mm-niah:part=retrieval-text+retrieval-text", "names one twice"),
-        ("scbench:part=repoqa", "part is one of"),
+        ("scbench:part=repo", "part is one of"),
+        ("scbench:mode=chat", "mode is one of scdq and multi-turn"),
         ("video-mme:frames=0", "frames needs a whole number"),
         ("musique:part=x", "has no setting"),
     ],
