@@ -6,10 +6,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from kamera_jax.compress.codec import INT8, Shape, check_packs, codec
+from kamera_jax.chunk import Chunk, describe
+from kamera_jax.compress.codec import INT8, PARTS, STAGES, Shape, check_packs, check_storable, codec
+from kamera_jax.compress.compressed import Compressed
 from kamera_jax.compress.quantise import Int8, Kivi, Quantised, Rotated
+from kamera_jax.compress.stage import QUANTISE
 from kamera_jax.errors import CodecError
+from kamera_jax.handle import deleted, traced
 from kamera_jax.identity import EXACT
 from kamera_jax.kv import KV, KVSpec
 from pallas_kernels.chunk_attention.call import ScaledInt8, Unpack
@@ -80,3 +85,31 @@ def packed_pool(storage: str, spec: KVSpec) -> PackedPool | None:
     form = PackedPool(storage, spec.rot_dim, spec.free_dim, spec.heads)
     named.check_shape(Shape(form.rot, form.free, form.heads))
     return form
+
+
+def kept_in(chunk: Chunk, storage: str) -> Chunk:
+    """The chunk that a window of a storage keeps in place of one: what packing it gives back; itself where it is that.
+
+    Raises:
+        CodecError: another quantiser packed it before, or it has values that the storage cannot store.
+    """
+    parts = chunk.codec.split("+")
+    if storage == EXACT or parts[-1] == storage or deleted(chunk.kv):  # what was donated is refused where it comes in
+        return chunk
+    by = codec(storage)
+    other = [part for part in parts if part != EXACT and _quantises(part)]
+    if other:
+        raise CodecError(
+            f"{describe(chunk)} has codec {chunk.codec!r}, and the window keeps its chunks in {storage!r}: packed once "
+            f"more it would lose more; give it as it was encoded, or have a window whose storage is {other[0]!r}"
+        )
+    if not traced(*jax.tree.leaves(chunk.kv)):
+        for part in PARTS:
+            check_storable(np.asarray(getattr(chunk.kv, part)), chunk.length, f"kv.{part}", by)
+    return Compressed.of(chunk, storage).restore()
+
+
+def _quantises(stage: str) -> bool:
+    """Whether a part of a chunk's codec packed its numbers in fewer bits."""
+    known = STAGES.get(stage.partition(":")[0])
+    return known is not None and known.kind == QUANTISE
