@@ -189,7 +189,7 @@ class Session(Shown, LooksAhead):
         if library is not None:
             self._searched = searched(self._vlm, library, self._searched)
             found = brought(self._searched, text, top, self.keys, linked=linked)
-            for chunk, patches, patch in [(self._kept.packed(chunk), *rest) for chunk, *rest in found]:
+            for chunk, patches, patch in [(self._kept.packed(chunk), own, patch) for chunk, own, patch in found]:
                 self._put("add", Append(chunk), patches, patch=patch)
         decoding = Decoding(max_new_tokens=max_new_tokens, keep=keep, **options)
         tail = question_tail(self._vlm, self._kept.window, text)
@@ -296,8 +296,9 @@ class Session(Shown, LooksAhead):
         window = saved.window
         memory = ChunkMemory(saved.memory_bytes, saved.memory, saved.patches) if store is None else store
         kept = {"memory_bytes": saved.memory_bytes, "rank": saved.rank}
-        form = {"mode": window.mode, "storage": window.storage}
-        session = cls(vlm, window.capacity, policy=policy, store=memory, **form, **kept)
+        session = cls(
+            vlm, window.capacity, mode=window.mode, storage=window.storage, policy=policy, store=memory, **kept
+        )
         state = State(window, saved.evicted, frozenset(saved.pinned), saved.used, SessionStats(**saved.stats))
         session._kept = Kept(state, memory)
         return session
