@@ -1,5 +1,7 @@
 """Reuse on eight TPUs, compiled without them: every device's kernel works on its own heads, and nothing is sent."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -95,7 +97,7 @@ def test_chunks_are_read_in_place_by_a_kernel_of_each_device(devices, of, storag
     places = 4
     own = {name: (LAYERS, places, TOKENS, width) for name, width in (("rot", of.rot_dim), ("free", of.free_dim))}
     form = packed_pool(storage, of)
-    packing = {}
+    packing: dict[str, Any] = {}
     if form is not None:
         stored = form.arrays(LAYERS, TOKENS, of.dtype)
         own = {}
