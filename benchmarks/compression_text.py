@@ -1,6 +1,6 @@
 """Codecs on the KV of a real language model: `python -m benchmarks.compression_text measure | page`.
 
-Two passages of real text stand in a window, and the next tokens behind them
+`make results-compression-text` runs both. Two passages of real text stand in a window, and the next tokens behind them
 are compared with those of full prefill. What is measured once for the model is measured on another text.
 """
 
