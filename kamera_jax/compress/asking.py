@@ -1,5 +1,6 @@
 """How the questions of a model ask, measured once: the mean and the covariance of the queries of each head."""
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -35,6 +36,14 @@ class QueryStatistics:
     def __repr__(self) -> str:
         layers, heads, width = self.mean.shape
         return f"<QueryStatistics of {layers} layers, {heads} heads of {width} features>"
+
+    @cached_property
+    def digest(self) -> str:
+        """What names it in the codec of a chunk whose rows it chose."""
+        made = hashlib.sha256(self.model.encode())
+        for each in (self.mean, self.root):
+            made.update(np.ascontiguousarray(each, "<f4").tobytes())
+        return made.hexdigest()[:12]
 
     @cached_property
     def drawn(self) -> Float[np.ndarray, "L Q N D"]:

@@ -52,7 +52,8 @@ class CodecBasis:
         rot_mean, free_mean: what is taken off before f32[L, F].
         rot_variance, free_variance: along each component f32[L, F].
         capsule: what was trained for ``capsule``; None for nothing. It has a digest of its own.
-        queries: of questions, for ``expected:R:measured``; None for nothing. Rows that it chose are what they are.
+        queries: of questions, for ``expected:R:measured``; None for nothing. Its digest stands in
+            the codec of a chunk whose rows it chose.
     """
 
     model: str

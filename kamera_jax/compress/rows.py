@@ -4,12 +4,13 @@ They go over a chunk with its model (`kamera_jax.inference.selection`); what sta
 left.
 """
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 from kamera_jax.compress.stage import MERGE, SELECT, RowStage
-from kamera_jax.errors import CodecError
+from kamera_jax.errors import BasisError, CodecError
 from kamera_jax.identity import LOOKM
 from kamera_jax.merging import MERGES
 
@@ -18,6 +19,9 @@ MEASURED = "measured"
 
 OPTIONS = {"knorm": ("small", "large"), "expected": (MEASURED,)}
 """What may stand behind the share of a selection."""
+
+DIGEST = re.compile(r"[0-9a-f]{12}", re.ASCII)
+"""What names statistics of questions in a codec, behind `MEASURED`."""
 
 NEEDS = {
     "kvzip": "replay",
@@ -41,12 +45,27 @@ class Select:
         name: as it is written.
         option: of ``"knorm"`` whether ``"small"`` or ``"large"`` keys are kept, nothing to ask a replay; of
             ``"expected"`` whether queries are those that were measured of the model's questions.
+        measured: digest of these, the beginning of it, where it is written; chunks that were chosen by them say it.
     """
 
     how: str
     share: float
     name: str
     option: str = ""
+    measured: str = ""
+
+    def named(self, digest: str) -> "Select":
+        """The same selection, whose name says what was measured of the model.
+
+        Raises:
+            BasisError: it was written with the digest of something else.
+        """
+        if self.measured not in ("", digest):
+            raise BasisError(
+                f"{self.name} takes what was measured under the digest {self.measured}, and of this model {digest} is "
+                "known; give that basis, kamera_jax.compress.basis.hold(basis), or leave the digest out"
+            )
+        return self if self.measured else replace(self, name=f"{self.name}:{digest}", measured=digest)
 
     @property
     def kind(self) -> str:
@@ -100,10 +119,11 @@ def select(how: str, *given: str) -> Select:
     if not 0 < value <= 1:
         raise CodecError(f"{how} needs a share of rows above 0 and of 1 at most, as in {how}:0.5; got {text!r:.80}")
     known = OPTIONS.get(how, ())
+    digest = options.pop() if MEASURED in known and options[:1] == [MEASURED] and DIGEST.fullmatch(options[-1]) else ""
     if len(options) > 1 or any(option not in known for option in options):
         there = f"there are {', '.join(known)}" if known else "it has none"
         raise CodecError(f"{text!r:.80} has options that {how} does not know; {there}")
-    return Select(how, value, text, *options)
+    return Select(how, value, text, options[0] if options else "", digest)
 
 
 def merge(*given: str) -> Merge:

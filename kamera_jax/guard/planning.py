@@ -17,6 +17,7 @@ from enum import StrEnum
 from kamera_jax.arguments import check_list, check_type
 from kamera_jax.backbone import Backbone, forward_flops
 from kamera_jax.chunk import Chunk, Entry, Patch, describe
+from kamera_jax.compress.pooled import kept_in
 from kamera_jax.errors import StalePatchError
 from kamera_jax.guard.policy import ReusePolicy
 from kamera_jax.handle import in_bytes
@@ -319,7 +320,7 @@ def run(vlm: Backbone, window: Window, step: Step, *, policy: ReusePolicy, size:
     """
     if step.action is Action.PREFILL:
         chunk, _ = run_chunk(vlm, window, step.chunk)
-        return replace(step, chunk=chunk, patch=None)
+        return replace(step, chunk=kept_in(chunk, window.storage), patch=None)
     if step.action is not Action.FORM:
         return step
     if size is None:

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from kamera_jax.arguments import check_type, real_number
 from kamera_jax.backbone import Backbone
 from kamera_jax.chunk import Chunk, Patch, describe
+from kamera_jax.compress.pooled import kept_in
 from kamera_jax.errors import ModelMismatchError, StalePatchError
 from kamera_jax.guard import prior
 from kamera_jax.guard.calibration import Calibration, difference_of
@@ -206,7 +207,7 @@ def append_checked(
             'choose fallback="patch" or "reprefill"'
         )
     if policy.fallback == "reprefill":
-        return append(window, run_chunk(vlm, window, chunk)[0]), verdict
+        return append(window, kept_in(run_chunk(vlm, window, chunk)[0], window.storage)), verdict
     sketch = None if patch.sketch is None else patch.sketch.spec
     if policy.calibration is not None:
         sketch = policy.calibration.sketch

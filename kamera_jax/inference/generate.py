@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from kamera_jax.arguments import check_text
 from kamera_jax.backbone import Backbone, with_defaults
 from kamera_jax.chunk import Chunk
+from kamera_jax.compress.pooled import kept_in
 from kamera_jax.contract import check_segment
 from kamera_jax.errors import BackboneError
 from kamera_jax.forward import run
@@ -118,7 +119,7 @@ def generate_turn(vlm: Backbone, window: Window, text: str, decoding: Decoding) 
     """`generate`, whose turn is still to be appended: the answer has the window as it was.
 
     Returns:
-        The answer, and the turn's chunk; None where it is not kept.
+        The answer, and the turn's chunk as the window keeps chunks; None where it is not kept.
     """
     tail = question_tail(vlm, window, text)
     closing = _closing(vlm) if decoding.keep else ()
@@ -142,7 +143,8 @@ def generate_turn(vlm: Backbone, window: Window, text: str, decoding: Decoding) 
     ran = min(turn.answered, len(kept))
     if rest := [*kept[ran:], *closing]:
         turn.close(rest, ran)
-    return generation, _turn(vlm, window, tail, turn.kv, [*kept, *closing])
+    chunk = _turn(vlm, window, tail, turn.kv, [*kept, *closing])
+    return generation, kept_in(chunk, window.storage)
 
 
 class Answer:

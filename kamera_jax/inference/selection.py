@@ -9,7 +9,8 @@ from jaxtyping import Bool
 from kamera_jax.backbone import Backbone
 from kamera_jax.chunk import Chunk, describe, source_of
 from kamera_jax.compress import scores
-from kamera_jax.compress.rows import Select
+from kamera_jax.compress.basis import queries_of_model
+from kamera_jax.compress.rows import MEASURED, Select
 from kamera_jax.compress.stage import RowStage
 from kamera_jax.errors import CodecError
 from kamera_jax.handle import traced
@@ -34,10 +35,12 @@ def select_rows(vlm: Backbone, chunk: Chunk, stages: Sequence[RowStage]) -> Chun
     Raises:
         CodecError: the chunk's rows are shared or chosen already, or its tokens' positions do not tell them apart, or
             it is being traced, where it is not known which rows remain.
-        MissingInputsError: it lost its source. BackboneError: the model does not collect the queries that this takes.
+        MissingInputsError: it lost its source. BasisError: nothing was measured of the model's questions, or something
+            else than the codec names. BackboneError: the model does not collect the queries that this takes.
     """
     if not stages:
         return chunk
+    stages = [_named(vlm, stage) for stage in stages]
     name = "+".join(stage.name for stage in stages)
     chosen = next(stage for stage in stages if isinstance(stage, Select))
     source = _checked(chunk, name)
@@ -58,6 +61,13 @@ def select_rows(vlm: Backbone, chunk: Chunk, stages: Sequence[RowStage]) -> Chun
     there[:, : len(rows)] = positions[:, rows]
     kept = chunk.keeping(positions=to_device(there), length=len(rows), codec=codec)
     return kept.keeping(kv=kept.taken(chunk.kv))
+
+
+def _named(vlm: Backbone, stage: RowStage) -> RowStage:
+    """The stage, whose name says which statistics of the model it takes: others choose other rows."""
+    if not isinstance(stage, Select) or stage.option != MEASURED:
+        return stage
+    return stage.named(queries_of_model(vlm.spec, vlm.fingerprint).digest)
 
 
 def _checked(chunk: Chunk, name: str) -> Segment:

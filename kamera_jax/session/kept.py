@@ -6,11 +6,12 @@ from typing import Any
 
 from kamera_jax.backbone import Backbone, forward_flops
 from kamera_jax.chunk import Chunk, Patch
+from kamera_jax.compress.pooled import kept_in
 from kamera_jax.errors import ChunkNotHeldError, MissingKeyError
 from kamera_jax.guard.planning import Action, Step
 from kamera_jax.guard.policy import ReusePolicy
 from kamera_jax.handle import deleted, in_bytes
-from kamera_jax.identity import canonical_key
+from kamera_jax.identity import EXACT, canonical_key
 from kamera_jax.inference.encode import encode_segment
 from kamera_jax.inference.renewing import Renewed
 from kamera_jax.session.lending import Lent
@@ -175,7 +176,11 @@ class Kept:
             if entry.chunk.key == key:
                 return entry.chunk, () if entry.patch is None else (entry.patch,)
         chunk = self.store.find(key)
-        return None if chunk is None else (chunk, self.store.patches(key))
+        return None if chunk is None else (self.packed(chunk), self.store.patches(key))
+
+    def packed(self, chunk: Chunk) -> Chunk:
+        """The chunk as the window keeps chunks; see `kept_in`."""
+        return kept_in(chunk, self.window.storage)
 
     def chunk(self, vlm: Backbone, item: Any, key: str | None) -> tuple[Chunk, Sequence[Patch], float]:
         """An item's chunk, the patches that are known of it, and the FLOPs of encoding it if it was not known.
@@ -188,6 +193,7 @@ class Kept:
         Raises:
             ValueError: the item cannot be read, or has another key.
             MissingKeyError: a chunk without a key.
+            CodecError: the window cannot keep it in its storage.
         """
         if key is not None and (known := self.find(key)) is not None:
             return *known, 0.0
@@ -207,10 +213,10 @@ class Kept:
             raise ValueError(f"the item has the key {own[:12]}, not {key[:12]}; give its own key, or none")
         known = self.find(own)
         if isinstance(item, Chunk):
-            return item, () if known is None else known[1], flops
+            return self.packed(item), () if known is None else known[1], flops
         if known is not None:
             return *known, 0.0
-        chunk = encode_segment(vlm, item)
+        chunk = self.packed(encode_segment(vlm, item))
         return chunk, self.store.patches(own), forward_flops(vlm, chunk.length, preamble.length)
 
     def check_there(self, key: str) -> None:
@@ -315,10 +321,11 @@ def described(vlm: Backbone, kept: Kept, policy: ReusePolicy) -> str:
     """``repr`` of a session: what fills its window, and what it keeps beside."""
     window = kept.window
     patched = sum(entry.patch is not None for entry in window.entries)
+    form = f"mode={window.mode!r}" + (f", storage={window.storage!r}" if window.storage != EXACT else "")
     beside = f"{len(kept.state.evicted)} evicted"
     beside += f" ({in_bytes(kept.store.nbytes)})" if isinstance(kept.store, ChunkMemory) else ""
     return (
         f"<Session of {getattr(vlm, 'name', '') or type(vlm).__name__}: {len(window.entries)} chunks ({patched} with "
-        f"patches), {window.next_slot} of {window.capacity} slots, mode={window.mode!r}; {beside}, "
+        f"patches), {window.next_slot} of {window.capacity} slots, {form}; {beside}, "
         f"{kept.state.stats.turns} turns; max_kl={policy.max_kl:g}, fallback={policy.fallback!r}>"
     )

@@ -30,7 +30,9 @@ class Lent:
         known = self._window()
         if known is not None and self._of() is window:
             return known
-        lent = window.keeping(state=jax.tree.map(_alias, window.state))
+        # On a mesh there is no other object of the same buffers, and one of a small table would be bound to one device.
+        state = jax.tree.map(_alias, window.state) if window.placement is None else window.state
+        lent = window.keeping(state=state)
         self._arrays += [_reference(leaf) for leaf in jax.tree.leaves(lent.state)]
         self._window = ref(lent)
         self._of = ref(window)

@@ -15,6 +15,7 @@ from kamera_jax.backbone import Backbone
 from kamera_jax.chunk import Chunk, Patch
 from kamera_jax.errors import LockedError, ModelMismatchError, PreambleMismatchError, SnapshotCorruptError
 from kamera_jax.forward import preamble_chunk
+from kamera_jax.identity import EXACT
 from kamera_jax.kv import KVSpec
 from kamera_jax.library import snapshot
 from kamera_jax.library.fields import check_chunk
@@ -82,6 +83,7 @@ def save_session(folder: Path, session: SavedSession) -> None:
         "preamble": window.preamble.chunk.key,
         "capacity": window.capacity,
         "mode": window.mode,
+        "storage": window.storage,
         "entries": [
             {"record": places[id(entry.chunk), id(entry.patch)], "base": entry.base, "slot": entry.slot}
             for entry in window.entries
@@ -148,6 +150,7 @@ class _Described:
     preamble: str
     capacity: int
     mode: Mode
+    storage: str
     entries: tuple[tuple[int, float, int], ...]
     records: tuple[dict[str, Any], ...]
     held: int
@@ -185,6 +188,7 @@ class _Described:
             preamble=_text(described["preamble"]),
             capacity=_count(described["capacity"], "capacity", least=1),
             mode=described["mode"],
+            storage=_text(described.get("storage", EXACT)),
             entries=tuple(entries),
             records=records,
             held=_count(described["held"], "held", len(records)),
@@ -220,7 +224,7 @@ def _session(vlm: Backbone, described: _Described, arrays: Arrays) -> SavedSessi
     for place, _, _ in described.entries:
         if place not in unpacked:
             unpacked[place] = records[place].unpacked()
-    window = Window.empty(vlm, described.capacity, mode=described.mode)
+    window = Window.empty(vlm, described.capacity, mode=described.mode, storage=described.storage)
     for place, base, slot in described.entries:
         window = append(window, *unpacked[place], donate=True, as_it_stood=True)
         if (window.entries[-1].base, window.entries[-1].slot) != (base, slot):

@@ -1,6 +1,5 @@
 """The loop an agent's author writes: add what comes, ask, slide when the window is full, recall by key."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,16 +10,18 @@ from kamera_jax.chunk import Chunk, Patch
 from kamera_jax.errors import ChunkNotHeldError, ModelLengthError, WindowFullError
 from kamera_jax.guard.planning import FORWARDS
 from kamera_jax.guard.policy import ReusePolicy
+from kamera_jax.identity import EXACT
 from kamera_jax.inference.generate import Decoding, Generation, generate_turn, question_tail, turn_slots
 from kamera_jax.inference.parts import parts
 from kamera_jax.library.library import ChunkLibrary
 from kamera_jax.session.kept import Kept, Note, State, described, stays
-from kamera_jax.session.log import Operation, Served, served
+from kamera_jax.session.log import Operation, served
 from kamera_jax.session.memory import ChunkMemory
 from kamera_jax.session.saved import load_session, save_session
 from kamera_jax.session.searching import Searched, brought, searched
 from kamera_jax.session.serving import Coming, Serving, standing
 from kamera_jax.session.settings import MEMORY, check_settings, folder_of
+from kamera_jax.session.shown import Shown
 from kamera_jax.session.similar import AddsSimilar
 from kamera_jax.session.stats import SessionStats
 from kamera_jax.store import Store
@@ -30,7 +31,7 @@ from kamera_jax.window.pool import FIRST_ROWS
 from kamera_jax.window.window import Mode, Window
 
 
-class Session(AddsSimilar):
+class Session(Shown, AddsSimilar):
     """A window that is kept going: a small mutable object around immutable ones.
 
     When what comes does not fit, the entries that were not used for longest and are not pinned leave the window. They
@@ -45,6 +46,7 @@ class Session(AddsSimilar):
         capacity: int,
         *,
         mode: Mode = "materialise",
+        storage: str = EXACT,
         memory_bytes: int | None = MEMORY,
         rank: int | None = None,
         policy: ReusePolicy | None = None,
@@ -54,6 +56,9 @@ class Session(AddsSimilar):
 
         Args:
             vlm, capacity, mode: the model, slots of the window, and how it keeps its chunks; see `Window.empty`.
+            storage: of ``mode="in_place"``, the codec that the window keeps its chunks packed in: ``"int8"``,
+                ``"kivi:B"`` or ``"saw:B"``. What comes is packed by the session, kept turns too, and patches are formed
+                for that; what another quantiser packed before is refused.
             memory_bytes: bound on host memory for evicted chunks and patches, or None; not for a store of the caller's.
             rank: components of the patches that are formed, in every layer; by default as in `kamera_jax.form_patch`.
             policy: what may be reused, and what is done otherwise; by default with the model's own calibration.
@@ -62,54 +67,19 @@ class Session(AddsSimilar):
 
         Raises:
             ValueError: an argument of another type, an unknown mode, a rank below 1, negative memory, or too few slots.
+            CodecError: a window of this mode cannot keep chunks in the storage.
         """
         rank, memory_bytes = check_settings(rank, memory_bytes, policy, store)
         self._vlm = vlm
         self._memory_bytes = memory_bytes
         self._rank = rank
-        window = reserved(Window.empty(vlm, capacity, mode=mode), FIRST_ROWS)
+        window = reserved(Window.empty(vlm, capacity, mode=mode, storage=storage), FIRST_ROWS)
         self._kept = Kept(State(window), ChunkMemory(memory_bytes) if store is None else store)
         self._serving = Serving(vlm, policy, rank)
         self._searched: Searched | None = None
 
     def __repr__(self) -> str:
         return described(self._vlm, self._kept, self._serving.policy)
-
-    @property
-    def window(self) -> Window:
-        """The window as it stands: the caller's to keep, whatever the session does next."""
-        return self._kept.lent.lend(self._kept.window)
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """Keys of the window's chunks, in order."""
-        return self._kept.window.keys
-
-    @property
-    def evicted(self) -> tuple[str, ...]:
-        """Keys of the evicted chunks that can be recalled, the least recently used first."""
-        return tuple(key for key in self._kept.state.evicted if self._kept.store.has(key))
-
-    @property
-    def held(self) -> tuple[str, ...]:
-        """The old name of `evicted`."""
-        warnings.warn("Session.held is now Session.evicted", DeprecationWarning, stacklevel=2)
-        return self.evicted
-
-    @property
-    def last(self) -> tuple[Served, ...]:
-        """What the last `add`, `recall` or `replace` did for each chunk it touched, and why."""
-        return self._kept.state.last
-
-    @property
-    def log(self) -> tuple[Served, ...]:
-        """The same of all operations, the latest thousand records."""
-        return self._kept.state.log
-
-    @property
-    def stats(self) -> SessionStats:
-        """What the session has done so far."""
-        return self._kept.stats
 
     @overload
     def add(
@@ -155,6 +125,7 @@ class Session(AddsSimilar):
             ModelMismatchError, PreambleMismatchError, MissingInputsError: see `append` and `form_patch`.
             StalePatchError: no stored patch will do, and the policy asks for an error.
             MissingKeyError: a chunk without a key.
+            CodecError: the session's window cannot keep it in its storage: another codec packed it, say.
         """
         if segment is not None:
             if key is not None:
@@ -217,7 +188,8 @@ class Session(AddsSimilar):
         """
         if library is not None:
             self._searched = searched(self._vlm, library, self._searched)
-            for chunk, patches, patch in brought(self._searched, text, top, self.keys, linked=linked):
+            found = brought(self._searched, text, top, self.keys, linked=linked)
+            for chunk, patches, patch in [(self._kept.packed(chunk), own, patch) for chunk, own, patch in found]:
                 self._put("add", Append(chunk), patches, patch=patch)
         decoding = Decoding(max_new_tokens=max_new_tokens, keep=keep, **options)
         tail = question_tail(self._vlm, self._kept.window, text)
@@ -244,6 +216,7 @@ class Session(AddsSimilar):
         Raises:
             ChunkNotHeldError: the session holds no such chunk.
             ValueError: ``at`` is no place in the window.
+            CodecError: the window cannot keep it in its storage.
             WindowFullError: it does not fit beside what is pinned.
             MissingInputsError: no stored patch will do, and the chunk was kept without what runs it again.
             StalePatchError: no stored patch will do, and the policy asks for an error.
@@ -323,7 +296,9 @@ class Session(AddsSimilar):
         window = saved.window
         memory = ChunkMemory(saved.memory_bytes, saved.memory, saved.patches) if store is None else store
         kept = {"memory_bytes": saved.memory_bytes, "rank": saved.rank}
-        session = cls(vlm, window.capacity, mode=window.mode, policy=policy, store=memory, **kept)
+        session = cls(
+            vlm, window.capacity, mode=window.mode, storage=window.storage, policy=policy, store=memory, **kept
+        )
         state = State(window, saved.evicted, frozenset(saved.pinned), saved.used, SessionStats(**saved.stats))
         session._kept = Kept(state, memory)
         return session

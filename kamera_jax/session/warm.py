@@ -6,6 +6,7 @@ from typing import Any
 from kamera_jax.arguments import whole_number
 from kamera_jax.backbone import Backbone
 from kamera_jax.errors import WindowFullError
+from kamera_jax.identity import EXACT
 from kamera_jax.inference.generate import Decoding, compile_turns, question_tail, turn_slots
 from kamera_jax.kv import bucket
 from kamera_jax.session.session import Session
@@ -27,6 +28,7 @@ def warm(
     capacity: int,
     *,
     mode: Mode = "materialise",
+    storage: str = EXACT,
     rank: int | None = None,
     items: Sequence[Any] = (),
     questions: Sequence[str] = (QUESTION,),
@@ -42,7 +44,7 @@ def warm(
 
     Args:
         vlm: the model.
-        capacity, mode, rank: of the session to come; see `kamera_jax.Session`.
+        capacity, mode, storage, rank: of the session to come; see `kamera_jax.Session`.
         items: what `kamera_jax.encode` takes, one of each size that will come; by default texts of 16 to 256 tokens,
             as far as two of them fit.
         questions: questions as they will be asked, one of each size.
@@ -60,7 +62,7 @@ def warm(
     max_new_tokens = whole_number(max_new_tokens, "max_new_tokens", 1)
     if progress is not None and not callable(progress):
         raise ValueError(f"progress must be a function of (step, steps, what is compiled); got {progress!r}")
-    session = Session(vlm, capacity, mode=mode, rank=rank)
+    session = Session(vlm, capacity, mode=mode, storage=storage, rank=rank)
     if max_new_tokens > capacity:  # before its sizes are counted up
         raise WindowFullError(
             f"max_new_tokens is {max_new_tokens}; a window of {capacity} slots holds no answer of so many tokens"

@@ -335,7 +335,7 @@ def _write(
     if form is not None:
         missing = arrays["positions"].shape[-1] - kv.rot.shape[1]
         whole = jax.tree.map(lambda rows: jnp.pad(rows, ((0, 0), (0, missing), (0, 0))), kv)
-        new = form.pack(whole, length)
+        new = form.pack(whole, length, placement)
     if factors is not None:
         new["u"], new["v"] = factors.floats(arrays["u"].dtype)
         new["ranks"] = factors.ranks

@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from kamera_jax import rope
+from kamera_jax.compress.pooled import PackedPool
 from kamera_jax.kv import KV, ChunkPool, Factors, WindowState
 from kamera_jax.placement import Placement
 from kamera_jax.rope import RopeSpec
@@ -203,15 +204,19 @@ def attend_in_place(
     heads = PartitionSpec(None, placement.of_queries(q.shape[1]) or None)
 
     def here(q: jax.Array, out: jax.Array, lse: jax.Array, own: tuple[ChunkPool, ...], layer: jax.Array) -> jax.Array:
-        # `v` is of all features, and a device has its own features of the rest.
-        own = tuple(
-            pool if pool.v is None else replace(pool, v=placement.own_columns(pool.v, whole.rot.shape[-1]))
-            for pool, whole in zip(own, pools, strict=True)
-        )
-        return attend(q, out, lse, own, layer)
+        return attend(q, out, lse, tuple(_own_part(pool, placement, spec) for pool in own), layer)
 
     ins = (heads, heads, heads, placement.specs(pools), PartitionSpec())
     return placement.on_each_device(here, (q, out, lse, pools, layer), ins, heads)
+
+
+def _own_part(pool: ChunkPool, placement: Placement, spec: RopeSpec) -> ChunkPool:
+    """A device's pool as it reads it: `v` is of all features there, and unpacking is of its own heads alone."""
+    if pool.v is not None:
+        pool = replace(pool, v=placement.own_columns(pool.v, placement.heads * spec.head_dim))
+    if isinstance(pool.unpack, PackedPool):
+        pool = replace(pool, unpack=pool.unpack.of_device(placement))
+    return pool
 
 
 def _attended(

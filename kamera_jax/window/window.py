@@ -11,8 +11,8 @@ import jax
 from kamera_jax.arguments import whole_number
 from kamera_jax.backbone import Backbone, with_defaults
 from kamera_jax.chunk import Chunk, Entry, Patch
-from kamera_jax.compress.pooled import packed_pool
-from kamera_jax.errors import CodecError, PlacementError, WindowFullError
+from kamera_jax.compress.pooled import check_split, packed_pool
+from kamera_jax.errors import CodecError, WindowFullError
 from kamera_jax.forward import preamble_chunk
 from kamera_jax.handle import Handle, host_scalar
 from kamera_jax.identity import EXACT, chunk_key, extended, lineage
@@ -113,7 +113,7 @@ class Window(Handle):
             WindowFullError: the preamble does not fit ``capacity`` slots, or the model's length.
             ValueError: an unknown mode, a model that cannot attend to chunks in place, or a capacity that takes more
                 memory than there is.
-            CodecError: chunks cannot lie in that codec. PlacementError: a model on a mesh, and a codec.
+            CodecError: chunks cannot lie in that codec. PlacementError: what it packs together is split by the mesh.
         """
         if mode not in get_args(Mode):
             raise ValueError(f"mode must be one of {get_args(Mode)}; got {mode!r}")
@@ -141,6 +141,8 @@ class Window(Handle):
 
     def to(self, where: Any) -> "Window":
         """See `kamera_jax.handle.Handle.to`; for a model on a mesh ``where`` is its placement."""
+        if isinstance(where, Placement):
+            check_split(packed_pool(self.storage, self.spec), where)
         moved = super().to(where)
         return moved if where is None else moved.keeping(placement=where if isinstance(where, Placement) else None)
 
@@ -206,11 +208,7 @@ def _check_storage(vlm: Backbone, mode: str, storage: str) -> None:
             f"storage is {storage!r}, and a window that materialises its chunks writes them unpacked; give "
             'mode="in_place"'
         )
-    if form is not None and with_defaults(vlm).placement is not None:
-        raise PlacementError(
-            f"storage is {storage!r}, and the model lies on a mesh, where pools keep chunks as they are; leave storage "
-            "out, or load the model on one device"
-        )
+    check_split(form, with_defaults(vlm).placement)
 
 
 def _check_memory(spec: KVSpec, capacity: int, mode: Mode) -> None:

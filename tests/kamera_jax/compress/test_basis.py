@@ -12,7 +12,7 @@ import kamera_jax as kj
 from kamera_jax.compress import basis as bases
 from kamera_jax.compress import training
 from kamera_jax.compress.codec import Shape, codec
-from kamera_jax.errors import ArgumentError, BasisError, CodecError, ModelMismatchError
+from kamera_jax.errors import ArgumentError, BasisError, CodecError, ModelMismatchError, PatchMismatchError
 from kamera_jax.inference import compress as compressing
 from kamera_jax.inference.encode import run_chunk
 from models import load
@@ -281,7 +281,21 @@ def test_how_questions_ask_is_measured_and_kept(vlm, chunk, tmp_path, monkeypatc
     np.testing.assert_allclose(drawn.mean(1), x.mean(1), atol=1e-4)
     np.testing.assert_allclose(covariances[1], covariances[0], atol=1e-3 * np.abs(covariances[0]).max())
     small = kj.compress(vlm, chunk, "expected:0.5:measured").restore()
-    assert small.codec == "expected:0.5:measured" and small.length == round(0.5 * chunk.length)
+    name = f"expected:0.5:measured:{basis.queries.digest}"
+    assert small.codec == name and small.length == round(0.5 * chunk.length)
+    assert kj.compress(vlm, chunk, f"{name}+kivi:4").restore().codec == f"{name}+kivi:4"
+    # What was measured on other questions chooses other rows under another name.
+    patch = kj.form_patch(vlm, small, antecedents=[other], rank=2)
+    apart = kj.calibrate_codec(vlm, [chunk, other], questions=["how many cells are red?"])
+    elsewhere = kj.compress(vlm, chunk, "expected:0.5:measured").restore()
+    assert apart.queries.digest != basis.queries.digest and elsewhere != small and elsewhere.key == small.key
+    assert elsewhere.codec == f"expected:0.5:measured:{apart.queries.digest}"
+    with pytest.raises(PatchMismatchError, match="they stand for other tokens"):
+        kj.append(kj.append(kj.Window.empty(vlm, 128), other), elsewhere, patch)
+    with pytest.raises(BasisError, match=f"takes what was measured under the digest {basis.queries.digest}"):
+        kj.compress(vlm, chunk, name)
+    bases.hold(basis)
+    assert kj.compress(vlm, chunk, name).restore() == small
     save_basis(tmp_path / "whole", basis)
     again = read_basis(tmp_path / "whole")
     np.testing.assert_array_equal(again.queries.root, basis.queries.root)
@@ -289,8 +303,10 @@ def test_how_questions_ask_is_measured_and_kept(vlm, chunk, tmp_path, monkeypatc
     for change in ({"root": again.queries.root[..., 1:]}, {"mean": again.queries.mean * np.nan}):
         with pytest.raises(BasisError, match="queries"):
             replace(again.queries, **change)
-    with pytest.raises(CodecError, match="options that expected does not know"):
-        codec("expected:0.5:known")
+    assert again.queries.digest == basis.queries.digest
+    for wrong in ("known", "measured:12", "measured:measured", "measured:0123456789ab:0123456789ab"):
+        with pytest.raises(CodecError, match="options that expected does not know"):
+            codec(f"expected:0.5:{wrong}")
 
 
 def test_a_basis_is_measured_kept_and_found(vlm, chunk, tmp_path, monkeypatch):

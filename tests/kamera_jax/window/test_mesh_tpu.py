@@ -1,11 +1,15 @@
 """Reuse on eight TPUs, compiled without them: every device's kernel works on its own heads, and nothing is sent."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
 from jax.experimental import topologies
 
 from benchmarks import compiled
+from kamera_jax.compress.pooled import packed_pool
+from kamera_jax.identity import EXACT
 from kamera_jax.kv import KV, ChunkPool, Factors, KVSpec, WindowState
 from kamera_jax.placement import Placement
 from kamera_jax.rope import RopeSpec
@@ -86,11 +90,21 @@ def test_a_chunk_is_written_by_a_kernel_of_each_device(devices, of, shape, names
     assert compiled.aliased(program) >= kept
 
 
-@pytest.mark.parametrize("of", [GQA, MLA], ids=["gqa", "mla"])
-def test_chunks_are_read_in_place_by_a_kernel_of_each_device(devices, of):
+@pytest.mark.parametrize("of, storage", [(GQA, EXACT), (MLA, EXACT), (GQA, "int8"), (GQA, "kivi:4")])
+def test_chunks_are_read_in_place_by_a_kernel_of_each_device(devices, of, storage):
+    """Kernels unpack int8; what else packs chunks is unpacked by XLA, and nothing is sent either."""
     placement = Placement.of(of, jax.sharding.Mesh(devices, ("model",)))
     places = 4
     own = {name: (LAYERS, places, TOKENS, width) for name, width in (("rot", of.rot_dim), ("free", of.free_dim))}
+    form = packed_pool(storage, of)
+    packing: dict[str, Any] = {}
+    if form is not None:
+        stored = form.arrays(LAYERS, TOKENS, of.dtype)
+        own = {}
+        packed = {
+            name: jax.ShapeDtypeStruct((LAYERS, places, *each.shape[1:]), each.dtype) for name, each in stored.items()
+        }
+        packing = {"rot": packed.pop("rot"), "free": packed.pop("free"), "packed": packed, "unpack": form.unpack}
     own |= {"u": (LAYERS, places, RANK, TOKENS), "v": (LAYERS, places, RANK, of.rot_dim + of.free_dim)}
     pool = ChunkPool(
         **{name: jax.ShapeDtypeStruct(shape, of.dtype) for name, shape in own.items()},
@@ -98,6 +112,7 @@ def test_chunks_are_read_in_place_by_a_kernel_of_each_device(devices, of):
         lengths=jax.ShapeDtypeStruct((places,), "int32"),
         bases=jax.ShapeDtypeStruct((places,), "float32"),
         ranks=jax.ShapeDtypeStruct((LAYERS, places), "int32"),
+        **packing,
     )
     width = of.rope.head_dim if of is GQA else of.rot_dim + of.free_dim
     values = of.free_dim // of.heads
@@ -111,5 +126,5 @@ def test_chunks_are_read_in_place_by_a_kernel_of_each_device(devices, of):
     out = jax.ShapeDtypeStruct((16, HEADS, values), of.dtype)
     lse = jax.ShapeDtypeStruct((16, HEADS), "float32")
     program = compile_on(placement, attended, (q, out, lse, pool, jax.ShapeDtypeStruct((), "int32")))
-    assert "chunk_attention" in compiled.kernels(program)
+    assert ("chunk_attention" in compiled.kernels(program)) == (storage != "kivi:4")
     assert not compiled.collectives(program)

@@ -9,7 +9,7 @@ import pytest
 
 import kamera_jax as kj
 from kamera_jax.compress.pooled import PackedPool, packed_pool
-from kamera_jax.errors import CodecError, PlacementError
+from kamera_jax.errors import CodecError
 from kamera_jax.identity import EXACT
 from kamera_jax.window.changes import materialised
 from tests.kamera_jax.window.test_in_place import CAPACITY, OPERATIONS, QUESTION, TEXTS, random_model, relative
@@ -135,9 +135,3 @@ def test_chunks_of_another_codec_are_refused(random_vlm):
     fewer = kj.compress(random_vlm, chunk, "knorm:0.5+int8").restore()
     assert kj.append(window, fewer).tokens == window.tokens + fewer.length
     assert packed_pool(EXACT, random_vlm.spec) is None
-
-
-def test_a_model_on_a_mesh_keeps_chunks_as_they_are(random_vlm, monkeypatch):
-    monkeypatch.setattr(random_vlm, "placement", "on a mesh")
-    with pytest.raises(PlacementError, match="the model lies on a mesh, where pools keep chunks as they are"):
-        kj.Window.empty(random_vlm, CAPACITY, mode="in_place", storage="int8")
