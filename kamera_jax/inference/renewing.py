@@ -295,7 +295,7 @@ def _run_rows(
         state = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=min(parts[0].ndim - 1, 1)), before, state)
     taken = jax.tree.map(lambda leaf: jnp.take(leaf, rows, axis=0, mode="fill", fill_value=0), inputs)
     segment = Segment(
-        {**taken, "slots": jnp.where(rows < size, rows, size) + slots},
+        {**taken, "slots": rows + slots},
         jnp.take(there, rows, axis=1, mode="fill", fill_value=0.0),
         count,
     )
