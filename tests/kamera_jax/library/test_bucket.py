@@ -11,6 +11,7 @@ import pytest
 import kamera_jax as kj
 from kamera_jax.errors import LibraryDiskError, LibraryReadOnlyError, PublishedMeanwhileError
 from kamera_jax.library import publishing
+from tests.eight_devices import on_devices
 from tests.kamera_jax.library.made import bits, chunk, key_of, patch
 from tests.kamera_jax.library.served import QUICK
 
@@ -74,25 +75,13 @@ class Bucket(BaseHTTPRequestHandler):
             self.answer(204 if self.objects.pop(self.asked()[0], None) else 404)
 
 
-@pytest.fixture
-def bucket(monkeypatch):
-    """The server, in the place of Google's; TensorStore reads where it is once in a process."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Bucket)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "a token")
-    monkeypatch.setattr("kamera_jax.library.objects.RETRIES", QUICK)
-    yield Bucket
-    server.shutdown()
-    server.server_close()
-
-
-def test_a_bucket(bucket, tmp_path, monkeypatch):
+def story(folder, monkeypatch):
+    """See `test_a_bucket`."""
     url = "gs://bucket/pages"
-    lib = kj.ChunkLibrary.open(tmp_path / "lib", mode="a")
+    lib = kj.ChunkLibrary.open(folder / "lib", mode="a")
     lib.put_many([chunk(0), chunk(1), patch(0)])
     done = lib.publish(url)
-    assert done.uploaded == len(bucket.objects) - 1 and all(name.startswith("pages/") for name in bucket.objects)
+    assert done.uploaded == len(Bucket.objects) - 1 and all(name.startswith("pages/") for name in Bucket.objects)
     reader = kj.ChunkLibrary.open(url)
     assert [bits(each) for each in reader.get_many([key_of(1), key_of(0)])] == [bits(chunk(1)), bits(chunk(0))]
     assert bits(reader.get_patch(patch(0).key)) == bits(patch(0)) and reader.verify().ok
@@ -113,14 +102,33 @@ def test_a_bucket(bucket, tmp_path, monkeypatch):
         lib.publish(url)
     there = kj.ChunkLibrary.open(url)
     assert set(there.keys()) == {key_of(0), key_of(2), key_of(3)} and there.verify().ok
-    bucket.refuses = True
+    Bucket.refuses = True
     with pytest.raises(LibraryDiskError, match="refuses.*GOOGLE_APPLICATION_CREDENTIALS"):
         kj.ChunkLibrary.open(url)
     with pytest.raises(LibraryDiskError, match="refuses"):
         lib.publish(url)
-    bucket.refuses = False
+    Bucket.refuses = False
     lib.put(chunk(4))
     monkeypatch.setattr(Bucket, "do_POST", lambda self: self.answer(403))
     with pytest.raises(LibraryReadOnlyError, match="refuses.*to be written.*GOOGLE_APPLICATION_CREDENTIALS"):
         lib.publish(url)
     assert set(kj.ChunkLibrary.open(url).keys()) == set(there.keys())
+
+
+def run(folder):
+    """`story` beside the server, which stands in the place of Google's."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Bucket)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "a token")
+        monkeypatch.setattr("kamera_jax.library.objects.RETRIES", QUICK)
+        story(folder, monkeypatch)
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_bucket(tmp_path):
+    """In a process of its own: TensorStore reads once in a process where Google's server is, and by which token."""
+    program = f"import pathlib, {__name__} as bucket\nbucket.run(pathlib.Path({str(tmp_path)!r}))"
+    on_devices(1, program)
