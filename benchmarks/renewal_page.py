@@ -1,27 +1,30 @@
 """The measured part of docs/similar.md."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 KINDS = ("changed", "leads", "kept")
 """What is asked about: what changed, what stayed and leads there, and what stayed."""
 
+FEW = ("stale", "0", "0.05", "0.1")
+"""Variants that are shown where a cell holds several numbers."""
+
 
 def table(result: Mapping[str, Any]) -> str:
     """Tables in Markdown: answers by share of rows, a series, how far embeddings move, and time."""
     lines = [
-        "Accuracy about what changed / what leads there / what stayed, and, in brackets, how often the old answer is "
-        "given about what leads there (of a page of text: about what changed):",
+        f"Accuracy about what changed / what leads there / what stayed, by `extra` ({result['extra']:g} is the "
+        f"default); {_screens(result)}:",
         "",
-        *_grid(result, _accuracy),
+        *_grid(result, _accuracy, ("exact", *FEW)),
         "",
         "KL from encoding, in nats, of the same:",
         "",
-        *_grid(result, _distance),
+        *_grid(result, _distance, FEW),
         "",
         "Error of the KV, ‖made - encoded‖ / ‖encoded‖, and the share of the rows that were run:",
         "",
-        *_grid(result, _error),
+        *_grid(result, _error, ("stale", *(f"{each:g}" for each in result["extras"]))),
         "",
         "A series of screens, six cells changed from each to the next; error of the KV, and the rows that were run:",
         "",
@@ -36,18 +39,29 @@ def table(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _grid(result: Mapping[str, Any], cell: Callable[[Mapping[str, Any]], str]) -> list[str]:
+def _grid(result: Mapping[str, Any], cell: Callable[[Mapping[str, Any]], str], variants: Sequence[str]) -> list[str]:
     """A row for each model and size of region, a column for each variant."""
-    chosen = result["extra"]
-    extras = [f"`extra={each:g}`{', the default' if each == chosen else ''}" for each in result["extras"]]
-    lines = [f"| model | changed | pages | {' | '.join(('encoded', 'the old chunk', *extras))} |"]
-    lines.append("|---|---|---|" + "---|" * (2 + len(extras)))
+    words = {"exact": "encoded", "stale": "the old chunk"}
+    lines = [f"| model | changed | {' | '.join(words.get(name, f'`{name}`') for name in variants)} |"]
+    lines.append("|---|---|" + "---|" * len(variants))
     for model in result["models"]:
         for row in model["regions"]:
-            names = ("exact", "stale", *(f"{each:g}" for each in result["extras"]))
-            cells = " | ".join(cell(row["variants"][name]) for name in names)
-            lines.append(f"| `{model['model']}` | {_size(row)} | {row['screens']} | {cells} |")
+            cells = " | ".join(cell(row["variants"][name]) for name in variants)
+            lines.append(f"| {_short(model)} | {_size(row)} | {cells} |")
     return lines
+
+
+def _short(model: Mapping[str, Any]) -> str:
+    """A model's name, in a narrow column."""
+    return model["model"].removeprefix("kamera-").removeprefix("tiny-")
+
+
+def _screens(result: Mapping[str, Any]) -> str:
+    """On how many pages a row is measured."""
+    counts = {}
+    for model in result["models"]:
+        counts.setdefault(model["regions"][0]["screens"], []).append(f"`{model['model']}`")
+    return ", ".join(f"{count} pages a row of {' and '.join(names)}" for count, names in counts.items())
 
 
 def _size(row: Mapping[str, Any]) -> str:
@@ -57,13 +71,12 @@ def _size(row: Mapping[str, Any]) -> str:
 
 def _accuracy(variant: Mapping[str, Any]) -> str:
     kinds = variant["kinds"]
-    right = " / ".join(f"{kinds[kind]['accuracy']:.2f}" for kind in KINDS if kind in kinds)
-    return f"{right} ({kinds['leads' if 'leads' in kinds else 'changed']['says_old']:.2f})"
+    return " / ".join(f"{kinds[kind]['accuracy']:.2f}" for kind in KINDS if kind in kinds)
 
 
 def _distance(variant: Mapping[str, Any]) -> str:
     values = [max(variant["kinds"][kind]["kl"], 0.0) for kind in KINDS if kind in variant["kinds"]]
-    return " / ".join(f"{each:.4f}" if each < 1 else f"{each:.1f}" for each in values)
+    return " / ".join(f"{each:.3f}" if each < 1 else f"{each:.1f}" for each in values)
 
 
 def _error(variant: Mapping[str, Any]) -> str:
@@ -73,12 +86,12 @@ def _error(variant: Mapping[str, Any]) -> str:
 def _series(result: Mapping[str, Any]) -> list[str]:
     models = [model for model in result["models"] if "series" in model]
     steps = range(1, len(models[0]["series"]) + 1)
-    lines = [f"| model | made from | {' | '.join(f'screen {step}' for step in steps)} |"]
+    lines = [f"| model | made from | {' | '.join(map(str, steps))} |"]
     lines.append("|---|---|" + "---|" * len(steps))
     for model in models:
         for name, words in (("chain", "the one before"), ("from_first", "the first"), ("stale", "the first, kept")):
             cells = " | ".join(_error(step[name]) for step in model["series"])
-            lines.append(f"| `{model['model']}` | {words} | {cells} |")
+            lines.append(f"| {_short(model)} | {words} | {cells} |")
     return lines
 
 
@@ -88,7 +101,7 @@ def _moved(result: Mapping[str, Any]) -> list[str]:
         for row in model["regions"]:
             still, moved = (row["moved"][name] for name in ("unchanged", "changed"))
             lines.append(
-                f"| `{model['model']}` | {_size(row)} | {still['largest']:.4f} | {moved['least']:.2f} | "
+                f"| {_short(model)} | {_size(row)} | {still['largest']:.4f} | {moved['least']:.2f} | "
                 f"{moved['median']:.2f} |"
             )
     return lines
