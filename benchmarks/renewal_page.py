@@ -71,7 +71,7 @@ def _size(row: Mapping[str, Any]) -> str:
 
 def _accuracy(variant: Mapping[str, Any]) -> str:
     kinds = variant["kinds"]
-    return " / ".join(f"{kinds[kind]['accuracy']:.2f}" for kind in KINDS if kind in kinds)
+    return "/".join(f"{kinds[kind]['accuracy']:.2f}" for kind in KINDS if kind in kinds)
 
 
 def _distance(variant: Mapping[str, Any]) -> str:
