@@ -212,6 +212,7 @@ def page(result: dict[str, Any], soak: dict[str, Any], scale: dict[str, Any]) ->
         "put_ms": "`put_many`, ms a chunk, at most",
         "warm_verified_get_ms": "verified `get`, warm, ms, at most",
         "verified_restore_share_of_raw": "`restore`, verified, of a raw read, warm, at least",
+        "cold_verified_restore_share_of_raw": "the same, from the disk, at least",
         "times_one_checkpoint_each": "times as fast as a checkpoint per chunk, at least",
     }
     stored = [

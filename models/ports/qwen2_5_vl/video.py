@@ -153,7 +153,7 @@ class VideoMedium(VideoItems):
             spans.append(Span([config.placeholders[self.kind]] * len(row), features, positions, advance))
         return spans
 
-    def times(self, item: Video, frames: int, rate: float) -> np.ndarray:
+    def times(self, item: Video, frames: int, rate: float | int) -> np.ndarray:
         """Positions of its temporal patches on the time axis, from 0, f64: one every so many frames."""
         # Hours from the first frame of a file, an f32 is some thousandths of a second away from the time it stands for.
         rounding = ROUNDING + rate * float(np.spacing(np.abs(item.times).max()))

@@ -52,7 +52,7 @@ class FractionalVideoMedium(SilentVideoMedium):
         """See `models.architecture.Medium`; the tower is that of the images."""
         return vision.vision_declaration(tower)
 
-    def times(self, item: Video, frames: int, rate: float) -> np.ndarray:
+    def times(self, item: Video, frames: int, rate: float | int) -> np.ndarray:
         """Positions of its temporal patches on the time axis, from 0, f64: one every so many frames."""
         return seconds_of(item, frames) * rate
 
