@@ -3,17 +3,14 @@
 `make results-capsule` runs both. Beside all other codecs it stands in `benchmarks.compression`.
 """
 
-import argparse
-import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import kamera_jax as kj
+from benchmarks import section
 from benchmarks.compression import BASIS_SEED, measured
-from eval.report.readme import put
 from eval.tasks.binding import Binding
 from kamera_jax.compress.basis import of_model
 from kamera_jax.compress.codec import Shape, codec
@@ -100,22 +97,11 @@ def table(result: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measure, or write the page's section."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parts = parser.add_subparsers(dest="part", required=True)
-    measure = parts.add_parser("measure")
-    measure.add_argument("--json", type=Path, required=True)
-    measure.add_argument("--limit", type=int, default=LIMIT)
-    page = parts.add_parser("page")
-    page.add_argument("json", type=Path)
-    page.add_argument("--page", type=Path, required=True)
-    options = parser.parse_args()
-    if options.part == "measure":
-        result = {"left": left(), "model": measured(ATTENTION, options.limit, METHODS)}
-        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        return
-    result = json.loads(options.json.read_text(encoding="utf-8"))
-    text = options.page.read_text(encoding="utf-8")
-    options.page.write_text(put(text, "capsule", table(result), "results-capsule"), encoding="utf-8")
+
+    def figures(options: Any) -> dict[str, Any]:
+        return {"left": left(), "model": measured(ATTENTION, options.limit, METHODS)}
+
+    section.command(__doc__, "capsule", "results-capsule", LIMIT, figures, table)
 
 
 if __name__ == "__main__":

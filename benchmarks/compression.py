@@ -152,6 +152,13 @@ def family(name: str) -> str:
     return kind if kind in MARKS else "exact"
 
 
+def bytes_of(row: dict[str, Any]) -> str:
+    """Cells of a method: its patches and all that is stored, of the KV, and what is stored once for the model."""
+    patches = f"{row['patch_share']:.1%}" if row["patch_share"] else "–"
+    once = f"{row['model_bytes'] / 1024:,.0f} KiB" if row.get("model_bytes") else "–"
+    return f"{patches} | {row['total_share']:.1%} | {once}"
+
+
 def table(result: dict[str, Any]) -> str:
     """The tables of the page."""
     lines = []
@@ -165,11 +172,9 @@ def table(result: dict[str, Any]) -> str:
             "|---|---|---|---|---|---|---|---|",
         ]
         for row in model["methods"]:
-            patches = f"{row['patch_share']:.1%}" if row["patch_share"] else "–"
-            once = f"{row['model_bytes'] / 1024:,.0f} KiB" if row.get("model_bytes") else "–"
             lines.append(
                 f"| `{row['method']}` | {row['one_hop']} | {row['two_hops']} | {row['kl']:.4f} | {row['eta']:.3f} | "
-                f"{patches} | {row['total_share']:.1%} | {once} |"
+                f"{bytes_of(row)} |"
             )
         lines.append("")
     layers, tokens, width = SHAPE

@@ -4,7 +4,6 @@
 are compared with those of full prefill. What is measured once for the model is measured on another text.
 """
 
-import argparse
 import importlib
 import json
 import tempfile
@@ -16,9 +15,10 @@ from typing import Any
 import numpy as np
 
 import kamera_jax as kj
+from benchmarks import section
+from benchmarks.compression import bytes_of
 from benchmarks.patch_text import segment_of
 from eval import evaluate
-from eval.report.readme import put
 from kamera_jax.inference.encode import encode_segment
 from models import load
 
@@ -83,33 +83,16 @@ def table(result: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in result["methods"]:
-        patches = f"{row['patch_share']:.1%}" if row["patch_share"] else "–"
-        once = f"{row['model_bytes'] / 1024:,.0f} KiB" if row["model_bytes"] else "–"
         lines.append(
             f"| `{row['method']}` | {row['accuracy']:.3f} | {row['nll']:.3f} | {row['kl']:.4f} | {row['eta']:.2f} | "
-            f"{patches} | {row['total_share']:.1%} | {once} |"
+            f"{bytes_of(row)} |"
         )
     return "\n".join(lines)
 
 
 def main() -> None:
     """Measure, or write the page's section."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parts = parser.add_subparsers(dest="part", required=True)
-    measure = parts.add_parser("measure")
-    measure.add_argument("--json", type=Path, required=True)
-    measure.add_argument("--limit", type=int, default=LIMIT)
-    page = parts.add_parser("page")
-    page.add_argument("json", type=Path)
-    page.add_argument("--page", type=Path, required=True)
-    options = parser.parse_args()
-    if options.part == "measure":
-        result = measured(options.limit)
-        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        return
-    result = json.loads(options.json.read_text(encoding="utf-8"))
-    text = options.page.read_text(encoding="utf-8")
-    options.page.write_text(put(text, "text", table(result), "results-compression-text"), encoding="utf-8")
+    section.command(__doc__, "text", "results-compression-text", LIMIT, lambda options: measured(options.limit), table)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,10 @@
 `make results-selection` runs both.
 """
 
-import argparse
-import json
-from pathlib import Path
 from typing import Any
 
+from benchmarks import section
 from benchmarks.compression import ATTENTIONS, measured
-from eval.report.readme import put
 
 LIMIT = 10
 """Contexts of each of three seeds: four fifths of six questions of each are of two hops."""
@@ -52,23 +49,14 @@ def table(result: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measure, or write the page's section."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parts = parser.add_subparsers(dest="part", required=True)
-    measure = parts.add_parser("measure")
-    measure.add_argument("--json", type=Path, required=True)
-    measure.add_argument("--limit", type=int, default=LIMIT)
-    measure.add_argument("--only", choices=ATTENTIONS, nargs="*", default=ATTENTIONS)
-    page = parts.add_parser("page")
-    page.add_argument("json", type=Path)
-    page.add_argument("--page", type=Path, required=True)
-    options = parser.parse_args()
-    if options.part == "measure":
-        result = {"models": [measured(attention, options.limit, methods()) for attention in options.only]}
-        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        return
-    result = json.loads(options.json.read_text(encoding="utf-8"))
-    text = options.page.read_text(encoding="utf-8")
-    options.page.write_text(put(text, "rows", table(result), "results-selection"), encoding="utf-8")
+
+    def figures(options: Any) -> dict[str, Any]:
+        return {"models": [measured(attention, options.limit, methods()) for attention in options.only]}
+
+    def add(measure: Any) -> None:
+        measure.add_argument("--only", choices=ATTENTIONS, nargs="*", default=ATTENTIONS)
+
+    section.command(__doc__, "rows", "results-selection", LIMIT, figures, table, add)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Copies of a library: into another, into one file, and to where it is read in place."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,7 @@ class Copies:
     open: Any
     _index: Index
     _reader: Reader
-
-    def _writable(self) -> Committer:
-        raise NotImplementedError
+    _writable: Callable[..., Committer]
 
     def export(self, to: str | Path, keys: Iterable[str] | None = None) -> Exchanged:
         """Copy chunks and patches to another library, or to one file: as they are stored, with their origins.

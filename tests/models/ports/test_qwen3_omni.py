@@ -19,6 +19,7 @@ from models.ports.qwen3_omni.audio import AudioConfig, encode_audio, plan, token
 from models.ports.qwen3_omni.config import config_from_hf
 from models.ports.qwen3_omni.port import ARCHITECTURE, SIZE
 from tests.models import tiny_omni
+from tests.models.ports.test_qwen2_5_omni import PREPROCESSING as QWEN2_5
 from tests.models.tiny_ports import random_params
 
 PUBLISHED = {  # of the 30B-A3B-Instruct checkpoint
@@ -136,28 +137,11 @@ PUBLISHED = {  # of the 30B-A3B-Instruct checkpoint
     "tts_pad_token_id": 151671,
     "user_token_id": 872,
 }
-PREPROCESSING = {
-    "chunk_length": 300,
-    "dither": 0.0,
-    "feature_extractor_type": "WhisperFeatureExtractor",
-    "feature_size": 128,
-    "hop_length": 160,
+PREPROCESSING = QWEN2_5 | {
     "image_mean": [0.5, 0.5, 0.5],
-    "image_processor_type": "Qwen2VLImageProcessor",
     "image_std": [0.5, 0.5, 0.5],
-    "max_pixels": 12845056,
-    "merge_size": 2,
-    "min_pixels": 3136,
-    "n_fft": 400,
-    "n_samples": 4800000,
-    "nb_max_frames": 30000,
-    "padding_side": "right",
-    "padding_value": 0.0,
     "patch_size": 16,
     "processor_class": "Qwen3OmniMoeProcessor",
-    "return_attention_mask": True,
-    "sampling_rate": 16000,
-    "temporal_patch_size": 2,
 }
 TOWER = config_from_hf(tiny_omni.CONFIG3).towers["audio"]
 
