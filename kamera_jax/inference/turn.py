@@ -228,18 +228,12 @@ def after(
     return _step(params, behind, sampling, replace(written, answered=answered), segment, forward, spec, placement)
 
 
-def loops(*, several: bool) -> bool:
-    """Whether tokens are run in a loop. Those of several turns are not on CPUs, where that takes a third longer."""
-    return not several or jax.default_backend() != "cpu"
-
-
 def ran(
     run: Callable[[Written], Written], written: Written, ends: jax.Array, most: jax.Array
 ) -> tuple[Written, jax.Array]:
     """Run the token that was chosen last, and those chosen after it, of one turn or of several with a leading axis.
 
-    It goes on as long as a turn does, or, of several on a CPU, for one token; what is chosen in one that has ended
-    means nothing.
+    It goes on as long as a turn does; what is chosen in one that has ended means nothing.
 
     Args:
         run: `after` of the turn, or of all of them.
@@ -263,8 +257,7 @@ def ran(
 
     tokens = jnp.full((*written.token.shape, BLOCK), _NONE, jnp.int32)
     start = (written, tokens, jnp.zeros((), jnp.int32))
-    looped = loops(several=written.token.ndim > 0)
-    written, tokens, count = jax.lax.while_loop(goes_on, step, start) if looped else step(start)
+    written, tokens, count = jax.lax.while_loop(goes_on, step, start)
     return written, jnp.concatenate([jnp.broadcast_to(count, (*tokens.shape[:-1], 1)), tokens], axis=-1)
 
 

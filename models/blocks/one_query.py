@@ -29,35 +29,35 @@ def attention_of_one(
     heads = q.shape[1]
     groups, values = parts[0].v.shape[1:]
     together = groups // devices
-    own = jnp.eye(together, dtype=bool)[None, :, None, :, None]
-    rows = jnp.where(own, q.reshape(devices, together, heads // groups, 1, -1), jnp.zeros((), q.dtype))
-    rows = rows.reshape(devices, heads // devices, -1)
+    split = () if devices == 1 else (devices,)  # an axis of one would keep some backends from a plain product
+    own = jnp.eye(together, dtype=bool)[:, None, :, None]
+    rows = jnp.where(own, q.reshape(*split, together, heads // groups, 1, -1), jnp.zeros((), q.dtype))
+    rows = rows.reshape(*split, heads // devices, -1)
 
     def flat(x: jax.Array) -> jax.Array:
-        return x.reshape(x.shape[0], devices, -1)
+        return x.reshape(x.shape[0], *split, -1)
 
     scores = []
     for part in parts:
-        score = jnp.einsum("pnf,spf->pns", rows, flat(part.k), preferred_element_type=jnp.float32) * scale
+        score = jnp.einsum("...nf,s...f->...ns", rows, flat(part.k), preferred_element_type=jnp.float32) * scale
         seen = part.seen
-        if part.bias is not None:
-            score = score + part.bias[None, None, :]
         if part.before is not None:
             seen = seen & (jnp.arange(len(seen), dtype=jnp.int32) < part.before[0])
-        scores.append(jnp.where(seen[None, None, :], score, MASKED))
+        seen, bias = (None if x is None else x.reshape(*(1,) * (score.ndim - 1), -1) for x in (seen, part.bias))
+        scores.append(jnp.where(seen, score if bias is None else score + bias, MASKED))
     joined = jnp.concatenate(scores, axis=-1)
     probabilities = jax.nn.softmax(joined, axis=-1)
-    mass = None if weights is None else weights[0] * probabilities.sum((0, 1))
+    mass = None if weights is None else weights[0] * probabilities.reshape(heads, -1).sum(0)
     weighted = jnp.zeros((), jnp.float32)
     start = 0
     for part in parts:
         stop = start + len(part.seen)
         read = jnp.einsum(
-            *("pns,spf->pnf", probabilities[..., start:stop].astype(part.v.dtype), flat(part.v)),
+            *("...ns,s...f->...nf", probabilities[..., start:stop].astype(part.v.dtype), flat(part.v)),
             preferred_element_type=jnp.float32,
         )
         weighted = weighted + read
         start = stop
-    weighted = weighted.reshape(devices, together, -1, together, values)
-    out = jnp.where(own, weighted, 0.0).sum(3).astype(parts[0].v.dtype)
+    weighted = weighted.reshape(*split, together, -1, together, values)
+    out = jnp.where(own, weighted, 0.0).sum(-2).astype(parts[0].v.dtype)
     return AttentionOutput(out.reshape(1, -1), jax.nn.logsumexp(joined, axis=-1).reshape(1, heads), mass)

@@ -2,7 +2,9 @@
 
 Layers lie in a stack. On a GPU, XLA hands a product to a kernel that takes its matrix as an array of its own, and so
 copies each layer's out of the stack first, which moves three times the bytes. A sum of products is fused with the slice
-that it reads, and one row is so little work that reading the matrix takes longer. Other backends fuse the product.
+that it reads, and one row is so little work that reading the matrix takes longer. On a CPU, XLA makes a product of one
+row in f32, whatever its dtype, and so writes a matrix of bf16 out in it first; that of several rows reads the matrix as
+it is. Other backends fuse the product.
 """
 
 import math
@@ -17,6 +19,10 @@ WIDE = 8192
 
 PART = 128
 """Rows of a narrower matrix that are summed at once."""
+
+
+REPEATED = 4
+"""So many rows, all the same, take no longer than two."""
 
 
 def matmul(x: Float[Array, "... I"], matrix: jax.Array) -> Float[Array, "... O"]:
@@ -38,7 +44,7 @@ def _tangent(primals: tuple[jax.Array, jax.Array], tangents: tuple[Any, Any]) ->
 
 @jax.custom_batching.custom_vmap
 def _of_row(x: jax.Array, matrix: jax.Array) -> jax.Array:
-    return jax.lax.platform_dependent(x, matrix, cuda=summed, rocm=summed, default=matmul)
+    return jax.lax.platform_dependent(x, matrix, cuda=summed, rocm=summed, cpu=repeated, default=matmul)
 
 
 @_of_row.def_vmap
@@ -46,6 +52,14 @@ def _of_rows(size: int, batched: list[bool], x: jax.Array, matrix: jax.Array) ->
     if batched[1]:
         return jax.vmap(matmul, in_axes=tuple(0 if each else None for each in batched))(x, matrix), True
     return matmul(x, matrix), True
+
+
+def repeated(x: Float[Array, "... I"], matrix: jax.Array) -> Float[Array, "... O"]:
+    """`matmul` of a single row as that of several which are all the same, where its dtype is bf16."""
+    if x.dtype != jnp.bfloat16:
+        return matmul(x, matrix)
+    rows = matmul(jnp.broadcast_to(x.reshape(1, -1), (REPEATED, x.size)), matrix)
+    return rows[0].reshape(*x.shape[:-1], matrix.shape[1])
 
 
 def summed(x: Float[Array, "... I"], matrix: jax.Array) -> Float[Array, "... O"]:

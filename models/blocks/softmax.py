@@ -28,6 +28,9 @@ BLOCK_KEYS = 512
 LANES = 128
 """Blocks of keys are a multiple of this, as the lanes of a TPU."""
 
+JOINED_BYTES = 2**17
+"""Keys of fewer bytes are joined on a CPU for a single query; more are read where they lie."""
+
 FEW_TOKENS = 16
 """Fewer queries than this are computed at once: their scores are as small as the keys they read."""
 
@@ -84,9 +87,11 @@ def attention(
     if weights is not None and owners:
         return _with_owners(q, parts, owners, scale, weights, implementation, devices)
     if tokens == 1 and implementation in (None, "xla"):
+        apart = partial(attention_of_one, scale=scale, devices=devices)
+        if sum(part.k.nbytes for part in parts) >= JOINED_BYTES:
+            return apart(q, parts, weights)
         # On a CPU joining few keys costs little, and gives the same bits whatever program the query is a part of.
         joined = partial(_at_once, scale=scale)
-        apart = partial(attention_of_one, scale=scale, devices=devices)
         return jax.lax.platform_dependent(q, parts, weights, cpu=joined, default=apart)
     slots = sum(part.k.shape[0] for part in parts)
     if implementation in (None, "xla") and (tokens < FEW_TOKENS or 4 * heads * tokens * slots <= BLOCK_BYTES):

@@ -1,6 +1,7 @@
 """The jnp reference of relocate_patch, and its ``"xla"`` backend."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,8 @@ BLOCK = 512
 PART = 2**23
 """Bytes of keys in f32 that a TPU works on at a time, of which it keeps a few copies in VMEM."""
 MAX_PARTS = 65
+SMALL = 2**20
+"""Bytes of a chunk in f32 up to which a CPU takes all layers together: one write, not one for each layer."""
 WIDTH = 32
 """Components by which a CPU's products with the factors grow, so that a layer costs what its own rank does."""
 
@@ -65,10 +68,28 @@ def relocate_patch_reference(chunk: Chunk) -> tuple[jax.Array, jax.Array]:
     rotation = {"rotary_dim": chunk.rotary_dim, "layout": chunk.layout}
     return jax.lax.platform_dependent(
         chunk,
-        cpu=partial(by_part, parts=1, rotate=partial(rotate_flat, **rotation), product=low_rank_by_width),
+        cpu=_on_cpu,
         tpu=partial(by_part, parts=_parts(*chunk.rot.shape[1:]), rotate=partial(rotate_by_product, **rotation)),
         default=at_once,
     )
+
+
+def _on_cpu(chunk: Chunk) -> tuple[jax.Array, jax.Array]:
+    if _small(chunk):
+        return at_once(chunk)
+    # In f32 and then rounded: a CPU would write all of bf16 out in f32, and back, to add the rows of a layer to it.
+    wide = replace(chunk, rot=chunk.rot.astype(jnp.float32), free=chunk.free.astype(jnp.float32))
+    rot, free = by_part(wide, **_by_layer(chunk))
+    return rot.astype(chunk.rot.dtype), free.astype(chunk.free.dtype)
+
+
+def _small(chunk: Chunk) -> bool:
+    return chunk.patch is None and 4 * (chunk.rot.size + chunk.free.size) <= SMALL
+
+
+def _by_layer(chunk: Chunk) -> dict[str, Any]:
+    rotate = partial(rotate_flat, rotary_dim=chunk.rotary_dim, layout=chunk.layout)
+    return {"parts": 1, "rotate": rotate, "product": low_rank_by_width}
 
 
 def at_once(chunk: Chunk) -> tuple[jax.Array, jax.Array]:
@@ -157,6 +178,25 @@ def rotate_by_product(
     return jnp.concatenate([a * cos + b * sin for a, b in zip(blocks, partners, strict=True)], axis=-1)
 
 
+def put(cache: jax.Array, layer: Any, place: jax.Array, rows: jax.Array, length: jax.Array) -> jax.Array:
+    """The cache with the first ``length`` of rows [n, T, F] in the n layers from ``layer`` on."""
+    return (into_slot if place.ndim == 0 else into_pages)(cache, layer, place, rows.astype(cache.dtype), length)
+
+
+@jax.custom_jvp
+def put_bits(cache: jax.Array, layer: Any, place: jax.Array, rows: jax.Array, length: jax.Array) -> jax.Array:
+    """`put` of bf16 as bits: a CPU would write the cache out in f32, and back, to change some of its rows."""
+    rows = jax.lax.bitcast_convert_type(rows.astype(cache.dtype), jnp.uint16)
+    bits = put(jax.lax.bitcast_convert_type(cache, jnp.uint16), layer, place, rows, length)
+    return jax.lax.bitcast_convert_type(bits, cache.dtype)
+
+
+@put_bits.defjvp
+def _put_bits_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
+    _, layer, place, _, length = primals
+    return put_bits(*primals), put(tangents[0], layer, place, tangents[3], length)
+
+
 def relocate_patch_into_reference(cache: Cache, place: jax.Array, chunk: Chunk) -> tuple[jax.Array, jax.Array]:
     """See `pallas_kernels.relocate_patch_into`."""
     rotation = {"rotary_dim": chunk.rotary_dim, "layout": chunk.layout}
@@ -165,16 +205,28 @@ def relocate_patch_into_reference(cache: Cache, place: jax.Array, chunk: Chunk) 
         cache,
         place,
         chunk,
-        cpu=partial(into_by_part, parts=1, rotate=partial(rotate_flat, **rotation), product=low_rank_by_width),
+        cpu=_into_on_cpu,
         tpu=partial(into_by_part, parts=parts, rotate=partial(rotate_by_product, **rotation)),
         default=into_at_once,
     )
 
 
-def into_at_once(cache: Cache, place: jax.Array, chunk: Chunk) -> tuple[jax.Array, jax.Array]:
+def into_at_once(
+    cache: Cache,
+    place: jax.Array,
+    chunk: Chunk,
+    relocated: Callable[[Chunk], tuple[jax.Array, jax.Array]] = at_once,
+    written: Callable[..., jax.Array] = put,
+) -> tuple[jax.Array, jax.Array]:
     """All rows, and then their place."""
-    rot, free = at_once(chunk)
-    return put(cache.rot, 0, place, rot, chunk.length), put(cache.free, 0, place, free, chunk.length)
+    rot, free = relocated(chunk)
+    return written(cache.rot, 0, place, rot, chunk.length), written(cache.free, 0, place, free, chunk.length)
+
+
+def _into_on_cpu(cache: Cache, place: jax.Array, chunk: Chunk) -> tuple[jax.Array, jax.Array]:
+    if cache.rot.dtype == jnp.bfloat16:
+        return into_at_once(cache, place, chunk, _on_cpu, put_bits)
+    return into_at_once(cache, place, chunk) if _small(chunk) else into_by_part(cache, place, chunk, **_by_layer(chunk))
 
 
 def into_by_part(
@@ -213,11 +265,6 @@ def varying_like(arguments: Any, carry: jax.Array) -> jax.Array:
     """
     never = sum(jnp.ravel(leaf)[0].astype(jnp.float32) for leaf in jax.tree.leaves(arguments)) != 0
     return jnp.where(never & False, jnp.zeros((), carry.dtype), carry)
-
-
-def put(cache: jax.Array, layer: Any, place: jax.Array, rows: jax.Array, length: jax.Array) -> jax.Array:
-    """The cache with the first ``length`` of rows [n, T, F] in the n layers from ``layer`` on."""
-    return (into_slot if place.ndim == 0 else into_pages)(cache, layer, place, rows.astype(cache.dtype), length)
 
 
 def into_slot(cache: jax.Array, layer: Any, slot: jax.Array, rows: jax.Array, length: jax.Array) -> jax.Array:
