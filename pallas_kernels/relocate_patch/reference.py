@@ -68,13 +68,14 @@ def relocate_patch_reference(chunk: Chunk) -> tuple[jax.Array, jax.Array]:
     rotation = {"rotary_dim": chunk.rotary_dim, "layout": chunk.layout}
     return jax.lax.platform_dependent(
         chunk,
-        cpu=_on_cpu,
+        cpu=on_cpu,
         tpu=partial(by_part, parts=_parts(*chunk.rot.shape[1:]), rotate=partial(rotate_by_product, **rotation)),
         default=at_once,
     )
 
 
-def _on_cpu(chunk: Chunk) -> tuple[jax.Array, jax.Array]:
+def on_cpu(chunk: Chunk) -> tuple[jax.Array, jax.Array]:
+    """Layer by layer, or all together where there is little to do."""
     if _small(chunk):
         return at_once(chunk)
     # In f32 and then rounded: a CPU would write all of bf16 out in f32, and back, to add the rows of a layer to it.
@@ -205,7 +206,7 @@ def relocate_patch_into_reference(cache: Cache, place: jax.Array, chunk: Chunk) 
         cache,
         place,
         chunk,
-        cpu=_into_on_cpu,
+        cpu=into_on_cpu,
         tpu=partial(into_by_part, parts=parts, rotate=partial(rotate_by_product, **rotation)),
         default=into_at_once,
     )
@@ -223,9 +224,10 @@ def into_at_once(
     return written(cache.rot, 0, place, rot, chunk.length), written(cache.free, 0, place, free, chunk.length)
 
 
-def _into_on_cpu(cache: Cache, place: jax.Array, chunk: Chunk) -> tuple[jax.Array, jax.Array]:
+def into_on_cpu(cache: Cache, place: jax.Array, chunk: Chunk) -> tuple[jax.Array, jax.Array]:
+    """Layer by layer, in place; all rows first where there is little to do, or the cache is of bf16."""
     if cache.rot.dtype == jnp.bfloat16:
-        return into_at_once(cache, place, chunk, _on_cpu, put_bits)
+        return into_at_once(cache, place, chunk, on_cpu, put_bits)
     return into_at_once(cache, place, chunk) if _small(chunk) else into_by_part(cache, place, chunk, **_by_layer(chunk))
 
 

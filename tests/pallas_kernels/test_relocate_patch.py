@@ -59,9 +59,9 @@ def forms(call, parts):
     """What each platform runs without a kernel: the pass, and the pass into a cache."""
     if parts is None:
         return reference.at_once, reference.into_at_once
-    rotate = reference.rotate_flat if parts == 1 else reference.rotate_by_product
-    product = reference.low_rank_by_width if parts == 1 else reference.low_rank
-    options = {"parts": parts, "rotate": partial(rotate, **call.options), "product": product}
+    if parts == 1:
+        return partial(reference.on_cpu), partial(reference.into_on_cpu)  # new functions, which are traced anew
+    options = {"parts": parts, "rotate": partial(reference.rotate_by_product, **call.options)}
     return partial(reference.by_part, **options), partial(reference.into_by_part, **options)
 
 
@@ -82,6 +82,40 @@ def test_as_every_platform_computes_it(name, dtype, parts, monkeypatch):
             rows, written = both(Cache(*cached), jnp.int32(slot), chunk)
             close(rows, expected, dtype)
             placed(call, cached, slot, written, expected, 11)
+
+
+@pytest.mark.parametrize("small", [0, 2**20])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_on_a_cpu_rows_without_a_patch_are_written_by_layer_or_together(small, dtype, monkeypatch):
+    monkeypatch.setattr(reference, "SMALL", small)
+    call = typed("mrope", dtype)
+    drawn = (*call.draw()[:3], None, None, None)
+    chunk = call.chunk(poisoned(drawn, 11), 11)
+    cached = caches(call, 36)
+    into = jax.jit(lambda cache, slot: reference.into_on_cpu(cache, slot, chunk))
+    loops = into.lower(Cache(*cached), jnp.int32(0)).as_text().count("stablehlo.while")
+    assert (loops > 0) == (small == 0)
+    placed(call, cached, 20, into(Cache(*cached), jnp.int32(20)), call.expected(drawn, 11), 11)
+
+
+def test_bits_are_written_as_numbers_are_and_differentiated():
+    rng = np.random.default_rng(5)
+    cache, cache_tangent = (jnp.asarray(rng.normal(size=(2, 24, 6)), jnp.bfloat16) for _ in range(2))
+    rows, rows_tangent = (jnp.asarray(rng.normal(size=(2, 8, 6)), jnp.bfloat16) for _ in range(2))
+    rows = rows.at[0, 0, 0].set(jnp.nan).at[0, 1, 1].set(-0.0)
+
+    def forms(write):
+        return lambda cache, rows: write(cache, 0, jnp.int32(18), rows, jnp.int32(5))
+
+    ours, theirs = (
+        jax.jvp(forms(write), (cache, rows), (cache_tangent, rows_tangent))
+        for write in (reference.put_bits, reference.put)
+    )
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(a.view(jnp.uint16), b.view(jnp.uint16))
+    back = jax.vjp(forms(reference.put_bits), cache, rows)[1](cache_tangent)
+    for a, b in zip(back, jax.vjp(forms(reference.put), cache, rows)[1](cache_tangent), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 @given(length=st.integers(0, T), ranks=st.lists(st.integers(0, M), min_size=L, max_size=L), seed=st.integers(0, 99))

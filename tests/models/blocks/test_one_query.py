@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from models.blocks import softmax
 from models.blocks.one_query import attention_of_one
-from models.blocks.softmax import Keys
+from models.blocks.softmax import JOINED_BYTES, Keys
 from models.blocks.softmax import attention as attention_of_any
 from tests.eight_devices import on_devices
 from tests.models.blocks.test_softmax import SCALE, case, compare, error, in_f64, repeated
@@ -87,10 +88,13 @@ def test_gradients_and_batches():
         assert error(together[i], np.asarray(wanted, np.float64)) <= 1e-5
 
 
-def test_what_is_lowered_for_a_cpu_joins_the_keys():
+@pytest.mark.parametrize("most", [JOINED_BYTES, 1000])
+def test_what_is_lowered_for_a_cpu_joins_few_keys(most, monkeypatch):
     """And gives what more queries give, to the bit."""
+    monkeypatch.setattr(softmax, "JOINED_BYTES", most)
     q, parts, weights = case(**ONE["grouped"], tokens=1)
-    for platform, joined in {"cpu": True, "cuda": False}.items():
+    compare(attention_of_any(q, parts, SCALE, weights), in_f64(q, parts, weights), 2e-6)
+    for platform, joined in {"cpu": most == JOINED_BYTES, "cuda": False}.items():
         program = jax.jit(partial(attention_of_any, scale=SCALE)).trace(q, parts).lower(lowering_platforms=(platform,))
         text = program.as_text()
         assert (f"tensor<{sum(len(part.seen) for part in parts)}x2x" in text) == joined

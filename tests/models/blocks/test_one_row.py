@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from models.blocks import int8
-from models.blocks.one_row import PART, WIDE, matmul, row_matmul, summed
+from models.blocks.one_row import PART, REPEATED, WIDE, matmul, row_matmul, summed
 
 SHAPES = {"narrow": (3 * PART, 40), "odd": (77, 12), "wide": (60, WIDE + 3), "one part": (PART, 16), "a value": (1, 1)}
 
@@ -49,6 +49,15 @@ def test_only_a_gpu_sums_and_only_a_single_row(weight):
         assert products(int8.product, x, stored, platform=platform)[0] == count
     for rows in (jnp.concatenate([x, x]), jnp.stack([x, x])):
         assert products(int8.product, rows, stored, platform="cuda")[0] == 1
+
+
+def test_a_cpu_multiplies_rows_of_bf16_that_are_all_the_same():
+    for dtype, rows in {jnp.bfloat16: REPEATED, jnp.float32: 1}.items():
+        x, matrix = case("narrow", dtype)
+        _, text = products(row_matmul, x, matrix, platform="cpu")
+        assert f"-> tensor<{rows}x{matrix.shape[1]}xf32>" in text
+    _, text = products(row_matmul, *case("narrow", jnp.bfloat16), platform="tpu")
+    assert "-> tensor<1x" in text
 
 
 def test_a_batch_of_single_rows_is_one_product():
