@@ -292,7 +292,10 @@ def device_bytes(tree: Any) -> int:
 
 
 def traced_flops(jaxpr: Any) -> float:
-    """FLOPs of the matrix products of a traced program; loops over arrays as often as they run, others once."""
+    """FLOPs of the matrix products of a traced program; loops over arrays as often as they run, others once.
+
+    Of what differs by platform, those of its definition, which comes last.
+    """
     total = 0.0
     for equation in jaxpr.eqns:
         name = equation.primitive.name
@@ -308,7 +311,9 @@ def traced_flops(jaxpr: Any) -> float:
             if hasattr(getattr(each, "jaxpr", each), "eqns")
         ]
         found = [traced_flops(each) for each in inner]
-        if name == "cond":
+        if name == "cond" and equation.params.get("branches_platforms") is not None:
+            total += found[-1]
+        elif name == "cond":
             total += max(found, default=0.0)
         else:
             total += equation.params.get("length", 1) * sum(found) if name == "scan" else sum(found)

@@ -226,8 +226,7 @@ class TestMany:
             assert (answer.tokens, answer.text) == (alone.tokens, alone.text)
             assert answer.window is window and answer.ttft_s > 0
 
-    def test_in_a_loop_as_on_an_accelerator(self, random_vlm, window, wanted, monkeypatch):
-        monkeypatch.setattr(turn, "loops", lambda several: True)
+    def test_in_blocks_until_the_last_has_ended(self, random_vlm, window, wanted, monkeypatch):
         counts = []
         run = many._run_many
 
