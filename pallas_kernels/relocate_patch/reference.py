@@ -15,8 +15,6 @@ BLOCK = 512
 PART = 2**23
 """Bytes of keys in f32 that a TPU works on at a time, of which it keeps a few copies in VMEM."""
 MAX_PARTS = 65
-SMALL = 2**20
-"""Bytes of a chunk in f32 up to which a CPU takes all layers together: one write, not one for each layer."""
 WIDTH = 32
 """Components by which a CPU's products with the factors grow, so that a layer costs what its own rank does."""
 
@@ -75,8 +73,8 @@ def relocate_patch_reference(chunk: Chunk) -> tuple[jax.Array, jax.Array]:
 
 
 def on_cpu(chunk: Chunk) -> tuple[jax.Array, jax.Array]:
-    """Layer by layer, or all together where there is little to do."""
-    if _small(chunk):
+    """Layer by layer, but for a single token."""
+    if _single(chunk):
         return at_once(chunk)
     # In f32 and then rounded: a CPU would write all of bf16 out in f32, and back, to add the rows of a layer to it.
     wide = replace(chunk, rot=chunk.rot.astype(jnp.float32), free=chunk.free.astype(jnp.float32))
@@ -84,8 +82,9 @@ def on_cpu(chunk: Chunk) -> tuple[jax.Array, jax.Array]:
     return rot.astype(chunk.rot.dtype), free.astype(chunk.free.dtype)
 
 
-def _small(chunk: Chunk) -> bool:
-    return chunk.patch is None and 4 * (chunk.rot.size + chunk.free.size) <= SMALL
+def _single(chunk: Chunk) -> bool:
+    """Whether it is a token, as decoding writes them: a loop over layers would take longer than what it does."""
+    return chunk.patch is None and chunk.tokens == 1
 
 
 def _by_layer(chunk: Chunk) -> dict[str, Any]:
@@ -225,10 +224,12 @@ def into_at_once(
 
 
 def into_on_cpu(cache: Cache, place: jax.Array, chunk: Chunk) -> tuple[jax.Array, jax.Array]:
-    """Layer by layer, in place; all rows first where there is little to do, or the cache is of bf16."""
+    """Layer by layer, in place; all rows first of a single token, and where the cache is of bf16."""
     if cache.rot.dtype == jnp.bfloat16:
         return into_at_once(cache, place, chunk, on_cpu, put_bits)
-    return into_at_once(cache, place, chunk) if _small(chunk) else into_by_part(cache, place, chunk, **_by_layer(chunk))
+    return (
+        into_at_once(cache, place, chunk) if _single(chunk) else into_by_part(cache, place, chunk, **_by_layer(chunk))
+    )
 
 
 def into_by_part(

@@ -84,18 +84,21 @@ def test_as_every_platform_computes_it(name, dtype, parts, monkeypatch):
             placed(call, cached, slot, written, expected, 11)
 
 
-@pytest.mark.parametrize("small", [0, 2**20])
+@pytest.mark.parametrize("tokens", [1, T])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_on_a_cpu_rows_without_a_patch_are_written_by_layer_or_together(small, dtype, monkeypatch):
-    monkeypatch.setattr(reference, "SMALL", small)
+def test_on_a_cpu_a_single_token_is_written_in_all_layers_at_once(tokens, dtype):
     call = typed("mrope", dtype)
-    drawn = (*call.draw()[:3], None, None, None)
-    chunk = call.chunk(poisoned(drawn, 11), 11)
+    rot, free, positions = (
+        array[..., :tokens] if i == 2 else array[:, :tokens] for i, array in enumerate(call.draw()[:3])
+    )
+    drawn = (rot, free, positions, None, None, None)
+    length = min(tokens, 11)
+    chunk = call.chunk(poisoned(drawn, length), length)
     cached = caches(call, 36)
     into = jax.jit(lambda cache, slot: reference.into_on_cpu(cache, slot, chunk))
     loops = into.lower(Cache(*cached), jnp.int32(0)).as_text().count("stablehlo.while")
-    assert (loops > 0) == (small == 0)
-    placed(call, cached, 20, into(Cache(*cached), jnp.int32(20)), call.expected(drawn, 11), 11)
+    assert (loops > 0) == (tokens > 1)
+    placed(call, cached, 20, into(Cache(*cached), jnp.int32(20)), call.expected(drawn, length), length)
 
 
 def test_bits_are_written_as_numbers_are_and_differentiated():
