@@ -43,8 +43,10 @@ def attention_of_one(
         seen = part.seen
         if part.before is not None:
             seen = seen & (jnp.arange(len(seen), dtype=jnp.int32) < part.before[0])
-        seen, bias = (None if x is None else x.reshape(*(1,) * (score.ndim - 1), -1) for x in (seen, part.bias))
-        scores.append(jnp.where(seen, score if bias is None else score + bias, MASKED))
+        by_key = (*(1,) * (score.ndim - 1), -1)
+        if part.bias is not None:
+            score = score + part.bias.reshape(by_key)
+        scores.append(jnp.where(seen.reshape(by_key), score, MASKED))
     joined = jnp.concatenate(scores, axis=-1)
     probabilities = jax.nn.softmax(joined, axis=-1)
     mass = None if weights is None else weights[0] * probabilities.reshape(heads, -1).sum(0)
