@@ -52,16 +52,24 @@ def name(request):
     return request.param
 
 
-def split_of(name, **given):
+MOMENT = datetime(2025, 3, 9, 12)
+"""What a template that writes the date is told, so that no test runs on two days."""
+
+
+def split_of(name, variables=(), **given):
     tokenizer = CASES[name]
-    return ChatTemplate(tokenizer, [tokenizer.eos_token_id], kinds=(), **given), tokenizer
+    variables = {"strftime_now": MOMENT, **dict(variables)}
+    return ChatTemplate(tokenizer, [tokenizer.eos_token_id], kinds=(), variables=variables, **given), tokenizer
 
 
 def written(tokenizer, messages, tokenize=True):
     """What transformers makes of messages of strings."""
     if tokenizer.chat_template == templates.PARTS:
         messages = [{**each, "content": [{"type": "text", "text": each["content"]}]} for each in messages]
-    return tokenizer.apply_chat_template(messages, tokenize=tokenize, add_generation_prompt=True, return_dict=False)
+    clock = stopped_clock(tokenizer.chat_template, MOMENT) if "strftime_now" in tokenizer.chat_template else {}
+    return tokenizer.apply_chat_template(
+        messages, tokenize=tokenize, add_generation_prompt=True, return_dict=False, **clock
+    )
 
 
 def user(*texts):
