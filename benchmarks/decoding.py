@@ -184,8 +184,8 @@ calls taken in turns with transformers {transformers} on torch {torch}.
 {rows}
 
 {together} Python takes {share:.1%} of an answer behind its first token.
-The patch that is formed by default has {components:.0f} components a layer on average, whose products are most of an
-append's arithmetic.
+Components a layer of the patch that is formed by default, on average: {components}. Their products are
+most of an append's arithmetic.
 """
 
 TOGETHER = """{windows} windows that are asked together give {all:.0f} tokens a second{dtype}, one gives {one:.0f}:
@@ -217,7 +217,7 @@ def section(result: dict[str, Any]) -> str:
         rows="\n".join(f"| {what} | {1e3 * a:,.1f} | {1e3 * b:,.1f} | {a / b:,.2f} |" for what, a, b in rows),
         together=" ".join(together),
         share=result["one"]["python_share"],
-        components=result["append"]["components"],
+        components=" and ".join(f"{part['append']['components']:.0f} in {name}" for name, part in parts.items()),
         **result["versions"],
     )
 

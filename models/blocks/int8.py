@@ -74,9 +74,9 @@ def rows(weight: Weight, index: jax.Array) -> jax.Array:
 
 def tied_logits(words: Weight, hidden: Float[Array, "n E"]) -> Float[Array, "n V"]:
     """Logits f32 of embeddings that are the head too."""
-    if not isinstance(words, Int8Weight):
-        return product(hidden, words.T).astype(hidden.dtype).astype(jnp.float32)
-    return product(hidden, Int8Weight(words.codes.T, words.scale.T, words.dtype))
+    if isinstance(words, Int8Weight):
+        return product(hidden, Int8Weight(words.codes.T, words.scale.T, words.dtype))
+    return product(hidden, words.T).astype(hidden.dtype).astype(jnp.float32)
 
 
 def stored(path: str, leaf: jax.Array) -> Weight:

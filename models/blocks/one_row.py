@@ -20,7 +20,6 @@ WIDE = 8192
 PART = 128
 """Rows of a narrower matrix that are summed at once."""
 
-
 REPEATED = 4
 """So many rows, all the same, take no longer than two."""
 

@@ -227,9 +227,9 @@ def into_on_cpu(cache: Cache, place: jax.Array, chunk: Chunk) -> tuple[jax.Array
     """Layer by layer, in place; all rows first of a single token, and where the cache is of bf16."""
     if cache.rot.dtype == jnp.bfloat16:
         return into_at_once(cache, place, chunk, on_cpu, put_bits)
-    return (
-        into_at_once(cache, place, chunk) if _single(chunk) else into_by_part(cache, place, chunk, **_by_layer(chunk))
-    )
+    if _single(chunk):
+        return into_at_once(cache, place, chunk)
+    return into_by_part(cache, place, chunk, **_by_layer(chunk))
 
 
 def into_by_part(

@@ -4,6 +4,7 @@ import json
 import pickle
 import re
 from datetime import date, datetime
+from unittest import mock
 
 import pytest
 
@@ -66,10 +67,9 @@ def written(tokenizer, messages, tokenize=True):
     """What transformers makes of messages of strings."""
     if tokenizer.chat_template == templates.PARTS:
         messages = [{**each, "content": [{"type": "text", "text": each["content"]}]} for each in messages]
-    clock = stopped_clock(tokenizer.chat_template, MOMENT) if "strftime_now" in tokenizer.chat_template else {}
-    return tokenizer.apply_chat_template(
-        messages, tokenize=tokenize, add_generation_prompt=True, return_dict=False, **clock
-    )
+    with mock.patch("transformers.utils.chat_template_utils.datetime") as clock:
+        clock.now.return_value = MOMENT
+        return tokenizer.apply_chat_template(messages, tokenize=tokenize, add_generation_prompt=True, return_dict=False)
 
 
 def user(*texts):
