@@ -29,7 +29,8 @@ SHAPES = {"kamera-tiny-gqa": Shape(64, 64, 2, LAYERS), "kamera-tiny-mla": Shape(
 
 RANK = "patches of 10 % are of fewer components than 12, and in eight bits"
 GROUPS = "values by token; earlier by channel"
-TRAINED = "the model was trained anew since, and one bit is at its edge"
+AGAIN = "the model was trained anew since"
+TRAINED = f"{AGAIN}, and one bit is at its edge"
 HEADS = "one choice for all layers and heads; earlier one for each head"
 QUERIES = f"{HEADS}, of the question's queries"
 
@@ -98,8 +99,8 @@ FIGURES: tuple[Earlier, ...] = (
     _fitted("pca:0.5", 1.0, 0.0, 8.0, "half of the components"),
     _fitted("pca:0.5+kivi:4", 1.0, 0.0, 2.3, "half of the components in four bits"),
     _fitted("pca:0.25", 1.0, 0.0, 4.0, "a quarter of the components"),
-    _rows("half the rows, KVzip's replay, one choice", "kvzip:0.5", 1.0, 1.0, RANK),
-    _rows("a quarter, KVzip's replay, one choice", "kvzip:0.25", 0.78, 0.78, RANK),
+    _rows("half the rows, KVzip's replay, one choice", "kvzip:0.5", 1.0, 1.0, AGAIN),
+    _rows("a quarter, KVzip's replay, one choice", "kvzip:0.25", 0.78, 0.78, AGAIN),
     _rows("half, KeyDiff by head", "keydiff:0.5", 0.98, 1.0),
     _rows("a quarter, KeyDiff by head", "keydiff:0.25", 0.88, 0.71),
     _rows("half, leverage by head", "leverage:0.5", 1.0, 0.98),
