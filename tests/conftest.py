@@ -13,6 +13,7 @@ import hypothesis
 import jax
 import pytest
 
+import tests.quick_lowering  # noqa: F401
 import tests.xla_flags  # noqa: F401
 from eval.commands import compile_cache
 
