@@ -13,6 +13,7 @@ import hypothesis
 import jax
 import pytest
 
+import tests.quick_lowering  # noqa: F401
 import tests.xla_flags  # noqa: F401
 from eval.commands import compile_cache
 
@@ -44,12 +45,28 @@ def pytest_collection_finish():
 MAPPED = 25_000
 """Memory maps of a process, well below the 65,530 that Linux allows: LLVM aborts where there are no more."""
 
+PROGRAMS = 250
+"""Compiled or read between two looks at the maps: a look takes milliseconds, and a program brings a few maps."""
+
+programs = 0
+
+
+def count_programs(event, seconds, **_):
+    global programs
+    programs += event == "/jax/core/compile/backend_compile_duration"
+
+
+jax.monitoring.register_event_duration_secs_listener(count_programs)
+
 
 def pytest_runtest_teardown(item, nextitem):
     # Every compiled program takes a few, and a worker compiles thousands; one that is asked for again is made again.
+    global programs
     maps = Path("/proc/self/maps")
-    if maps.exists() and maps.read_bytes().count(b"\n") > MAPPED:
-        jax.clear_caches()
+    if programs >= PROGRAMS and maps.exists():
+        programs = 0
+        if maps.read_bytes().count(b"\n") > MAPPED:
+            jax.clear_caches()
 
 
 LONGEST = (

@@ -1,6 +1,7 @@
 """Parameters: one declaration gives every leaf its shape and its initialisation, and the loader its checklist."""
 
 import hashlib
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -85,12 +86,25 @@ def init_params(declaration: Params, key: jax.Array, dtype: Any = jnp.float32) -
             case "ones":
                 return jnp.ones(info.shape, kind)
             case "embedding":
-                return jax.random.normal(key, info.shape, kind) * 0.5
+                return _normal(key, info.shape, kind, 0.5)
             case "fan_in":
-                return jax.random.normal(key, info.shape, kind) * info.shape[-2] ** -0.5
+                return _normal(key, info.shape, kind, info.shape[-2] ** -0.5)
 
     keys = jax.random.split(key, len(leaves))
     return jax.tree.unflatten(treedef, [init(leaf, k) for leaf, k in zip(leaves, keys, strict=True)])
+
+
+FEW = 2**16
+"""Values: leaves of no more are drawn by programs that leaves of other shapes share."""
+
+
+def _normal(key: jax.Array, shape: tuple[int, ...], kind: np.dtype, scale: float) -> jax.Array:
+    count = math.prod(shape)
+    if not 0 < count <= FEW or traced(key):
+        return jax.random.normal(key, shape, kind) * scale
+    # JAX draws a value by its place in the whole, so these are the values that the shape itself would be given.
+    drawn = jax.random.normal(key, (1 << (count - 1).bit_length(),), kind) * scale
+    return jnp.asarray(np.asarray(drawn)[:count].reshape(shape))
 
 
 def check_params(declaration: Params, params: Params) -> np.dtype:
