@@ -1,7 +1,7 @@
 """The decoder's whole forward with attention by blocks: what it gives with all scores at once, and less memory."""
 
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -79,6 +79,12 @@ def outputs(config, params, segment, state, collect):
     return {"logits": output.logits[:length], "rot": output.kv.rot, "free": output.kv.free, **aux}
 
 
+@cache
+def at_once(kind, name):
+    """The outputs of a case with all scores at once: taken before blocks are made small."""
+    return outputs(*case(kind, **CASES[name]))
+
+
 def use_small_blocks(monkeypatch):
     monkeypatch.setattr(softmax, "BLOCK_BYTES", 1)
     monkeypatch.setattr(softmax, "BLOCK_QUERIES", 32)
@@ -96,7 +102,7 @@ def error(given, expected):
 @pytest.mark.parametrize("name", CASES)
 def test_blocks_give_what_all_scores_give(monkeypatch, kind, name):
     given = case(kind, **CASES[name])
-    expected = outputs(*given)
+    expected = at_once(kind, name)
     use_small_blocks(monkeypatch)
     for key, value in outputs(*given).items():
         assert error(value, expected[key]) <= 1e-5, key
@@ -110,7 +116,7 @@ def test_blocks_give_what_all_scores_give(monkeypatch, kind, name):
 def test_mass_by_owner_is_that_of_its_slots_and_tokens(monkeypatch, kind, name, blocks):
     """A slot that is nobody's counts for nobody; all else stays as it is."""
     config, params, segment, state, collect = case(kind, **CASES[name])
-    expected = outputs(config, params, segment, state, collect)
+    expected = dict(at_once(kind, name))
     mass = expected.pop("attention_mass")
     number = np.random.default_rng(1).integers(-1, 5, mass.shape[1])
     owners = number[:, None] == np.arange(5)
@@ -145,25 +151,39 @@ def several(state, pool, times):
     return again.replace(pools=(ChunkPool(*arrays, lengths, pool.bases),))
 
 
+def numbers_of_tokens():
+    """How many tokens each slot, and each row of a pool, stands for."""
+    rng = np.random.default_rng(5)
+    return rng.integers(1, 5, SLOTS), rng.integers(1, 5, 32)
+
+
+@cache
+def in_full(kind, name):
+    """The outputs of a case, all scores at once, with every row as many times as it stands for tokens."""
+    config, params, segment, state, collect = case(kind, **CASES[name])
+    slots, tokens = numbers_of_tokens()
+    pool = state.pools[0] if state.pools else None
+    given = outputs(config, params, segment, several(state, pool, (slots, tokens)), collect)
+    if "attention_mass" in given:
+        starts = np.concatenate([np.cumsum([0, *slots[:-1]]), slots.sum() + np.arange(TOKENS)])
+        given["attention_mass"] = np.add.reduceat(np.asarray(given["attention_mass"], np.float64), starts, 1)
+    return given
+
+
 @pytest.mark.parametrize("blocks", [False, True])
 @pytest.mark.parametrize("kind", ATTENTIONS)
 @pytest.mark.parametrize("name", ["behind a window with holes, padded", "chunks in pools", "absorbed"])
 def test_a_row_that_stands_for_several_is_several(monkeypatch, kind, name, blocks):
     config, params, segment, state, collect = case(kind, **CASES[name])
-    rng = np.random.default_rng(5)
-    slots = rng.integers(1, 5, SLOTS)
-    tokens = rng.integers(1, 5, 32)
+    slots, tokens = numbers_of_tokens()
     pool = state.pools[0] if state.pools else None
-    expected = outputs(config, params, segment, several(state, pool, (slots, tokens)), collect)
+    expected = in_full(kind, name)
+    plain = at_once(kind, name)
     bias = jnp.log(jnp.asarray(slots, jnp.float32))
     pools = () if pool is None else (pool.replace(bias=jnp.log(jnp.tile(jnp.asarray(tokens, jnp.float32), (2, 1)))),)
-    plain = outputs(config, params, segment, state, collect)
     if blocks:
         use_small_blocks(monkeypatch)
     given = outputs(config, params, segment, state.replace(bias=bias, pools=pools), collect)
-    if "attention_mass" in expected:
-        starts = np.concatenate([np.cumsum([0, *slots[:-1]]), slots.sum() + np.arange(TOKENS)])
-        expected["attention_mass"] = np.add.reduceat(np.asarray(expected["attention_mass"], np.float64), starts, 1)
     for key, value in given.items():
         assert error(value, expected[key]) <= 1e-5, key
     assert error(plain["logits"], expected["logits"]) > 1e-3
@@ -194,7 +214,8 @@ def test_gradients_and_batches_go_through(monkeypatch, kind):
 
     segments = [segment_of(np.random.default_rng(seed), length=50 + seed) for seed in range(2)]
     batch = jax.tree.map(lambda *leaves: jnp.stack(leaves), *segments)
-    alone = [float(loss(params, state, each)) for each in segments]
+    run = jax.jit(loss)
+    alone = [float(run(params, state, each)) for each in segments]
     expected = gradients()
     use_small_blocks(monkeypatch)
     for given, wanted in zip(jax.tree.leaves(gradients()), jax.tree.leaves(expected), strict=True):

@@ -15,7 +15,7 @@ from tests.parity.text_pairs import CONFIGS, FAR, TextPair
 
 pytestmark = pytest.mark.parity
 
-CAPACITY = 256
+CAPACITY = 128
 QUESTION = "which colour is the cell on the page?"
 FIRST = "the first is the last."
 SECOND = "two pages show the same glyph."

@@ -221,5 +221,5 @@ def test_greedy_generation_equals_hf(pair):
     with torch.no_grad():
         whole = pair.hf.generate(ids, **given, max_new_tokens=6, do_sample=False)
     expected = [each for each in whole[0, ids.shape[1] :].tolist() if each not in pair.vlm.eos]
-    window = kj.prefill(pair.vlm, prompt.items, capacity=256)
+    window = kj.prefill(pair.vlm, prompt.items, capacity=128)
     assert list(kj.generate(pair.vlm, window, QUESTION, max_new_tokens=6).tokens) == expected

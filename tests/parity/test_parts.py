@@ -13,7 +13,7 @@ from tests.parity.test_reuse import assert_blind_equals_hf, assert_equal_there, 
 
 pytestmark = pytest.mark.parity
 
-CAPACITY = 512
+CAPACITY = 256
 SIZE = 256
 QUESTION = "which colour is the cell on the page?"
 EIGHT = ("square", "dot", "wide", "odd", "tall", "large", "square", "dot")
@@ -87,12 +87,12 @@ def test_a_chunk_of_parts_rotated_equals_hf_there(pair, parts):
 @pytest.mark.parametrize("preamble", ["pinned", None])
 def test_blind_reuse_equals_hf_under_a_mask(pair, preamble):
     prompt = pair.prompt(pair.items(PROMPTS["behind others"]), QUESTION)
-    assert_blind_equals_hf(pair, prompt, preamble, CAPACITY)
+    assert_blind_equals_hf(pair, prompt, preamble)
 
 
 @one_a_port
 def test_full_rank_patches_give_back_hf_s_prefill(pair):
     prompt = pair.prompt(pair.items(PROMPTS["behind others"]), QUESTION)
-    window = patched(pair.vlm, prompt.items, "antecedents", CAPACITY)
+    window = patched(pair.vlm, prompt.items, "antecedents")
     assert_prefilled(window, prompt)
     assert_close(kj.query(pair.vlm, window, QUESTION), prompt.full.logits[-1])

@@ -16,7 +16,7 @@ from tests.parity.oracle import (
 
 pytestmark = pytest.mark.parity
 
-CAPACITY = 256
+CAPACITY = 128
 QUESTION = "which colour is the cell on the page?"
 CHUNKS = ["square", "wide", "tall", "dot", "odd", "two pages show the same glyph."]
 PROMPTS = [("wide", "tall"), ("odd", "two pages show the same glyph.", "square"), ("the first is the last.", "dot")]
