@@ -18,6 +18,7 @@ from models.blocks.int8 import rows, tied_logits
 from models.blocks.layers import dense, rms_norm, rotation, swiglu
 from models.blocks.moe import Experts, Routing, mixture
 from models.blocks.params import ParamInfo, Params, is_info, linear, stacked, swiglu_declaration
+from models.blocks.scanning import layer_of, scan
 from models.blocks.unstacked import one_by_one
 
 
@@ -157,7 +158,7 @@ def decoder(
 
     def layer(x: jax.Array, scanned: tuple[Params, jax.Array]) -> tuple[jax.Array, Any]:
         weights, index = scanned
-        before = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), list(past))
+        before = jax.tree.map(lambda leaf: layer_of(leaf, index), list(past))
         h = rms_norm(x, weights["attn_norm"], config.rms_norm_eps)
         here = index if pooled else None
         turned = partial(rotated, layer=index)
@@ -181,7 +182,7 @@ def decoder(
     routing = None
     outputs = []
     for name, layers in config.stacks.items():
-        run = one_by_one if isinstance(params[name], tuple) else jax.lax.scan
+        run = one_by_one if isinstance(params[name], tuple) else scan
         x, (*output, routing) = run(layer, x, (params[name], jnp.arange(layers.start, layers.stop, dtype=jnp.int32)))
         outputs.append(output)
     kv, collected, observed = jax.tree.map(lambda *stacks: jnp.concatenate(stacks), *outputs)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8
 
 from kamera_jax.int8 import quantised, restored
-from models.blocks.one_row import matmul, row_matmul
+from models.blocks.one_row import Product, matmul, row_matmul, row_matmul_transposed
 
 SCHEME = "int8, a scale for each output channel, version 1"
 """What is part of a model's fingerprint."""
@@ -56,9 +56,9 @@ def floats(weight: Weight) -> jax.Array:
     return restored(weight.codes.astype(jnp.float32), weight.scale, weight.dtype)
 
 
-def product(x: Float[Array, "... I"], weight: Weight) -> Float[Array, "... O"]:
-    """``x @ weight`` in f32: of int8 the codes are multiplied, and what comes out is scaled."""
-    multiplied = row_matmul if x.size == x.shape[-1] else matmul
+def product(x: Float[Array, "... I"], weight: Weight, of_one: Product = row_matmul) -> Float[Array, "... O"]:
+    """``x @ weight`` in f32, of one row by ``of_one``: of int8 the codes are multiplied, and then scaled."""
+    multiplied = of_one if x.size == x.shape[-1] else matmul
     if not isinstance(weight, Int8Weight):
         return multiplied(x, weight)
     y = multiplied(x, weight.codes)
@@ -75,8 +75,8 @@ def rows(weight: Weight, index: jax.Array) -> jax.Array:
 def tied_logits(words: Weight, hidden: Float[Array, "n E"]) -> Float[Array, "n V"]:
     """Logits f32 of embeddings that are the head too."""
     if isinstance(words, Int8Weight):
-        return product(hidden, Int8Weight(words.codes.T, words.scale.T, words.dtype))
-    return product(hidden, words.T).astype(hidden.dtype).astype(jnp.float32)
+        return product(hidden, Int8Weight(words.codes.T, words.scale.T, words.dtype), row_matmul_transposed)
+    return product(hidden, words.T, row_matmul_transposed).astype(hidden.dtype).astype(jnp.float32)
 
 
 def stored(path: str, leaf: jax.Array) -> Weight:

@@ -8,6 +8,7 @@ it is. Other backends fuse the product.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,34 +24,38 @@ PART = 128
 REPEATED = 4
 """So many rows, all the same, take no longer than two."""
 
+Product = Callable[[jax.Array, jax.Array], jax.Array]
+"""Of a row [..., I] and a matrix [I, O]: [..., O] in f32."""
+
 
 def matmul(x: Float[Array, "... I"], matrix: jax.Array) -> Float[Array, "... O"]:
     """``x @ matrix`` in f32; the matrix may be int8 codes, which every dtype of ``x`` has exactly."""
     return jnp.matmul(x, matrix.astype(x.dtype), preferred_element_type=jnp.float32)
 
 
-@jax.custom_jvp
-def row_matmul(x: Float[Array, "... I"], matrix: jax.Array) -> Float[Array, "... O"]:
+def _single(on_cpu: Product) -> Product:
     """`matmul` of a single row with a matrix [I, O]; of several under ``vmap`` it is one product."""
-    return _of_row(x, matrix)
 
+    @jax.custom_batching.custom_vmap
+    def of_row(x: jax.Array, matrix: jax.Array) -> jax.Array:
+        return jax.lax.platform_dependent(x, matrix, cuda=summed, rocm=summed, cpu=on_cpu, default=matmul)
 
-@row_matmul.defjvp
-def _tangent(primals: tuple[jax.Array, jax.Array], tangents: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
-    _, tangent = jax.jvp(matmul, primals, tangents)
-    return row_matmul(*primals), tangent
+    @of_row.def_vmap
+    def of_rows(size: int, batched: list[bool], x: jax.Array, matrix: jax.Array) -> tuple[jax.Array, bool]:
+        if batched[1]:
+            return jax.vmap(matmul, in_axes=tuple(0 if each else None for each in batched))(x, matrix), True
+        return matmul(x, matrix), True
 
+    @jax.custom_jvp
+    def single(x: jax.Array, matrix: jax.Array) -> jax.Array:
+        return of_row(x, matrix)
 
-@jax.custom_batching.custom_vmap
-def _of_row(x: jax.Array, matrix: jax.Array) -> jax.Array:
-    return jax.lax.platform_dependent(x, matrix, cuda=summed, rocm=summed, cpu=repeated, default=matmul)
+    @single.defjvp
+    def tangent(primals: tuple[jax.Array, jax.Array], tangents: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
+        _, tangent = jax.jvp(matmul, primals, tangents)
+        return single(*primals), tangent
 
-
-@_of_row.def_vmap
-def _of_rows(size: int, batched: list[bool], x: jax.Array, matrix: jax.Array) -> tuple[jax.Array, bool]:
-    if batched[1]:
-        return jax.vmap(matmul, in_axes=tuple(0 if each else None for each in batched))(x, matrix), True
-    return matmul(x, matrix), True
+    return single
 
 
 def repeated(x: Float[Array, "... I"], matrix: jax.Array) -> Float[Array, "... O"]:
@@ -72,3 +77,10 @@ def summed(x: Float[Array, "... I"], matrix: jax.Array) -> Float[Array, "... O"]
         products = products.reshape(-1, math.gcd(inner, PART), columns).sum(axis=1)
         products = jax.lax.optimization_barrier(products)  # XLA would make one sum of two again
     return products.sum(axis=0).reshape(*x.shape[:-1], columns)
+
+
+row_matmul = _single(repeated)
+"""Of a single row with a matrix as it lies."""
+
+row_matmul_transposed = _single(matmul)
+"""Of a single row with a transposed matrix: on a CPU a bf16 one is converted for several rows, and not for one."""

@@ -251,7 +251,7 @@ def _looped(
             state = loop(span.whole, span.stop, count, partial(_online, rows, keys, _Mask(before), scale), state)
         highest, total, weighted = state
         total = jnp.where(total > 0, total, 1.0)
-        lse = highest + jnp.log(total)
+        lse = jnp.where(highest > MASKED, highest * scale, MASKED) + jnp.log(total)
         out = (weighted / total[..., None]).astype(parts[0].v.dtype)
         if mass is not None:
             each = jnp.broadcast_to(share, rows.shape[:-1])
@@ -320,14 +320,14 @@ def _span(keys: _KeyBlocks, before: jax.Array | None) -> _Span:
 
 
 def _scores(rows: jax.Array, keys: _KeyBlocks, mask: _Mask | None, scale: float, index: jax.Array) -> jax.Array:
-    """Scores of a block of queries and one of keys, f32[G, N/G, B, K]."""
+    """Scores of a block of queries and one of keys, f32[G, N/G, B, K], still to be multiplied by ``scale``."""
     k, seen = (jax.lax.dynamic_index_in_dim(each, index, keepdims=False) for each in (keys.k, keys.seen))
     flat = rows.reshape(rows.shape[0], -1, rows.shape[-1])
-    scores = jnp.einsum("gqd,gkd->gqk", flat, k, preferred_element_type=jnp.float32) * scale
+    scores = jnp.einsum("gqd,gkd->gqk", flat, k, preferred_element_type=jnp.float32)
     scores = scores.reshape(*rows.shape[:-1], -1)
     if keys.bias is not None:
         added = jax.lax.dynamic_index_in_dim(keys.bias, index, keepdims=False)
-        scores = scores + added[None, None, None, :]
+        scores = scores + (added / scale)[None, None, None, :]
     if mask is None:
         return scores
     visible = seen[None, :]
@@ -345,12 +345,14 @@ def _online(
     index: jax.Array,
     state: tuple[jax.Array, ...],
 ) -> tuple[jax.Array, ...]:
-    """Add a block of keys to the running maximum, sum of exponentials and weighted sum of values."""
+    """Add a block of keys to the running maximum (not scaled), sum of exponentials and weighted sum of values."""
     highest, total, weighted = state
     scores = _scores(rows, keys, mask, scale, index)
-    new = jnp.maximum(highest, scores.max(-1))
-    p = jnp.exp(scores - new[..., None])
-    kept = jnp.exp(highest - new)
+    # What is subtracted cancels out, and so does its derivative.
+    new = jax.lax.stop_gradient(jnp.maximum(highest, scores.max(-1)))
+    # Scaled here, scores are read twice and written once: a CPU would write them out scaled before.
+    p = jnp.exp((scores - new[..., None]) * scale)
+    kept = jnp.exp((highest - new) * scale)
     v = jax.lax.dynamic_index_in_dim(keys.v, index, keepdims=False)
     flat = p.astype(v.dtype).reshape(p.shape[0], -1, p.shape[-1])
     part = jnp.einsum("gqk,gkd->gqd", flat, v, preferred_element_type=jnp.float32)
@@ -368,7 +370,7 @@ def _received(
     mass: jax.Array,
 ) -> jax.Array:
     """Add the attention that each key of a block receives from the rows to its row of ``mass``, f32[n, K]."""
-    p = jnp.exp(_scores(rows, keys, mask, scale, index) - lse[..., None])
+    p = jnp.exp(_scores(rows, keys, mask, scale, index) * scale - lse[..., None])
     received = jnp.einsum("n,nk->k", weights.reshape(-1), p.reshape(-1, p.shape[-1]), precision="highest")
     return mass.at[index].add(received)
 

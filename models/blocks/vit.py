@@ -18,6 +18,7 @@ from kamera_jax import rope
 from models.blocks.encoder_config import EncoderConfig
 from models.blocks.layers import dense, rotation
 from models.blocks.params import ParamInfo, Params, linear, stacked
+from models.blocks.scanning import scan
 from models.blocks.softmax import Keys, attention
 from models.errors import UnsupportedConfigError
 
@@ -241,7 +242,7 @@ def run_blocks(
         rotate: applied to the heads [T, N, D] of q and k, such as an `axial_rotation`.
     """
     block = _block(config, x.shape[0], valid, rotate)
-    return jax.lax.scan(lambda x, weights: (block(x, weights), None), x, blocks)[0]
+    return scan(lambda x, weights: (block(x, weights), None), x, blocks)[0]
 
 
 def run_blocks_tapped(
@@ -277,7 +278,7 @@ def run_blocks_tapped(
         return (x, jax.lax.dynamic_update_index_in_dim(kept, x, place, 0)), None
 
     kept = jnp.zeros((len(taps) + 1, *x.shape), x.dtype)
-    (x, kept), _ = jax.lax.scan(step, (x, kept), (blocks, places))
+    (x, kept), _ = scan(step, (x, kept), (blocks, places))
     return x, kept[: len(taps)]
 
 

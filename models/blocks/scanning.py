@@ -1,0 +1,85 @@
+"""Layers out of a stack and into one: of bf16, a CPU moves them as bits.
+
+To cut a layer out of a stack of bf16, or to write one into it, XLA on a CPU converts all of the stack to f32, once a
+program to read and back again for every layer that is written. Of whole numbers it moves the layer alone. For other
+backends, and in other dtypes, the functions here are those of JAX.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def scan(step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -> tuple[Any, Any]:
+    """As ``jax.lax.scan(step, carry, xs)``: the same results and derivatives.
+
+    Args:
+        step: from the carry and a slice of each array of ``xs`` to the carry and what is stacked.
+        carry: the first one.
+        xs: arrays, all with the same leading axis.
+    """
+    stacks, structure = jax.tree.flatten(xs)
+
+    def stepped(carry: Any, scanned: tuple[list[jax.Array], jax.Array]) -> tuple[Any, Any]:
+        own, index = scanned
+        leaves = [_cut(leaf, stack, index) for leaf, stack in zip(own, stacks, strict=True)]
+        carry, outputs = step(carry, jax.tree.unflatten(structure, leaves))
+        return carry, (outputs, [_bits(leaf) for leaf in jax.tree.leaves(outputs) if _is_bf16(leaf)])
+
+    numbers = jnp.arange(len(stacks[0]), dtype=jnp.int32)
+    carry, (outputs, bits) = jax.lax.scan(stepped, carry, (stacks, numbers))
+    written = iter(bits)
+    return carry, jax.tree.map(lambda leaf: _written(leaf, next(written)) if _is_bf16(leaf) else leaf, outputs)
+
+
+def layer_of(stack: jax.Array, index: jax.Array) -> jax.Array:
+    """``stack[index]``."""
+    return _cut(jax.lax.dynamic_index_in_dim(stack, index, keepdims=False), stack, index)
+
+
+def _is_bf16(array: jax.Array) -> bool:
+    return array.dtype == jnp.bfloat16
+
+
+def _bits(array: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(array, jnp.uint16)
+
+
+def _of_bits(bits: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(bits, jnp.bfloat16)
+
+
+def _cut(leaf: jax.Array, stack: jax.Array, index: jax.Array) -> jax.Array:
+    return _cut_again(leaf, stack, index) if _is_bf16(leaf) else leaf
+
+
+@jax.custom_jvp
+def _cut_again(leaf: jax.Array, stack: jax.Array, index: jax.Array) -> jax.Array:
+    """``leaf``, which is ``stack[index]``; whichever of the two is not read is not computed."""
+
+    def as_bits(leaf: jax.Array, stack: jax.Array, index: jax.Array) -> jax.Array:
+        # Without it XLA writes all of the stack out as bits before the loop.
+        stack, index = jax.lax.optimization_barrier((stack, index))
+        return _of_bits(jax.lax.dynamic_index_in_dim(_bits(stack), index, keepdims=False))
+
+    return jax.lax.platform_dependent(leaf, stack, index, cpu=as_bits, default=lambda leaf, stack, index: leaf)
+
+
+@jax.custom_jvp
+def _written(array: jax.Array, bits: jax.Array) -> jax.Array:
+    """``array``, which is that of ``bits``; whichever of the two is not read is not computed."""
+    return jax.lax.platform_dependent(
+        array, bits, cpu=lambda array, bits: _of_bits(bits), default=lambda array, bits: array
+    )
+
+
+@_cut_again.defjvp
+def _cut_again_jvp(primals: tuple[jax.Array, ...], tangents: tuple[Any, ...]) -> tuple[jax.Array, Any]:
+    return _cut_again(*primals), tangents[0]
+
+
+@_written.defjvp
+def _written_jvp(primals: tuple[jax.Array, ...], tangents: tuple[Any, ...]) -> tuple[jax.Array, Any]:
+    return _written(*primals), tangents[0]
