@@ -73,7 +73,7 @@ LONGEST = (
     "test_mesh_windows.py",
     "test_programs.py",
     "test_howtos.py",
-    "test_citizen_x64.py",
+    "test_strict.py",
     "test_demo_video.py",
     "test_demo_text.py",
     "test_mesh_ports.py",
