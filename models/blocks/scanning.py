@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.bits import bits_of, index_bits, is_bf16, of_bits
+
 
 def scan(step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -> tuple[Any, Any]:
     """As ``jax.lax.scan(step, carry, xs)``: the same results and derivatives.
@@ -26,12 +28,12 @@ def scan(step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -> tu
         own, index = scanned
         leaves = [_cut(leaf, stack, index) for leaf, stack in zip(own, stacks, strict=True)]
         carry, outputs = step(carry, jax.tree.unflatten(structure, leaves))
-        return carry, (outputs, [_bits(leaf) for leaf in jax.tree.leaves(outputs) if _is_bf16(leaf)])
+        return carry, (outputs, [bits_of(leaf) for leaf in jax.tree.leaves(outputs) if is_bf16(leaf)])
 
     numbers = jnp.arange(len(stacks[0]), dtype=jnp.int32)
     carry, (outputs, bits) = jax.lax.scan(stepped, carry, (stacks, numbers))
     written = iter(bits)
-    return carry, jax.tree.map(lambda leaf: _written(leaf, next(written)) if _is_bf16(leaf) else leaf, outputs)
+    return carry, jax.tree.map(lambda leaf: _written(leaf, next(written)) if is_bf16(leaf) else leaf, outputs)
 
 
 def layer_of(stack: jax.Array, index: jax.Array) -> jax.Array:
@@ -39,39 +41,27 @@ def layer_of(stack: jax.Array, index: jax.Array) -> jax.Array:
     return _cut(jax.lax.dynamic_index_in_dim(stack, index, keepdims=False), stack, index)
 
 
-def _is_bf16(array: jax.Array) -> bool:
-    return array.dtype == jnp.bfloat16
-
-
-def _bits(array: jax.Array) -> jax.Array:
-    return jax.lax.bitcast_convert_type(array, jnp.uint16)
-
-
-def _of_bits(bits: jax.Array) -> jax.Array:
-    return jax.lax.bitcast_convert_type(bits, jnp.bfloat16)
-
-
 def _cut(leaf: jax.Array, stack: jax.Array, index: jax.Array) -> jax.Array:
-    return _cut_again(leaf, stack, index) if _is_bf16(leaf) else leaf
+    return _cut_again(leaf, stack, index) if is_bf16(leaf) else leaf
 
 
 @jax.custom_jvp
 def _cut_again(leaf: jax.Array, stack: jax.Array, index: jax.Array) -> jax.Array:
     """``leaf``, which is ``stack[index]``; whichever of the two is not read is not computed."""
-
-    def as_bits(leaf: jax.Array, stack: jax.Array, index: jax.Array) -> jax.Array:
-        # Without it XLA writes all of the stack out as bits before the loop.
-        stack, index = jax.lax.optimization_barrier((stack, index))
-        return _of_bits(jax.lax.dynamic_index_in_dim(_bits(stack), index, keepdims=False))
-
-    return jax.lax.platform_dependent(leaf, stack, index, cpu=as_bits, default=lambda leaf, stack, index: leaf)
+    return jax.lax.platform_dependent(
+        leaf,
+        stack,
+        index,
+        cpu=lambda leaf, stack, index: index_bits(stack, index),
+        default=lambda leaf, stack, index: leaf,
+    )
 
 
 @jax.custom_jvp
 def _written(array: jax.Array, bits: jax.Array) -> jax.Array:
     """``array``, which is that of ``bits``; whichever of the two is not read is not computed."""
     return jax.lax.platform_dependent(
-        array, bits, cpu=lambda array, bits: _of_bits(bits), default=lambda array, bits: array
+        array, bits, cpu=lambda array, bits: of_bits(bits), default=lambda array, bits: array
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.bits import bits_of, index_bits, is_bf16, of_bits
 from pallas_kernels.relocate_patch.chunk import Cache, Chunk, PairLayout
 
 BLOCK = 512
@@ -186,9 +187,7 @@ def put(cache: jax.Array, layer: Any, place: jax.Array, rows: jax.Array, length:
 @jax.custom_jvp
 def put_bits(cache: jax.Array, layer: Any, place: jax.Array, rows: jax.Array, length: jax.Array) -> jax.Array:
     """`put` of bf16 as bits: a CPU would write the cache out in f32, and back, to change some of its rows."""
-    rows = jax.lax.bitcast_convert_type(rows.astype(cache.dtype), jnp.uint16)
-    bits = put(jax.lax.bitcast_convert_type(cache, jnp.uint16), layer, place, rows, length)
-    return jax.lax.bitcast_convert_type(bits, cache.dtype)
+    return of_bits(put(bits_of(cache), layer, place, bits_of(rows.astype(cache.dtype)), length))
 
 
 @put_bits.defjvp
@@ -224,12 +223,47 @@ def into_at_once(
 
 
 def into_on_cpu(cache: Cache, place: jax.Array, chunk: Chunk) -> tuple[jax.Array, jax.Array]:
-    """Layer by layer, in place; all rows first of a single token, and where the cache is of bf16."""
-    if cache.rot.dtype == jnp.bfloat16:
-        return into_at_once(cache, place, chunk, on_cpu, put_bits)
+    """Layer by layer, in place; all layers together of a single token."""
     if _single(chunk):
-        return into_at_once(cache, place, chunk)
+        return into_at_once(cache, place, chunk, written=put_bits if is_bf16(cache.rot) else put)
+    if is_bf16(cache.rot):
+        return into_bits(cache, place, chunk)
     return into_by_part(cache, place, chunk, **_by_layer(chunk))
+
+
+@jax.custom_jvp
+def into_bits(cache: Cache, place: jax.Array, chunk: Chunk) -> tuple[jax.Array, jax.Array]:
+    """Layer by layer into a cache of bf16, as bits: a CPU would write it out in f32, and back, for every layer."""
+
+    def write(index: jax.Array, caches: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        new_rot, new_free = (
+            put(array, index, place, bits_of(new.astype(jnp.bfloat16)), chunk.length)
+            for array, new in zip(caches, _part(_layer(chunk, index), index=zero, **_by_layer(chunk)), strict=True)
+        )
+        return new_rot, new_free
+
+    zero = jnp.int32(0)
+    everything = (cache, place, chunk)
+    carries = varying_like(everything, bits_of(cache.rot)), varying_like(everything, bits_of(cache.free))
+    rot, free = jax.lax.fori_loop(0, jnp.int32(chunk.layers), write, carries)
+    return of_bits(rot), of_bits(free)
+
+
+@into_bits.defjvp
+def _into_bits_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
+    _, tangent = jax.jvp(partial(into_at_once, relocated=on_cpu), primals, tangents)
+    return into_bits(*primals), tangent
+
+
+def _layer(chunk: Chunk, index: jax.Array) -> Chunk:
+    """A layer of a chunk as a chunk of one."""
+
+    def cut(array: jax.Array) -> jax.Array:
+        if is_bf16(array):
+            return index_bits(array, index)[None]
+        return jax.lax.dynamic_slice_in_dim(array, index, 1)
+
+    return replace(chunk, rot=cut(chunk.rot), free=cut(chunk.free), patch=jax.tree.map(cut, chunk.patch))
 
 
 def into_by_part(

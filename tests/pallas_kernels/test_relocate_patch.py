@@ -1,5 +1,6 @@
 """relocate_patch's reference against float64 numpy, and how the doors to it refuse."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -119,6 +120,27 @@ def test_bits_are_written_as_numbers_are_and_differentiated():
     back = jax.vjp(forms(reference.put_bits), cache, rows)[1](cache_tangent)
     for a, b in zip(back, jax.vjp(forms(reference.put), cache, rows)[1](cache_tangent), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_cache_of_bf16_is_differentiated_as_the_definition_is():
+    call = typed("mrope", jnp.bfloat16)
+    drawn = call.draw()
+    whole = call.chunk(drawn, 11)
+    cached = Cache(*(jnp.ones_like(array) for array in caches(call, 36)))
+
+    def loss(into, rot, u, old):
+        written = into(
+            replace(cached, rot=old), jnp.int32(16), replace(whole, rot=rot, patch=replace(whole.patch, u=u))
+        )
+        return sum((array.astype(jnp.float32) ** 2).sum() for array in written)
+
+    ours, theirs = (
+        jax.jit(jax.grad(partial(loss, into), argnums=(0, 1, 2)))(whole.rot, whole.patch.u, cached.rot)
+        for into in (reference.into_on_cpu, reference.into_at_once)
+    )
+    for a, b in zip(ours, theirs, strict=True):
+        assert np.abs(np.asarray(a, np.float32)).max() > 0
+        np.testing.assert_allclose(np.asarray(a, np.float32), np.asarray(b, np.float32), rtol=2**-6, atol=2**-6)
 
 
 @given(length=st.integers(0, T), ranks=st.lists(st.integers(0, M), min_size=L, max_size=L), seed=st.integers(0, 99))
