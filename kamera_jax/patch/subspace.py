@@ -123,18 +123,35 @@ def _product(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.einsum(subscripts, a, b, precision="highest")
 
 
+@jax.custom_jvp
 def _orthonormal(columns: Float[Array, "L n k"]) -> Float[Array, "L n k"]:
-    """Orthonormal columns of the same span, by the eigenvectors of their Gram matrix: products, where a QR is slow.
+    """Orthonormal columns of the same span, in no order that means anything.
 
-    A direction weaker than the matrix can tell comes out shorter than 1; the second pass makes it whole. What is zero
-    stays zero.
+    Their derivative is that of the span: they are taken not to turn within it, on which nothing here depends.
     """
+    return _whitened(columns)[0]
+
+
+@_orthonormal.defjvp
+def _orthonormal_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    columns, made_by = _whitened(*primals)
+    moved = _product("lnk,lkm->lnm", tangents[0], made_by)
+    return columns, moved - _product("lnk,lkm->lnm", columns, _product("lnk,lnm->lkm", columns, moved))
+
+
+def _whitened(columns: Float[Array, "L n k"]) -> tuple[Float[Array, "L n k"], Float[Array, "L k k"]]:
+    """Orthonormal columns, and what the given ones were multiplied by to make them.
+
+    By the eigenvectors of their Gram matrix: products, where a QR is slow. A direction weaker than the matrix can tell
+    comes out shorter than 1; the second pass makes it whole. What is zero stays zero.
+    """
+    made_by = None
     for _ in range(2):
-        squares, basis = _eigh(_product("lnk,lnm->lkm", columns, columns))
+        squares, basis = jnp.linalg.eigh(_product("lnk,lnm->lkm", columns, columns))
         strongest = squares[:, -1:]
         least = columns.shape[2] * jnp.finfo(squares.dtype).eps * strongest
-        # Where nothing is to be divided, the gradient must not divide either: hence the ones.
-        weighed = jnp.where(strongest > 0, jnp.maximum(squares, jnp.maximum(least, TINY)), 1.0)
-        scale = jnp.where(strongest > 0, jax.lax.rsqrt(weighed), 0.0)
-        columns = _product("lnk,lkm->lnm", columns, basis * scale[:, None, :])
-    return columns
+        weighed = jnp.maximum(squares, jnp.maximum(least, TINY))
+        step = basis * jnp.where(strongest > 0, jax.lax.rsqrt(weighed), 0.0)[:, None, :]
+        columns = _product("lnk,lkm->lnm", columns, step)
+        made_by = step if made_by is None else _product("lkm,lmn->lkn", made_by, step)
+    return columns, made_by
