@@ -149,6 +149,7 @@ bench-window: $(VENV)/installed ## measure what a window's operations keep anew
 
 bench-real: $(VENV)/installed-parity ## measure SmolLM2 on this CPU anew, beside torch: on a quiet machine
 	$(BIN)/python -m benchmarks.real_speed $(ARGS)
+	$(BIN)/python -m benchmarks.performance_page
 
 bench-decoding: $(VENV)/installed-parity ## measure SmolLM2's decoding anew, alone and of eight windows, beside torch: on a quiet machine
 	$(BIN)/python -m benchmarks.decoding $(ARGS)

@@ -19,7 +19,7 @@ import numpy as np
 
 import kamera_jax as kj
 from benchmarks.attention import cores, in_turns
-from benchmarks.real_speed import DTYPES, MODEL, add_dtypes, transformers_model
+from benchmarks.real_speed import MODEL, add_dtypes, parts_of, transformers_model
 from eval.tasks.text.corpus import read
 from eval.tasks.text.reader import Reader
 from eval.tasks.tokens import Tokens, segment_of
@@ -194,7 +194,7 @@ TOGETHER = """{windows} windows that are asked together give {all:.0f} tokens a 
 
 def section(result: dict[str, Any]) -> str:
     """What was measured, for docs/performance.md."""
-    parts = {result.get("dtype", DTYPES[0]): result} | {name: result[name] for name in DTYPES[1:] if name in result}
+    parts = parts_of(result)
     rows = []
     together = []
     for name, part in parts.items():

@@ -3,18 +3,22 @@
 import json
 from pathlib import Path
 
-from benchmarks import ahead_page, decoding, kernels
+from benchmarks import ahead_page, decoding, kernels, real_speed
 
 DOCS = Path("docs")
 
 
 def page(docs: Path) -> str:
-    """The page, of docs/results: kernels, and sections on whole models and on decoding."""
+    """The page, of docs/results: kernels, and sections on whole models, on prefill and on decoding."""
 
     def read(name: str) -> dict:
         return json.loads((docs / "results" / f"{name}.json").read_text(encoding="utf-8"))
 
-    sections = (ahead_page.section(read("ahead")["entries"]), decoding.section(read("decoding")))
+    sections = (
+        ahead_page.section(read("ahead")["entries"]),
+        real_speed.section(read("real-speed")),
+        decoding.section(read("decoding")),
+    )
     return kernels.page(read("kernels")) + "".join(f"\n{section.strip()}\n" for section in sections)
 
 

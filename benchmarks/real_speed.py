@@ -1,13 +1,14 @@
 """A real language model on this machine's CPU, beside the same weights in transformers on torch, in one run.
 
-`make bench-real` measures anew. Prefill (`benchmarks.decoding` has what follows it), and what reuse saves: a chunk's KV
-moved and patched against running the chunk again, and how often a chunk is looked at until forming its patch has paid.
-Times are medians of calls taken in turns; read the ratios. In f32, and in each further dtype of ``--dtypes`` with the
-weights of both in it.
+`make bench-real` measures anew and writes that section of docs/performance.md. Prefill (`benchmarks.decoding` has what
+follows it), and what reuse saves: a chunk's KV moved and patched against running the chunk again, and how often a chunk
+is looked at until forming its patch has paid. Times are medians of calls taken in turns; read the ratios. In f32, and
+in each further dtype of ``--dtypes`` with the weights of both in it.
 """
 
 import argparse
 import json
+from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -36,6 +37,23 @@ PREFILLED = (256, 512, 1024, 2048, 4096, 8192)
 
 CHUNKS = (128, 256, 512)
 """Tokens of a chunk that is reused, and of the chunk before it."""
+
+SECTION = """
+## Prefill on a CPU, beside torch
+
+`make bench-real` measures this: {model} on {cores} cores, {dtypes}, from nothing; medians of calls taken in turns with
+transformers {transformers} on torch {torch}. Ratios are torch's time over ours.
+
+| tokens | {head} |
+|---|{line}|
+{rows}
+
+Moving and patching a chunk behind another of as many tokens, against running it there:
+
+| tokens | {reuse_head} |
+|---|{reuse_line}|
+{reuse_rows}
+"""
 
 DTYPES = ("float32", "bfloat16")
 """Of parameters and KV, ours and torch's. What the first gives is the result; those of others stand in it by name."""
@@ -134,6 +152,42 @@ def reuse(vlm: Any, ids: np.ndarray, runs: int) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def parts_of(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What was measured, by dtype."""
+    return {result.get("dtype", DTYPES[0]): result} | {name: result[name] for name in DTYPES[1:] if name in result}
+
+
+def section(result: dict[str, Any]) -> str:
+    """What was measured, for docs/performance.md."""
+    parts = parts_of(result)
+    prefill = [
+        [f"{1e3 * row['torch']:,.0f} | {1e3 * row['ours']:,.0f} | {row['ratio']:.2f}" for row in part["beside_torch"]]
+        for part in parts.values()
+    ]
+    reused = [
+        [f"{1e3 * row['prefill']:,.0f} | {1e3 * row['reuse']:,.1f} | {row['prefill_over_reuse']:.0f}" for row in rows]
+        for rows in (part["reuse"] for part in parts.values())
+    ]
+    counts = [row["tokens"] for row in result["beside_torch"]]
+    line = "|".join(["---"] * 3 * len(parts))
+    return SECTION.format(
+        model=result["model"],
+        cores=result["cores"],
+        dtypes=" and ".join(parts),
+        head=" | ".join(f"{name}: torch, ms | ours, ms | ratio" for name in parts),
+        line=line,
+        rows=_lines(counts, prefill),
+        reuse_head=" | ".join(f"{name}: run, ms | moved, ms | ratio" for name in parts),
+        reuse_line=line,
+        reuse_rows=_lines([row["tokens"] for row in result["reuse"]], reused),
+        **result["versions"],
+    )
+
+
+def _lines(counts: Sequence[int], columns: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {count:,} | {' | '.join(cells)} |" for count, *cells in zip(counts, *columns, strict=True))
 
 
 def measured(dtype: str, runs: int) -> dict[str, Any]:

@@ -9,7 +9,9 @@ import pytest
 
 from models.blocks.scanning import layer_of, scan
 
-LAYERS, ROWS, WIDTH = 5, 6, 8
+LAYERS = 5
+ROWS = 6
+WIDTH = 8
 
 
 @pytest.fixture
@@ -85,7 +87,9 @@ def test_a_layer_is_that_of_the_stack_with_its_derivative(stacks):
 @pytest.mark.parametrize("what", ["scan", "layer_of"])
 def test_on_a_cpu_no_stack_of_bf16_is_converted(what):
     """With XLA's own scan the same search finds a conversion: it looks for what is meant."""
-    layers, rows, width = 7, 8, 16
+    layers = 7
+    rows = 8
+    width = 16
     w = jnp.ones((layers, width, width), jnp.bfloat16)
     x = jnp.ones((rows, width), jnp.bfloat16)
 
