@@ -145,7 +145,7 @@ def _whitened(columns: Float[Array, "L n k"]) -> tuple[Float[Array, "L n k"], Fl
     By the eigenvectors of their Gram matrix: products, where a QR is slow. A direction weaker than the matrix can tell
     comes out shorter than 1; the second pass makes it whole. What is zero stays zero.
     """
-    made_by = None
+    made_by = jnp.broadcast_to(jnp.eye(columns.shape[2], dtype=columns.dtype), (len(columns), *columns.shape[2:] * 2))
     for _ in range(2):
         squares, basis = jnp.linalg.eigh(_product("lnk,lnm->lkm", columns, columns))
         strongest = squares[:, -1:]
@@ -153,5 +153,5 @@ def _whitened(columns: Float[Array, "L n k"]) -> tuple[Float[Array, "L n k"], Fl
         weighed = jnp.maximum(squares, jnp.maximum(least, TINY))
         step = basis * jnp.where(strongest > 0, jax.lax.rsqrt(weighed), 0.0)[:, None, :]
         columns = _product("lnk,lkm->lnm", columns, step)
-        made_by = step if made_by is None else _product("lkm,lmn->lkn", made_by, step)
+        made_by = _product("lkm,lmn->lkn", made_by, step)
     return columns, made_by
