@@ -51,7 +51,7 @@ transformers {transformers} on torch {torch}. Ratios are torch's time over ours.
 Moving and patching a chunk behind another of as many tokens, against running it there:
 
 | tokens | {reuse_head} |
-|---|{reuse_line}|
+|---|{line}|
 {reuse_rows}
 """
 
@@ -180,7 +180,6 @@ def section(result: dict[str, Any]) -> str:
         line=line,
         rows=_lines(counts, prefill),
         reuse_head=" | ".join(f"{name}: run, ms | moved, ms | ratio" for name in parts),
-        reuse_line=line,
         reuse_rows=_lines([row["tokens"] for row in result["reuse"]], reused),
         **result["versions"],
     )

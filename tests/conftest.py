@@ -13,10 +13,11 @@ import hypothesis
 import jax
 import pytest
 
-import tests.quick_lowering  # noqa: F401
 import tests.xla_flags  # noqa: F401
 from eval.commands import compile_cache
+from tests import quick_lowering
 
+quick_lowering.share_contexts()
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")

@@ -1,4 +1,4 @@
-"""What lowering is spared in tests: importing this sets it.
+"""What lowering is spared in tests.
 
 JAX makes an MLIR context for each program, which takes three quarters of the time of lowering a small one: every
 dialect is loaded. Programs of one thread share one here, and a new one is made now and then, since a context keeps what
@@ -31,8 +31,10 @@ def context():
     return shared.context
 
 
-# JAX's own, and no part of what it promises: other versions lower as they do.
-if version("jax").startswith("0.10."):
+def share_contexts():
+    # JAX's own, and no part of what it promises: other versions lower as they do.
+    if not version("jax").startswith("0.10."):
+        return
     made = mlir.ModuleContext.__init__
 
     @functools.wraps(made)

@@ -6,6 +6,7 @@ backends, and in other dtypes, the functions here are those of JAX.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -33,7 +34,7 @@ def scan(step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -> tu
     numbers = jnp.arange(len(stacks[0]), dtype=jnp.int32)
     carry, (outputs, bits) = jax.lax.scan(stepped, carry, (stacks, numbers))
     written = iter(bits)
-    return carry, jax.tree.map(lambda leaf: _written(leaf, next(written)) if is_bf16(leaf) else leaf, outputs)
+    return carry, jax.tree.map(lambda leaf: _on_cpu(of_bits, leaf, next(written)) if is_bf16(leaf) else leaf, outputs)
 
 
 def layer_of(stack: jax.Array, index: jax.Array) -> jax.Array:
@@ -42,34 +43,20 @@ def layer_of(stack: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def _cut(leaf: jax.Array, stack: jax.Array, index: jax.Array) -> jax.Array:
-    return _cut_again(leaf, stack, index) if is_bf16(leaf) else leaf
+    """``leaf``, which is ``stack[index]``."""
+    return _on_cpu(index_bits, leaf, stack, index) if is_bf16(leaf) else leaf
 
 
-@jax.custom_jvp
-def _cut_again(leaf: jax.Array, stack: jax.Array, index: jax.Array) -> jax.Array:
-    """``leaf``, which is ``stack[index]``; whichever of the two is not read is not computed."""
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _on_cpu(read: Callable[..., jax.Array], array: jax.Array, *source: jax.Array) -> jax.Array:
+    """``array``; on a CPU what ``read`` gives of its source, the same. What is not read is not computed."""
     return jax.lax.platform_dependent(
-        leaf,
-        stack,
-        index,
-        cpu=lambda leaf, stack, index: index_bits(stack, index),
-        default=lambda leaf, stack, index: leaf,
+        array, *source, cpu=lambda array, *source: read(*source), default=lambda array, *source: array
     )
 
 
-@jax.custom_jvp
-def _written(array: jax.Array, bits: jax.Array) -> jax.Array:
-    """``array``, which is that of ``bits``; whichever of the two is not read is not computed."""
-    return jax.lax.platform_dependent(
-        array, bits, cpu=lambda array, bits: of_bits(bits), default=lambda array, bits: array
-    )
-
-
-@_cut_again.defjvp
-def _cut_again_jvp(primals: tuple[jax.Array, ...], tangents: tuple[Any, ...]) -> tuple[jax.Array, Any]:
-    return _cut_again(*primals), tangents[0]
-
-
-@_written.defjvp
-def _written_jvp(primals: tuple[jax.Array, ...], tangents: tuple[Any, ...]) -> tuple[jax.Array, Any]:
-    return _written(*primals), tangents[0]
+@_on_cpu.defjvp
+def _on_cpu_jvp(
+    read: Callable[..., jax.Array], primals: tuple[jax.Array, ...], tangents: tuple[Any, ...]
+) -> tuple[jax.Array, Any]:
+    return _on_cpu(read, *primals), tangents[0]

@@ -313,9 +313,6 @@ CONFIGS: dict[str, tuple[type[Pair], dict[str, Any]]] = {
 }
 """By name, which begins with the port's."""
 
-FIRSTS = frozenset({name.partition(":")[0]: name for name in reversed(CONFIGS)}.values())
-"""One of each port."""
-
 MORE = omni_pair.MORE
 """Others, which no test takes that runs on all of `CONFIGS`."""
 

@@ -28,7 +28,7 @@ def shipped(request, tmp_path_factory):
     """The output of the command on an embedded model: its attention, and the folder it wrote to."""
     folder = tmp_path_factory.mktemp(request.param)
     arguments = ["--json", str(folder / "demo.json"), "--pages", str(folder / "pages")]
-    assert main(["demo", "--attention", request.param, "--episodes", "24", *arguments]) == 0
+    assert main(["demo", "--attention", request.param, "--episodes", "48", *arguments]) == 0
     return request.param, folder
 
 

@@ -63,7 +63,7 @@ def test_a_video_that_is_no_longer_than_the_window_is_refused(vlm):
 
 
 def test_episodes_of_segments(vlm):
-    result = demo.run(vlm, episodes=6, ranks=(4,), recipe=SEGMENTS)
+    result = demo.run(vlm, episodes=12, ranks=(4,), recipe=SEGMENTS)
     rows = {row["name"]: row for row in result["methods"]}
     full, blind, patch = (rows[name] for name in ("full", "blind", "patch"))
     assert full["two_hop"] >= 0.97 and blind["one_hop"] >= 0.95 * full["one_hop"]
